@@ -1,0 +1,10 @@
+//! The kinds: what each resource is called, how it is defaulted, validated, prepared for storage, printed and selected.
+//!
+//! Read [`resource`] first: one row per resource, built-in and custom alike. [`strategy`] is what a row does with an
+//! object; `kinds` holds the built-in ones, a file a kind. No I/O, no clock: `now` is a parameter.
+#![forbid(unsafe_code)]
+
+pub mod field;
+pub mod printer;
+pub mod resource;
+pub mod strategy;

@@ -1,0 +1,3 @@
+//! How a change is combined with an object: JSON Patch, merge patch, strategic merge patch, server-side apply and the
+//! bookkeeping of `metadata.managedFields`. Pure functions over a value and its schema. No I/O, no clock.
+#![forbid(unsafe_code)]
