@@ -33,7 +33,12 @@ pub trait Strategy: Send + Sync {
     fn create(&self, object: &mut Value) -> Result<Warnings, Vec<FieldError>>;
 
     /// The same for an update; bumps `metadata.generation` where the spec changed. `old` is the stored object.
-    fn update(&self, new: &mut Value, old: &Value, of: UpdateOf<'_>) -> Result<Warnings, Vec<FieldError>>;
+    fn update(
+        &self,
+        new: &mut Value,
+        old: &Value,
+        of: UpdateOf<'_>,
+    ) -> Result<Warnings, Vec<FieldError>>;
 
     /// PUT of a missing object creates it.
     fn allow_create_on_update(&self) -> bool {

@@ -41,16 +41,25 @@ pub enum Guard {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Op {
     /// `ttl`: the store deletes the key (an ordinary, watched delete) some time after this, never before.
-    Put { key: Key, value: Bytes, ttl: Option<Duration> },
+    Put {
+        key: Key,
+        value: Bytes,
+        ttl: Option<Duration>,
+    },
     /// Deleting a missing key is not an error and emits no event.
     Delete { key: Key },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TxnOutcome {
-    Committed { revision: Revision },
+    Committed {
+        revision: Revision,
+    },
     /// The first guard that did not hold, and what its key holds now.
-    Conflict { guard: usize, current: Option<Entry> },
+    Conflict {
+        guard: usize,
+        current: Option<Entry>,
+    },
 }
 
 #[derive(Clone, Debug, Default)]
@@ -76,8 +85,15 @@ pub struct RangeResult {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    Put { entry: Entry, previous: Option<Entry> },
-    Delete { key: Key, revision: Revision, previous: Entry },
+    Put {
+        entry: Entry,
+        previous: Option<Entry>,
+    },
+    Delete {
+        key: Key,
+        revision: Revision,
+        previous: Entry,
+    },
 }
 
 /// All events of one or more whole commits, in order. `revision` is the last one seen, also when `events` is empty
@@ -93,9 +109,15 @@ pub type WatchStream = BoxStream<'static, Result<WatchBatch, StoreError>>;
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     #[error("revision {requested} is compacted; the oldest kept is {oldest}")]
-    Compacted { requested: Revision, oldest: Revision },
+    Compacted {
+        requested: Revision,
+        oldest: Revision,
+    },
     #[error("revision {requested} is in the future; the newest is {newest}")]
-    Future { requested: Revision, newest: Revision },
+    Future {
+        requested: Revision,
+        newest: Revision,
+    },
     #[error("the store is unavailable while {doing}")]
     Unavailable {
         doing: &'static str,

@@ -1,0 +1,48 @@
+//! Who is asking.
+
+use std::{collections::BTreeMap, net::SocketAddr};
+
+use rustls_pki_types::CertificateDer;
+
+pub const ANONYMOUS: &str = "system:anonymous";
+pub const UNAUTHENTICATED: &str = "system:unauthenticated";
+pub const AUTHENTICATED: &str = "system:authenticated";
+pub const MASTERS: &str = "system:masters";
+
+/// `authentication.k8s.io UserInfo`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct User {
+    pub name: String,
+    pub uid: String,
+    pub groups: Vec<String>,
+    pub extra: BTreeMap<String, Vec<String>>,
+}
+
+impl User {
+    pub fn anonymous() -> Self {
+        Self {
+            name: ANONYMOUS.into(),
+            groups: vec![UNAUTHENTICATED.into()],
+            ..Self::default()
+        }
+    }
+
+    /// A component of the control plane, in process or out of it.
+    pub fn component(name: &str) -> Self {
+        Self {
+            name: name.into(),
+            groups: vec![MASTERS.into(), AUTHENTICATED.into()],
+            ..Self::default()
+        }
+    }
+}
+
+/// The other end of the connection, put into every request's extensions by the accept loop.
+///
+/// An in-process client has no connection: it puts a [`User`] into the extensions instead, and is that user.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    pub address: SocketAddr,
+    /// Verified client certificates, leaf first; empty without one.
+    pub certificates: Vec<CertificateDer<'static>>,
+}
