@@ -1,1 +1,11 @@
+//! `skep-agent`: everything that runs on a node.
+//!
+//! - `kubelet`: the pods of this node, from the API object to containers and back to its status
+//! - `runtime`: the container runtime behind one trait: Docker, or hollow
+//! - `network`: the pod network behind one trait
+//!
+//! The agent is a client of the API like any other; it must not know the API server's crates.
+//! Read `kubelet/plan.rs` first: it decides what happens to a pod.
 #![forbid(unsafe_code)]
+
+pub mod network;
