@@ -3,12 +3,16 @@
 //! Built-in kinds come from a table that `cargo xtask codegen` derives from published type definitions; the kinds of a
 //! CustomResourceDefinition come from its structural schema. Both become a [`TypeRef`], so pruning, server-side apply,
 //! strategic merge, protobuf and the OpenAPI documents have one thing to walk. No I/O.
+//!
+//! Read [`table`] first (what a type is), then [`decode`] (bytes → value), then the rest in any order.
 #![forbid(unsafe_code)]
 
-use std::sync::Arc;
+pub mod decode;
+pub mod openapi;
+pub mod protobuf;
+pub mod structural;
+pub mod table;
 
-/// A type of a table: cheap to clone, keeps its table alive.
-#[derive(Clone, Debug)]
-pub struct TypeRef {
-    _table: Arc<()>,
-}
+pub use decode::{DecodeError, Decoded, Problem, conform, decode_json};
+pub use structural::structural;
+pub use table::{TypeRef, builtin};
