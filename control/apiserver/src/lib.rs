@@ -4,5 +4,6 @@
 //! Read `identity` for who is asking, then the handlers.
 #![forbid(unsafe_code)]
 
+pub mod authn;
 pub mod authz;
 pub mod identity;
