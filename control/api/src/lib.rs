@@ -4,7 +4,14 @@
 //! object; `kinds` holds the built-in ones, a file a kind. No I/O, no clock: `now` is a parameter.
 #![forbid(unsafe_code)]
 
+mod builtin;
+pub mod duration;
 pub mod field;
+pub mod kinds;
 pub mod printer;
 pub mod resource;
+pub mod selector;
 pub mod strategy;
+pub mod validation;
+
+pub use builtin::builtin;

@@ -6,7 +6,12 @@ use std::{borrow::Cow, sync::Arc};
 use serde_json::Value;
 use skep_schema::TypeRef;
 
-use crate::{printer::Printer, strategy::Strategy};
+use crate::{
+    field::quoted,
+    printer::Printer,
+    selector::{FieldSelector, SelectorError},
+    strategy::Strategy,
+};
 
 pub type Name = Cow<'static, str>;
 
@@ -71,6 +76,15 @@ pub struct Conversion {
     pub from_storage: Convert,
 }
 
+/// The two texts upstream has for a field that cannot be selected by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UnknownField {
+    /// Kinds with selectable fields of their own, and custom resources.
+    NotSupported,
+    /// Kinds that know nothing but `metadata.name` and `metadata.namespace`.
+    OnlyMetadata,
+}
+
 /// One served resource.
 #[derive(Clone)]
 pub struct ResourceDef {
@@ -90,8 +104,34 @@ pub struct ResourceDef {
     /// Field names that field selectors may use besides `metadata.name` and `metadata.namespace`.
     pub selectable_names: Vec<Name>,
     pub selectable_fields: SelectableFields,
+    /// How a field selector on another field is refused.
+    pub unknown_field: UnknownField,
     /// `None` only where objects have no schema (a CRD that preserves everything).
     pub schema: Option<TypeRef>,
     pub strategy: Arc<dyn Strategy>,
     pub printer: Arc<dyn Printer>,
+}
+
+impl ResourceDef {
+    /// # Errors
+    /// Names the first field that objects of this kind cannot be selected by; a 400 for the client.
+    pub fn check_field_selector(&self, selector: &FieldSelector) -> Result<(), SelectorError> {
+        for term in &selector.terms {
+            let field = term.field.as_str();
+            let known = field == "metadata.name"
+                || field == "metadata.namespace"
+                || self.selectable_names.iter().any(|name| name == field);
+            if known {
+                continue;
+            }
+            return Err(SelectorError(match self.unknown_field {
+                UnknownField::NotSupported => format!("field label not supported: {field}"),
+                UnknownField::OnlyMetadata => format!(
+                    "{} is not a known field selector: only \"metadata.name\", \"metadata.namespace\"",
+                    quoted(field)
+                ),
+            }));
+        }
+        Ok(())
+    }
 }

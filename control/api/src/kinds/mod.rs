@@ -1,0 +1,363 @@
+//! The built-in kinds. A kind says what is its own through [`Kind`]; [`Typed`] does what all of them share.
+
+use std::{marker::PhantomData, sync::Arc};
+
+use k8s_openapi::{Metadata, apimachinery::pkg::apis::meta::v1::ObjectMeta};
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::{Map, Value};
+
+use crate::{
+    field::{Bad, Errors, FieldError, FieldErrorKind, Path},
+    printer::{NameAndAge, Printer},
+    strategy::{Strategy, UpdateOf, Warnings},
+    validation::meta::{
+        NameRule, validate_object_meta, validate_object_meta_update, validate_standard_finalizers,
+    },
+};
+
+/// What `metadata.generation` does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Generation {
+    /// Not kept.
+    Never,
+    /// 1 on create, one more when `spec` changes.
+    Spec,
+    /// One more when anything beside metadata and status changes.
+    Object,
+    /// One more when `spec` or the annotations change (Deployments).
+    SpecOrAnnotations,
+    /// The kind does it in its `prepare_*`.
+    Own,
+}
+
+/// The rules that are the same code for every kind.
+#[derive(Clone, Copy, Debug)]
+pub struct Rules {
+    pub namespaced: bool,
+    pub name: NameRule,
+    pub generation: Generation,
+    /// `status` is written through `/status` only, and is dropped on create.
+    pub status: bool,
+    pub create_on_update: bool,
+    pub unconditional_update: bool,
+    /// What managed fields of the main endpoint, and of `/status`, may not own.
+    pub reset: &'static [&'static str],
+    pub reset_status: &'static [&'static str],
+}
+
+impl Rules {
+    const fn new(namespaced: bool) -> Self {
+        Self {
+            namespaced,
+            name: NameRule::Subdomain,
+            generation: Generation::Never,
+            status: false,
+            create_on_update: false,
+            unconditional_update: true,
+            reset: &[],
+            reset_status: &["spec"],
+        }
+    }
+
+    pub const fn namespaced() -> Self {
+        Self::new(true)
+    }
+
+    pub const fn cluster() -> Self {
+        Self::new(false)
+    }
+
+    pub const fn name(mut self, rule: NameRule) -> Self {
+        self.name = rule;
+        self
+    }
+
+    pub const fn generation(mut self, generation: Generation) -> Self {
+        self.generation = generation;
+        self
+    }
+
+    pub const fn status(mut self) -> Self {
+        self.status = true;
+        self.reset = &["status"];
+        self
+    }
+
+    pub const fn create_on_update(mut self) -> Self {
+        self.create_on_update = true;
+        self
+    }
+
+    /// A PUT needs a resourceVersion.
+    pub const fn conditional_update(mut self) -> Self {
+        self.unconditional_update = false;
+        self
+    }
+
+    pub const fn reset(mut self, fields: &'static [&'static str]) -> Self {
+        self.reset = fields;
+        self
+    }
+
+    pub const fn reset_status(mut self, fields: &'static [&'static str]) -> Self {
+        self.reset_status = fields;
+        self
+    }
+}
+
+/// A field that field selectors may name.
+#[derive(Clone, Copy)]
+pub struct Selectable {
+    pub name: &'static str,
+    pub get: fn(&Value) -> String,
+}
+
+/// What a built-in kind does with its objects, in its own type. The object's status, generation and metadata are dealt
+/// with by [`Typed`] before these are called.
+pub trait Kind:
+    Metadata<Ty = ObjectMeta> + Serialize + DeserializeOwned + Send + Sync + 'static
+{
+    const RULES: Rules;
+
+    /// Fills in what the client left out (upstream `SetDefaults_*`).
+    fn set_defaults(&mut self) {}
+
+    /// Whether `set_defaults` does anything, so that others skip the round trip.
+    const HAS_DEFAULTS: bool = true;
+
+    fn prepare_create(&mut self) {}
+    fn prepare_update(&mut self, _old: &Self) {}
+    fn prepare_status_update(&mut self, _old: &Self) {}
+    fn prepare_subresource_update(&mut self, _old: &Self, _subresource: &str) {}
+
+    /// Everything but metadata, on create.
+    fn validate(&self, _errors: &mut Errors) {}
+    fn validate_update(&self, _old: &Self, errors: &mut Errors) {
+        self.validate(errors);
+    }
+    fn validate_status_update(&self, _old: &Self, _errors: &mut Errors) {}
+    fn validate_subresource_update(&self, _old: &Self, _subresource: &str, _errors: &mut Errors) {}
+
+    fn warnings(&self, _old: Option<&Self>) -> Warnings {
+        Warnings::new()
+    }
+
+    fn printer() -> Arc<dyn Printer> {
+        Arc::new(NameAndAge::new())
+    }
+
+    /// `None`: only `metadata.name` and `metadata.namespace`.
+    fn selectable() -> Option<&'static [Selectable]> {
+        None
+    }
+
+    fn grace_period(_object: &Value, _requested_seconds: Option<i64>) -> i64 {
+        0
+    }
+}
+
+/// The [`Strategy`] of a built-in kind.
+pub struct Typed<T>(PhantomData<fn() -> T>);
+
+impl<T> Default for Typed<T> {
+    fn default() -> Self {
+        Self(PhantomData)
+    }
+}
+
+impl<T: Kind> Typed<T> {
+    fn read(object: &Value) -> Result<T, Vec<FieldError>> {
+        T::deserialize(object).map_err(|problem| {
+            let detail = problem.to_string();
+            vec![FieldError::new(FieldErrorKind::TypeInvalid, "<nil>", Bad::omitted(), detail)]
+        })
+    }
+
+    fn write(typed: &T, object: &mut Value) -> Result<(), Vec<FieldError>> {
+        *object = serde_json::to_value(typed).map_err(|problem| {
+            vec![FieldError::new(FieldErrorKind::Internal, "<nil>", "", problem.to_string())]
+        })?;
+        Ok(())
+    }
+}
+
+impl<T: Kind> Strategy for Typed<T> {
+    fn default(&self, object: &mut Value) {
+        if !T::HAS_DEFAULTS {
+            return;
+        }
+        // What cannot be read is refused by `create` and `update`, which can say why.
+        if let Ok(mut typed) = Self::read(object) {
+            typed.set_defaults();
+            let _refused_later = Self::write(&typed, object);
+        }
+    }
+
+    fn create(&self, object: &mut Value) -> Result<Warnings, Vec<FieldError>> {
+        if T::RULES.status {
+            remove(object, "status");
+        }
+        let mut typed = Self::read(object)?;
+        let meta = typed.metadata_mut();
+        meta.deletion_timestamp = None;
+        meta.deletion_grace_period_seconds = None;
+        meta.self_link = None;
+        meta.generation = match T::RULES.generation {
+            Generation::Never => meta.generation,
+            Generation::Own => None,
+            _ => Some(1),
+        };
+        typed.prepare_create();
+        let mut errors = Errors::default();
+        let path = Path::new("metadata");
+        let meta = typed.metadata();
+        validate_object_meta(meta, T::RULES.namespaced, T::RULES.name, &path, &mut errors);
+        validate_standard_finalizers(meta, &path, &mut errors);
+        typed.validate(&mut errors);
+        if !errors.is_empty() {
+            return Err(errors.0);
+        }
+        let warnings = typed.warnings(None);
+        Self::write(&typed, object)?;
+        Ok(warnings)
+    }
+
+    fn update(
+        &self,
+        new: &mut Value,
+        old: &Value,
+        of: UpdateOf<'_>,
+    ) -> Result<Warnings, Vec<FieldError>> {
+        match of {
+            UpdateOf::Main if T::RULES.status => copy(old, new, "status"),
+            UpdateOf::Status => keep_all_but_status(old, new),
+            _ => {}
+        }
+        let old_typed = Self::read(old)?;
+        let mut typed = Self::read(new)?;
+        keep_system_metadata(typed.metadata_mut(), old_typed.metadata());
+        match of {
+            UpdateOf::Main => typed.prepare_update(&old_typed),
+            UpdateOf::Status => typed.prepare_status_update(&old_typed),
+            UpdateOf::Subresource(name) => typed.prepare_subresource_update(&old_typed, name),
+        }
+        Self::write(&typed, new)?;
+        if of != UpdateOf::Status && changed(T::RULES.generation, new, old) {
+            let meta = typed.metadata_mut();
+            meta.generation = Some(old_typed.metadata().generation.unwrap_or(0) + 1);
+        }
+        let mut errors = Errors::default();
+        let path = Path::new("metadata");
+        validate_object_meta_update(typed.metadata(), old_typed.metadata(), &path, &mut errors);
+        validate_standard_finalizers(typed.metadata(), &path, &mut errors);
+        match of {
+            UpdateOf::Main => typed.validate_update(&old_typed, &mut errors),
+            UpdateOf::Status => typed.validate_status_update(&old_typed, &mut errors),
+            UpdateOf::Subresource(name) => {
+                typed.validate_subresource_update(&old_typed, name, &mut errors);
+            }
+        }
+        if !errors.is_empty() {
+            return Err(errors.0);
+        }
+        let warnings = match of {
+            UpdateOf::Main => typed.warnings(Some(&old_typed)),
+            _ => Warnings::new(),
+        };
+        Self::write(&typed, new)?;
+        Ok(warnings)
+    }
+
+    fn allow_create_on_update(&self) -> bool {
+        T::RULES.create_on_update
+    }
+
+    fn allow_unconditional_update(&self) -> bool {
+        T::RULES.unconditional_update
+    }
+
+    fn reset_fields(&self, of: UpdateOf<'_>) -> &'static [&'static str] {
+        match of {
+            UpdateOf::Main => T::RULES.reset,
+            UpdateOf::Status => T::RULES.reset_status,
+            UpdateOf::Subresource(_) => &[],
+        }
+    }
+
+    fn grace_period(&self, object: &Value, requested_seconds: Option<i64>) -> i64 {
+        T::grace_period(object, requested_seconds)
+    }
+}
+
+fn remove(object: &mut Value, field: &str) {
+    if let Some(fields) = object.as_object_mut() {
+        fields.remove(field);
+    }
+}
+
+fn copy(from: &Value, to: &mut Value, field: &str) {
+    let Some(fields) = to.as_object_mut() else { return };
+    match from.get(field) {
+        Some(value) => fields.insert(field.to_owned(), value.clone()),
+        None => fields.remove(field),
+    };
+}
+
+/// An update of `/status` changes the status and metadata; the rest stays as it is stored.
+pub(crate) fn keep_all_but_status(old: &Value, new: &mut Value) {
+    let (Some(old), Some(new)) = (old.as_object(), new.as_object_mut()) else { return };
+    let taken = |field: &str| matches!(field, "apiVersion" | "kind" | "metadata" | "status");
+    let mut kept = Map::new();
+    for (field, value) in std::mem::take(new) {
+        if taken(&field) {
+            kept.insert(field, value);
+        }
+    }
+    for (field, value) in old {
+        if !taken(field) {
+            kept.insert(field.clone(), value.clone());
+        }
+    }
+    *new = kept;
+}
+
+/// What an update may leave out of metadata, and what it cannot change (apiserver `rest.BeforeUpdate`).
+pub(crate) fn keep_system_metadata(new: &mut ObjectMeta, old: &ObjectMeta) {
+    new.generation = old.generation;
+    new.self_link = None;
+    if new.uid.as_deref().unwrap_or_default().is_empty() {
+        new.uid = old.uid.clone();
+    }
+    if new.creation_timestamp.is_none() {
+        new.creation_timestamp = old.creation_timestamp.clone();
+    }
+    if old.deletion_timestamp.is_some() {
+        new.deletion_timestamp = old.deletion_timestamp.clone();
+    }
+    if old.deletion_grace_period_seconds.is_some() && new.deletion_grace_period_seconds.is_none() {
+        new.deletion_grace_period_seconds = old.deletion_grace_period_seconds;
+    }
+}
+
+fn changed(generation: Generation, new: &Value, old: &Value) -> bool {
+    let differs = |field: &str| new.get(field) != old.get(field);
+    match generation {
+        Generation::Never | Generation::Own => false,
+        Generation::Spec => differs("spec"),
+        Generation::SpecOrAnnotations => {
+            differs("spec") || new.pointer("/metadata/annotations") != old.pointer("/metadata/annotations")
+        }
+        Generation::Object => {
+            let body = |object: &Value| {
+                let mut fields = object.as_object().cloned().unwrap_or_default();
+                for field in ["metadata", "status", "kind", "apiVersion"] {
+                    fields.remove(field);
+                }
+                fields
+            };
+            body(new) != body(old)
+        }
+    }
+}
+
+mod plain;
