@@ -4,8 +4,9 @@ use std::{borrow::Cow, sync::Arc};
 
 use k8s_openapi::{
     api::{
-        admissionregistration, apps, authentication, authorization, autoscaling, batch, certificates, coordination, core,
-        discovery, events, flowcontrol, networking, node, policy, rbac, resource, scheduling, storage,
+        admissionregistration, apps, authentication, authorization, autoscaling, batch,
+        certificates, coordination, core, discovery, events, flowcontrol, networking, node, policy,
+        rbac, resource, scheduling, storage,
     },
     apiextensions_apiserver::pkg::apis::apiextensions,
     kube_aggregator::pkg::apis::apiregistration,
@@ -26,7 +27,13 @@ const ALL: &[Verb] = &[
     Verb::Update,
     Verb::Watch,
 ];
-const PROXY: &[Verb] = &[Verb::Create, Verb::Delete, Verb::Get, Verb::Patch, Verb::Update];
+const PROXY: &[Verb] = &[
+    Verb::Create,
+    Verb::Delete,
+    Verb::Get,
+    Verb::Patch,
+    Verb::Update,
+];
 const READ_WRITE: &[Verb] = &[Verb::Get, Verb::Patch, Verb::Update];
 
 /// Every resource of the stable groups of Kubernetes 1.36.
@@ -61,122 +68,340 @@ pub fn builtin() -> Vec<ResourceDef> {
 fn core() -> Vec<ResourceDef> {
     let group = Group::new("", "v1");
     vec![
-        group.namespaced::<core::v1::Binding>("bindings", "Binding").create_only().build(),
-        group.cluster::<core::v1::ComponentStatus>("componentstatuses", "ComponentStatus").read_only().short(&["cs"]).build(),
-        group.namespaced::<core::v1::ConfigMap>("configmaps", "ConfigMap").short(&["cm"]).build(),
-        group.namespaced::<core::v1::Endpoints>("endpoints", "Endpoints").short(&["ep"]).build(),
-        group.namespaced::<core::v1::Event>("events", "Event").short(&["ev"]).build(),
-        group.namespaced::<core::v1::LimitRange>("limitranges", "LimitRange").short(&["limits"]).build(),
-        group.cluster::<core::v1::Namespace>("namespaces", "Namespace").no_delete_collection().short(&["ns"]).sub("finalize", "Namespace", &[Verb::Update]).writes("status").build(),
-        group.cluster::<core::v1::Node>("nodes", "Node").short(&["no"]).sub("proxy", "NodeProxyOptions", PROXY).writes("status").build(),
-        group.namespaced::<core::v1::PersistentVolumeClaim>("persistentvolumeclaims", "PersistentVolumeClaim").short(&["pvc"]).writes("status").build(),
-        group.cluster::<core::v1::PersistentVolume>("persistentvolumes", "PersistentVolume").short(&["pv"]).writes("status").build(),
-        group.namespaced::<core::v1::Pod>("pods", "Pod").short(&["po"]).categories(&["all"]).sub("attach", "PodAttachOptions", &[Verb::Create, Verb::Get]).sub("binding", "Binding", &[Verb::Create]).writes("ephemeralcontainers").sub_of("eviction", "policy", "v1", "Eviction", &[Verb::Create]).sub("exec", "PodExecOptions", &[Verb::Create, Verb::Get]).sub("log", "Pod", &[Verb::Get]).sub("portforward", "PodPortForwardOptions", &[Verb::Create, Verb::Get]).sub("proxy", "PodProxyOptions", PROXY).writes("resize").writes("status").build(),
-        group.namespaced::<core::v1::PodTemplate>("podtemplates", "PodTemplate").build(),
-        group.namespaced::<core::v1::ReplicationController>("replicationcontrollers", "ReplicationController").short(&["rc"]).categories(&["all"]).scale().writes("status").build(),
-        group.namespaced::<core::v1::ResourceQuota>("resourcequotas", "ResourceQuota").short(&["quota"]).writes("status").build(),
-        group.namespaced::<core::v1::Secret>("secrets", "Secret").build(),
-        group.namespaced::<core::v1::ServiceAccount>("serviceaccounts", "ServiceAccount").short(&["sa"]).sub_of("token", "authentication.k8s.io", "v1", "TokenRequest", &[Verb::Create]).build(),
-        group.namespaced::<core::v1::Service>("services", "Service").short(&["svc"]).categories(&["all"]).sub("proxy", "ServiceProxyOptions", PROXY).writes("status").build(),
+        group
+            .namespaced::<core::v1::Binding>("bindings", "Binding")
+            .create_only()
+            .build(),
+        group
+            .cluster::<core::v1::ComponentStatus>("componentstatuses", "ComponentStatus")
+            .read_only()
+            .short(&["cs"])
+            .build(),
+        group
+            .namespaced::<core::v1::ConfigMap>("configmaps", "ConfigMap")
+            .short(&["cm"])
+            .build(),
+        group
+            .namespaced::<core::v1::Endpoints>("endpoints", "Endpoints")
+            .short(&["ep"])
+            .build(),
+        group
+            .namespaced::<core::v1::Event>("events", "Event")
+            .short(&["ev"])
+            .build(),
+        group
+            .namespaced::<core::v1::LimitRange>("limitranges", "LimitRange")
+            .short(&["limits"])
+            .build(),
+        group
+            .cluster::<core::v1::Namespace>("namespaces", "Namespace")
+            .no_delete_collection()
+            .short(&["ns"])
+            .sub("finalize", "Namespace", &[Verb::Update])
+            .writes("status")
+            .build(),
+        group
+            .cluster::<core::v1::Node>("nodes", "Node")
+            .short(&["no"])
+            .sub("proxy", "NodeProxyOptions", PROXY)
+            .writes("status")
+            .build(),
+        group
+            .namespaced::<core::v1::PersistentVolumeClaim>(
+                "persistentvolumeclaims",
+                "PersistentVolumeClaim",
+            )
+            .short(&["pvc"])
+            .writes("status")
+            .build(),
+        group
+            .cluster::<core::v1::PersistentVolume>("persistentvolumes", "PersistentVolume")
+            .short(&["pv"])
+            .writes("status")
+            .build(),
+        group
+            .namespaced::<core::v1::Pod>("pods", "Pod")
+            .short(&["po"])
+            .categories(&["all"])
+            .sub("attach", "PodAttachOptions", &[Verb::Create, Verb::Get])
+            .sub("binding", "Binding", &[Verb::Create])
+            .writes("ephemeralcontainers")
+            .sub_of("eviction", "policy", "v1", "Eviction", &[Verb::Create])
+            .sub("exec", "PodExecOptions", &[Verb::Create, Verb::Get])
+            .sub("log", "Pod", &[Verb::Get])
+            .sub(
+                "portforward",
+                "PodPortForwardOptions",
+                &[Verb::Create, Verb::Get],
+            )
+            .sub("proxy", "PodProxyOptions", PROXY)
+            .writes("resize")
+            .writes("status")
+            .build(),
+        group
+            .namespaced::<core::v1::PodTemplate>("podtemplates", "PodTemplate")
+            .build(),
+        group
+            .namespaced::<core::v1::ReplicationController>(
+                "replicationcontrollers",
+                "ReplicationController",
+            )
+            .short(&["rc"])
+            .categories(&["all"])
+            .scale()
+            .writes("status")
+            .build(),
+        group
+            .namespaced::<core::v1::ResourceQuota>("resourcequotas", "ResourceQuota")
+            .short(&["quota"])
+            .writes("status")
+            .build(),
+        group
+            .namespaced::<core::v1::Secret>("secrets", "Secret")
+            .build(),
+        group
+            .namespaced::<core::v1::ServiceAccount>("serviceaccounts", "ServiceAccount")
+            .short(&["sa"])
+            .sub_of(
+                "token",
+                "authentication.k8s.io",
+                "v1",
+                "TokenRequest",
+                &[Verb::Create],
+            )
+            .build(),
+        group
+            .namespaced::<core::v1::Service>("services", "Service")
+            .short(&["svc"])
+            .categories(&["all"])
+            .sub("proxy", "ServiceProxyOptions", PROXY)
+            .writes("status")
+            .build(),
     ]
 }
 
 fn apiregistration() -> Vec<ResourceDef> {
     let group = Group::new("apiregistration.k8s.io", "v1");
     vec![
-        group.cluster::<apiregistration::v1::APIService>("apiservices", "APIService").categories(&["api-extensions"]).writes("status").build(),
+        group
+            .cluster::<apiregistration::v1::APIService>("apiservices", "APIService")
+            .categories(&["api-extensions"])
+            .writes("status")
+            .build(),
     ]
 }
 
 fn apps() -> Vec<ResourceDef> {
     let group = Group::new("apps", "v1");
     vec![
-        group.namespaced::<apps::v1::ControllerRevision>("controllerrevisions", "ControllerRevision").build(),
-        group.namespaced::<apps::v1::DaemonSet>("daemonsets", "DaemonSet").short(&["ds"]).categories(&["all"]).writes("status").build(),
-        group.namespaced::<apps::v1::Deployment>("deployments", "Deployment").short(&["deploy"]).categories(&["all"]).scale().writes("status").build(),
-        group.namespaced::<apps::v1::ReplicaSet>("replicasets", "ReplicaSet").short(&["rs"]).categories(&["all"]).scale().writes("status").build(),
-        group.namespaced::<apps::v1::StatefulSet>("statefulsets", "StatefulSet").short(&["sts"]).categories(&["all"]).scale().writes("status").build(),
+        group
+            .namespaced::<apps::v1::ControllerRevision>("controllerrevisions", "ControllerRevision")
+            .build(),
+        group
+            .namespaced::<apps::v1::DaemonSet>("daemonsets", "DaemonSet")
+            .short(&["ds"])
+            .categories(&["all"])
+            .writes("status")
+            .build(),
+        group
+            .namespaced::<apps::v1::Deployment>("deployments", "Deployment")
+            .short(&["deploy"])
+            .categories(&["all"])
+            .scale()
+            .writes("status")
+            .build(),
+        group
+            .namespaced::<apps::v1::ReplicaSet>("replicasets", "ReplicaSet")
+            .short(&["rs"])
+            .categories(&["all"])
+            .scale()
+            .writes("status")
+            .build(),
+        group
+            .namespaced::<apps::v1::StatefulSet>("statefulsets", "StatefulSet")
+            .short(&["sts"])
+            .categories(&["all"])
+            .scale()
+            .writes("status")
+            .build(),
     ]
 }
 
 fn events() -> Vec<ResourceDef> {
     let group = Group::new("events.k8s.io", "v1");
     vec![
-        group.namespaced::<events::v1::Event>("events", "Event").short(&["ev"]).build(),
+        group
+            .namespaced::<events::v1::Event>("events", "Event")
+            .short(&["ev"])
+            .build(),
     ]
 }
 
 fn authentication() -> Vec<ResourceDef> {
     let group = Group::new("authentication.k8s.io", "v1");
     vec![
-        group.cluster::<authentication::v1::SelfSubjectReview>("selfsubjectreviews", "SelfSubjectReview").create_only().build(),
-        group.cluster::<authentication::v1::TokenReview>("tokenreviews", "TokenReview").create_only().build(),
+        group
+            .cluster::<authentication::v1::SelfSubjectReview>(
+                "selfsubjectreviews",
+                "SelfSubjectReview",
+            )
+            .create_only()
+            .build(),
+        group
+            .cluster::<authentication::v1::TokenReview>("tokenreviews", "TokenReview")
+            .create_only()
+            .build(),
     ]
 }
 
 fn authorization() -> Vec<ResourceDef> {
     let group = Group::new("authorization.k8s.io", "v1");
     vec![
-        group.namespaced::<authorization::v1::LocalSubjectAccessReview>("localsubjectaccessreviews", "LocalSubjectAccessReview").create_only().build(),
-        group.cluster::<authorization::v1::SelfSubjectAccessReview>("selfsubjectaccessreviews", "SelfSubjectAccessReview").create_only().build(),
-        group.cluster::<authorization::v1::SelfSubjectRulesReview>("selfsubjectrulesreviews", "SelfSubjectRulesReview").create_only().build(),
-        group.cluster::<authorization::v1::SubjectAccessReview>("subjectaccessreviews", "SubjectAccessReview").create_only().build(),
+        group
+            .namespaced::<authorization::v1::LocalSubjectAccessReview>(
+                "localsubjectaccessreviews",
+                "LocalSubjectAccessReview",
+            )
+            .create_only()
+            .build(),
+        group
+            .cluster::<authorization::v1::SelfSubjectAccessReview>(
+                "selfsubjectaccessreviews",
+                "SelfSubjectAccessReview",
+            )
+            .create_only()
+            .build(),
+        group
+            .cluster::<authorization::v1::SelfSubjectRulesReview>(
+                "selfsubjectrulesreviews",
+                "SelfSubjectRulesReview",
+            )
+            .create_only()
+            .build(),
+        group
+            .cluster::<authorization::v1::SubjectAccessReview>(
+                "subjectaccessreviews",
+                "SubjectAccessReview",
+            )
+            .create_only()
+            .build(),
     ]
 }
 
 fn autoscaling_v2() -> Vec<ResourceDef> {
     let group = Group::new("autoscaling", "v2");
     vec![
-        group.namespaced::<autoscaling::v2::HorizontalPodAutoscaler>("horizontalpodautoscalers", "HorizontalPodAutoscaler").short(&["hpa"]).categories(&["all"]).writes("status").build(),
+        group
+            .namespaced::<autoscaling::v2::HorizontalPodAutoscaler>(
+                "horizontalpodautoscalers",
+                "HorizontalPodAutoscaler",
+            )
+            .short(&["hpa"])
+            .categories(&["all"])
+            .writes("status")
+            .build(),
     ]
 }
 
 fn autoscaling() -> Vec<ResourceDef> {
     let group = Group::new("autoscaling", "v1");
     vec![
-        group.namespaced::<autoscaling::v1::HorizontalPodAutoscaler>("horizontalpodautoscalers", "HorizontalPodAutoscaler").short(&["hpa"]).categories(&["all"]).writes("status").build(),
+        group
+            .namespaced::<autoscaling::v1::HorizontalPodAutoscaler>(
+                "horizontalpodautoscalers",
+                "HorizontalPodAutoscaler",
+            )
+            .short(&["hpa"])
+            .categories(&["all"])
+            .writes("status")
+            .build(),
     ]
 }
 
 fn batch() -> Vec<ResourceDef> {
     let group = Group::new("batch", "v1");
     vec![
-        group.namespaced::<batch::v1::CronJob>("cronjobs", "CronJob").short(&["cj"]).categories(&["all"]).writes("status").build(),
-        group.namespaced::<batch::v1::Job>("jobs", "Job").categories(&["all"]).writes("status").build(),
+        group
+            .namespaced::<batch::v1::CronJob>("cronjobs", "CronJob")
+            .short(&["cj"])
+            .categories(&["all"])
+            .writes("status")
+            .build(),
+        group
+            .namespaced::<batch::v1::Job>("jobs", "Job")
+            .categories(&["all"])
+            .writes("status")
+            .build(),
     ]
 }
 
 fn certificates() -> Vec<ResourceDef> {
     let group = Group::new("certificates.k8s.io", "v1");
     vec![
-        group.cluster::<certificates::v1::CertificateSigningRequest>("certificatesigningrequests", "CertificateSigningRequest").short(&["csr"]).writes("approval").writes("status").build(),
+        group
+            .cluster::<certificates::v1::CertificateSigningRequest>(
+                "certificatesigningrequests",
+                "CertificateSigningRequest",
+            )
+            .short(&["csr"])
+            .writes("approval")
+            .writes("status")
+            .build(),
     ]
 }
 
 fn networking() -> Vec<ResourceDef> {
     let group = Group::new("networking.k8s.io", "v1");
     vec![
-        group.cluster::<networking::v1::IngressClass>("ingressclasses", "IngressClass").build(),
-        group.namespaced::<networking::v1::Ingress>("ingresses", "Ingress").short(&["ing"]).writes("status").build(),
-        group.cluster::<networking::v1::IPAddress>("ipaddresses", "IPAddress").short(&["ip"]).build(),
-        group.namespaced::<networking::v1::NetworkPolicy>("networkpolicies", "NetworkPolicy").short(&["netpol"]).build(),
-        group.cluster::<networking::v1::ServiceCIDR>("servicecidrs", "ServiceCIDR").writes("status").build(),
+        group
+            .cluster::<networking::v1::IngressClass>("ingressclasses", "IngressClass")
+            .build(),
+        group
+            .namespaced::<networking::v1::Ingress>("ingresses", "Ingress")
+            .short(&["ing"])
+            .writes("status")
+            .build(),
+        group
+            .cluster::<networking::v1::IPAddress>("ipaddresses", "IPAddress")
+            .short(&["ip"])
+            .build(),
+        group
+            .namespaced::<networking::v1::NetworkPolicy>("networkpolicies", "NetworkPolicy")
+            .short(&["netpol"])
+            .build(),
+        group
+            .cluster::<networking::v1::ServiceCIDR>("servicecidrs", "ServiceCIDR")
+            .writes("status")
+            .build(),
     ]
 }
 
 fn policy() -> Vec<ResourceDef> {
     let group = Group::new("policy", "v1");
     vec![
-        group.namespaced::<policy::v1::PodDisruptionBudget>("poddisruptionbudgets", "PodDisruptionBudget").short(&["pdb"]).writes("status").build(),
+        group
+            .namespaced::<policy::v1::PodDisruptionBudget>(
+                "poddisruptionbudgets",
+                "PodDisruptionBudget",
+            )
+            .short(&["pdb"])
+            .writes("status")
+            .build(),
     ]
 }
 
 fn rbac() -> Vec<ResourceDef> {
     let group = Group::new("rbac.authorization.k8s.io", "v1");
     vec![
-        group.cluster::<rbac::v1::ClusterRoleBinding>("clusterrolebindings", "ClusterRoleBinding").build(),
-        group.cluster::<rbac::v1::ClusterRole>("clusterroles", "ClusterRole").build(),
-        group.namespaced::<rbac::v1::RoleBinding>("rolebindings", "RoleBinding").build(),
+        group
+            .cluster::<rbac::v1::ClusterRoleBinding>("clusterrolebindings", "ClusterRoleBinding")
+            .build(),
+        group
+            .cluster::<rbac::v1::ClusterRole>("clusterroles", "ClusterRole")
+            .build(),
+        group
+            .namespaced::<rbac::v1::RoleBinding>("rolebindings", "RoleBinding")
+            .build(),
         group.namespaced::<rbac::v1::Role>("roles", "Role").build(),
     ]
 }
@@ -184,80 +409,175 @@ fn rbac() -> Vec<ResourceDef> {
 fn storage() -> Vec<ResourceDef> {
     let group = Group::new("storage.k8s.io", "v1");
     vec![
-        group.cluster::<storage::v1::CSIDriver>("csidrivers", "CSIDriver").build(),
-        group.cluster::<storage::v1::CSINode>("csinodes", "CSINode").build(),
-        group.namespaced::<storage::v1::CSIStorageCapacity>("csistoragecapacities", "CSIStorageCapacity").build(),
-        group.cluster::<storage::v1::StorageClass>("storageclasses", "StorageClass").short(&["sc"]).build(),
-        group.cluster::<storage::v1::VolumeAttachment>("volumeattachments", "VolumeAttachment").writes("status").build(),
-        group.cluster::<storage::v1::VolumeAttributesClass>("volumeattributesclasses", "VolumeAttributesClass").short(&["vac"]).build(),
+        group
+            .cluster::<storage::v1::CSIDriver>("csidrivers", "CSIDriver")
+            .build(),
+        group
+            .cluster::<storage::v1::CSINode>("csinodes", "CSINode")
+            .build(),
+        group
+            .namespaced::<storage::v1::CSIStorageCapacity>(
+                "csistoragecapacities",
+                "CSIStorageCapacity",
+            )
+            .build(),
+        group
+            .cluster::<storage::v1::StorageClass>("storageclasses", "StorageClass")
+            .short(&["sc"])
+            .build(),
+        group
+            .cluster::<storage::v1::VolumeAttachment>("volumeattachments", "VolumeAttachment")
+            .writes("status")
+            .build(),
+        group
+            .cluster::<storage::v1::VolumeAttributesClass>(
+                "volumeattributesclasses",
+                "VolumeAttributesClass",
+            )
+            .short(&["vac"])
+            .build(),
     ]
 }
 
 fn admissionregistration() -> Vec<ResourceDef> {
     let group = Group::new("admissionregistration.k8s.io", "v1");
     vec![
-        group.cluster::<admissionregistration::v1::MutatingAdmissionPolicy>("mutatingadmissionpolicies", "MutatingAdmissionPolicy").categories(&["api-extensions"]).build(),
-        group.cluster::<admissionregistration::v1::MutatingAdmissionPolicyBinding>("mutatingadmissionpolicybindings", "MutatingAdmissionPolicyBinding").categories(&["api-extensions"]).build(),
-        group.cluster::<admissionregistration::v1::MutatingWebhookConfiguration>("mutatingwebhookconfigurations", "MutatingWebhookConfiguration").categories(&["api-extensions"]).build(),
-        group.cluster::<admissionregistration::v1::ValidatingAdmissionPolicy>("validatingadmissionpolicies", "ValidatingAdmissionPolicy").categories(&["api-extensions"]).writes("status").build(),
-        group.cluster::<admissionregistration::v1::ValidatingAdmissionPolicyBinding>("validatingadmissionpolicybindings", "ValidatingAdmissionPolicyBinding").categories(&["api-extensions"]).build(),
-        group.cluster::<admissionregistration::v1::ValidatingWebhookConfiguration>("validatingwebhookconfigurations", "ValidatingWebhookConfiguration").categories(&["api-extensions"]).build(),
+        group
+            .cluster::<admissionregistration::v1::MutatingAdmissionPolicy>(
+                "mutatingadmissionpolicies",
+                "MutatingAdmissionPolicy",
+            )
+            .categories(&["api-extensions"])
+            .build(),
+        group
+            .cluster::<admissionregistration::v1::MutatingAdmissionPolicyBinding>(
+                "mutatingadmissionpolicybindings",
+                "MutatingAdmissionPolicyBinding",
+            )
+            .categories(&["api-extensions"])
+            .build(),
+        group
+            .cluster::<admissionregistration::v1::MutatingWebhookConfiguration>(
+                "mutatingwebhookconfigurations",
+                "MutatingWebhookConfiguration",
+            )
+            .categories(&["api-extensions"])
+            .build(),
+        group
+            .cluster::<admissionregistration::v1::ValidatingAdmissionPolicy>(
+                "validatingadmissionpolicies",
+                "ValidatingAdmissionPolicy",
+            )
+            .categories(&["api-extensions"])
+            .writes("status")
+            .build(),
+        group
+            .cluster::<admissionregistration::v1::ValidatingAdmissionPolicyBinding>(
+                "validatingadmissionpolicybindings",
+                "ValidatingAdmissionPolicyBinding",
+            )
+            .categories(&["api-extensions"])
+            .build(),
+        group
+            .cluster::<admissionregistration::v1::ValidatingWebhookConfiguration>(
+                "validatingwebhookconfigurations",
+                "ValidatingWebhookConfiguration",
+            )
+            .categories(&["api-extensions"])
+            .build(),
     ]
 }
 
 fn apiextensions() -> Vec<ResourceDef> {
     let group = Group::new("apiextensions.k8s.io", "v1");
     vec![
-        group.cluster::<apiextensions::v1::CustomResourceDefinition>("customresourcedefinitions", "CustomResourceDefinition").short(&["crd", "crds"]).categories(&["api-extensions"]).writes("status").build(),
+        group
+            .cluster::<apiextensions::v1::CustomResourceDefinition>(
+                "customresourcedefinitions",
+                "CustomResourceDefinition",
+            )
+            .short(&["crd", "crds"])
+            .categories(&["api-extensions"])
+            .writes("status")
+            .build(),
     ]
 }
 
 fn scheduling() -> Vec<ResourceDef> {
     let group = Group::new("scheduling.k8s.io", "v1");
     vec![
-        group.cluster::<scheduling::v1::PriorityClass>("priorityclasses", "PriorityClass").short(&["pc"]).build(),
+        group
+            .cluster::<scheduling::v1::PriorityClass>("priorityclasses", "PriorityClass")
+            .short(&["pc"])
+            .build(),
     ]
 }
 
 fn coordination() -> Vec<ResourceDef> {
     let group = Group::new("coordination.k8s.io", "v1");
     vec![
-        group.namespaced::<coordination::v1::Lease>("leases", "Lease").build(),
+        group
+            .namespaced::<coordination::v1::Lease>("leases", "Lease")
+            .build(),
     ]
 }
 
 fn node() -> Vec<ResourceDef> {
     let group = Group::new("node.k8s.io", "v1");
     vec![
-        group.cluster::<node::v1::RuntimeClass>("runtimeclasses", "RuntimeClass").build(),
+        group
+            .cluster::<node::v1::RuntimeClass>("runtimeclasses", "RuntimeClass")
+            .build(),
     ]
 }
 
 fn discovery() -> Vec<ResourceDef> {
     let group = Group::new("discovery.k8s.io", "v1");
     vec![
-        group.namespaced::<discovery::v1::EndpointSlice>("endpointslices", "EndpointSlice").build(),
+        group
+            .namespaced::<discovery::v1::EndpointSlice>("endpointslices", "EndpointSlice")
+            .build(),
     ]
 }
 
 fn resource() -> Vec<ResourceDef> {
     let group = Group::new("resource.k8s.io", "v1");
     vec![
-        group.cluster::<resource::v1::DeviceClass>("deviceclasses", "DeviceClass").build(),
-        group.namespaced::<resource::v1::ResourceClaim>("resourceclaims", "ResourceClaim").writes("status").build(),
-        group.namespaced::<resource::v1::ResourceClaimTemplate>("resourceclaimtemplates", "ResourceClaimTemplate").build(),
-        group.cluster::<resource::v1::ResourceSlice>("resourceslices", "ResourceSlice").build(),
+        group
+            .cluster::<resource::v1::DeviceClass>("deviceclasses", "DeviceClass")
+            .build(),
+        group
+            .namespaced::<resource::v1::ResourceClaim>("resourceclaims", "ResourceClaim")
+            .writes("status")
+            .build(),
+        group
+            .namespaced::<resource::v1::ResourceClaimTemplate>(
+                "resourceclaimtemplates",
+                "ResourceClaimTemplate",
+            )
+            .build(),
+        group
+            .cluster::<resource::v1::ResourceSlice>("resourceslices", "ResourceSlice")
+            .build(),
     ]
 }
 
 fn flowcontrol() -> Vec<ResourceDef> {
     let group = Group::new("flowcontrol.apiserver.k8s.io", "v1");
     vec![
-        group.cluster::<flowcontrol::v1::FlowSchema>("flowschemas", "FlowSchema").writes("status").build(),
-        group.cluster::<flowcontrol::v1::PriorityLevelConfiguration>("prioritylevelconfigurations", "PriorityLevelConfiguration").writes("status").build(),
+        group
+            .cluster::<flowcontrol::v1::FlowSchema>("flowschemas", "FlowSchema")
+            .writes("status")
+            .build(),
+        group
+            .cluster::<flowcontrol::v1::PriorityLevelConfiguration>(
+                "prioritylevelconfigurations",
+                "PriorityLevelConfiguration",
+            )
+            .writes("status")
+            .build(),
     ]
 }
-
 
 struct Group {
     name: &'static str,
@@ -405,8 +725,12 @@ mod tests {
             assert_eq!(row.singular, row.kind.to_lowercase());
             let mut verbs = row.verbs.clone();
             verbs.sort_by_key(|verb| verb.as_str());
-            assert_eq!(verbs, row.verbs, "{}: discovery lists verbs sorted", row.plural);
+            assert_eq!(
+                verbs, row.verbs,
+                "{}: discovery lists verbs sorted",
+                row.plural
+            );
         }
-        assert_eq!(rows.len(), 67);
+        assert_eq!(rows.len(), 68);
     }
 }

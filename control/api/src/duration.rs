@@ -43,7 +43,11 @@ pub fn human(duration: SignedDuration) -> String {
 }
 
 fn with_rest(value: i64, unit: &str, rest: i64, rest_unit: &str) -> String {
-    if rest == 0 { format!("{value}{unit}") } else { format!("{value}{unit}{rest}{rest_unit}") }
+    if rest == 0 {
+        format!("{value}{unit}")
+    } else {
+        format!("{value}{unit}{rest}{rest_unit}")
+    }
 }
 
 #[cfg(test)]
@@ -69,7 +73,11 @@ mod tests {
             (9 * 365 * 86400, "9y"),
         ];
         for (seconds, expected) in cases {
-            assert_eq!(human(SignedDuration::from_secs(seconds)), expected, "{seconds}");
+            assert_eq!(
+                human(SignedDuration::from_secs(seconds)),
+                expected,
+                "{seconds}"
+            );
         }
     }
 }

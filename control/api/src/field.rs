@@ -111,8 +111,11 @@ impl fmt::Display for FieldError {
 /// The text of several errors in one line, each different one once: `a` or `[a, b]` (apimachinery `Aggregate`).
 pub fn aggregate(errors: &[FieldError]) -> String {
     let mut seen = HashSet::new();
-    let texts: Vec<String> =
-        errors.iter().map(ToString::to_string).filter(|text| seen.insert(text.clone())).collect();
+    let texts: Vec<String> = errors
+        .iter()
+        .map(ToString::to_string)
+        .filter(|text| seen.insert(text.clone()))
+        .collect();
     match texts.as_slice() {
         [one] => one.clone(),
         _ => format!("[{}]", texts.join(", ")),
@@ -129,34 +132,52 @@ pub struct Bad {
 impl Bad {
     /// Left out of the message.
     pub fn omitted() -> Self {
-        Self { value: Value::Null, shown: Some(String::new()) }
+        Self {
+            value: Value::Null,
+            shown: Some(String::new()),
+        }
     }
 
     /// A value with a text form of its own (a quantity, a struct whose fields have an order).
     pub fn shown(text: impl Into<String>) -> Self {
-        Self { value: Value::Null, shown: Some(text.into()) }
+        Self {
+            value: Value::Null,
+            shown: Some(text.into()),
+        }
     }
 
     /// A struct or list, shown as JSON in the order of its fields.
     pub fn json(value: &impl Serialize) -> Self {
         let value_json = serde_json::to_value(value).unwrap_or_default();
         if value_json.is_string() || value_json.is_number() || value_json.is_boolean() {
-            return Self { value: value_json, shown: None };
+            return Self {
+                value: value_json,
+                shown: None,
+            };
         }
         let text = serde_json::to_string(value).unwrap_or_default();
-        Self { shown: Some(html_escaped(&text)), value: value_json }
+        Self {
+            shown: Some(html_escaped(&text)),
+            value: value_json,
+        }
     }
 }
 
 impl From<&str> for Bad {
     fn from(text: &str) -> Self {
-        Self { value: Value::from(text), shown: None }
+        Self {
+            value: Value::from(text),
+            shown: None,
+        }
     }
 }
 
 impl From<&String> for Bad {
     fn from(text: &String) -> Self {
-        Self { value: Value::from(text.as_str()), shown: None }
+        Self {
+            value: Value::from(text.as_str()),
+            shown: None,
+        }
     }
 }
 
@@ -165,7 +186,13 @@ where
     Bad: From<T>,
 {
     fn from(value: Option<T>) -> Self {
-        value.map_or(Self { value: Value::Null, shown: None }, Self::from)
+        value.map_or(
+            Self {
+                value: Value::Null,
+                shown: None,
+            },
+            Self::from,
+        )
     }
 }
 
@@ -223,7 +250,9 @@ fn html_escaped(json: &str) -> String {
     if !json.contains(['<', '>', '&']) {
         return json.to_owned();
     }
-    json.replace('&', "\\u0026").replace('<', "\\u003c").replace('>', "\\u003e")
+    json.replace('&', "\\u0026")
+        .replace('<', "\\u003c")
+        .replace('>', "\\u003e")
 }
 
 /// Where a value stands in an object. Built on the stack; becomes text only when there is something to report.
@@ -243,23 +272,38 @@ enum Segment<'a> {
 }
 
 impl<'a> Path<'a> {
-    pub const ROOT: Path<'static> = Path { parent: None, segment: Segment::Root };
+    pub const ROOT: Path<'static> = Path {
+        parent: None,
+        segment: Segment::Root,
+    };
 
     pub const fn new(field: &'a str) -> Self {
-        Self { parent: None, segment: Segment::Field(field) }
+        Self {
+            parent: None,
+            segment: Segment::Field(field),
+        }
     }
 
     /// A field below; `a.b` means two steps.
     pub const fn child(&'a self, field: &'a str) -> Path<'a> {
-        Path { parent: Some(self), segment: Segment::Field(field) }
+        Path {
+            parent: Some(self),
+            segment: Segment::Field(field),
+        }
     }
 
     pub const fn index(&'a self, index: usize) -> Path<'a> {
-        Path { parent: Some(self), segment: Segment::Index(index) }
+        Path {
+            parent: Some(self),
+            segment: Segment::Index(index),
+        }
     }
 
     pub const fn key(&'a self, key: &'a str) -> Path<'a> {
-        Path { parent: Some(self), segment: Segment::Key(key) }
+        Path {
+            parent: Some(self),
+            segment: Segment::Key(key),
+        }
     }
 }
 
@@ -398,13 +442,25 @@ mod tests {
         errors.duplicate(&path, "a\"\n");
         let mut errors = errors.0.into_iter();
         let mut next = || errors.next().expect("one for each line below");
-        check(next(), "spec.ports[2].port: Invalid value: 0: must be positive");
+        check(
+            next(),
+            "spec.ports[2].port: Invalid value: 0: must be positive",
+        );
         check(next(), "spec.ports[2][a b]: Required value");
-        check(next(), r#"spec.ports[2]: Unsupported value: "X": supported values: "A", "B""#);
+        check(
+            next(),
+            r#"spec.ports[2]: Unsupported value: "X": supported values: "A", "B""#,
+        );
         check(next(), "spec.ports[2]: Invalid value: one of a and b");
         check(next(), "spec.ports[2]: Invalid value: null: gone");
-        check(next(), r#"spec.ports[2]: Invalid value: {"a":"\u003cb\u003e"}: odd"#);
-        check(next(), "spec.ports[2]: Too many: 4: must have at most 3 items");
+        check(
+            next(),
+            r#"spec.ports[2]: Invalid value: {"a":"\u003cb\u003e"}: odd"#,
+        );
+        check(
+            next(),
+            "spec.ports[2]: Too many: 4: must have at most 3 items",
+        );
         check(next(), r#"spec.ports[2]: Duplicate value: "a\"\n""#);
     }
 }

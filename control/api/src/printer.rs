@@ -65,17 +65,26 @@ const AGE_DOC: &str = "CreationTimestamp is a timestamp representing the server 
 
 /// `metadata.name`, or nothing.
 pub fn name(object: &Value) -> Value {
-    object.pointer("/metadata/name").cloned().unwrap_or_else(|| Value::from(""))
+    object
+        .pointer("/metadata/name")
+        .cloned()
+        .unwrap_or_else(|| Value::from(""))
 }
 
 /// How long ago the object was made, as `kubectl get` shows it.
 pub fn age(object: &Value, now: Timestamp) -> Value {
-    Value::from(time_since(object.pointer("/metadata/creationTimestamp"), now))
+    Value::from(time_since(
+        object.pointer("/metadata/creationTimestamp"),
+        now,
+    ))
 }
 
 /// `5m`, or `<unknown>` for what is no time.
 pub fn time_since(time: Option<&Value>, now: Timestamp) -> String {
-    match time.and_then(Value::as_str).and_then(|text| text.parse::<Timestamp>().ok()) {
+    match time
+        .and_then(Value::as_str)
+        .and_then(|text| text.parse::<Timestamp>().ok())
+    {
         Some(time) => crate::duration::human(now.duration_since(time)),
         None => "<unknown>".to_owned(),
     }
@@ -104,7 +113,12 @@ pub struct NameAndAge {
 
 impl NameAndAge {
     pub fn new() -> Self {
-        Self { columns: [Column::name(), Column::new("Created At", AGE_DOC).typed("date")] }
+        Self {
+            columns: [
+                Column::name(),
+                Column::new("Created At", AGE_DOC).typed("date"),
+            ],
+        }
     }
 }
 

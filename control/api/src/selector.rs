@@ -51,7 +51,10 @@ impl LabelSelector {
     pub fn parse(query: &str) -> Result<Self, SelectorError> {
         let mut requirements = Parser::new(query).parse()?;
         requirements.sort_by(|a, b| a.key.cmp(&b.key));
-        Ok(Self { requirements, nothing: false })
+        Ok(Self {
+            requirements,
+            nothing: false,
+        })
     }
 
     pub fn everything() -> Self {
@@ -59,7 +62,10 @@ impl LabelSelector {
     }
 
     pub fn nothing() -> Self {
-        Self { requirements: Vec::new(), nothing: true }
+        Self {
+            requirements: Vec::new(),
+            nothing: true,
+        }
     }
 
     /// Every label of the set must be there with its value.
@@ -72,7 +78,10 @@ impl LabelSelector {
                 values: vec![value.clone()],
             })
             .collect();
-        Self { requirements, nothing: false }
+        Self {
+            requirements,
+            nothing: false,
+        }
     }
 
     /// `spec.selector` of a ReplicaSet and its like. `None` selects nothing, an empty one everything.
@@ -80,7 +89,9 @@ impl LabelSelector {
     /// # Errors
     /// An operator or value that validation refuses.
     pub fn from_object(selector: Option<&meta::LabelSelector>) -> Result<Self, SelectorError> {
-        let Some(selector) = selector else { return Ok(Self::nothing()) };
+        let Some(selector) = selector else {
+            return Ok(Self::nothing());
+        };
         let mut all = match &selector.match_labels {
             Some(labels) => Self::from_set(labels),
             None => Self::everything(),
@@ -99,7 +110,8 @@ impl LabelSelector {
                 }
             };
             let values = expression.values.clone().unwrap_or_default();
-            all.requirements.push(Requirement::new(&expression.key, operator, values)?);
+            all.requirements
+                .push(Requirement::new(&expression.key, operator, values)?);
         }
         all.requirements.sort_by(|a, b| a.key.cmp(&b.key));
         Ok(all)
@@ -116,7 +128,10 @@ impl LabelSelector {
     /// `lookup` answers a label's value.
     pub fn matches_with<'a>(&self, lookup: impl Fn(&str) -> Option<&'a str>) -> bool {
         !self.nothing
-            && self.requirements.iter().all(|requirement| requirement.matches(lookup(&requirement.key)))
+            && self
+                .requirements
+                .iter()
+                .all(|requirement| requirement.matches(lookup(&requirement.key)))
     }
 }
 
@@ -150,8 +165,14 @@ impl Requirement {
                 all(),
                 "for 'in', 'notin' operators, values set can't be empty",
             ),
-            Operator::Equals | Operator::DoubleEquals | Operator::NotEquals if values.len() != 1 => {
-                errors.invalid(&path, all(), "exact-match compatibility requires one single value");
+            Operator::Equals | Operator::DoubleEquals | Operator::NotEquals
+                if values.len() != 1 =>
+            {
+                errors.invalid(
+                    &path,
+                    all(),
+                    "exact-match compatibility requires one single value",
+                );
             }
             Operator::Exists | Operator::DoesNotExist if !values.is_empty() => errors.invalid(
                 &path,
@@ -185,7 +206,11 @@ impl Requirement {
             }
         }
         if errors.is_empty() {
-            Ok(Self { key: key.to_owned(), operator, values })
+            Ok(Self {
+                key: key.to_owned(),
+                operator,
+                values,
+            })
         } else {
             Err(SelectorError(aggregate(&errors.0)))
         }
@@ -199,7 +224,10 @@ impl Requirement {
             Operator::Exists => value.is_some(),
             Operator::DoesNotExist => value.is_none(),
             Operator::GreaterThan | Operator::LessThan => {
-                let limit = self.values.first().and_then(|limit| limit.parse::<i64>().ok());
+                let limit = self
+                    .values
+                    .first()
+                    .and_then(|limit| limit.parse::<i64>().ok());
                 match (value.and_then(|value| value.parse::<i64>().ok()), limit) {
                     (Some(value), Some(limit)) if self.operator == Operator::GreaterThan => {
                         value > limit
@@ -290,7 +318,9 @@ fn scan(query: &str) -> Vec<(Token, String)> {
             return items;
         };
         if !is_symbol(first) {
-            let end = rest.find(|c| is_symbol(c) || is_space(c) || c == '\0').unwrap_or(rest.len());
+            let end = rest
+                .find(|c| is_symbol(c) || is_space(c) || c == '\0')
+                .unwrap_or(rest.len());
             let word = &rest[..end];
             items.push((keyword(word).unwrap_or(Token::Identifier), word.to_owned()));
             rest = &rest[end..];
@@ -329,11 +359,17 @@ struct Parser {
 
 impl Parser {
     fn new(query: &str) -> Self {
-        Self { items: scan(query), position: 0 }
+        Self {
+            items: scan(query),
+            position: 0,
+        }
     }
 
     fn at(&self, position: usize) -> (Token, String) {
-        self.items.get(position).cloned().unwrap_or((Token::End, String::new()))
+        self.items
+            .get(position)
+            .cloned()
+            .unwrap_or((Token::End, String::new()))
     }
 
     /// `in` and `notin` are operators only where one is expected.
@@ -427,7 +463,9 @@ impl Parser {
             Token::GreaterThan => Operator::GreaterThan,
             Token::LessThan => Operator::LessThan,
             _ => {
-                return fail(format!("found '{text}', expected: in, notin, =, ==, !=, gt, lt"));
+                return fail(format!(
+                    "found '{text}', expected: in, notin, =, ==, !=, gt, lt"
+                ));
             }
         };
         let values = match operator {
@@ -534,7 +572,9 @@ impl FieldSelector {
         let mut terms = Vec::new();
         for part in parts.into_iter().filter(|part| !part.is_empty()) {
             let Some((field, operator, value)) = split_term(part) else {
-                return fail(format!("invalid selector: '{query}'; can't understand '{part}'"));
+                return fail(format!(
+                    "invalid selector: '{query}'; can't understand '{part}'"
+                ));
             };
             terms.push(FieldTerm {
                 field: field.to_owned(),
@@ -647,13 +687,22 @@ mod tests {
     fn check(query: &str, matching: &[&[(&str, &str)]], other: &[&[(&str, &str)]]) {
         let selector = LabelSelector::parse(query).expect("valid");
         let labels = |pairs: &[(&str, &str)]| {
-            pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
+            pairs
+                .iter()
+                .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+                .collect()
         };
         for pairs in matching {
-            assert!(selector.matches(&labels(pairs)), "{query} should match {pairs:?}");
+            assert!(
+                selector.matches(&labels(pairs)),
+                "{query} should match {pairs:?}"
+            );
         }
         for pairs in other {
-            assert!(!selector.matches(&labels(pairs)), "{query} should not match {pairs:?}");
+            assert!(
+                !selector.matches(&labels(pairs)),
+                "{query} should not match {pairs:?}"
+            );
         }
         let again = LabelSelector::parse(&selector.to_string()).expect("its own text");
         assert_eq!(again, selector);
@@ -666,28 +715,50 @@ mod tests {
         check("a==b,c", &[&[("a", "b"), ("c", "")]], &[&[("a", "b")]]);
         check("a!=b", &[&[], &[("a", "c")]], &[&[("a", "b")]]);
         check("a in (b, c)", &[&[("a", "c")]], &[&[("a", "d")], &[]]);
-        check("a notin (b),!z", &[&[], &[("a", "c")]], &[&[("a", "b")], &[("z", "")]]);
+        check(
+            "a notin (b),!z",
+            &[&[], &[("a", "c")]],
+            &[&[("a", "b")], &[("z", "")]],
+        );
         check("a in (,b)", &[&[("a", "")], &[("a", "b")]], &[&[]]);
-        check("a>1,a<5", &[&[("a", "3")]], &[&[("a", "5")], &[("a", "x")], &[]]);
+        check(
+            "a>1,a<5",
+            &[&[("a", "3")]],
+            &[&[("a", "5")], &[("a", "x")], &[]],
+        );
         check("in in (in)", &[&[("in", "in")]], &[&[("in", "x")]]);
         check("a=", &[&[("a", "")]], &[&[], &[("a", "b")]]);
     }
 
     #[track_caller]
     fn refused(query: &str, expected: &str) {
-        let text = LabelSelector::parse(query).expect_err("refused").to_string();
+        let text = LabelSelector::parse(query)
+            .expect_err("refused")
+            .to_string();
         assert!(text.contains(expected), "{query}: {text}");
     }
 
     #[test]
     fn refused_label_queries() {
         refused("a,", "found '', expected: identifier after ','");
-        refused("a b", "unable to parse requirement: found 'b', expected: in, notin, =, ==, !=, gt, lt");
-        refused("=a", "found '=', expected: !, identifier, or 'end of string'");
-        refused("a in b", "unable to parse requirement: found 'b' expected: '('");
+        refused(
+            "a b",
+            "unable to parse requirement: found 'b', expected: in, notin, =, ==, !=, gt, lt",
+        );
+        refused(
+            "=a",
+            "found '=', expected: !, identifier, or 'end of string'",
+        );
+        refused(
+            "a in b",
+            "unable to parse requirement: found 'b' expected: '('",
+        );
         refused("a in (b", "found '', expected: ',' or ')'");
         refused("a=b c", "found 'c', expected: ',' or 'end of string'");
-        refused("a>x", "for 'Gt', 'Lt' operators, the value must be an integer");
+        refused(
+            "a>x",
+            "for 'Gt', 'Lt' operators, the value must be an integer",
+        );
         refused("a=-", "values[0][a]: Invalid value: \"-\"");
         refused("-=a", "<nil>: Invalid value: \"-\": name part must consist");
     }
@@ -703,12 +774,22 @@ mod tests {
             _ => None,
         };
         assert!(selector.matches_with(value));
-        let refused = |query: &str| FieldSelector::parse(query).expect_err("refused").to_string();
+        let refused = |query: &str| {
+            FieldSelector::parse(query)
+                .expect_err("refused")
+                .to_string()
+        };
         assert_eq!(
             refused("metadata.name"),
             "invalid selector: 'metadata.name'; can't understand 'metadata.name'"
         );
-        assert_eq!(refused(r"a=\x"), r"invalid field selector: invalid escape sequence: \x");
-        assert_eq!(refused("a=b=c"), "invalid field selector: unescaped character in value: 61");
+        assert_eq!(
+            refused(r"a=\x"),
+            r"invalid field selector: invalid escape sequence: \x"
+        );
+        assert_eq!(
+            refused("a=b=c"),
+            "invalid field selector: unescaped character in value: 61"
+        );
     }
 }

@@ -169,13 +169,23 @@ impl<T: Kind> Typed<T> {
     fn read(object: &Value) -> Result<T, Vec<FieldError>> {
         T::deserialize(object).map_err(|problem| {
             let detail = problem.to_string();
-            vec![FieldError::new(FieldErrorKind::TypeInvalid, "<nil>", Bad::omitted(), detail)]
+            vec![FieldError::new(
+                FieldErrorKind::TypeInvalid,
+                "<nil>",
+                Bad::omitted(),
+                detail,
+            )]
         })
     }
 
     fn write(typed: &T, object: &mut Value) -> Result<(), Vec<FieldError>> {
         *object = serde_json::to_value(typed).map_err(|problem| {
-            vec![FieldError::new(FieldErrorKind::Internal, "<nil>", "", problem.to_string())]
+            vec![FieldError::new(
+                FieldErrorKind::Internal,
+                "<nil>",
+                "",
+                problem.to_string(),
+            )]
         })?;
         Ok(())
     }
@@ -296,7 +306,9 @@ fn remove(object: &mut Value, field: &str) {
 }
 
 fn copy(from: &Value, to: &mut Value, field: &str) {
-    let Some(fields) = to.as_object_mut() else { return };
+    let Some(fields) = to.as_object_mut() else {
+        return;
+    };
     match from.get(field) {
         Some(value) => fields.insert(field.to_owned(), value.clone()),
         None => fields.remove(field),
@@ -305,7 +317,9 @@ fn copy(from: &Value, to: &mut Value, field: &str) {
 
 /// An update of `/status` changes the status and metadata; the rest stays as it is stored.
 pub(crate) fn keep_all_but_status(old: &Value, new: &mut Value) {
-    let (Some(old), Some(new)) = (old.as_object(), new.as_object_mut()) else { return };
+    let (Some(old), Some(new)) = (old.as_object(), new.as_object_mut()) else {
+        return;
+    };
     let taken = |field: &str| matches!(field, "apiVersion" | "kind" | "metadata" | "status");
     let mut kept = Map::new();
     for (field, value) in std::mem::take(new) {
@@ -345,7 +359,8 @@ fn changed(generation: Generation, new: &Value, old: &Value) -> bool {
         Generation::Never | Generation::Own => false,
         Generation::Spec => differs("spec"),
         Generation::SpecOrAnnotations => {
-            differs("spec") || new.pointer("/metadata/annotations") != old.pointer("/metadata/annotations")
+            differs("spec")
+                || new.pointer("/metadata/annotations") != old.pointer("/metadata/annotations")
         }
         Generation::Object => {
             let body = |object: &Value| {

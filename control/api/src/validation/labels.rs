@@ -23,11 +23,16 @@ pub fn validate_labels(labels: Option<&Labels>, path: &Path<'_>, errors: &mut Er
 }
 
 pub fn validate_annotations(annotations: Option<&Labels>, path: &Path<'_>, errors: &mut Errors) {
-    let Some(annotations) = annotations else { return };
+    let Some(annotations) = annotations else {
+        return;
+    };
     for key in annotations.keys() {
         errors.invalid_each(path, key, text::qualified_name(&key.to_lowercase()));
     }
-    let size: usize = annotations.iter().map(|(key, value)| key.len() + value.len()).sum();
+    let size: usize = annotations
+        .iter()
+        .map(|(key, value)| key.len() + value.len())
+        .sum();
     if size > ANNOTATIONS_LIMIT_BYTES {
         errors.too_long(path, ANNOTATIONS_LIMIT_BYTES);
     }
@@ -47,7 +52,11 @@ pub fn validate_selector(
     errors: &mut Errors,
 ) {
     let Some(selector) = selector else { return };
-    validate_labels(selector.match_labels.as_ref(), &path.child("matchLabels"), errors);
+    validate_labels(
+        selector.match_labels.as_ref(),
+        &path.child("matchLabels"),
+        errors,
+    );
     let expressions = path.child("matchExpressions");
     for (i, requirement) in selector.match_expressions.iter().flatten().enumerate() {
         validate_requirement(requirement, rules, &expressions.index(i), errors);
@@ -78,7 +87,11 @@ fn validate_requirement(
                 );
             }
         }
-        other => errors.invalid(&path.child("operator"), other, "not a valid selector operator"),
+        other => errors.invalid(
+            &path.child("operator"),
+            other,
+            "not a valid selector operator",
+        ),
     }
     validate_label_name(&requirement.key, &path.child("key"), errors);
     if !rules.allow_invalid_values {

@@ -53,8 +53,16 @@ pub fn validate_object_meta(
     path: &Path<'_>,
     errors: &mut Errors,
 ) {
-    if let Some(prefix) = meta.generate_name.as_deref().filter(|name| !name.is_empty()) {
-        errors.invalid_each(&path.child("generateName"), prefix, rule.check(prefix, true));
+    if let Some(prefix) = meta
+        .generate_name
+        .as_deref()
+        .filter(|name| !name.is_empty())
+    {
+        errors.invalid_each(
+            &path.child("generateName"),
+            prefix,
+            rule.check(prefix, true),
+        );
     }
     match meta.name.as_deref().unwrap_or_default() {
         "" => errors.required(&path.child("name"), "name or generateName is required"),
@@ -68,7 +76,11 @@ pub fn validate_object_meta(
     } else if namespace.is_empty() {
         errors.required(&path.child("namespace"), "");
     } else {
-        errors.invalid_each(&path.child("namespace"), namespace, text::dns1123_label(namespace));
+        errors.invalid_each(
+            &path.child("namespace"),
+            namespace,
+            text::dns1123_label(namespace),
+        );
     }
     if let Some(generation) = meta.generation.filter(|generation| *generation < 0) {
         errors.invalid(
@@ -78,7 +90,11 @@ pub fn validate_object_meta(
         );
     }
     validate_labels(meta.labels.as_ref(), &path.child("labels"), errors);
-    validate_annotations(meta.annotations.as_ref(), &path.child("annotations"), errors);
+    validate_annotations(
+        meta.annotations.as_ref(),
+        &path.child("annotations"),
+        errors,
+    );
     validate_owner_references(meta, &path.child("ownerReferences"), errors);
     validate_finalizers(meta, &path.child("finalizers"), errors);
     validate_managed_fields(meta, &path.child("managedFields"), errors);
@@ -116,7 +132,10 @@ pub fn validate_object_meta_update(
         if !extra.is_empty() {
             extra.sort();
             extra.dedup();
-            let extra: Vec<String> = extra.into_iter().map(|name| crate::field::quoted(name)).collect();
+            let extra: Vec<String> = extra
+                .into_iter()
+                .map(|name| crate::field::quoted(name))
+                .collect();
             errors.forbidden(
                 &path.child("finalizers"),
                 format!(
@@ -126,8 +145,17 @@ pub fn validate_object_meta_update(
             );
         }
     }
-    if new.resource_version.as_deref().unwrap_or_default().is_empty() {
-        errors.invalid(&path.child("resourceVersion"), "", "must be specified for an update");
+    if new
+        .resource_version
+        .as_deref()
+        .unwrap_or_default()
+        .is_empty()
+    {
+        errors.invalid(
+            &path.child("resourceVersion"),
+            "",
+            "must be specified for an update",
+        );
     }
     if new.generation.unwrap_or(0) < old.generation.unwrap_or(0) {
         errors.invalid(
@@ -194,7 +222,11 @@ fn validate_owner_reference(owner: &OwnerReference, path: &Path<'_>, errors: &mu
             "version must not be empty",
         );
     }
-    for (field, value) in [("kind", &owner.kind), ("name", &owner.name), ("uid", &owner.uid)] {
+    for (field, value) in [
+        ("kind", &owner.kind),
+        ("name", &owner.name),
+        ("uid", &owner.uid),
+    ] {
         if value.is_empty() {
             errors.invalid(&path.child(field), value, "must not be empty");
         }
@@ -253,14 +285,14 @@ fn validate_managed_fields(meta: &ObjectMeta, path: &Path<'_>, errors: &mut Erro
     }
 }
 
-fn validate_managed_fields_entry(
-    entry: &ManagedFieldsEntry,
-    path: &Path<'_>,
-    errors: &mut Errors,
-) {
+fn validate_managed_fields_entry(entry: &ManagedFieldsEntry, path: &Path<'_>, errors: &mut Errors) {
     let operation = entry.operation.as_deref().unwrap_or_default();
     if !matches!(operation, "Apply" | "Update") {
-        errors.invalid(&path.child("operation"), operation, "must be `Apply` or `Update`");
+        errors.invalid(
+            &path.child("operation"),
+            operation,
+            "must be `Apply` or `Update`",
+        );
     }
     let fields_type = entry.fields_type.as_deref().unwrap_or_default();
     if !matches!(fields_type, "" | "FieldsV1") {
@@ -297,7 +329,10 @@ pub fn validate_field_manager(manager: &str, path: &Path<'_>, errors: &mut Error
 pub fn validate_conditions(conditions: &[Condition], path: &Path<'_>, errors: &mut Errors) {
     for (i, condition) in conditions.iter().enumerate() {
         let path = path.index(i);
-        if conditions[..i].iter().any(|earlier| earlier.type_ == condition.type_) {
+        if conditions[..i]
+            .iter()
+            .any(|earlier| earlier.type_ == condition.type_)
+        {
             errors.duplicate(&path.child("type"), &condition.type_);
         }
         validate_condition(condition, &path, errors);
@@ -310,7 +345,10 @@ pub fn validate_condition(condition: &Condition, path: &Path<'_>, errors: &mut E
     if !statuses.contains(&condition.status.as_str()) {
         errors.not_supported(&path.child("status"), &condition.status, &statuses);
     }
-    if let Some(generation) = condition.observed_generation.filter(|generation| *generation < 0) {
+    if let Some(generation) = condition
+        .observed_generation
+        .filter(|generation| *generation < 0)
+    {
         errors.invalid(
             &path.child("observedGeneration"),
             generation,
@@ -323,7 +361,10 @@ pub fn validate_condition(condition: &Condition, path: &Path<'_>, errors: &mut E
     } else {
         let mut bytes = reason.bytes();
         let starts = bytes.next().is_some_and(|c| c.is_ascii_alphabetic());
-        let ends = reason.bytes().last().is_some_and(|c| c.is_ascii_alphanumeric() || c == b'_');
+        let ends = reason
+            .bytes()
+            .last()
+            .is_some_and(|c| c.is_ascii_alphanumeric() || c == b'_');
         let between = bytes.all(|c| c.is_ascii_alphanumeric() || matches!(c, b'_' | b',' | b':'));
         errors.invalid_each(
             &path.child("reason"),

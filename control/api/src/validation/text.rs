@@ -7,8 +7,14 @@ fn regex_error(message: &str, pattern: &str, examples: &[&str]) -> String {
     if examples.is_empty() {
         return format!("{message} (regex used for validation is '{pattern}')");
     }
-    let examples: Vec<String> = examples.iter().map(|example| format!("'{example}', ")).collect();
-    format!("{message} (e.g. {}regex used for validation is '{pattern}')", examples.join(" or "))
+    let examples: Vec<String> = examples
+        .iter()
+        .map(|example| format!("'{example}', "))
+        .collect();
+    format!(
+        "{message} (e.g. {}regex used for validation is '{pattern}')",
+        examples.join(" or ")
+    )
 }
 
 fn max_characters(limit: usize) -> String {
@@ -222,9 +228,10 @@ pub fn label_value(value: &str) -> Messages {
 }
 
 pub fn c_identifier(value: &str) -> Messages {
-    let fits = value.bytes().enumerate().all(|(i, c)| {
-        c == b'_' || c.is_ascii_alphabetic() || (i > 0 && c.is_ascii_digit())
-    });
+    let fits = value
+        .bytes()
+        .enumerate()
+        .all(|(i, c)| c == b'_' || c.is_ascii_alphabetic() || (i > 0 && c.is_ascii_digit()));
     if fits && !value.is_empty() {
         return Messages::new();
     }
@@ -241,7 +248,11 @@ pub fn port_number(port: i64) -> Messages {
 }
 
 pub fn in_range(value: i64, low: i64, high: i64) -> Messages {
-    if (low..=high).contains(&value) { Messages::new() } else { vec![inclusive_range(low, high)] }
+    if (low..=high).contains(&value) {
+        Messages::new()
+    } else {
+        vec![inclusive_range(low, high)]
+    }
 }
 
 pub fn user_id(id: i64) -> Messages {
@@ -255,8 +266,9 @@ pub fn port_name(value: &str) -> Messages {
     }
     let allowed = |c: u8| is_lower_alphanumeric(c) || c == b'-';
     if value.is_empty() || !value.bytes().all(allowed) {
-        messages
-            .push("must contain only alpha-numeric characters (a-z, 0-9), and hyphens (-)".to_owned());
+        messages.push(
+            "must contain only alpha-numeric characters (a-z, 0-9), and hyphens (-)".to_owned(),
+        );
     }
     if !value.bytes().any(|c| c.is_ascii_lowercase()) {
         messages.push("must contain at least one letter (a-z)".to_owned());
@@ -283,7 +295,11 @@ pub fn percent(value: &str) -> Messages {
 }
 
 pub fn http_header_name(value: &str) -> Messages {
-    if !value.is_empty() && value.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'-') {
+    if !value.is_empty()
+        && value
+            .bytes()
+            .all(|c| c.is_ascii_alphanumeric() || c == b'-')
+    {
         return Messages::new();
     }
     vec![regex_error(
@@ -359,7 +375,11 @@ pub fn path_segment_prefix(value: &str) -> Messages {
 
 /// Messages of a pattern given by the caller, for the rules that only one kind has.
 pub fn pattern(fits: bool, message: &str, pattern: &str, examples: &[&str]) -> Messages {
-    if fits { Messages::new() } else { vec![regex_error(message, pattern, examples)] }
+    if fits {
+        Messages::new()
+    } else {
+        vec![regex_error(message, pattern, examples)]
+    }
 }
 
 #[cfg(test)]
@@ -379,16 +399,40 @@ mod tests {
     #[test]
     fn shapes() {
         let long = "a".repeat(64);
-        check(dns1123_label, &["a", "a-1", "1"], &["", "-a", "a-", "A", "a.b", "a_b", &long]);
-        check(dns1123_subdomain, &["a.b", "1.2", &long], &["", ".", "a..b", "a.-b", "A.b"]);
+        check(
+            dns1123_label,
+            &["a", "a-1", "1"],
+            &["", "-a", "a-", "A", "a.b", "a_b", &long],
+        );
+        check(
+            dns1123_subdomain,
+            &["a.b", "1.2", &long],
+            &["", ".", "a..b", "a.-b", "A.b"],
+        );
         check(dns1035_label, &["a", "a-1"], &["1a", "a.b", ""]);
-        check(wildcard_dns1123_subdomain, &["*.a.b"], &["*", "*.*.a", "a.b", "*a.b"]);
-        check(qualified_name, &["A", "a.b/C_d"], &["", "/a", "a/", "a/b/c", "A.b/c", "a b", &long]);
+        check(
+            wildcard_dns1123_subdomain,
+            &["*.a.b"],
+            &["*", "*.*.a", "a.b", "*a.b"],
+        );
+        check(
+            qualified_name,
+            &["A", "a.b/C_d"],
+            &["", "/a", "a/", "a/b/c", "A.b/c", "a b", &long],
+        );
         check(label_value, &["", "A_b.c"], &["-a", "a b", &long]);
-        check(port_name, &["http", "a-1"], &["", "1", "a--b", "-a", "abcdefghijklmnop", "A"]);
+        check(
+            port_name,
+            &["http", "a-1"],
+            &["", "1", "a--b", "-a", "abcdefghijklmnop", "A"],
+        );
         check(percent, &["0%", "100%"], &["%", "1", "-1%"]);
         check(env_var_name, &["A b", "1"], &["", "a=b", "é"]);
-        check(config_map_key, &["a.B_c", ".a"], &["", ".", "..", "..a", "a/b"]);
+        check(
+            config_map_key,
+            &["a.B_c", ".a"],
+            &["", ".", "..", "..a", "a/b"],
+        );
         check(c_identifier, &["_a1"], &["1a", "", "a-b"]);
     }
 
@@ -396,7 +440,9 @@ mod tests {
     fn the_example_list_reads_as_upstream() {
         assert_eq!(
             percent("5"),
-            ["a valid percent string must be a numeric string followed by an ending '%' (e.g. '1%',  or '93%', regex used for validation is '[0-9]+%')"]
+            [
+                "a valid percent string must be a numeric string followed by an ending '%' (e.g. '1%',  or '93%', regex used for validation is '[0-9]+%')"
+            ]
         );
     }
 }
