@@ -1,0 +1,106 @@
+//! `cargo xtask setup`: makes this machine able to build and run skep. Looks first, so that it is quick and silent when
+//! there is nothing to do.
+//!
+//! What it cannot do itself (no root, no apt) it collects, and then says all of it at once.
+
+mod bpf;
+pub mod docker;
+mod kernel;
+mod packages;
+
+use anyhow::{Result, bail};
+
+use crate::command;
+use packages::Package;
+
+/// Programs needed to build and run, and the Debian package that brings each.
+const NEEDED: [Package; 7] = [
+    Package {
+        name: "build-essential",
+        program: "cc",
+        purpose: "compiling the C parts of crates",
+    },
+    Package {
+        name: "protobuf-compiler",
+        program: "protoc",
+        purpose: "building the etcd client",
+    },
+    Package {
+        name: "docker.io",
+        program: "dockerd",
+        purpose: "running containers",
+    },
+    Package {
+        name: "docker.io",
+        program: "docker",
+        purpose: "importing images",
+    },
+    Package {
+        name: "iproute2",
+        program: "ip",
+        purpose: "namespaces and links",
+    },
+    Package {
+        name: "util-linux",
+        program: "nsenter",
+        purpose: "starting programs in namespaces",
+    },
+    Package {
+        name: "etcd-server",
+        program: "etcd",
+        purpose: "clusters that store in etcd",
+    },
+];
+
+pub fn run() -> Result<()> {
+    let mut missing: Vec<Package> = NEEDED
+        .into_iter()
+        .filter(|package| command::find(package.program).is_none())
+        .collect();
+    missing.extend(bpf::missing_packages());
+
+    if missing.iter().any(|package| package.program == "dockerd") {
+        docker::configure_before_first_start()?;
+    }
+    let mut unsolved = Vec::new();
+    if !missing.is_empty()
+        && let Err(reason) = packages::install(&missing)
+    {
+        unsolved.push(format!("{reason:#}"));
+        unsolved.extend(missing.iter().map(|package| {
+            format!(
+                "{}: {} (Debian package {})",
+                package.program, package.purpose, package.name
+            )
+        }));
+    }
+    if unsolved.is_empty() {
+        bpf::install_linker()?;
+    } else if let Some(linker) = bpf::missing_linker() {
+        unsolved.push(linker);
+    }
+    if let Err(reason) = kernel::prepare() {
+        unsolved.push(format!("{reason:#}"));
+    }
+    if unsolved.is_empty()
+        && let Err(reason) = docker::start()
+    {
+        unsolved.push(format!("{reason:#}"));
+    }
+    if !unsolved.is_empty() {
+        bail!(
+            "this machine lacks what skep needs, and it cannot be installed from here:\n  - {}\n\
+             Install these, then run the command again.",
+            unsolved.join("\n  - ")
+        );
+    }
+    Ok(())
+}
+
+pub(crate) use kernel::cgroup_mounts;
+pub(crate) use packages::unpack;
+
+/// Where cgroup2 is mounted.
+pub(crate) fn cgroup2_mount() -> Option<std::path::PathBuf> {
+    kernel::mount_point("cgroup2")
+}

@@ -1,0 +1,31 @@
+//! Where things are in the tree.
+
+use std::path::{Path, PathBuf};
+
+/// The root of the checkout. cargo says where xtask's manifest is; the path compiled in serves a binary that is run
+/// without cargo, as the supervisor is.
+pub fn root() -> PathBuf {
+    let manifest = std::env::var_os("CARGO_MANIFEST_DIR")
+        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
+    manifest
+        .parent()
+        .map_or_else(|| manifest.clone(), Path::to_path_buf)
+}
+
+/// cargo's target directory.
+pub fn target() -> PathBuf {
+    match std::env::var_os("CARGO_TARGET_DIR") {
+        Some(directory) => root().join(directory),
+        None => root().join("target"),
+    }
+}
+
+/// One of the three binaries, as `cargo xtask build` leaves it.
+pub fn binary(name: &str) -> PathBuf {
+    target().join("release").join(name)
+}
+
+/// The cargo that runs us, or the one on PATH.
+pub fn cargo() -> PathBuf {
+    std::env::var_os("CARGO").map_or_else(|| PathBuf::from("cargo"), PathBuf::from)
+}
