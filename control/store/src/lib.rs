@@ -9,12 +9,20 @@
 //! # Guarantees
 //! - A transaction that returned [`TxnOutcome::Committed`] is on disk (redb: fsync; etcd: quorum).
 //! - `range` at revision R followed by `watch` from R + 1 misses nothing and repeats nothing.
+//! - Within one transaction the last operation on a key counts. A transaction that changes nothing (no operation, or
+//!   deletes of missing keys) makes no revision and answers the newest one.
+//! - After `compact(R)`, ranges at R and later and watches from R and later still work.
 #![forbid(unsafe_code)]
 
-use std::{sync::Arc, time::Duration};
+pub mod memory;
+
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::stream::BoxStream;
+
+/// What one value may have: what etcd takes in one request (1.5 MiB), less room for keys and guards.
+pub const MAX_VALUE_BYTES: usize = 1_500_000;
 
 /// Counts commits of the whole store. 0 means "never"; the first commit is 1 or above.
 pub type Revision = u64;
@@ -96,6 +104,22 @@ pub enum Event {
     },
 }
 
+impl Event {
+    pub fn key(&self) -> &Key {
+        match self {
+            Self::Put { entry, .. } => &entry.key,
+            Self::Delete { key, .. } => key,
+        }
+    }
+
+    pub fn revision(&self) -> Revision {
+        match self {
+            Self::Put { entry, .. } => entry.mod_revision,
+            Self::Delete { revision, .. } => *revision,
+        }
+    }
+}
+
 /// All events of one or more whole commits, in order. `revision` is the last one seen, also when `events` is empty
 /// (progress: nothing that the watch selects happened up to there).
 #[derive(Clone, Debug)]
@@ -138,7 +162,8 @@ pub trait Store: Send + Sync + 'static {
 
     async fn range(&self, request: RangeRequest) -> Result<RangeResult, StoreError>;
 
-    /// Streams every commit with a revision >= `from` under `prefix`. `from` = 0 means "from now on".
+    /// Streams every commit with a revision >= `from` under `prefix`. `from` = 0 means "from now on"; a `from` that is
+    /// not reached yet waits for it.
     /// A stream that falls behind compaction ends with [`StoreError::Compacted`].
     async fn watch(&self, prefix: &str, from: Revision) -> Result<WatchStream, StoreError>;
 
@@ -147,4 +172,41 @@ pub trait Store: Send + Sync + 'static {
 
     /// Forgets history before `revision`; the live values stay.
     async fn compact(&self, revision: Revision) -> Result<(), StoreError>;
+}
+
+impl Op {
+    pub fn key(&self) -> &Key {
+        match self {
+            Self::Put { key, .. } | Self::Delete { key } => key,
+        }
+    }
+}
+
+fn check_sizes(ops: &[Op]) -> Result<(), StoreError> {
+    for op in ops {
+        if let Op::Put { key, value, .. } = op
+            && value.len() > MAX_VALUE_BYTES
+        {
+            return Err(StoreError::TooLarge {
+                key: key.clone(),
+                size: value.len(),
+                limit: MAX_VALUE_BYTES,
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Keeps the last operation on each key, in the order in which those stood.
+fn last_op_per_key(mut ops: Vec<Op>) -> Vec<Op> {
+    if ops.len() > 1 {
+        let mut seen = HashSet::new();
+        let mut last: Vec<bool> = ops
+            .iter()
+            .rev()
+            .map(|op| seen.insert(op.key().clone()))
+            .collect();
+        ops.retain(|_| last.pop().unwrap_or(true));
+    }
+    ops
 }

@@ -1,0 +1,93 @@
+//! The recent events of one resource, oldest first.
+
+use std::{
+    collections::VecDeque,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use skep_store::Revision;
+
+use super::{Event, sorted::Sorted};
+
+pub(super) struct History {
+    /// Sorted by revision; holds every event with a revision above `floor`.
+    events: VecDeque<(Instant, Arc<Event>)>,
+    floor: Revision,
+    size_bytes: usize,
+}
+
+impl History {
+    /// Knows everything that happens after `floor`.
+    pub(super) fn after(floor: Revision) -> Self {
+        Self {
+            events: VecDeque::new(),
+            floor,
+            size_bytes: 0,
+        }
+    }
+
+    pub(super) fn floor(&self) -> Revision {
+        self.floor
+    }
+
+    pub(super) fn size_bytes(&self) -> usize {
+        self.size_bytes
+    }
+
+    pub(super) fn push(&mut self, event: Arc<Event>, now: Instant) {
+        self.size_bytes += event.size_bytes();
+        self.events.push_back((now, event));
+    }
+
+    /// Returns the bytes set free.
+    pub(super) fn forget_oldest(&mut self) -> usize {
+        let Some((_, event)) = self.events.pop_front() else {
+            return 0;
+        };
+        self.floor = event.revision;
+        let freed = event.size_bytes();
+        self.size_bytes -= freed;
+        if self.events.is_empty() {
+            self.events.shrink_to_fit();
+        }
+        freed
+    }
+
+    pub(super) fn forget_older_than(&mut self, age: Duration, now: Instant) -> usize {
+        let mut freed = 0;
+        while self
+            .events
+            .front()
+            .is_some_and(|(at, _)| now.duration_since(*at) > age)
+        {
+            freed += self.forget_oldest();
+        }
+        freed
+    }
+
+    /// Everything after `revision`; `None` if some of that is forgotten.
+    pub(super) fn since(
+        &self,
+        revision: Revision,
+    ) -> Option<impl DoubleEndedIterator<Item = &Arc<Event>>> {
+        if revision < self.floor {
+            return None;
+        }
+        let start = self
+            .events
+            .partition_point(|(_, event)| event.revision <= revision);
+        Some(self.events.range(start..).map(|(_, event)| event))
+    }
+
+    /// The entries as they were at `revision`, from how they are now; `None` if that is forgotten.
+    pub(super) fn rewind(&self, mut entries: Sorted, revision: Revision) -> Option<Sorted> {
+        for event in self.since(revision)?.rev() {
+            match &event.previous {
+                Some(previous) => entries.insert(previous.clone()),
+                None => entries.remove(&event.entry.key),
+            };
+        }
+        Some(entries)
+    }
+}
