@@ -5,13 +5,18 @@
 #![forbid(unsafe_code)]
 
 mod builtin;
+pub mod defaults;
 pub mod duration;
 pub mod field;
 pub mod kinds;
+pub mod node;
+pub mod pod;
 pub mod printer;
+pub mod quantity;
 pub mod resource;
 pub mod selector;
 pub mod strategy;
 pub mod validation;
+pub mod zero;
 
 pub use builtin::builtin;

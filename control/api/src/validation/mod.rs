@@ -2,4 +2,5 @@
 
 pub mod labels;
 pub mod meta;
+pub mod resources;
 pub mod text;

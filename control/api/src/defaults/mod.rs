@@ -1,0 +1,4 @@
+//! Defaults shared among kinds: pod specs, volume sources, claims.
+
+pub mod pod_spec;
+pub mod volumes;
