@@ -16,7 +16,16 @@ pub struct StructuralError {
 /// When the schema is not structural.
 pub fn structural(schema: &Value) -> Result<TypeRef, StructuralError> {
     let _ = schema;
-    Ok(TypeRef::named(""))
+    TypeRef::new(
+        std::sync::Arc::new(crate::table::Table {
+            types: vec![crate::table::Type::default()],
+        }),
+        0,
+    )
+    .ok_or_else(|| StructuralError {
+        field: String::new(),
+        detail: String::new(),
+    })
 }
 
 /// Fills in `default`s of the schema, in place. Does nothing for built-in types (their strategies default).
@@ -49,3 +58,6 @@ pub struct Invalid {
 pub fn validate(_value: &Value, _ty: &TypeRef) -> Vec<Invalid> {
     Vec::new()
 }
+
+#[derive(Debug, Default)]
+pub struct Rules {}
