@@ -14,7 +14,10 @@
 //! - After `compact(R)`, ranges at R and later and watches from R and later still work.
 #![forbid(unsafe_code)]
 
+#[cfg(test)]
+mod conformance;
 pub mod memory;
+pub mod redb;
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
@@ -87,8 +90,8 @@ pub struct RangeResult {
     pub entries: Vec<Entry>,
     /// The revision that the entries are a consistent snapshot of.
     pub revision: Revision,
-    /// How many more keys match after the last entry returned.
-    pub remaining: usize,
+    /// Whether more keys match after the last entry returned.
+    pub more: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

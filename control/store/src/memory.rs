@@ -113,7 +113,7 @@ impl Store for MemoryStore {
         Ok(RangeResult {
             entries,
             revision,
-            remaining: matching.count(),
+            more: matching.next().is_some(),
         })
     }
 
@@ -305,12 +305,13 @@ impl State {
         });
     }
 
+    /// Deletes what is due, each as a commit of its own: clients resume watches by revision, between any two events.
     fn expire(&mut self, now: Instant) -> Option<Revision> {
         let due = self.due.iter().take_while(|(due, _)| *due <= now);
-        let ops: Vec<Op> = due
-            .map(|(_, key)| Op::Delete { key: key.clone() })
-            .collect();
-        (!ops.is_empty()).then(|| self.apply(ops))
+        let due: Vec<Key> = due.map(|(_, key)| key.clone()).collect();
+        due.into_iter()
+            .map(|key| self.apply(vec![Op::Delete { key }]))
+            .last()
     }
 }
 
@@ -375,6 +376,30 @@ async fn expire(shared: Weak<Shared>) {
         tokio::select! {
             () = tokio::time::sleep_until(wake) => {}
             () = strong.due_changed.notified() => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::conformance;
+
+    #[tokio::test]
+    async fn conforms() {
+        conformance::check_all(Arc::new(MemoryStore::new())).await;
+    }
+
+    proptest! {
+        #[test]
+        fn agrees_with_the_model(steps in conformance::steps()) {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let store = Arc::new(MemoryStore::new());
+                conformance::check_against_model(store, &steps, |store| store).await;
+            });
         }
     }
 }

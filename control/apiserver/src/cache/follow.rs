@@ -88,7 +88,7 @@ impl Inner {
                     .entries
                     .insert(Arc::new(entry));
             }
-            if page.remaining == 0 {
+            if !page.more {
                 break;
             }
         }

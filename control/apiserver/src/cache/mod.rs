@@ -483,7 +483,7 @@ impl Inner {
                     entries.insert(Arc::new(entry));
                 }
             }
-            if page.remaining == 0 {
+            if !page.more {
                 return Ok(Snapshot {
                     revision,
                     prefix: prefix.into(),
