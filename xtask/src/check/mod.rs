@@ -1,3 +1,59 @@
-pub fn run() -> anyhow::Result<()> {
-    anyhow::bail!("not yet")
+//! `cargo xtask check`: what CI holds every change to before it tests.
+
+mod licences;
+mod tidy;
+
+use anyhow::{Result, bail};
+
+use crate::{command, progress, setup, workspace};
+
+type Check = fn() -> Result<()>;
+
+pub fn run() -> Result<()> {
+    setup::run()?;
+    let checks: [(&str, Check); 4] = [
+        ("the rules of the tree", tidy::run),
+        ("licences", licences::run),
+        ("format", format),
+        ("clippy", clippy),
+    ];
+    // All of them, so that one run shows everything there is to mend.
+    let failures: Vec<String> = checks
+        .into_iter()
+        .filter_map(|(what, check)| {
+            let failure = progress::step(&format!("checking {what}"), check).err()?;
+            Some(format!("{what}: {failure:#}"))
+        })
+        .collect();
+    if !failures.is_empty() {
+        bail!("{}", failures.join("\n"));
+    }
+    Ok(())
+}
+
+fn format() -> Result<()> {
+    command::program(workspace::cargo())
+        .args(["fmt", "--all", "--check"])
+        .directory(&workspace::root())
+        .run()
+}
+
+/// The eBPF programs compile for another target, with a toolchain that brings no clippy: the build script of
+/// node-agent/datapath, which this runs, builds them.
+///
+/// In the release profile, which shares build scripts and macros with the build that follows it in CI.
+fn clippy() -> Result<()> {
+    command::program(workspace::cargo())
+        .args([
+            "clippy",
+            "--quiet",
+            "--release",
+            "--locked",
+            "--workspace",
+            "--exclude",
+            "skep-ebpf-programs",
+        ])
+        .args(["--all-targets", "--test", "e2e", "--", "--deny", "warnings"])
+        .directory(&workspace::root())
+        .run()
 }

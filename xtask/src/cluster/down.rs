@@ -41,6 +41,11 @@ pub fn run(options: &Options) -> Result<()> {
     if options.all {
         super::images::remove();
     }
+    stop_docker_if_unused()
+}
+
+/// Stops the daemon that we started, once no cluster of this machine is left.
+pub fn stop_docker_if_unused() -> Result<()> {
     if claimed().is_empty() {
         setup::docker::stop()?;
     }

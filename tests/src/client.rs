@@ -1,0 +1,126 @@
+//! The command lines that people use: the real kubectl, and skep's own.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result, bail};
+use serde_json::Value;
+
+/// A command-line client of one cluster and one namespace.
+#[derive(Clone, Debug)]
+pub struct Client {
+    program: PathBuf,
+    kubeconfig: PathBuf,
+    namespace: String,
+}
+
+/// What a command printed and how it ended.
+#[derive(Debug)]
+pub struct Outcome {
+    pub succeeded: bool,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Client {
+    pub fn new(program: impl Into<PathBuf>, kubeconfig: &Path, namespace: &str) -> Self {
+        Self {
+            program: program.into(),
+            kubeconfig: kubeconfig.to_owned(),
+            namespace: namespace.to_owned(),
+        }
+    }
+
+    /// `kubectl` or `skep`.
+    pub fn name(&self) -> String {
+        self.program
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned()
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.program
+    }
+
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(&self.program);
+        command
+            .arg("--kubeconfig")
+            .arg(&self.kubeconfig)
+            .args(["--namespace", &self.namespace])
+            .args(arguments)
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// Runs a command that may fail.
+    pub fn attempt(&self, arguments: &[&str]) -> Result<Outcome> {
+        let output = self
+            .command(arguments)
+            .output()
+            .with_context(|| format!("cannot run {}", self.program.display()))?;
+        Ok(Outcome {
+            succeeded: output.status.success(),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        })
+    }
+
+    /// Runs a command that must succeed and returns what it printed.
+    pub fn run(&self, arguments: &[&str]) -> Result<String> {
+        let outcome = self.attempt(arguments)?;
+        if !outcome.succeeded {
+            bail!(
+                "`{} {}` failed: {}",
+                self.name(),
+                arguments.join(" "),
+                outcome.stderr.trim()
+            );
+        }
+        Ok(outcome.stdout)
+    }
+
+    /// Runs a command that must succeed and print something.
+    pub fn expect(&self, arguments: &[&str], printed: &str) -> Result<String> {
+        let stdout = self.run(arguments)?;
+        if !stdout.contains(printed) {
+            bail!(
+                "`{} {}` printed {stdout:?}, not {printed:?}",
+                self.name(),
+                arguments.join(" ")
+            );
+        }
+        Ok(stdout)
+    }
+
+    /// Runs a command that must fail and say something.
+    pub fn refuse(&self, arguments: &[&str], said: &str) -> Result<String> {
+        let outcome = self.attempt(arguments)?;
+        if outcome.succeeded {
+            bail!(
+                "`{} {}` succeeded; expected {said:?}",
+                self.name(),
+                arguments.join(" ")
+            );
+        }
+        let output = format!("{}{}", outcome.stdout, outcome.stderr);
+        if !output.contains(said) {
+            bail!(
+                "`{} {}` said {output:?}, not {said:?}",
+                self.name(),
+                arguments.join(" ")
+            );
+        }
+        Ok(output)
+    }
+
+    /// `get … -o json`.
+    pub fn get(&self, arguments: &[&str]) -> Result<Value> {
+        let arguments = [&["get"], arguments, &["-o", "json"]].concat();
+        let text = self.run(&arguments)?;
+        serde_json::from_str(&text)
+            .with_context(|| format!("`{}` printed no JSON", arguments.join(" ")))
+    }
+}
