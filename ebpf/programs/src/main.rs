@@ -1,18 +1,42 @@
+//! skep's datapath in the kernel. One file a hook, the rest is shared between them.
+//!
+//! | program | hook | duty | Linux |
+//! |---|---|---|---|
+//! | `connect4/6`, `sendmsg4/6` | cgroup | a Service address becomes a backend before any packet exists | 5.11 |
+//! | `recvmsg4/6`, `getpeername4/6` | cgroup | the application keeps seeing the Service | 5.11 |
+//! | `from_pod`, `to_pod` | tcx (clsact before 6.6) on the host end of a pod's veth | anti-spoofing, policy, masquerade, per-packet Services | 5.11 |
+//! | `from_net`, `to_net` | tcx (clsact before 6.6) on the uplink and the tunnel | NodePort and external addresses, reverse translation | 5.11 |
+//!
+//! The floor of 5.11 is `bpf_ktime_get_coarse_ns`; the supported floor is 5.15. On 5.15–5.17 a
+//! refused connect says EPERM, from 5.18 on ECONNREFUSED (`bpf_set_retval`).
+//!
+//! Read `socket`, then `net` and `pod`. An entry point is a truth table; raw pointers stay in
+//! `packet` and `maps`.
 #![no_std]
 #![no_main]
-#![allow(unsafe_code)]
-use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
+#![allow(
+    unsafe_code,
+    reason = "maps and helpers of the kernel are raw pointers"
+)]
 
-#[cgroup_sock_addr(connect4)]
-pub fn connect4(_ctx: SockAddrContext) -> i32 {
-    1
-}
+mod count;
+mod flow;
+mod forward;
+mod maps;
+mod net;
+mod packet;
+mod pod;
+mod policy;
+mod service;
+mod socket;
 
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    // Unreachable: the build has no panicking path, and the verifier would refuse the loop.
     loop {}
 }
 
+/// Helpers such as `bpf_fib_lookup` are only for programs under a GPL-compatible licence.
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
-static LICENSE: [u8; 4] = *b"GPL\0";
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -1,0 +1,121 @@
+//! The flow table: address translation and connection tracking in one hash.
+//!
+//! An entry is keyed by the tuple as it arrives and carries the tuple to leave with, so that no
+//! entry depends on another or on a Service that still exists. Every translated connection has
+//! two: one per direction. They are removed by the agent's sweep, never by the kernel: a full
+//! table refuses new flows and keeps the live ones.
+
+use crate::{Address, PortBe};
+
+/// A packet's tuple. ICMP echo: the identifier is the source port of a request and the
+/// destination port of a reply; the other is 0.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FlowKey {
+    pub source: Address,
+    pub destination: Address,
+    pub source_port: PortBe,
+    pub destination_port: PortBe,
+    pub protocol: u8,
+    pub _pad: [u8; 3],
+}
+
+impl FlowKey {
+    /// The tuple of the answer.
+    #[inline(always)]
+    pub const fn reversed(&self) -> Self {
+        Self {
+            source: self.destination,
+            destination: self.source,
+            source_port: self.destination_port,
+            destination_port: self.source_port,
+            protocol: self.protocol,
+            _pad: [0; 3],
+        }
+    }
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Flow {
+    /// The tuple to leave with.
+    pub source: Address,
+    pub destination: Address,
+    pub source_port: PortBe,
+    pub destination_port: PortBe,
+    /// `flow_flags`.
+    pub flags: u32,
+    /// When a packet last used it, in seconds of the monotonic clock.
+    pub seen: u32,
+    /// The Service translated, or 0.
+    pub service: u32,
+    /// The backend chosen, or 0 without a Service.
+    pub backend: u32,
+    /// The policy generation that allowed it; another generation asks again.
+    pub policy_generation: u32,
+}
+
+impl Flow {
+    /// The key under which the answer's entry is found.
+    pub const fn reverse_key(&self, protocol: u8) -> FlowKey {
+        FlowKey {
+            source: self.destination,
+            destination: self.source,
+            source_port: self.destination_port,
+            destination_port: self.source_port,
+            protocol,
+            _pad: [0; 3],
+        }
+    }
+}
+
+pub mod flow_flags {
+    /// Runs from the answering side to the asking side.
+    pub const REVERSE: u32 = 1 << 0;
+    /// An answer was seen: not a half-open connection.
+    pub const ANSWERED: u32 = 1 << 1;
+    /// FIN seen in this direction.
+    pub const FIN: u32 = 1 << 2;
+    /// RST seen in either direction.
+    pub const RESET: u32 = 1 << 3;
+    /// FIN seen in the other direction.
+    pub const PEER_FIN: u32 = 1 << 4;
+    /// A pod's address hidden behind the node's.
+    pub const MASQUERADE: u32 = 1 << 5;
+    /// Nothing is rewritten: the entry only remembers that policy allowed the connection.
+    pub const TRACK_ONLY: u32 = 1 << 6;
+    pub const CLOSING: u32 = FIN | RESET | PEER_FIN;
+}
+
+/// First fragments tell the ports of the later ones (RFC 791 §3.2).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FragmentKey {
+    pub source: Address,
+    pub destination: Address,
+    pub id: u32,
+    pub protocol: u8,
+    pub _pad: [u8; 3],
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FragmentPorts {
+    pub source_port: PortBe,
+    pub destination_port: PortBe,
+}
+
+pub const MAX_FLOWS: u32 = 131_072;
+pub const MAX_FRAGMENTS: u32 = 4_096;
+
+/// Ports for translated sources: below the kernel's ephemeral range (32768–60999), outside the
+/// NodePort range (30000–32767), so that a host socket's tuple is never taken.
+pub const NAT_PORT_FIRST: u16 = 10_000;
+pub const NAT_PORT_COUNT: u16 = 19_999;
+
+const _: () = {
+    assert!(size_of::<FlowKey>() == 40);
+    assert!(size_of::<Flow>() == 56);
+    assert!(size_of::<FragmentKey>() == 40);
+    assert!((NAT_PORT_FIRST as u32 + NAT_PORT_COUNT as u32) < 30_000);
+};

@@ -1,0 +1,397 @@
+//! The flow table: following a known flow, creating the two entries of a new one, and finding the
+//! flow that an ICMP error is about.
+
+use core::ptr::addr_of;
+
+use aya_ebpf::bindings::{__sk_buff, BPF_F_PSEUDO_HDR, BPF_NOEXIST};
+use aya_ebpf::helpers::generated::{
+    bpf_csum_diff, bpf_get_prandom_u32, bpf_l3_csum_replace, bpf_l4_csum_replace,
+};
+use skep_ebpf_common::flow::*;
+use skep_ebpf_common::reason::Reason;
+use skep_ebpf_common::{Address, ICMP, ICMPV6, PortBe, TCP};
+
+use crate::count::now;
+use crate::maps::{FLOWS, Scratch, config};
+use crate::packet::{ACK, ETH_LEN, FIN, Packet, RST, SYN, Tuple, load, store};
+use crate::service::{alive, flow_hash};
+
+const EEXIST: i32 = -17;
+
+/// Attempts to find a free port before giving up; at half-full port space 1 in 65,536 flows fails.
+const PORT_ATTEMPTS: u32 = 16;
+/// Coprime to [`NAT_PORT_COUNT`], so that attempts never repeat a port.
+const PORT_STRIDE: u32 = 7_919;
+
+/// What a known flow says beside its tuple.
+#[derive(Clone, Copy)]
+pub struct Followed {
+    pub flags: u32,
+    pub service: u32,
+    pub policy_generation: u32,
+}
+
+/// Looks the packet's flow up, keeps its state and says in `new` how the packet leaves. `None`: a
+/// new flow.
+///
+/// A SYN on a connection that was closing begins a new one at once: clients reuse ports.
+#[inline(never)]
+pub fn follow(packet: &Packet, new: &mut Tuple) -> Option<Followed> {
+    let flow = FLOWS.get_ptr_mut(&packet.key)?;
+    // SAFETY: an element of the map; fields are updated by plain stores, a lost race delays a
+    // timestamp or a state bit until the next packet.
+    let flow = unsafe { &mut *flow };
+    let flags = flow.flags;
+    let opens = packet.key.protocol != TCP || packet.tcp_flags & (SYN | ACK) == SYN;
+    if opens && flags & flow_flags::REVERSE == 0 {
+        let closing = packet.key.protocol == TCP && flags & flow_flags::CLOSING != 0;
+        if closing || backend_gone(flow) {
+            forget(&packet.key, flow);
+            return None;
+        }
+    }
+    let now = now();
+    if flow.seen != now {
+        flow.seen = now;
+    }
+    let mut state = flags;
+    if packet.tcp_flags & FIN != 0 {
+        state |= flow_flags::FIN;
+    }
+    if packet.tcp_flags & RST != 0 {
+        state |= flow_flags::RESET;
+    }
+    if flags & flow_flags::REVERSE != 0 {
+        state |= flow_flags::ANSWERED;
+    }
+    if state != flags {
+        flow.flags = state;
+        tell_twin(flow, packet.key.protocol, state);
+    }
+    new.source = flow.source;
+    new.destination = flow.destination;
+    new.source_port = flow.source_port;
+    new.destination_port = flow.destination_port;
+    Some(Followed {
+        flags: state,
+        service: flow.service,
+        policy_generation: flow.policy_generation,
+    })
+}
+
+#[inline(always)]
+fn backend_gone(flow: &Flow) -> bool {
+    flow.service != 0
+        && !alive(flow.backend, flow.service)
+            .is_some_and(|backend| backend.address == flow.destination)
+}
+
+/// The other direction learns of FIN, RST and the first answer.
+#[inline(never)]
+fn tell_twin(flow: &Flow, protocol: u8, state: u32) -> u32 {
+    let key = flow.reverse_key(protocol);
+    if let Some(twin) = FLOWS.get_ptr_mut(&key) {
+        let mut told = state & (flow_flags::RESET | flow_flags::ANSWERED);
+        if state & flow_flags::FIN != 0 {
+            told |= flow_flags::PEER_FIN;
+        }
+        // SAFETY: an element of the map, as in `follow`.
+        unsafe { (*twin).flags |= told };
+    }
+    0
+}
+
+#[inline(never)]
+fn forget(key: &FlowKey, flow: &Flow) -> u32 {
+    let twin = flow.reverse_key(key.protocol);
+    // Either may be gone already.
+    let _ = FLOWS.remove(&twin);
+    let _ = FLOWS.remove(key);
+    0
+}
+
+/// A flow to be created.
+#[repr(C)]
+pub struct Wanted {
+    /// The source to leave with; its port is chosen by [`create`].
+    pub source: Address,
+    pub destination: Address,
+    pub destination_port: PortBe,
+    pub _pad: u16,
+    pub flags: u32,
+    pub service: u32,
+    pub backend: u32,
+}
+
+/// Creates both entries of `scratch.wanted` for the packet and leaves its tuple in `scratch.new`.
+/// The answer's entry goes first and only if its key is free: that is what allocates a port, per
+/// remote address and port. 0 = done, else the reason plus one.
+#[inline(never)]
+pub fn create(scratch: &mut Scratch) -> u32 {
+    let Scratch {
+        packet,
+        wanted,
+        answer_key,
+        answer,
+        flow,
+        new,
+        ..
+    } = scratch;
+    let key = &packet.key;
+    let now = now();
+    let generation = config().map_or(0, |config| config.policy_generation);
+    answer_key.source = wanted.destination;
+    answer_key.destination = wanted.source;
+    answer_key.source_port = wanted.destination_port;
+    answer_key.destination_port = key.source_port;
+    answer_key.protocol = key.protocol;
+    answer_key._pad = [0; 3];
+    answer.source = key.destination;
+    answer.destination = key.source;
+    answer.source_port = key.destination_port;
+    answer.destination_port = key.source_port;
+    answer.flags = wanted.flags | flow_flags::REVERSE;
+    answer.seen = now;
+    answer.service = wanted.service;
+    answer.backend = wanted.backend;
+    answer.policy_generation = generation;
+
+    let hides_source = wanted.source != key.source;
+    let own = key.source_port.get().wrapping_sub(NAT_PORT_FIRST);
+    let keep_port = !hides_source || own < NAT_PORT_COUNT || key.protocol == ICMP;
+    // SAFETY: no arguments.
+    let start = flow_hash(key) ^ unsafe { bpf_get_prandom_u32() };
+    let mut chosen = false;
+    for attempt in 0..PORT_ATTEMPTS {
+        if attempt > 0 || !keep_port {
+            let offset =
+                start.wrapping_add(attempt.wrapping_mul(PORT_STRIDE)) % NAT_PORT_COUNT as u32;
+            answer_key.destination_port = PortBe::new(NAT_PORT_FIRST + offset as u16);
+        }
+        match FLOWS.insert(&*answer_key, &*answer, BPF_NOEXIST as u64) {
+            Ok(()) => {
+                chosen = true;
+                break;
+            }
+            Err(EEXIST) => {
+                if attempt == 0 && take_over(answer_key, answer) != 0 {
+                    chosen = true;
+                    break;
+                }
+            }
+            Err(_) => return Reason::FlowTableFull as u32 + 1,
+        }
+    }
+    if !chosen {
+        return Reason::NoPort as u32 + 1;
+    }
+    flow.source = wanted.source;
+    flow.destination = wanted.destination;
+    flow.source_port = answer_key.destination_port;
+    flow.destination_port = wanted.destination_port;
+    flow.flags = wanted.flags;
+    flow.seen = now;
+    flow.service = wanted.service;
+    flow.backend = wanted.backend;
+    flow.policy_generation = generation;
+    if FLOWS.insert(key, &*flow, 0).is_err() {
+        let _ = FLOWS.remove(&*answer_key);
+        return Reason::FlowTableFull as u32 + 1;
+    }
+    new.source = flow.source;
+    new.destination = flow.destination;
+    new.source_port = flow.source_port;
+    new.destination_port = flow.destination_port;
+    0
+}
+
+/// Replaces an answer's entry that is this very flow's own left-over, or that of a connection
+/// which has ended.
+#[inline(never)]
+fn take_over(key: &FlowKey, answer: &Flow) -> u32 {
+    let Some(existing) = FLOWS.get_ptr_mut(key) else {
+        return 0;
+    };
+    // SAFETY: copied at once.
+    let existing = unsafe { *existing };
+    let same = existing.source == answer.source
+        && existing.destination == answer.destination
+        && existing.source_port == answer.source_port
+        && existing.destination_port == answer.destination_port;
+    if !same {
+        if existing.flags & flow_flags::CLOSING == 0 {
+            return 0;
+        }
+        let twin = existing.reverse_key(key.protocol);
+        let _ = FLOWS.remove(&twin);
+    }
+    FLOWS.insert(key, answer, 0).is_ok() as u32
+}
+
+/// Translates an ICMP error to what its receiver sent: the quoted packet is one that left after
+/// translation, so the entry of its answer says how to turn both headers back. The transport
+/// checksum inside the quote stays as it is: it may be cut off, and no receiver looks at it.
+///
+/// 0 = no flow known, 1 = translated, 2 = failed half-way.
+#[inline(never)]
+pub fn translate_icmp_error(skb: *mut __sk_buff, packet: &mut Packet) -> u32 {
+    let quote = packet.l4 + 8;
+    let v4 = packet.key.source.is_v4();
+    let mut quoted = FlowKey {
+        source: Address::ANY,
+        destination: Address::ANY,
+        source_port: PortBe(0),
+        destination_port: PortBe(0),
+        protocol: 0,
+        _pad: [0; 3],
+    };
+    let inner_l4;
+    if v4 {
+        let Some(header) = load::<[u32; 5]>(skb, quote) else {
+            return 0;
+        };
+        quoted.source = Address::from_v4_be(header[3]);
+        quoted.destination = Address::from_v4_be(header[4]);
+        quoted.protocol = (u32::from_be(header[2]) >> 16) as u8;
+        inner_l4 = quote + ((u32::from_be(header[0]) >> 24) & 0x0f) * 4;
+    } else {
+        let Some(header) = load::<[u32; 10]>(skb, quote) else {
+            return 0;
+        };
+        quoted.source = Address([header[2], header[3], header[4], header[5]]);
+        quoted.destination = Address([header[6], header[7], header[8], header[9]]);
+        quoted.protocol = (u32::from_be(header[1]) >> 8) as u8;
+        inner_l4 = quote + 40;
+    }
+    let Some(words) = load::<[u16; 4]>(skb, inner_l4) else {
+        return 0;
+    };
+    let echo = quoted.protocol == ICMP || quoted.protocol == ICMPV6;
+    if echo {
+        // Only a request is worth translating.
+        quoted.source_port = PortBe(words[2]);
+    } else {
+        quoted.source_port = PortBe(words[0]);
+        quoted.destination_port = PortBe(words[1]);
+    }
+    // SAFETY: copied at once.
+    let Some(flow) = (unsafe { FLOWS.get(quoted.reversed()) }).copied() else {
+        return 0;
+    };
+
+    let new_quote = [flow.destination, flow.source];
+    let old_quote = [quoted.source, quoted.destination];
+    let new_destination = if packet.key.destination == quoted.source {
+        flow.destination
+    } else {
+        packet.key.destination
+    };
+    let new_source = if packet.key.source == quoted.destination {
+        flow.source
+    } else {
+        packet.key.source
+    };
+
+    // SAFETY: both buffers are 32 bytes.
+    let inner = unsafe {
+        bpf_csum_diff(
+            addr_of!(old_quote).cast_mut().cast(),
+            32,
+            addr_of!(new_quote).cast_mut().cast(),
+            32,
+            0,
+        )
+    };
+    let old_ports = [quoted.source_port, quoted.destination_port];
+    let new_ports = if echo {
+        [flow.destination_port, PortBe(0)]
+    } else {
+        [flow.destination_port, flow.source_port]
+    };
+    // SAFETY: both buffers are 4 bytes.
+    let ports = unsafe {
+        bpf_csum_diff(
+            addr_of!(old_ports).cast_mut().cast(),
+            4,
+            addr_of!(new_ports).cast_mut().cast(),
+            4,
+            0,
+        )
+    };
+    if inner < 0 || ports < 0 {
+        return 2;
+    }
+    let checksum = packet.l4 + 2;
+    // SAFETY: the helpers check the offsets.
+    unsafe {
+        if bpf_l4_csum_replace(skb, checksum, 0, ports as u64, 0) != 0 {
+            return 2;
+        }
+        if v4 {
+            // The quoted header's own checksum makes up for its new addresses.
+            if bpf_l3_csum_replace(skb, quote + 10, 0, inner as u64, 0) != 0 {
+                return 2;
+            }
+        } else if bpf_l4_csum_replace(skb, checksum, 0, inner as u64, 0) != 0 {
+            return 2;
+        }
+    }
+    let stored = if v4 {
+        store(
+            skb,
+            quote + 12,
+            &[flow.destination.v4_be(), flow.source.v4_be()],
+        )
+    } else {
+        store(skb, quote + 8, &new_quote)
+    };
+    if stored.is_none() {
+        return 2;
+    }
+    let stored = if echo {
+        store(skb, inner_l4 + 4, &new_ports[0])
+    } else {
+        store(skb, inner_l4, &new_ports)
+    };
+    if stored.is_none() {
+        return 2;
+    }
+    let old_outer = [packet.key.source, packet.key.destination];
+    let new_outer = [new_source, new_destination];
+    // SAFETY: both buffers are 32 bytes; the helpers check the offsets.
+    unsafe {
+        let outer = bpf_csum_diff(
+            addr_of!(old_outer).cast_mut().cast(),
+            32,
+            addr_of!(new_outer).cast_mut().cast(),
+            32,
+            0,
+        );
+        if outer < 0 {
+            return 2;
+        }
+        let result = if v4 {
+            bpf_l3_csum_replace(skb, ETH_LEN + 10, 0, outer as u64, 0)
+        } else {
+            bpf_l4_csum_replace(skb, checksum, 0, outer as u64, BPF_F_PSEUDO_HDR as u64)
+        };
+        if result != 0 {
+            return 2;
+        }
+    }
+    let stored = if v4 {
+        store(
+            skb,
+            ETH_LEN + 12,
+            &[new_source.v4_be(), new_destination.v4_be()],
+        )
+    } else {
+        store(skb, ETH_LEN + 8, &new_outer)
+    };
+    if stored.is_none() {
+        return 2;
+    }
+    packet.key.source = new_source;
+    packet.key.destination = new_destination;
+    1
+}

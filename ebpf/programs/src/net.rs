@@ -1,0 +1,300 @@
+//! The uplink: `from_net` (tcx ingress) sees what the network sends to the node, `to_net` (tcx
+//! egress) what the stack sends out. Linux >= 5.11.
+
+use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::btf_maps::lpm_trie::Key;
+use aya_ebpf::macros::classifier;
+use aya_ebpf::programs::TcContext;
+use skep_ebpf_common::event::Hook;
+use skep_ebpf_common::flow::flow_flags;
+use skep_ebpf_common::node::{MARK_DONE, Pod, network_flags, pod_flags};
+use skep_ebpf_common::reason::Reason;
+use skep_ebpf_common::service::*;
+use skep_ebpf_common::{Address, SCTP};
+
+use crate::count::{count, report, service_connection, service_refused};
+use crate::flow::{Followed, create, follow, translate_icmp_error};
+use crate::forward::{DROP, PASS, deliver, drop, route};
+use crate::maps::{SOURCE_RANGES, Scratch, config, scratch};
+use crate::packet::{Parsed, Shape, ifindex, mark, parse, rewrite};
+use crate::pod::{masquerade, network_of, pod_at, set_tracked};
+use crate::policy;
+use crate::service::{Balance, choose, find, flow_hash, is_node_address};
+
+const ISOLATED: u32 = pod_flags::INGRESS_ISOLATED | pod_flags::EGRESS_ISOLATED;
+
+#[classifier]
+pub fn from_net(ctx: TcContext) -> i32 {
+    let skb = ctx.skb.skb;
+    let Some(scratch) = scratch() else {
+        return DROP;
+    };
+    match parse(skb, &mut scratch.packet) {
+        Parsed::Ip => arrived(skb, scratch),
+        Parsed::NotIp | Parsed::Truncated => PASS,
+    }
+}
+
+#[classifier]
+pub fn to_net(ctx: TcContext) -> i32 {
+    let skb = ctx.skb.skb;
+    if mark(skb) == MARK_DONE {
+        return PASS;
+    }
+    let Some(scratch) = scratch() else {
+        return DROP;
+    };
+    match parse(skb, &mut scratch.packet) {
+        Parsed::Ip => leaving(skb, scratch),
+        Parsed::NotIp | Parsed::Truncated => PASS,
+    }
+}
+
+#[inline(always)]
+fn arrived(skb: *mut __sk_buff, scratch: &mut Scratch) -> i32 {
+    let packet = &mut scratch.packet;
+    if let Some(pod) = pod_at(&packet.key.destination) {
+        return to_local_pod(skb, scratch, pod);
+    }
+    if packet.is(Shape::IcmpError) {
+        return match translate_icmp_error(skb, packet) {
+            0 => PASS,
+            1 => {
+                count(Reason::IcmpTranslated);
+                onward(skb, scratch, None)
+            }
+            _ => drop(skb, packet, Reason::Rewrite, Hook::FromNet, 0),
+        };
+    }
+    if !packet.has_tuple() {
+        return PASS;
+    }
+    let followed = follow(packet, &mut scratch.new);
+    if followed.is_none() {
+        let found = find(
+            &packet.key.destination,
+            packet.key.destination_port,
+            packet.key.protocol,
+            false,
+            &mut scratch.frontend,
+        );
+        if !found || scratch.frontend.flags & frontend_flags::INTERNAL_ONLY != 0 {
+            return PASS;
+        }
+        match serve(skb, scratch) {
+            SERVED => {}
+            REFUSED => {
+                let service = scratch.frontend.service;
+                report(
+                    &scratch.packet.key,
+                    Reason::NoBackend,
+                    Hook::FromNet,
+                    service,
+                    ifindex(skb),
+                );
+                // Nobody listens on a NodePort: the stack refuses with RST or ICMP. For other
+                // addresses the unreachable route of the Service range does.
+                return PASS;
+            }
+            reason => return failed(skb, scratch, reason - FAILED),
+        }
+    }
+    if rewrite(skb, &mut scratch.packet, &scratch.new).is_none() {
+        return drop(skb, &scratch.packet, Reason::Rewrite, Hook::FromNet, 0);
+    }
+    onward(skb, scratch, followed.as_ref())
+}
+
+/// What [`serve`] did; from [`FAILED`] on a reason.
+const SERVED: u32 = 0;
+const REFUSED: u32 = 1;
+const FAILED: u32 = 2;
+
+#[inline(always)]
+fn failed(skb: *mut __sk_buff, scratch: &Scratch, code: u32) -> i32 {
+    let reason = match code {
+        code if code == Reason::SourceRange as u32 => Reason::SourceRange,
+        code if code == Reason::NoLocalBackend as u32 => Reason::NoLocalBackend,
+        code if code == Reason::SctpPort as u32 => Reason::SctpPort,
+        code if code == Reason::NoPort as u32 => Reason::NoPort,
+        _ => Reason::FlowTableFull,
+    };
+    drop(
+        skb,
+        &scratch.packet,
+        reason,
+        Hook::FromNet,
+        scratch.frontend.service,
+    )
+}
+
+/// A new connection from outside to a Service: chooses a backend and creates the flow.
+#[inline(never)]
+fn serve(skb: *mut __sk_buff, scratch: &mut Scratch) -> u32 {
+    let Scratch {
+        packet,
+        wanted,
+        frontend,
+        ..
+    } = &mut *scratch;
+    let key = &packet.key;
+    let service = frontend.service;
+    if frontend.flags & frontend_flags::SOURCE_RANGES != 0
+        && !in_source_ranges(service, &key.source)
+    {
+        return FAILED + Reason::SourceRange as u32;
+    }
+    let balance = if frontend.flags & frontend_flags::EXTERNAL_MAGLEV != 0 {
+        Balance::Hash(flow_hash(key))
+    } else {
+        Balance::Random
+    };
+    let local_only = frontend.flags & frontend_flags::EXTERNAL_LOCAL != 0;
+    let Some(chosen) = choose(
+        frontend,
+        frontend.external,
+        balance,
+        &key.source,
+        local_only,
+    ) else {
+        service_refused(service);
+        return if frontend.flags & frontend_flags::EXTERNAL_DROP != 0 {
+            FAILED + Reason::NoLocalBackend as u32
+        } else {
+            REFUSED
+        };
+    };
+    let backend = &chosen.backend;
+    if key.protocol == SCTP && backend.port != key.destination_port {
+        return FAILED + Reason::SctpPort as u32;
+    }
+    wanted.source = key.source;
+    wanted.destination = backend.address;
+    wanted.destination_port = backend.port;
+    wanted.flags = 0;
+    wanted.service = service;
+    wanted.backend = chosen.index;
+    if backend.flags & backend_flags::LOCAL == 0 {
+        // The answer must come back through this node.
+        let Some(config) = config() else {
+            return REFUSED;
+        };
+        wanted.source = if backend.address.is_v4() {
+            config.node_v4
+        } else {
+            config.node_v6
+        };
+        count(Reason::SourceTranslated);
+    } else if network_of(&key.source) & network_flags::CLUSTER != 0 {
+        set_tracked(&wanted.destination);
+    }
+    match create(scratch) {
+        0 => {}
+        code => return FAILED + code - 1,
+    }
+    report(
+        &scratch.packet.key,
+        Reason::FlowCreated,
+        Hook::FromNet,
+        service,
+        ifindex(skb),
+    );
+    service_connection(service);
+    SERVED
+}
+
+#[inline(always)]
+fn in_source_ranges(service: u32, client: &Address) -> bool {
+    SOURCE_RANGES
+        .get(&Key::new(
+            160,
+            SourceRange {
+                service,
+                client: *client,
+            },
+        ))
+        .is_some()
+}
+
+/// Straight to a pod's address: from another node, or from a router that knows the pod network.
+#[inline(always)]
+fn to_local_pod(skb: *mut __sk_buff, scratch: &mut Scratch, pod: &Pod) -> i32 {
+    let packet = &mut scratch.packet;
+    if pod.flags & (pod_flags::TRACKED | ISOLATED) == 0 {
+        return deliver(skb, packet, pod, Hook::FromNet);
+    }
+    let mut followed = None;
+    if packet.has_tuple() {
+        followed = follow(packet, &mut scratch.new);
+        if followed.is_some() && rewrite(skb, packet, &scratch.new).is_none() {
+            return drop(skb, packet, Reason::Rewrite, Hook::FromNet, 0);
+        }
+    }
+    if !policy::allows_ingress(packet, pod, followed.as_ref()) {
+        return drop(skb, packet, Reason::PolicyIngress, Hook::FromNet, 0);
+    }
+    if packet.has_tuple() && followed.is_none() && pod.flags & ISOLATED != 0 {
+        policy::remember(scratch);
+    }
+    deliver(skb, &mut scratch.packet, pod, Hook::FromNet)
+}
+
+/// To where the translated packet belongs.
+#[inline(always)]
+fn onward(skb: *mut __sk_buff, scratch: &mut Scratch, followed: Option<&Followed>) -> i32 {
+    let packet = &mut scratch.packet;
+    if let Some(pod) = pod_at(&packet.key.destination) {
+        if !policy::allows_ingress(packet, pod, followed) {
+            return drop(skb, packet, Reason::PolicyIngress, Hook::FromNet, 0);
+        }
+        return deliver(skb, packet, pod, Hook::FromNet);
+    }
+    if is_node_address(&packet.key.destination) {
+        return PASS;
+    }
+    route(skb, scratch, Hook::FromNet)
+}
+
+#[inline(always)]
+fn leaving(skb: *mut __sk_buff, scratch: &mut Scratch) -> i32 {
+    let Scratch {
+        packet,
+        wanted,
+        new,
+        ..
+    } = &mut *scratch;
+    if packet.is(Shape::IcmpError) {
+        if translate_icmp_error(skb, packet) == 1 {
+            count(Reason::IcmpTranslated);
+        }
+        return PASS;
+    }
+    if !packet.has_tuple() {
+        return PASS;
+    }
+    // Answers of backends in the host's namespace, and flows that the stack forwarded.
+    if follow(packet, new).is_none() {
+        if pod_at(&packet.key.source).is_none()
+            || network_of(&packet.key.destination) & network_flags::CLUSTER != 0
+        {
+            return PASS;
+        }
+        let Some(source) = masquerade(packet.key.source.is_v4()) else {
+            return PASS;
+        };
+        wanted.source = *source;
+        wanted.destination = packet.key.destination;
+        wanted.destination_port = packet.key.destination_port;
+        wanted.flags = flow_flags::MASQUERADE;
+        wanted.service = 0;
+        wanted.backend = 0;
+        if create(scratch) != 0 {
+            return drop(skb, &scratch.packet, Reason::FlowTableFull, Hook::ToNet, 0);
+        }
+        count(Reason::Masqueraded);
+    }
+    match rewrite(skb, &mut scratch.packet, &scratch.new) {
+        Some(()) => PASS,
+        None => drop(skb, &scratch.packet, Reason::Rewrite, Hook::ToNet, 0),
+    }
+}

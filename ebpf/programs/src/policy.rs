@@ -1,0 +1,86 @@
+//! NetworkPolicy at the pod's edge. A connection is judged once, at its first packet; the flow
+//! table remembers the verdict until policy changes. Answers of an allowed connection pass.
+
+use aya_ebpf::btf_maps::lpm_trie::Key;
+use skep_ebpf_common::flow::{FlowKey, flow_flags};
+use skep_ebpf_common::node::{Pod, pod_flags};
+use skep_ebpf_common::policy::*;
+
+use crate::flow::{Followed, create};
+use crate::maps::{IDENTITIES, RULES, Scratch, config};
+use crate::packet::{Packet, Shape};
+use crate::service::is_node_address;
+
+/// Whether policy lets this packet into `pod`.
+#[inline(always)]
+pub fn allows_ingress(packet: &Packet, pod: &Pod, followed: Option<&Followed>) -> bool {
+    pod.flags & pod_flags::INGRESS_ISOLATED == 0
+        || exempt(packet, followed)
+        || is_node_address(&packet.key.source)
+        || judge(&packet.key, pod.policy, INGRESS) != 0
+}
+
+/// Whether policy lets `pod` send this packet (its destination already translated).
+#[inline(always)]
+pub fn allows_egress(packet: &Packet, pod: &Pod, followed: Option<&Followed>) -> bool {
+    pod.flags & pod_flags::EGRESS_ISOLATED == 0
+        || exempt(packet, followed)
+        || is_node_address(&packet.key.destination)
+        || judge(&packet.key, pod.policy, EGRESS) != 0
+}
+
+/// Already judged under today's policy, an answer, or an error about something that was.
+#[inline(always)]
+fn exempt(packet: &Packet, followed: Option<&Followed>) -> bool {
+    if packet.is(Shape::IcmpError) {
+        return true;
+    }
+    followed.is_some_and(|followed| {
+        followed.flags & flow_flags::REVERSE != 0
+            || config().is_some_and(|config| followed.policy_generation == config.policy_generation)
+    })
+}
+
+/// Remembers that this connection may go on, so that its answers pass. Nothing is remembered when
+/// the table is full: then only what policy allows in both directions passes.
+#[inline(always)]
+pub fn remember(scratch: &mut Scratch) {
+    let Scratch { packet, wanted, .. } = scratch;
+    wanted.source = packet.key.source;
+    wanted.destination = packet.key.destination;
+    wanted.destination_port = packet.key.destination_port;
+    wanted.flags = flow_flags::TRACK_ONLY;
+    wanted.service = 0;
+    wanted.backend = 0;
+    create(scratch);
+}
+
+#[inline(never)]
+fn judge(key: &FlowKey, policy: u32, direction: u8) -> u32 {
+    let peer = if direction == INGRESS {
+        &key.source
+    } else {
+        &key.destination
+    };
+    let identity = IDENTITIES
+        .get(&Key::new(128, *peer))
+        .copied()
+        .unwrap_or(IDENTITY_WORLD);
+    let port = key.destination_port.0.to_ne_bytes();
+    let rule = |identity: u32, protocol: u8| RuleKey {
+        policy,
+        identity,
+        direction,
+        protocol,
+        port,
+    };
+    (allowed(rule(identity, key.protocol))
+        || allowed(rule(IDENTITY_ANY, key.protocol))
+        || allowed(rule(identity, 0))
+        || allowed(rule(IDENTITY_ANY, 0))) as u32
+}
+
+#[inline(always)]
+fn allowed(rule: RuleKey) -> bool {
+    RULES.get(&Key::new(RULE_EXACT_BITS + 16, rule)).is_some()
+}

@@ -1,0 +1,157 @@
+//! Frontend lookup and the choice of a backend; the same for sockets and packets.
+
+use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
+use skep_ebpf_common::flow::FlowKey;
+use skep_ebpf_common::service::*;
+use skep_ebpf_common::{Address, PortBe};
+
+use crate::count::now;
+use crate::maps::{AFFINITIES, BACKENDS, FRONTENDS, NODE_ADDRESSES, SLOTS};
+
+/// A chosen backend and its index.
+#[derive(Clone, Copy)]
+pub struct Chosen {
+    pub index: u32,
+    pub backend: Backend,
+}
+
+/// The frontend at exactly this address, or the NodePort when the address is the node's.
+#[inline(always)]
+pub fn find(
+    address: &Address,
+    port: PortBe,
+    protocol: u8,
+    loopback_too: bool,
+    found: &mut Frontend,
+) -> bool {
+    let mut key = FrontendKey::new(*address, port, protocol);
+    // SAFETY: copied at once; the element may be replaced but never half-written.
+    if let Some(frontend) = unsafe { FRONTENDS.get(&key) } {
+        *found = *frontend;
+        return true;
+    }
+    if !(loopback_too && address.is_loopback()) && !is_node_address(address) {
+        return false;
+    }
+    key.address = Address::ANY;
+    // SAFETY: as above.
+    match unsafe { FRONTENDS.get(&key) } {
+        Some(frontend) => {
+            *found = *frontend;
+            true
+        }
+        None => false,
+    }
+}
+
+#[inline(always)]
+pub fn is_node_address(address: &Address) -> bool {
+    NODE_ADDRESSES.get_ptr(address).is_some()
+}
+
+/// Whether `backend` still belongs to `service`.
+#[inline(always)]
+pub fn alive(index: u32, service: u32) -> Option<Backend> {
+    let backend = *BACKENDS.get(index)?;
+    (backend.service == service).then_some(backend)
+}
+
+/// How to choose among an extent's slots.
+#[derive(Clone, Copy)]
+pub enum Balance {
+    Random,
+    /// By the flow's hash, for a Maglev table.
+    Hash(u32),
+}
+
+/// Chooses a backend for `client`, keeping sessionAffinity. `None`: no backend.
+#[inline(always)]
+pub fn choose(
+    frontend: &Frontend,
+    extent: Extent,
+    balance: Balance,
+    client: &Address,
+    local_only: bool,
+) -> Option<Chosen> {
+    if extent.len == 0 {
+        return None;
+    }
+    if frontend.affinity_seconds == 0 {
+        return pick(frontend.service, extent, balance);
+    }
+    let key = AffinityKey {
+        client: *client,
+        service: frontend.service,
+    };
+    let now = now();
+    if let Some(affinity) = AFFINITIES.get_ptr_mut(&key) {
+        // SAFETY: an element of the map; a lost race changes which backend is remembered.
+        let (index, seen) = unsafe { ((*affinity).backend, (*affinity).seen) };
+        if now.wrapping_sub(seen) <= frontend.affinity_seconds
+            && let Some(backend) = alive(index, frontend.service)
+            && (!local_only || backend.flags & backend_flags::LOCAL != 0)
+        {
+            if seen != now {
+                // SAFETY: as above.
+                unsafe { (*affinity).seen = now };
+            }
+            return Some(Chosen { index, backend });
+        }
+    }
+    let chosen = pick(frontend.service, extent, balance)?;
+    // An LRU: a failed insert costs this client its affinity, not its connection.
+    let _ = AFFINITIES.insert(
+        &key,
+        Affinity {
+            backend: chosen.index,
+            seen: now,
+        },
+        0,
+    );
+    Some(chosen)
+}
+
+#[inline(always)]
+fn pick(service: u32, extent: Extent, balance: Balance) -> Option<Chosen> {
+    let offset = match balance {
+        Balance::Hash(hash) => hash % extent.len,
+        Balance::Random => random_below(extent.len),
+    };
+    let index = *SLOTS.get(extent.base.wrapping_add(offset))? as u32;
+    if let Some(backend) = alive(index, service) {
+        return Some(Chosen { index, backend });
+    }
+    // The backend left between our reading the frontend and its slot: the first slot is rewritten
+    // before a backend is marked gone.
+    let index = *SLOTS.get(extent.base)? as u32;
+    alive(index, service).map(|backend| Chosen { index, backend })
+}
+
+#[inline(always)]
+fn random_below(len: u32) -> u32 {
+    // SAFETY: no arguments.
+    let random = unsafe { bpf_get_prandom_u32() };
+    ((random as u64 * len as u64) >> 32) as u32
+}
+
+/// The same on every node for the same packet (Maglev needs that).
+#[inline(always)]
+pub fn flow_hash(key: &FlowKey) -> u32 {
+    let ports = ((key.source_port.0 as u32) << 16) | key.destination_port.0 as u32;
+    let mut hash = key.protocol as u32 ^ 0x9e37_79b1;
+    hash = mix(hash ^ key.source.0[0]);
+    hash = mix(hash ^ key.source.0[1]);
+    hash = mix(hash ^ key.source.0[3]);
+    hash = mix(hash ^ key.destination.0[3]);
+    mix(hash ^ ports)
+}
+
+/// The finaliser of MurmurHash3.
+#[inline(always)]
+fn mix(mut value: u32) -> u32 {
+    value ^= value >> 16;
+    value = value.wrapping_mul(0x85eb_ca6b);
+    value ^= value >> 13;
+    value = value.wrapping_mul(0xc2b2_ae35);
+    value ^ (value >> 16)
+}

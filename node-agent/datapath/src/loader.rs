@@ -1,0 +1,496 @@
+//! Loading, pinning, attaching; the datapath of one node as one value.
+//!
+//! ```text
+//! BPF_DIR/maps-v1/NAME   maps, by layout version
+//! BPF_DIR/links/NAME     links
+//! ```
+
+use std::fs::File;
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::{Path, PathBuf};
+
+use aya::maps::MapData;
+use aya::programs::{CgroupSockAddr, Program, ProgramError, SchedClassifier};
+use aya::{Ebpf, EbpfLoader};
+use ipnet::IpNet;
+use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+use parking_lot::Mutex;
+use skep_ebpf_common::Address;
+use skep_ebpf_common::flow::MAX_FLOWS;
+use skep_ebpf_common::node::*;
+use skep_ebpf_common::reason::MAX_REASONS;
+use skep_ebpf_common::service::*;
+
+use crate::counters::{Counters, ReasonCount, ServiceCount};
+use crate::error::Error;
+use crate::flows::{FlowEntry, FlowTable, Sweep, now};
+use crate::links::Links;
+use crate::memory::{BackendArray, SlotArray};
+use crate::pods::{NodeTables, PodLink};
+use crate::services::ServiceTables;
+use crate::sys::{AttachType, Target, netns_cookie};
+use crate::table::{Plain, Table, possible_cpus};
+
+static PROGRAMS: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/skep-programs"));
+
+/// Sizes of the tables that users of large clusters may want to change. A table that exists keeps
+/// its size until `cleanup`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Entries of the flow table; every translated connection has two. About 150 bytes each.
+    pub flows: u32,
+    pub frontends: u32,
+    /// A power of two.
+    pub slots: u32,
+    pub backends: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            flows: MAX_FLOWS,
+            frontends: MAX_FRONTENDS,
+            slots: MAX_SLOTS,
+            backends: MAX_BACKENDS,
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+pub struct DatapathConfig {
+    /// Where maps and links are pinned; on a bpffs (see [`ensure_bpffs`]).
+    pub bpf_dir: PathBuf,
+    /// The cgroup2 folder whose processes get the socket hooks.
+    pub cgroup: PathBuf,
+    /// Towards the other nodes and the world; `None` in tests without one.
+    pub uplink_ifindex: Option<u32>,
+    /// Every address of the node; the first of each family is the source of translated flows.
+    pub node_ips: Vec<IpAddr>,
+    /// Hide pods behind the node's address when they leave the cluster.
+    pub masquerade: bool,
+    pub limits: Limits,
+}
+
+/// The loaded programs and their tables. Dropping it leaves everything pinned and working.
+pub struct Datapath {
+    ebpf: Mutex<Ebpf>,
+    links: Links,
+    services: Mutex<ServiceTables>,
+    node: NodeTables,
+    flows: FlowTable,
+    counters: Counters,
+}
+
+const SOCKET_HOOKS: [(&str, AttachType); 8] = [
+    ("connect4", AttachType::Connect4),
+    ("sendmsg4", AttachType::Sendmsg4),
+    ("recvmsg4", AttachType::Recvmsg4),
+    ("getpeername4", AttachType::Getpeername4),
+    ("connect6", AttachType::Connect6),
+    ("sendmsg6", AttachType::Sendmsg6),
+    ("recvmsg6", AttachType::Recvmsg6),
+    ("getpeername6", AttachType::Getpeername6),
+];
+
+const PACKET_PROGRAMS: [&str; 4] = ["from_pod", "to_pod", "from_net", "to_net"];
+
+const MAPS: [&str; 18] = [
+    "FRONTENDS",
+    "SLOTS",
+    "BACKENDS",
+    "AFFINITIES",
+    "SOURCE_RANGES",
+    "SOCKETS",
+    "FLOWS",
+    "FRAGMENTS",
+    "CONFIG",
+    "PODS",
+    "NODE_ADDRESSES",
+    "NETWORKS",
+    "NETNS",
+    "RULES",
+    "IDENTITIES",
+    "REASONS",
+    "SERVICE_COUNTERS",
+    "EVENTS",
+];
+
+impl Datapath {
+    /// Loads the programs over the pinned maps of a predecessor, if there are any, and attaches
+    /// them in the place of its programs. Call it inside the node's network namespace.
+    pub fn open(config: &DatapathConfig) -> Result<Self, Error> {
+        let maps = config
+            .bpf_dir
+            .join(format!("maps-v{}", skep_ebpf_common::LAYOUT_VERSION));
+        std::fs::create_dir_all(&maps).map_err(|error| Error::file("create", &maps, error))?;
+        let links = Links::new(config.bpf_dir.join("links"))?;
+
+        let has_set_retval = u32::from(kernel_at_least(5, 18));
+        let mut loader = EbpfLoader::new();
+        for name in MAPS {
+            loader.map_pin_path(name, maps.join(name));
+        }
+        loader
+            .override_global("HAS_SET_RETVAL", &has_set_retval, true)
+            .map_max_entries("FLOWS", config.limits.flows)
+            .map_max_entries("FRONTENDS", config.limits.frontends)
+            .map_max_entries("SLOTS", config.limits.slots)
+            .map_max_entries("BACKENDS", config.limits.backends);
+        let mut ebpf = loader
+            .load(PROGRAMS)
+            .map_err(|error| Error::Load(Box::new(error)))?;
+        for (name, _) in SOCKET_HOOKS {
+            load::<CgroupSockAddr>(&mut ebpf, name, CgroupSockAddr::load)?;
+        }
+        for name in PACKET_PROGRAMS {
+            load::<SchedClassifier>(&mut ebpf, name, SchedClassifier::load)?;
+        }
+
+        let slots = table_fd(&ebpf, "SLOTS")?;
+        let backends = table_fd(&ebpf, "BACKENDS")?;
+        let services = ServiceTables::adopt(
+            table(&ebpf, "FRONTENDS", config.limits.frontends)?,
+            SlotArray::new(slots, max_entries(&ebpf, "SLOTS")?)
+                .map_err(|error| Error::kernel("map into memory", "SLOTS", error))?,
+            BackendArray::new(backends, max_entries(&ebpf, "BACKENDS")?)
+                .map_err(|error| Error::kernel("map into memory", "BACKENDS", error))?,
+            table(&ebpf, "SOURCE_RANGES", MAX_SOURCE_RANGES)?,
+        )?;
+        let node = NodeTables {
+            config: table(&ebpf, "CONFIG", 1)?,
+            pods: table(&ebpf, "PODS", MAX_PODS)?,
+            addresses: table(&ebpf, "NODE_ADDRESSES", MAX_NODE_ADDRESSES)?,
+            networks: table(&ebpf, "NETWORKS", MAX_NETWORKS)?,
+            netns: table(&ebpf, "NETNS", MAX_NETNS)?,
+            writer: Mutex::new(()),
+        };
+        let flows = FlowTable(table(&ebpf, "FLOWS", max_entries(&ebpf, "FLOWS")?)?);
+        let counters = Counters {
+            reasons: table(&ebpf, "REASONS", MAX_REASONS)?,
+            services: table(&ebpf, "SERVICE_COUNTERS", MAX_SERVICES)?,
+            cpus: possible_cpus()
+                .map_err(|error| Error::file("read", "/sys/devices/system/cpu/possible", error))?,
+        };
+        let datapath = Self {
+            ebpf: Mutex::new(ebpf),
+            links,
+            services: Mutex::new(services),
+            node,
+            flows,
+            counters,
+        };
+
+        datapath.configure(config)?;
+        datapath.attach_sockets(&config.cgroup)?;
+        if let Some(ifindex) = config.uplink_ifindex {
+            datapath.attach_uplink(ifindex)?;
+        }
+        Ok(datapath)
+    }
+
+    fn configure(&self, config: &DatapathConfig) -> Result<(), Error> {
+        let first = |v4: bool| {
+            config
+                .node_ips
+                .iter()
+                .find(|ip| ip.is_ipv4() == v4)
+                .map_or(Address::ANY, |ip| Address::from(*ip))
+        };
+        let socket = std::net::UdpSocket::bind("0.0.0.0:0")
+            .map_err(|error| Error::kernel("open", "a socket of the node", error))?;
+        // Linux 5.14; without it 127.0.0.1:NodePort is not a Service.
+        let cookie = netns_cookie(&socket).unwrap_or(0);
+        self.node.set_addresses(&config.node_ips)?;
+        self.node.update_config(|kernel| {
+            kernel.node_v4 = first(true);
+            kernel.node_v6 = first(false);
+            kernel.uplink_ifindex = config.uplink_ifindex.unwrap_or(0);
+            kernel.host_netns_cookie = cookie;
+            kernel.flags &= !config_flags::MASQUERADE;
+            if config.masquerade {
+                kernel.flags |= config_flags::MASQUERADE;
+            }
+        })
+    }
+
+    fn attach_sockets(&self, cgroup: &Path) -> Result<(), Error> {
+        let folder = File::open(cgroup).map_err(|error| Error::file("open", cgroup, error))?;
+        let ebpf = self.ebpf.lock();
+        for (name, attach_type) in SOCKET_HOOKS {
+            let fd = program_fd(&ebpf, name)?;
+            self.links
+                .attach(name, fd, &Target::Cgroup(folder.as_fd()), attach_type)?;
+        }
+        Ok(())
+    }
+
+    fn attach_uplink(&self, ifindex: u32) -> Result<(), Error> {
+        // Links of a former uplink.
+        let own = format!("uplink-{ifindex}-");
+        for name in self.links.names()? {
+            if name.starts_with("uplink-") && !name.starts_with(&own) {
+                self.links.detach(&name)?;
+            }
+        }
+        self.attach_pair("uplink", ifindex, "from_net", "to_net")
+    }
+
+    fn attach_pair(
+        &self,
+        kind: &str,
+        ifindex: u32,
+        ingress: &str,
+        egress: &str,
+    ) -> Result<(), Error> {
+        let ebpf = self.ebpf.lock();
+        let target = Target::Interface(ifindex);
+        let sides = [
+            ("in", ingress, AttachType::TcxIngress),
+            ("out", egress, AttachType::TcxEgress),
+        ];
+        for (side, program, attach_type) in sides {
+            let fd = program_fd(&ebpf, program)?;
+            self.links.attach(
+                &format!("{kind}-{ifindex}-{side}"),
+                fd,
+                &target,
+                attach_type,
+            )?;
+        }
+        Ok(())
+    }
+
+    /// Attaches the pod programs to the host end of its veth pair and makes the pod known.
+    /// Repeating it is harmless.
+    pub fn attach_pod(&self, ips: &[IpAddr], link: &PodLink) -> Result<(), Error> {
+        self.attach_pair("pod", link.ifindex, "from_pod", "to_pod")?;
+        ips.iter().try_for_each(|ip| self.node.add_pod(*ip, link))
+    }
+
+    /// Forgets the pod. Its interface may be gone already.
+    pub fn detach_pod(&self, ips: &[IpAddr], ifindex: u32) -> Result<(), Error> {
+        for ip in ips {
+            self.node.remove_pod(*ip)?;
+        }
+        for side in ["in", "out"] {
+            self.links.detach(&format!("pod-{ifindex}-{side}"))?;
+        }
+        Ok(())
+    }
+
+    /// Addresses of the pods that the programs know.
+    pub fn pod_ips(&self) -> Result<Vec<IpAddr>, Error> {
+        self.node.pod_ips()
+    }
+
+    /// Forgets links of interfaces that are not in `live`.
+    pub fn retain_pod_links(&self, live: &[u32]) -> Result<(), Error> {
+        for name in self.links.names()? {
+            let ifindex = name
+                .strip_prefix("pod-")
+                .and_then(|rest| rest.split('-').next())
+                .and_then(|index| index.parse::<u32>().ok());
+            if ifindex.is_some_and(|ifindex| !live.contains(&ifindex)) {
+                self.links.detach(&name)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Networks of the cluster (pods and nodes; never masqueraded) and of Services.
+    pub fn set_networks(&self, cluster: &[IpNet], services: &[IpNet]) -> Result<(), Error> {
+        self.node.set_networks(cluster, services)
+    }
+
+    pub fn services(&self) -> &Mutex<ServiceTables> {
+        &self.services
+    }
+
+    /// Removes flows that have been quiet for too long. Every few seconds.
+    pub fn sweep_flows(&self) -> Result<Sweep, Error> {
+        self.flows.sweep(now()?)
+    }
+
+    /// UDP flows to these backends choose anew with their next datagram.
+    pub fn forget_backends(&self, backends: &[(IpAddr, u16)]) -> Result<usize, Error> {
+        self.flows.forget_backends(backends)
+    }
+
+    pub fn flow_entries(&self) -> Result<Vec<FlowEntry>, Error> {
+        self.flows.list()
+    }
+
+    pub fn reason_counts(&self) -> Result<Vec<ReasonCount>, Error> {
+        self.counters.reasons()
+    }
+
+    pub fn service_counts(&self) -> Result<Vec<ServiceCount>, Error> {
+        let ids = self.services.lock().ids();
+        ids.into_iter()
+            .map(|(name, id)| {
+                let counters = self.counters.service(id)?;
+                Ok(ServiceCount {
+                    name,
+                    connections: counters.connections,
+                    refused: counters.refused,
+                })
+            })
+            .collect()
+    }
+}
+
+/// Removes every pin below `bpf_dir`, and with the pins the programs and maps. Missing is success.
+pub fn cleanup(bpf_dir: &Path) -> Result<(), Error> {
+    // Links first: no program may run over maps that are half gone.
+    for folder in [bpf_dir.join("links"), bpf_dir.to_path_buf()] {
+        match std::fs::remove_dir_all(&folder) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(Error::file("remove", folder, error)),
+        }
+    }
+    Ok(())
+}
+
+/// Makes sure that `folder` can be created on a bpffs: mounts one on `/sys/fs/bpf` if the system
+/// has not done so.
+pub fn ensure_bpffs(folder: &Path) -> Result<(), Error> {
+    let existing = folder
+        .ancestors()
+        .find(|ancestor| ancestor.is_dir())
+        .unwrap_or(Path::new("/"));
+    let on_bpffs = |path: &Path| {
+        statfs(path)
+            .map(|stat| stat.filesystem_type() == BPF_FS_MAGIC)
+            .map_err(|errno| Error::file("look at", path, errno.into()))
+    };
+    if on_bpffs(existing)? {
+        return Ok(());
+    }
+    let root = Path::new("/sys/fs/bpf");
+    if !folder.starts_with(root) {
+        return Err(Error::file(
+            "pin below",
+            folder,
+            io::Error::other("not on a bpffs; mount one there or use a folder of /sys/fs/bpf"),
+        ));
+    }
+    if !on_bpffs(root)? {
+        nix::mount::mount(
+            Some("bpffs"),
+            root,
+            Some("bpf"),
+            nix::mount::MsFlags::empty(),
+            None::<&str>,
+        )
+        .map_err(|errno| Error::file("mount a bpffs on", root, errno.into()))?;
+    }
+    Ok(())
+}
+
+fn load<'a, P: 'a>(
+    ebpf: &'a mut Ebpf,
+    name: &str,
+    load: impl FnOnce(&mut P) -> Result<(), ProgramError>,
+) -> Result<(), Error>
+where
+    &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
+{
+    let refused = |error: ProgramError| Error::Program {
+        program: name.to_string(),
+        detail: last_words(&error),
+    };
+    let program = ebpf.program_mut(name).ok_or_else(|| Error::Program {
+        program: name.into(),
+        detail: "not built".into(),
+    })?;
+    load(program.try_into().map_err(refused)?).map_err(refused)
+}
+
+/// The verifier explains itself at the end.
+fn last_words(error: &ProgramError) -> String {
+    const LINES: usize = 25;
+    let text = match error {
+        ProgramError::LoadError {
+            io_error,
+            verifier_log,
+        } => {
+            format!("{io_error}\n{verifier_log}")
+        }
+        other => other.to_string(),
+    };
+    let lines: Vec<&str> = text
+        .lines()
+        .filter(|line| !line.trim().is_empty())
+        .collect();
+    lines[lines.len().saturating_sub(LINES)..].join("\n")
+}
+
+fn program_fd<'a>(ebpf: &'a Ebpf, name: &str) -> Result<BorrowedFd<'a>, Error> {
+    let missing = |detail: String| Error::Program {
+        program: name.to_string(),
+        detail,
+    };
+    let program = ebpf
+        .program(name)
+        .ok_or_else(|| missing("not built".into()))?;
+    let fd = match program {
+        Program::CgroupSockAddr(program) => program.fd(),
+        Program::SchedClassifier(program) => program.fd(),
+        _ => return Err(missing("of an unexpected type".into())),
+    };
+    fd.map(|fd| fd.as_fd())
+        .map_err(|error| missing(error.to_string()))
+}
+
+fn map_data<'a>(ebpf: &'a Ebpf, name: &str) -> Result<&'a MapData, Error> {
+    use aya::maps::Map;
+    match ebpf.map(name) {
+        Some(
+            Map::Array(data)
+            | Map::HashMap(data)
+            | Map::LruHashMap(data)
+            | Map::LpmTrie(data)
+            | Map::PerCpuArray(data)
+            | Map::RingBuf(data)
+            | Map::SkStorage(data),
+        ) => Ok(data),
+        _ => Err(Error::MissingMap(name.to_string())),
+    }
+}
+
+fn table_fd<'a>(ebpf: &'a Ebpf, name: &str) -> Result<BorrowedFd<'a>, Error> {
+    map_data(ebpf, name).map(|data| data.fd().as_fd())
+}
+
+/// The size that the map has, which a predecessor may have chosen.
+fn max_entries(ebpf: &Ebpf, name: &str) -> Result<u32, Error> {
+    let info = map_data(ebpf, name)?
+        .info()
+        .map_err(|error| Error::kernel("look at", name, io::Error::other(error)))?;
+    Ok(info.max_entries())
+}
+
+fn table<K: Plain, V: Plain>(
+    ebpf: &Ebpf,
+    name: &'static str,
+    limit: u32,
+) -> Result<Table<K, V>, Error> {
+    let fd = table_fd(ebpf, name)?
+        .try_clone_to_owned()
+        .map_err(|error| Error::kernel("duplicate", name, error))?;
+    Ok(Table::new(name, limit, fd))
+}
+
+fn kernel_at_least(major: u32, minor: u32) -> bool {
+    let Ok(release) = std::fs::read_to_string("/proc/sys/kernel/osrelease") else {
+        return false;
+    };
+    let mut numbers = release
+        .split(|c: char| !c.is_ascii_digit())
+        .map(str::parse::<u32>);
+    let mut next = || numbers.next().and_then(Result::ok).unwrap_or(0);
+    (next(), next()) >= (major, minor)
+}

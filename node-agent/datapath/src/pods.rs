@@ -1,0 +1,135 @@
+//! Tables about the node: pods, its addresses, networks, the configuration.
+
+use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use parking_lot::Mutex;
+use skep_ebpf_common::Address;
+use skep_ebpf_common::node::{Config, Network, Pod, network_flags};
+
+use crate::error::Error;
+use crate::table::{Prefix, Table};
+
+/// How a local pod is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PodLink {
+    /// The host end of the veth pair.
+    pub ifindex: u32,
+    /// The pod's end.
+    pub mac: [u8; 6],
+    pub host_mac: [u8; 6],
+    /// Cookie of the pod's network namespace.
+    pub netns_cookie: u64,
+}
+
+pub(crate) struct NodeTables {
+    pub(crate) config: Table<u32, Config>,
+    pub(crate) pods: Table<Address, Pod>,
+    pub(crate) addresses: Table<Address, u32>,
+    pub(crate) networks: Table<Prefix<Address>, Network>,
+    pub(crate) netns: Table<u64, Address>,
+    /// Serialises read-modify-write of `config` and of pods.
+    pub(crate) writer: Mutex<()>,
+}
+
+impl NodeTables {
+    pub(crate) fn update_config(&self, change: impl FnOnce(&mut Config)) -> Result<(), Error> {
+        let _writer = self.writer.lock();
+        let mut config = self.config.get(&0)?.unwrap_or_default();
+        change(&mut config);
+        self.config.set(&0, &config)
+    }
+
+    pub(crate) fn add_pod(&self, ip: IpAddr, link: &PodLink) -> Result<(), Error> {
+        let address = Address::from(ip);
+        let _writer = self.writer.lock();
+        // Flags that programs or policy set stay over an agent's restart.
+        let before = self
+            .pods
+            .get(&address)?
+            .filter(|pod| pod.ifindex == link.ifindex);
+        let pod = Pod {
+            ifindex: link.ifindex,
+            mac: link.mac,
+            host_mac: link.host_mac,
+            ..before.unwrap_or_default()
+        };
+        self.pods.set(&address, &pod)?;
+        self.netns.set(&link.netns_cookie, &address)
+    }
+
+    pub(crate) fn remove_pod(&self, ip: IpAddr) -> Result<(), Error> {
+        let address = Address::from(ip);
+        let _writer = self.writer.lock();
+        self.pods.remove(&address)?;
+        let mut cookies = Vec::new();
+        self.netns.for_each(|cookie, pod| {
+            if *pod == address {
+                cookies.push(*cookie);
+            }
+        })?;
+        cookies
+            .iter()
+            .try_for_each(|cookie| self.netns.remove(cookie))
+    }
+
+    pub(crate) fn pod_ips(&self) -> Result<Vec<IpAddr>, Error> {
+        let mut ips = Vec::new();
+        self.pods.for_each(|address, _| ips.push(address.to_ip()))?;
+        Ok(ips)
+    }
+
+    pub(crate) fn set_addresses(&self, ips: &[IpAddr]) -> Result<(), Error> {
+        let wanted: HashSet<Address> = ips.iter().copied().map(Address::from).collect();
+        for address in &wanted {
+            self.addresses.set(address, &1)?;
+        }
+        for address in self.addresses.keys()? {
+            if !wanted.contains(&address) {
+                self.addresses.remove(&address)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Which networks are the cluster's own (pods and nodes: never masqueraded) and which belong
+    /// to Services.
+    pub(crate) fn set_networks(&self, cluster: &[IpNet], services: &[IpNet]) -> Result<(), Error> {
+        let mut wanted: HashMap<(u32, Address), Network> = HashMap::new();
+        let flagged = [
+            (cluster, network_flags::CLUSTER),
+            (services, network_flags::SERVICE),
+        ];
+        for (nets, flag) in flagged {
+            for net in nets {
+                let prefix = prefix_of(net);
+                wanted.entry((prefix.bits, prefix.data)).or_default().flags |= flag;
+            }
+        }
+        for ((bits, data), network) in &wanted {
+            self.networks.set(
+                &Prefix {
+                    bits: *bits,
+                    data: *data,
+                },
+                network,
+            )?;
+        }
+        for prefix in self.networks.keys()? {
+            if !wanted.contains_key(&(prefix.bits, prefix.data)) {
+                self.networks.remove(&prefix)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+pub(crate) fn prefix_of(net: &IpNet) -> Prefix<Address> {
+    let net = net.trunc();
+    let family_bits = if net.addr().is_ipv4() { 96 } else { 0 };
+    Prefix {
+        bits: family_bits + u32::from(net.prefix_len()),
+        data: Address::from(net.addr()),
+    }
+}

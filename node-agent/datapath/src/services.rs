@@ -1,0 +1,780 @@
+//! Services as the kernel has them. A caller says what one port of a Service should be
+//! ([`ServiceTables::set`]); the difference to what is programmed is written, nothing else.
+//!
+//! Order of writes, so that a program sees the old state or the new one, never a mixture:
+//! backends, slots, then frontends (each one atomic write), then removals. What a program may
+//! still be reading is reused only after [`QUARANTINE`].
+
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use ipnet::IpNet;
+use skep_ebpf_common::service::*;
+use skep_ebpf_common::{Address, PortBe};
+
+use crate::error::Error;
+use crate::memory::{BackendArray, SlotArray};
+use crate::slots::SlotAllocator;
+use crate::table::{Prefix, Table};
+
+/// A program runs for microseconds; one that read a slot has long ended after this.
+const QUARANTINE: Duration = Duration::from_secs(1);
+
+/// Slots in a Maglev table: prime, and at least 100 times the backends, for a balance within 1 %
+/// (Eisenbud et al., "Maglev", NSDI 2016, §5.3).
+const MAGLEV_SIZES: [u32; 4] = [251, 2_039, 16_381, 131_071];
+
+/// One usable pod address and port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Endpoint {
+    pub ip: IpAddr,
+    pub port: u16,
+    /// Runs on this node.
+    pub local: bool,
+}
+
+/// One address and port that clients connect to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct FrontendAddress {
+    /// `None`: a NodePort, on every address of the node.
+    pub ip: Option<IpAddr>,
+    pub port: u16,
+    /// Reachable from outside the cluster.
+    pub external: bool,
+}
+
+/// One port of a Service.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ServicePort {
+    /// IANA number: 6 TCP, 17 UDP, 132 SCTP.
+    pub protocol: u8,
+    pub frontends: Vec<FrontendAddress>,
+    /// For clients in pods and on nodes: internalTrafficPolicy applied. No duplicates.
+    pub internal: Vec<Endpoint>,
+    /// For clients outside: externalTrafficPolicy applied. No duplicates.
+    pub external: Vec<Endpoint>,
+    /// sessionAffinity ClientIP.
+    pub affinity: Option<Duration>,
+    /// externalTrafficPolicy Local: keep the client's address, drop where no backend is local.
+    pub external_local: bool,
+    /// Consistent choice for clients outside.
+    pub maglev: bool,
+    /// loadBalancerSourceRanges; empty = everybody.
+    pub source_ranges: Vec<IpNet>,
+}
+
+/// A frontend as the kernel has it, for `skep services --node`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FrontendView {
+    pub name: Option<String>,
+    pub ip: Option<IpAddr>,
+    pub port: u16,
+    pub protocol: u8,
+    pub service: u32,
+    pub affinity: Option<Duration>,
+    pub internal: Vec<(IpAddr, u16)>,
+    pub external: Vec<(IpAddr, u16)>,
+}
+
+#[derive(Debug, Default)]
+struct Run {
+    base: u32,
+    /// Order of the reserved run; `None` = no run.
+    order: Option<u32>,
+    /// Backend indices by slot.
+    slots: Vec<u32>,
+}
+
+impl Run {
+    fn extent(&self) -> Extent {
+        Extent {
+            base: self.base,
+            len: self.slots.len() as u32,
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Programmed {
+    id: u32,
+    backends: HashMap<(Address, PortBe), u32>,
+    internal: Run,
+    /// `None`: the same backends as `internal`, the same run.
+    external: Option<Run>,
+    frontends: BTreeMap<FrontendKey, Frontend>,
+    source_ranges: HashSet<IpNet>,
+}
+
+enum Waste {
+    Backend(u32),
+    Run { base: u32, order: u32 },
+    Id(u32),
+}
+
+pub struct ServiceTables {
+    frontends: Table<FrontendKey, Frontend>,
+    slots: SlotArray,
+    backends: BackendArray,
+    source_ranges: Table<Prefix<SourceRange>, u32>,
+    by_name: HashMap<String, Programmed>,
+    /// What a predecessor left and nobody has claimed yet, by id.
+    adopted: HashMap<u32, Programmed>,
+    owner: HashMap<FrontendKey, u32>,
+    runs: SlotAllocator,
+    free_backends: Vec<u32>,
+    free_ids: Vec<u32>,
+    quarantine: VecDeque<(Instant, Waste)>,
+}
+
+impl ServiceTables {
+    /// Takes over what is in the maps.
+    pub(crate) fn adopt(
+        frontends: Table<FrontendKey, Frontend>,
+        slots: SlotArray,
+        backends: BackendArray,
+        source_ranges: Table<Prefix<SourceRange>, u32>,
+    ) -> Result<Self, Error> {
+        let mut found: Vec<(FrontendKey, Frontend)> = Vec::new();
+        frontends.for_each(|key, value| found.push((*key, *value)))?;
+        let mut ranges: HashMap<u32, HashSet<IpNet>> = HashMap::new();
+        for prefix in source_ranges.keys()? {
+            if let Some(net) = network_of(&prefix) {
+                ranges.entry(prefix.data.service).or_default().insert(net);
+            }
+        }
+
+        let mut tables = Self {
+            runs: SlotAllocator::new(1 << slots.len().ilog2()),
+            frontends,
+            slots,
+            backends,
+            source_ranges,
+            by_name: HashMap::new(),
+            adopted: HashMap::new(),
+            owner: HashMap::new(),
+            free_backends: Vec::new(),
+            free_ids: Vec::new(),
+            quarantine: VecDeque::new(),
+        };
+        for (key, frontend) in found {
+            tables.adopt_frontend(key, frontend);
+        }
+        for (id, nets) in ranges {
+            if let Some(programmed) = tables.adopted.get_mut(&id) {
+                programmed.source_ranges = nets;
+            }
+        }
+        let used: HashSet<u32> = tables
+            .adopted
+            .values()
+            .flat_map(|programmed| programmed.backends.values().copied())
+            .collect();
+        tables.free_backends = (0..tables.backends.len())
+            .rev()
+            .filter(|index| !used.contains(index))
+            .collect();
+        tables.free_ids = (1..MAX_SERVICES)
+            .rev()
+            .filter(|id| !tables.adopted.contains_key(id))
+            .collect();
+        Ok(tables)
+    }
+
+    fn adopt_frontend(&mut self, key: FrontendKey, frontend: Frontend) {
+        if !self.adopted.contains_key(&frontend.service) {
+            let Some(internal) = self.adopt_run(frontend.internal) else {
+                return;
+            };
+            let external = if frontend.external == frontend.internal {
+                None
+            } else {
+                match self.adopt_run(frontend.external) {
+                    Some(run) => Some(run),
+                    None => return,
+                }
+            };
+            let mut backends = HashMap::new();
+            for &index in internal
+                .slots
+                .iter()
+                .chain(external.iter().flat_map(|run| run.slots.iter()))
+            {
+                if let Some(backend) = self.backends.get(index)
+                    && backend.service == frontend.service
+                {
+                    backends.insert((backend.address, backend.port), index);
+                }
+            }
+            let programmed = Programmed {
+                id: frontend.service,
+                backends,
+                internal,
+                external,
+                ..Programmed::default()
+            };
+            self.adopted.insert(frontend.service, programmed);
+        }
+        if let Some(programmed) = self.adopted.get_mut(&frontend.service) {
+            programmed.frontends.insert(key, frontend);
+            self.owner.insert(key, frontend.service);
+        }
+    }
+
+    /// `None`: the extent overlaps another or lies outside; the frontend is written anew.
+    fn adopt_run(&mut self, extent: Extent) -> Option<Run> {
+        if extent.len == 0 {
+            return Some(Run::default());
+        }
+        let order = SlotAllocator::order_of(extent.len);
+        let end = extent.base.checked_add(extent.len)?;
+        if end > self.slots.len() || !self.runs.reserve(extent.base, order) {
+            return None;
+        }
+        let slots = (extent.base..end)
+            .filter_map(|slot| self.slots.get(slot))
+            .collect::<Vec<u32>>();
+        Some(Run {
+            base: extent.base,
+            order: Some(order),
+            slots,
+        })
+    }
+
+    /// Makes the kernel's state of the named Service port what `wanted` says.
+    ///
+    /// # Errors
+    /// `Full`: the port keeps its former state.
+    pub fn set(&mut self, name: &str, wanted: &ServicePort) -> Result<(), Error> {
+        self.recycle(Instant::now());
+        let mut programmed = match self.by_name.remove(name) {
+            Some(programmed) => programmed,
+            None => self.claim(wanted)?,
+        };
+        let result = self.write(&mut programmed, wanted);
+        self.by_name.insert(name.to_string(), programmed);
+        result
+    }
+
+    /// Removes the named Service port. Missing is success.
+    pub fn remove(&mut self, name: &str) -> Result<(), Error> {
+        self.recycle(Instant::now());
+        match self.by_name.remove(name) {
+            Some(programmed) => self.erase(programmed),
+            None => Ok(()),
+        }
+    }
+
+    /// Removes what a predecessor left and nobody claimed. Only after every informer has synced.
+    pub fn remove_unclaimed(&mut self) -> Result<usize, Error> {
+        let unclaimed: Vec<Programmed> = self.adopted.drain().map(|(_, value)| value).collect();
+        let count = unclaimed.len();
+        for programmed in unclaimed {
+            self.erase(programmed)?;
+        }
+        // Frontends whose extents could not be adopted.
+        for key in self.frontends.keys()? {
+            if !self.owner.contains_key(&key) {
+                self.frontends.remove(&key)?;
+            }
+        }
+        Ok(count)
+    }
+
+    /// Names of the ports that were set.
+    pub fn names(&self) -> Vec<String> {
+        self.by_name.keys().cloned().collect()
+    }
+
+    /// The id under which this port is counted.
+    pub fn ids(&self) -> Vec<(String, u32)> {
+        self.by_name
+            .iter()
+            .map(|(name, port)| (name.clone(), port.id))
+            .collect()
+    }
+
+    /// The maps' content, as the programs see it.
+    pub fn view(&self) -> Result<Vec<FrontendView>, Error> {
+        let names: HashMap<u32, &String> = self
+            .by_name
+            .iter()
+            .map(|(name, port)| (port.id, name))
+            .collect();
+        let mut views = Vec::new();
+        self.frontends.for_each(|key, frontend| {
+            let list = |extent: Extent| -> Vec<(IpAddr, u16)> {
+                let mut seen = HashSet::new();
+                (extent.base..extent.base.saturating_add(extent.len))
+                    .filter_map(|slot| self.slots.get(slot))
+                    .filter(|index| seen.insert(*index))
+                    .filter_map(|index| self.backends.get(index))
+                    .map(|backend| (backend.address.to_ip(), backend.port.get()))
+                    .collect()
+            };
+            views.push(FrontendView {
+                name: names.get(&frontend.service).map(|name| (*name).clone()),
+                ip: (key.address != Address::ANY).then(|| key.address.to_ip()),
+                port: key.port.get(),
+                protocol: key.protocol,
+                service: frontend.service,
+                affinity: (frontend.affinity_seconds != 0)
+                    .then(|| Duration::from_secs(u64::from(frontend.affinity_seconds))),
+                internal: list(frontend.internal),
+                external: list(frontend.external),
+            });
+        })?;
+        views.sort_by(|a, b| (a.ip, a.port, a.protocol).cmp(&(b.ip, b.port, b.protocol)));
+        Ok(views)
+    }
+
+    fn claim(&mut self, wanted: &ServicePort) -> Result<Programmed, Error> {
+        for key in wanted
+            .frontends
+            .iter()
+            .map(|frontend| key_of(frontend, wanted.protocol))
+        {
+            let Some(id) = self.owner.get(&key) else {
+                continue;
+            };
+            if let Some(programmed) = self.adopted.remove(id) {
+                return Ok(programmed);
+            }
+        }
+        let id = self.free_ids.pop().ok_or(Error::Full {
+            table: "SERVICE_COUNTERS",
+            limit: MAX_SERVICES,
+            hint: "fewer Service ports",
+        })?;
+        Ok(Programmed {
+            id,
+            ..Programmed::default()
+        })
+    }
+
+    fn write(&mut self, port: &mut Programmed, wanted: &ServicePort) -> Result<(), Error> {
+        let internal = self.place(port, &wanted.internal)?;
+        let external = self.place(port, &wanted.external)?;
+        let shared = !wanted.maglev && same_members(&wanted.internal, &wanted.external);
+
+        self.fill(&mut port.internal, &internal)?;
+        let external_extent = if shared {
+            port.internal.extent()
+        } else {
+            let mut run = port.external.take().unwrap_or_default();
+            let slots = if wanted.maglev {
+                let members: Vec<(String, u32)> = wanted
+                    .external
+                    .iter()
+                    .zip(&external)
+                    .map(|(endpoint, index)| (format!("{}:{}", endpoint.ip, endpoint.port), *index))
+                    .collect();
+                maglev_table(&members)
+            } else {
+                external.clone()
+            };
+            let result = if wanted.maglev {
+                self.refill(&mut run, slots)
+            } else {
+                self.fill(&mut run, &slots)
+            };
+            let extent = run.extent();
+            port.external = Some(run);
+            result?;
+            extent
+        };
+        self.write_source_ranges(port, &wanted.source_ranges)?;
+
+        let mut frontends = BTreeMap::new();
+        for frontend in &wanted.frontends {
+            frontends.insert(
+                key_of(frontend, wanted.protocol),
+                Frontend {
+                    service: port.id,
+                    flags: flags_of(frontend, wanted),
+                    internal: port.internal.extent(),
+                    external: external_extent,
+                    affinity_seconds: wanted
+                        .affinity
+                        .map_or(0, |affinity| affinity.as_secs().clamp(1, 86_400) as u32),
+                    _pad: 0,
+                },
+            );
+        }
+        for (key, frontend) in &frontends {
+            if port.frontends.get(key) != Some(frontend) || self.owner.get(key) != Some(&port.id) {
+                self.frontends.set(key, frontend)?;
+                self.owner.insert(*key, port.id);
+                port.frontends.insert(*key, *frontend);
+            }
+        }
+        let stale: Vec<FrontendKey> = port
+            .frontends
+            .keys()
+            .filter(|key| !frontends.contains_key(key))
+            .copied()
+            .collect();
+        for key in stale {
+            self.remove_frontend(port.id, &key)?;
+            port.frontends.remove(&key);
+        }
+
+        // From here on nothing refers to what is no longer wanted.
+        if shared && let Some(run) = port.external.take() {
+            self.discard_run(run);
+        }
+        let kept: HashSet<u32> = internal.iter().chain(&external).copied().collect();
+        let gone: Vec<((Address, PortBe), u32)> = port
+            .backends
+            .iter()
+            .filter(|(_, index)| !kept.contains(index))
+            .map(|(key, index)| (*key, *index))
+            .collect();
+        for (key, index) in gone {
+            port.backends.remove(&key);
+            self.discard_backend(index);
+        }
+        Ok(())
+    }
+
+    /// The backends' indices, new ones written.
+    fn place(&mut self, port: &mut Programmed, endpoints: &[Endpoint]) -> Result<Vec<u32>, Error> {
+        let mut indices = Vec::with_capacity(endpoints.len());
+        for endpoint in endpoints {
+            let key = (Address::from(endpoint.ip), PortBe::new(endpoint.port));
+            let wanted = Backend {
+                address: key.0,
+                port: key.1,
+                flags: if endpoint.local {
+                    backend_flags::LOCAL
+                } else {
+                    0
+                },
+                service: port.id,
+            };
+            let index = match port.backends.get(&key) {
+                Some(&index) if self.backends.get(index) == Some(wanted) => index,
+                _ => {
+                    let index = self.free_backends.pop().ok_or(Error::Full {
+                        table: "BACKENDS",
+                        limit: self.backends.len(),
+                        hint: "raise the limit of backends and restart the agent",
+                    })?;
+                    self.backends.set(index, wanted);
+                    if let Some(old) = port.backends.insert(key, index) {
+                        self.discard_backend_later(old);
+                    }
+                    index
+                }
+            };
+            indices.push(index);
+        }
+        Ok(indices)
+    }
+
+    /// Makes the run hold exactly `wanted`, in any order, with as few stores as possible. Slots
+    /// beyond the new length keep a valid backend until the frontends are written.
+    fn fill(&mut self, run: &mut Run, wanted: &[u32]) -> Result<(), Error> {
+        let fits = run.order.is_some_and(|order| wanted.len() <= 1 << order);
+        if !fits {
+            return if wanted.is_empty() {
+                Ok(())
+            } else {
+                self.refill(run, wanted.to_vec())
+            };
+        }
+        let wanted_set: HashSet<u32> = wanted.iter().copied().collect();
+        let have: HashSet<u32> = run.slots.iter().copied().collect();
+        let mut added: Vec<u32> = wanted
+            .iter()
+            .copied()
+            .filter(|index| !have.contains(index))
+            .collect();
+        let mut position = 0;
+        while position < run.slots.len() {
+            if wanted_set.contains(&run.slots[position]) {
+                position += 1;
+                continue;
+            }
+            let replacement = match added.pop() {
+                Some(index) => index,
+                None => {
+                    let Some(last) = run.slots.pop() else { break };
+                    if position == run.slots.len() {
+                        break;
+                    }
+                    last
+                }
+            };
+            self.slots.set(run.base + position as u32, replacement);
+            run.slots[position] = replacement;
+        }
+        for index in added {
+            self.slots.set(run.base + run.slots.len() as u32, index);
+            run.slots.push(index);
+        }
+        Ok(())
+    }
+
+    /// Writes a fresh run; the old one is quarantined.
+    fn refill(&mut self, run: &mut Run, wanted: Vec<u32>) -> Result<(), Error> {
+        if run.slots == wanted && run.order.is_some() {
+            return Ok(());
+        }
+        let order = SlotAllocator::order_of(wanted.len() as u32);
+        let base = self.runs.allocate(order).ok_or(Error::Full {
+            table: "SLOTS",
+            limit: self.slots.len(),
+            hint: "raise the limit of slots and restart the agent",
+        })?;
+        for (slot, index) in (base..).zip(&wanted) {
+            self.slots.set(slot, *index);
+        }
+        let old = std::mem::replace(
+            run,
+            Run {
+                base,
+                order: Some(order),
+                slots: wanted,
+            },
+        );
+        self.discard_run(old);
+        Ok(())
+    }
+
+    fn write_source_ranges(
+        &mut self,
+        port: &mut Programmed,
+        wanted: &[IpNet],
+    ) -> Result<(), Error> {
+        let wanted: HashSet<IpNet> = wanted.iter().map(IpNet::trunc).collect();
+        for net in &wanted {
+            if port.source_ranges.insert(*net) {
+                self.source_ranges.set(&source_range(port.id, net), &1)?;
+            }
+        }
+        let stale: Vec<IpNet> = port.source_ranges.difference(&wanted).copied().collect();
+        for net in stale {
+            self.source_ranges.remove(&source_range(port.id, &net))?;
+            port.source_ranges.remove(&net);
+        }
+        Ok(())
+    }
+
+    fn erase(&mut self, mut port: Programmed) -> Result<(), Error> {
+        let keys: Vec<FrontendKey> = port.frontends.keys().copied().collect();
+        for key in keys {
+            self.remove_frontend(port.id, &key)?;
+        }
+        self.write_source_ranges(&mut port, &[])?;
+        self.discard_run(port.internal);
+        if let Some(run) = port.external {
+            self.discard_run(run);
+        }
+        for index in port.backends.into_values() {
+            self.discard_backend(index);
+        }
+        self.quarantine
+            .push_back((Instant::now(), Waste::Id(port.id)));
+        Ok(())
+    }
+
+    /// Another Service may have taken the address over meanwhile.
+    fn remove_frontend(&mut self, id: u32, key: &FrontendKey) -> Result<(), Error> {
+        if self.owner.get(key) == Some(&id) {
+            self.frontends.remove(key)?;
+            self.owner.remove(key);
+        }
+        Ok(())
+    }
+
+    fn discard_run(&mut self, run: Run) {
+        if let Some(order) = run.order {
+            self.quarantine.push_back((
+                Instant::now(),
+                Waste::Run {
+                    base: run.base,
+                    order,
+                },
+            ));
+        }
+    }
+
+    fn discard_backend(&mut self, index: u32) {
+        self.backends.retire(index);
+        self.quarantine
+            .push_back((Instant::now(), Waste::Backend(index)));
+    }
+
+    /// A backend that moved to another element: slots may still name it, so it stays usable until
+    /// the quarantine ends.
+    fn discard_backend_later(&mut self, index: u32) {
+        self.quarantine
+            .push_back((Instant::now(), Waste::Backend(index)));
+    }
+
+    fn recycle(&mut self, now: Instant) {
+        while let Some((since, _)) = self.quarantine.front()
+            && now.duration_since(*since) >= QUARANTINE
+        {
+            match self.quarantine.pop_front() {
+                Some((_, Waste::Backend(index))) => {
+                    self.backends.retire(index);
+                    self.free_backends.push(index);
+                }
+                Some((_, Waste::Run { base, order })) => self.runs.release(base, order),
+                Some((_, Waste::Id(id))) => self.free_ids.push(id),
+                None => {}
+            }
+        }
+    }
+}
+
+fn key_of(frontend: &FrontendAddress, protocol: u8) -> FrontendKey {
+    let address = frontend.ip.map_or(Address::ANY, Address::from);
+    FrontendKey::new(address, PortBe::new(frontend.port), protocol)
+}
+
+fn flags_of(frontend: &FrontendAddress, wanted: &ServicePort) -> u32 {
+    let mut flags = 0;
+    if !frontend.external {
+        flags |= frontend_flags::INTERNAL_ONLY;
+    }
+    if wanted.external_local {
+        flags |= frontend_flags::EXTERNAL_LOCAL;
+        if wanted.external.is_empty() && !wanted.internal.is_empty() {
+            flags |= frontend_flags::EXTERNAL_DROP;
+        }
+    }
+    if wanted.maglev && !wanted.external.is_empty() {
+        flags |= frontend_flags::EXTERNAL_MAGLEV;
+    }
+    if !wanted.source_ranges.is_empty() {
+        flags |= frontend_flags::SOURCE_RANGES;
+    }
+    flags
+}
+
+fn same_members(a: &[Endpoint], b: &[Endpoint]) -> bool {
+    a == b
+        || (a.len() == b.len()
+            && a.iter().collect::<HashSet<_>>() == b.iter().collect::<HashSet<_>>())
+}
+
+fn source_range(service: u32, net: &IpNet) -> Prefix<SourceRange> {
+    let family_bits = if net.addr().is_ipv4() { 96 } else { 0 };
+    Prefix {
+        bits: 32 + family_bits + u32::from(net.prefix_len()),
+        data: SourceRange {
+            service,
+            client: Address::from(net.addr()),
+        },
+    }
+}
+
+fn network_of(prefix: &Prefix<SourceRange>) -> Option<IpNet> {
+    let bits = prefix.bits.checked_sub(32)?;
+    let ip = prefix.data.client.to_ip();
+    let bits = if ip.is_ipv4() {
+        bits.checked_sub(96)?
+    } else {
+        bits
+    };
+    IpNet::new(ip, u8::try_from(bits).ok()?).ok()
+}
+
+/// The lookup table of Maglev (NSDI 2016, §3.4, algorithm 1): the same members give the same table
+/// on every node, and losing one moves few of the others.
+fn maglev_table(members: &[(String, u32)]) -> Vec<u32> {
+    if members.is_empty() {
+        return Vec::new();
+    }
+    let size = MAGLEV_SIZES
+        .into_iter()
+        .find(|size| *size as usize >= members.len() * 100)
+        .unwrap_or(MAGLEV_SIZES[3]) as usize;
+    let mut members: Vec<&(String, u32)> = members.iter().collect();
+    members.sort();
+    let walks: Vec<(usize, usize)> = members
+        .iter()
+        .map(|(name, _)| {
+            let offset = hash(name.as_bytes(), 0x5ce9) as usize % size;
+            let skip = hash(name.as_bytes(), 0xbee5) as usize % (size - 1) + 1;
+            (offset, skip)
+        })
+        .collect();
+    let mut next = vec![0usize; members.len()];
+    let mut table = vec![u32::MAX; size];
+    let mut filled = 0;
+    loop {
+        for (member, (offset, skip)) in walks.iter().enumerate() {
+            let mut slot = (offset + next[member] * skip) % size;
+            while table[slot] != u32::MAX {
+                next[member] += 1;
+                slot = (offset + next[member] * skip) % size;
+            }
+            table[slot] = members[member].1;
+            next[member] += 1;
+            filled += 1;
+            if filled == size {
+                return table;
+            }
+        }
+    }
+}
+
+/// FNV-1a with a seed, finished by MurmurHash3's mixer: stable across versions and machines.
+fn hash(bytes: &[u8], seed: u64) -> u64 {
+    let mut value = 0xcbf2_9ce4_8422_2325 ^ seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    for byte in bytes {
+        value = (value ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
+    }
+    value ^= value >> 33;
+    value = value.wrapping_mul(0xff51_afd7_ed55_8ccd);
+    value ^= value >> 33;
+    value = value.wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+    value ^ (value >> 33)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn members(count: usize) -> Vec<(String, u32)> {
+        (0..count)
+            .map(|i| (format!("10.244.{}.{}:80", i / 250, i % 250), i as u32))
+            .collect()
+    }
+
+    #[test]
+    fn maglev_balances_and_moves_little() {
+        for count in [1usize, 2, 7, 50, 160] {
+            let table = maglev_table(&members(count));
+            let mut shares = HashMap::new();
+            for member in &table {
+                *shares.entry(*member).or_insert(0usize) += 1;
+            }
+            assert_eq!(shares.len(), count);
+            let fair = table.len() as f64 / count as f64;
+            for share in shares.values() {
+                assert!(
+                    (*share as f64 - fair).abs() / fair < 0.05,
+                    "{share} of {fair}"
+                );
+            }
+        }
+        let before = maglev_table(&members(50));
+        let after = maglev_table(&members(49));
+        assert_eq!(before.len(), after.len());
+        let moved = before
+            .iter()
+            .zip(&after)
+            .filter(|(a, b)| **a != 49 && a != b)
+            .count();
+        assert!(
+            moved as f64 / (before.len() as f64) < 0.03,
+            "{moved} of {}",
+            before.len()
+        );
+    }
+}

@@ -1,0 +1,231 @@
+//! bpf(2) commands that aya 0.14 does not offer, and the socket option for a namespace's cookie.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+const BPF_MAP_LOOKUP_ELEM: i64 = 1;
+const BPF_MAP_UPDATE_ELEM: i64 = 2;
+const BPF_MAP_DELETE_ELEM: i64 = 3;
+const BPF_MAP_GET_NEXT_KEY: i64 = 4;
+const BPF_OBJ_PIN: i64 = 6;
+const BPF_OBJ_GET: i64 = 7;
+const BPF_MAP_LOOKUP_BATCH: i64 = 24;
+const BPF_LINK_CREATE: i64 = 28;
+const BPF_LINK_UPDATE: i64 = 29;
+
+/// `enum bpf_attach_type` of linux/bpf.h.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub(crate) enum AttachType {
+    Connect4 = 10,
+    Connect6 = 11,
+    Sendmsg4 = 14,
+    Sendmsg6 = 15,
+    Recvmsg4 = 19,
+    Recvmsg6 = 20,
+    Getpeername4 = 29,
+    Getpeername6 = 30,
+    TcxIngress = 46,
+    TcxEgress = 47,
+}
+
+/// Zeroed beyond what a command uses, as the kernel demands; larger than any command here needs.
+#[repr(C, align(8))]
+struct Attr([u8; 128]);
+
+impl Attr {
+    fn new() -> Self {
+        Self([0; 128])
+    }
+
+    fn u32(mut self, offset: usize, value: u32) -> Self {
+        self.0[offset..offset + 4].copy_from_slice(&value.to_ne_bytes());
+        self
+    }
+
+    fn u64(mut self, offset: usize, value: u64) -> Self {
+        self.0[offset..offset + 8].copy_from_slice(&value.to_ne_bytes());
+        self
+    }
+
+    fn get_u32(&self, offset: usize) -> u32 {
+        u32::from_ne_bytes([
+            self.0[offset],
+            self.0[offset + 1],
+            self.0[offset + 2],
+            self.0[offset + 3],
+        ])
+    }
+}
+
+fn fd(fd: BorrowedFd<'_>) -> u32 {
+    fd.as_raw_fd().cast_unsigned()
+}
+
+/// `size` is what the command needs; older kernels refuse a longer attribute only if the rest is
+/// not zero.
+fn bpf(command: i64, attr: &mut Attr) -> io::Result<i64> {
+    // SAFETY: the attribute outlives the call and is as long as said; pointers inside it come from
+    // the callers below, whose buffers outlive the call too.
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, command, attr.0.as_mut_ptr(), attr.0.len()) };
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
+}
+
+fn owned(fd: i64) -> OwnedFd {
+    // SAFETY: the kernel just returned this descriptor to us alone.
+    unsafe { OwnedFd::from_raw_fd(fd as i32) }
+}
+
+fn path(path: &Path) -> io::Result<CString> {
+    CString::new(path.as_os_str().as_bytes()).map_err(io::Error::other)
+}
+
+pub(crate) enum Target<'a> {
+    Cgroup(BorrowedFd<'a>),
+    Interface(u32),
+}
+
+pub(crate) fn link_create(
+    program: BorrowedFd<'_>,
+    target: &Target<'_>,
+    attach_type: AttachType,
+) -> io::Result<OwnedFd> {
+    let target = match target {
+        Target::Cgroup(cgroup) => fd(*cgroup),
+        Target::Interface(index) => *index,
+    };
+    let mut attr = Attr::new()
+        .u32(0, fd(program))
+        .u32(4, target)
+        .u32(8, attach_type as u32);
+    bpf(BPF_LINK_CREATE, &mut attr).map(owned)
+}
+
+/// Replaces the program of a link: no packet sees the link without one.
+pub(crate) fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attr = Attr::new().u32(0, fd(link)).u32(4, fd(program));
+    bpf(BPF_LINK_UPDATE, &mut attr).map(drop)
+}
+
+pub(crate) fn pin(object: BorrowedFd<'_>, at: &Path) -> io::Result<()> {
+    let at = path(at)?;
+    let mut attr = Attr::new().u64(0, at.as_ptr() as u64).u32(8, fd(object));
+    bpf(BPF_OBJ_PIN, &mut attr).map(drop)
+}
+
+pub(crate) fn open_pin(at: &Path) -> io::Result<OwnedFd> {
+    let at = path(at)?;
+    let mut attr = Attr::new().u64(0, at.as_ptr() as u64);
+    bpf(BPF_OBJ_GET, &mut attr).map(owned)
+}
+
+fn element(map: BorrowedFd<'_>, key: *const u8, value: *mut u8, flags: u64) -> Attr {
+    Attr::new()
+        .u32(0, fd(map))
+        .u64(8, key as u64)
+        .u64(16, value as u64)
+        .u64(24, flags)
+}
+
+/// # Safety
+/// `key` and `value` point to as many bytes as the map's keys and values have.
+pub(crate) unsafe fn map_lookup(
+    map: BorrowedFd<'_>,
+    key: *const u8,
+    value: *mut u8,
+) -> io::Result<()> {
+    bpf(BPF_MAP_LOOKUP_ELEM, &mut element(map, key, value, 0)).map(drop)
+}
+
+/// # Safety
+/// As for [`map_lookup`].
+pub(crate) unsafe fn map_update(
+    map: BorrowedFd<'_>,
+    key: *const u8,
+    value: *const u8,
+    flags: u64,
+) -> io::Result<()> {
+    bpf(
+        BPF_MAP_UPDATE_ELEM,
+        &mut element(map, key, value.cast_mut(), flags),
+    )
+    .map(drop)
+}
+
+/// # Safety
+/// As for [`map_lookup`].
+pub(crate) unsafe fn map_delete(map: BorrowedFd<'_>, key: *const u8) -> io::Result<()> {
+    bpf(
+        BPF_MAP_DELETE_ELEM,
+        &mut element(map, key, std::ptr::null_mut(), 0),
+    )
+    .map(drop)
+}
+
+/// # Safety
+/// As for [`map_lookup`]; `key` may be null to begin.
+pub(crate) unsafe fn map_next_key(
+    map: BorrowedFd<'_>,
+    key: *const u8,
+    next: *mut u8,
+) -> io::Result<()> {
+    bpf(BPF_MAP_GET_NEXT_KEY, &mut element(map, key, next, 0)).map(drop)
+}
+
+/// One batch of a hash map's entries (Linux 5.6). Returns how many and whether it was the last.
+///
+/// # Safety
+/// `keys` and `values` have room for `capacity` elements; `position` points to 4 writable bytes,
+/// which continue from the call before unless `first`.
+pub(crate) unsafe fn map_lookup_batch(
+    map: BorrowedFd<'_>,
+    position: *mut u8,
+    first: bool,
+    keys: *mut u8,
+    values: *mut u8,
+    capacity: u32,
+) -> io::Result<(u32, bool)> {
+    let begin = if first { 0 } else { position as u64 };
+    let mut attr = Attr::new()
+        .u64(0, begin)
+        .u64(8, position as u64)
+        .u64(16, keys as u64)
+        .u64(24, values as u64)
+        .u32(32, capacity)
+        .u32(36, fd(map));
+    match bpf(BPF_MAP_LOOKUP_BATCH, &mut attr) {
+        Ok(_) => Ok((attr.get_u32(32), false)),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok((attr.get_u32(32), true)),
+        Err(error) => Err(error),
+    }
+}
+
+/// The cookie of the network namespace that `socket` belongs to (Linux 5.14).
+pub fn netns_cookie(socket: impl AsFd) -> io::Result<u64> {
+    const SO_NETNS_COOKIE: i32 = 71;
+    let mut cookie = 0u64;
+    let mut len = size_of::<u64>() as libc::socklen_t;
+    // SAFETY: the buffer and its length agree.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut len,
+        )
+    };
+    if result == 0 {
+        Ok(cookie)
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}

@@ -1,0 +1,6 @@
+//! The datapath on this machine's kernel: programs loaded, sockets and packets sent. Needs root;
+//! says so and passes otherwise.
+#![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+
+mod scratch;
+mod sockets;

@@ -1,0 +1,89 @@
+//! A cgroup, a bpffs folder and a loaded datapath of this test's own, gone when it ends.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use skep_datapath::{Datapath, DatapathConfig, Limits, cleanup, ensure_bpffs};
+
+pub(crate) struct Scratch {
+    pub(crate) config: DatapathConfig,
+    cgroup: PathBuf,
+    bpf_parent: PathBuf,
+}
+
+/// `None`, after saying why, where the test cannot run.
+pub(crate) fn scratch(name: &str) -> Option<Scratch> {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("skipped: {name} needs root to load eBPF programs");
+        return None;
+    }
+    let id = format!(
+        "skep-dptest-{}-{}-{name}",
+        std::process::id(),
+        NEXT.fetch_add(1, Ordering::Relaxed)
+    );
+    let cgroup = cgroup2().join(&id);
+    std::fs::create_dir(&cgroup).unwrap();
+    let bpf_parent = PathBuf::from("/sys/fs/bpf").join(&id);
+    ensure_bpffs(&bpf_parent).unwrap();
+    let config = DatapathConfig {
+        bpf_dir: bpf_parent.join("node"),
+        cgroup: cgroup.clone(),
+        uplink_ifindex: None,
+        node_ips: vec![IpAddr::from([192, 0, 2, 10])],
+        masquerade: true,
+        limits: Limits {
+            flows: 4_096,
+            frontends: 1_024,
+            slots: 4_096,
+            backends: 2_048,
+        },
+    };
+    Some(Scratch {
+        config,
+        cgroup,
+        bpf_parent,
+    })
+}
+
+impl Scratch {
+    pub(crate) fn open(&self) -> Datapath {
+        match Datapath::open(&self.config) {
+            Ok(datapath) => datapath,
+            Err(error) => panic!("{error}: {:?}", std::error::Error::source(&error)),
+        }
+    }
+
+    /// Runs `body` on a thread of a child process inside the cgroup: sockets belong to the cgroup
+    /// of the process that creates them.
+    pub(crate) fn enter(&self) {
+        std::fs::write(
+            self.cgroup.join("cgroup.procs"),
+            std::process::id().to_string(),
+        )
+        .unwrap();
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::write(
+            cgroup2().join("cgroup.procs"),
+            std::process::id().to_string(),
+        );
+        let _ = cleanup(&self.config.bpf_dir);
+        let _ = std::fs::remove_dir_all(&self.bpf_parent);
+        let _ = std::fs::remove_dir(&self.cgroup);
+    }
+}
+
+fn cgroup2() -> PathBuf {
+    let mounts = std::fs::read_to_string("/proc/mounts").unwrap();
+    let line = mounts
+        .lines()
+        .find(|line| line.split_whitespace().nth(2) == Some("cgroup2"))
+        .expect("a cgroup2 mount");
+    PathBuf::from(line.split_whitespace().nth(1).unwrap())
+}
