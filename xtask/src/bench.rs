@@ -1,7 +1,71 @@
+//! `cargo xtask bench AREA`: builds what is measured and what measures, and runs it.
+
+use std::path::PathBuf;
+
 use anyhow::Result;
-use clap::Args;
+use clap::{Args, ValueEnum};
+
+use crate::cluster::{Store, down};
+use crate::{build, command, progress, setup, workspace};
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Area {
+    /// Creates, gets and lists per second of the API server
+    Api,
+    /// Requests per second direct, through ClusterIP and through NodePort
+    Datapath,
+    /// Pod start and end, memory of each process
+    Node,
+}
+
 #[derive(Args)]
-pub struct Options {}
-pub fn run(_: &Options) -> Result<()> {
-    anyhow::bail!("not yet")
+pub struct Options {
+    #[arg(value_enum)]
+    area: Area,
+    /// Write the figures here too
+    #[arg(long)]
+    json: Option<PathBuf>,
+    #[arg(long, value_enum, default_value = "redb")]
+    store: Store,
+    /// How often each figure is measured
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+}
+
+pub fn run(options: &Options) -> Result<()> {
+    setup::run()?;
+    build::run()?;
+    progress::step("building the load generators", || {
+        command::program(workspace::cargo())
+            .args([
+                "build",
+                "--release",
+                "--locked",
+                "--package",
+                "skep-tests",
+                "--bins",
+            ])
+            .directory(&workspace::root())
+            .run()
+    })?;
+    let area = match options.area {
+        Area::Api => "api",
+        Area::Datapath => "datapath",
+        Area::Node => "node",
+    };
+    let mut bench = command::program(workspace::binary("skep-bench"))
+        .arg(area)
+        .args([
+            "--store",
+            options.store.name(),
+            "--rounds",
+            &options.rounds.to_string(),
+        ])
+        .env("SKEP_XTASK", std::env::current_exe()?);
+    if let Some(file) = &options.json {
+        bench = bench.arg("--json").arg(file);
+    }
+    let measured = bench.run();
+    down::stop_docker_if_unused()?;
+    measured
 }

@@ -126,10 +126,10 @@ fn check_file(file: &str, text: &str, problems: &mut Vec<String>) {
 }
 
 fn is_crate_root(file: &str) -> bool {
-    file.ends_with("src/lib.rs")
-        || file.ends_with("src/main.rs")
-        || file.contains("/src/bin/")
-        || (file.ends_with("/main.rs") && !file.contains("/src/"))
+    let in_bin = file
+        .split_once("/src/bin/")
+        .is_some_and(|(_, rest)| !rest.contains('/'));
+    file.ends_with("src/lib.rs") || file.ends_with("/main.rs") || in_bin
 }
 
 fn check_manifest(file: &str, text: &str, problems: &mut Vec<String>) {
@@ -249,6 +249,8 @@ mod tests {
             |file: &str| problems(|found| check_file(file, "fn main() {}\n", found)).len();
         assert_eq!(without("control/api/src/lib.rs"), 1);
         assert_eq!(without("tests/e2e/main.rs"), 1);
+        assert_eq!(without("tests/src/bin/one.rs"), 1);
+        assert_eq!(without("tests/src/bin/two/part.rs"), 0);
         assert_eq!(without("node-agent/datapath/src/lib.rs"), 0);
         assert_eq!(without("control/api/src/field.rs"), 0);
     }

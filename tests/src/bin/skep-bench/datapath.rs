@@ -1,0 +1,166 @@
+//! Requests per second to nginx: direct, through the ClusterIP, through the NodePort; over kept and over new connections.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use serde_json::{Value, json};
+use skep_tests::client::Client;
+use skep_tests::cluster::{TestCluster, text};
+use skep_tests::load::{Connections, Report};
+use skep_tests::wait::wait_for;
+use xtask::cluster::Store;
+use xtask::cluster::images::NGINX;
+
+use crate::{Figure, memory};
+
+const ROUND_SECONDS: &str = "2";
+const CLIENTS: &str = "16";
+const READY: Duration = Duration::from_secs(60);
+
+/// A way to the server, and the place to take it from.
+struct Way {
+    name: &'static str,
+    target: String,
+    from_pod: bool,
+}
+
+pub(crate) fn measure(store: Store, rounds: usize) -> Result<Vec<Figure>> {
+    let cluster = TestCluster::up("bench-datapath", 1, store)?;
+    let kubectl = cluster.skep("default");
+    deploy(&cluster, &kubectl)?;
+    let pod_address = ready_address(&kubectl, "server")?;
+    ready_address(&kubectl, "client")?;
+    let service = kubectl.get(&["service", "server"])?;
+    let cluster_ip = text(&service, "/spec/clusterIP")?;
+    let node_port = service["spec"]["ports"][0]["nodePort"]
+        .as_u64()
+        .context("no nodePort")?;
+    let node = cluster.node("node1")?;
+
+    let ways = [
+        Way {
+            name: "pod to pod, direct",
+            target: format!("{pod_address}:80"),
+            from_pod: true,
+        },
+        Way {
+            name: "pod to ClusterIP",
+            target: format!("{cluster_ip}:80"),
+            from_pod: true,
+        },
+        Way {
+            name: "outside to NodePort",
+            target: format!("{}:{node_port}", node.address),
+            from_pod: false,
+        },
+    ];
+    let kinds = [Connections::KeepAlive, Connections::New];
+    let mut samples: Vec<Vec<Report>> = ways
+        .iter()
+        .flat_map(|_| kinds)
+        .map(|_| Vec::new())
+        .collect();
+    for round in 0..=rounds {
+        let each = ways.iter().flat_map(|way| kinds.map(|kind| (way, kind)));
+        for (slot, (way, kind)) in samples.iter_mut().zip(each) {
+            let report = load(&cluster, &kubectl, way, kind).with_context(|| way.name)?;
+            report.ensure_no_failures(way.name)?;
+            // The first round warms up.
+            if round > 0 {
+                slot.push(report);
+            }
+        }
+    }
+    let mut figures = Vec::new();
+    let each = ways.iter().flat_map(|way| kinds.map(|kind| (way, kind)));
+    for (reports, (way, kind)) in samples.iter().zip(each) {
+        let name = format!("{}, {} connections", way.name, kind.name());
+        figures.push(Figure::of(
+            &name,
+            "requests/s",
+            reports
+                .iter()
+                .map(|each| each.requests_per_second)
+                .collect(),
+        )?);
+        figures.push(Figure::of(
+            format!("{name}, p99"),
+            "µs",
+            reports.iter().map(|each| each.p99_us as f64).collect(),
+        )?);
+    }
+    figures.extend(memory::of_cluster(&cluster.state, "after the load")?);
+    Ok(figures)
+}
+
+fn deploy(cluster: &TestCluster, kubectl: &Client) -> Result<()> {
+    let binaries = xtask::workspace::target().join("release");
+    let pod = |name: &str, container: Value| {
+        json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": name, "labels": {"app": name}},
+            "spec": {
+                "terminationGracePeriodSeconds": 0,
+                "containers": [container],
+                "volumes": [{"name": "binaries", "hostPath": {"path": binaries, "type": "Directory"}}],
+            },
+        })
+    };
+    let list = json!({"apiVersion": "v1", "kind": "List", "items": [
+        pod("server", json!({"name": "nginx", "image": NGINX})),
+        pod("client", json!({
+            "name": "main", "image": NGINX, "command": ["sleep", "86400"],
+            "volumeMounts": [{"name": "binaries", "mountPath": "/binaries", "readOnly": true}],
+        })),
+        {
+            "apiVersion": "v1", "kind": "Service", "metadata": {"name": "server"},
+            "spec": {"type": "NodePort", "selector": {"app": "server"}, "ports": [{"port": 80}]},
+        },
+    ]});
+    let file = cluster.state.directory().join("bench.json");
+    std::fs::write(&file, list.to_string())?;
+    kubectl
+        .run(&[
+            "apply",
+            "-f",
+            file.to_str().context("the path is not text")?,
+        ])
+        .map(drop)
+}
+
+fn ready_address(kubectl: &Client, pod: &str) -> Result<String> {
+    wait_for(&format!("the pod {pod}"), READY, || {
+        let pod = kubectl.get(&["pod", pod])?;
+        anyhow::ensure!(pod["status"]["phase"] == "Running", "{}", pod["status"]);
+        text(&pod, "/status/podIP").map(str::to_owned)
+    })
+}
+
+fn load(cluster: &TestCluster, kubectl: &Client, way: &Way, kind: Connections) -> Result<Report> {
+    let arguments = [
+        &way.target,
+        "--connections",
+        kind.name(),
+        "--clients",
+        CLIENTS,
+        "--seconds",
+        ROUND_SECONDS,
+    ];
+    let printed = if way.from_pod {
+        kubectl.run(
+            &[
+                &["exec", "client", "--", "/binaries/skep-load"],
+                &arguments[..],
+            ]
+            .concat(),
+        )?
+    } else {
+        cluster
+            .state
+            .outside()
+            .program(xtask::workspace::binary("skep-load"))?
+            .args(arguments)
+            .output()?
+    };
+    serde_json::from_str(&printed).with_context(|| format!("skep-load printed {printed:?}"))
+}
