@@ -184,6 +184,9 @@ fn start(name: &str, nodes: usize, store: Store) -> Result<()> {
         &nodes,
         "--store",
         store.name(),
+        // Twice the time between two heartbeats: half of what people have to wait for.
+        "--node-monitor-grace-period",
+        "20",
     ])
 }
 

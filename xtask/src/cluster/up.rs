@@ -34,6 +34,9 @@ pub struct Options {
     /// Several clusters live side by side under different names
     #[arg(long, default_value = DEFAULT_NAME)]
     pub name: String,
+    /// Seconds without a heartbeat after which a node counts as lost
+    #[arg(long, value_name = "SECONDS", default_value_t = 40)]
+    pub node_monitor_grace_period: u32,
     /// Stop once the nodes are ready
     #[arg(long)]
     pub no_quick_start: bool,
@@ -65,7 +68,7 @@ pub fn run(options: &Options) -> Result<()> {
     state.write()?;
 
     make_network(&state)?;
-    start_control_plane(&state)?;
+    start_control_plane(&state, options)?;
     start_nodes(&state)?;
     if !state.isolated {
         let file = kubeconfig::merge(&state.kubeconfig())?;
@@ -233,7 +236,7 @@ pub(super) fn uplink_name(cluster: &str) -> String {
     format!("skep-{hash:08x}")
 }
 
-fn start_control_plane(state: &State) -> Result<()> {
+fn start_control_plane(state: &State, options: &Options) -> Result<()> {
     let place = Place {
         namespace: state.network_namespace.clone(),
         cgroup: None,
@@ -247,6 +250,10 @@ fn start_control_plane(state: &State) -> Result<()> {
         ("--service-cidr", SERVICE_RANGE.to_owned()),
         ("--cluster-cidr", POD_RANGE.to_owned()),
         ("--store", state.store.name().to_owned()),
+        (
+            "--node-monitor-grace-period",
+            options.node_monitor_grace_period.to_string(),
+        ),
     ]);
     if state.store == Store::Etcd {
         let endpoint = start_etcd(state, &place)?;
