@@ -1,2 +1,6 @@
 #![forbid(unsafe_code)]
+mod kubeconfig;
+mod options;
+mod listen;
+mod pki;
 fn main() {}
