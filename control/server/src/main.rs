@@ -1,6 +1,6 @@
 #![forbid(unsafe_code)]
 mod kubeconfig;
-mod options;
 mod listen;
+mod options;
 mod pki;
 fn main() {}

@@ -46,7 +46,12 @@ pub struct Options {
     pub store: StoreKind,
 
     /// etcd's client URLs, for --store etcd.
-    #[arg(long, value_name = "URL", value_delimiter = ',', default_value = "http://127.0.0.1:2379")]
+    #[arg(
+        long,
+        value_name = "URL",
+        value_delimiter = ',',
+        default_value = "http://127.0.0.1:2379"
+    )]
     pub etcd_endpoints: Vec<String>,
 
     /// Static bearer tokens: lines of `token,user,uid,"group1,group2"`.
@@ -100,12 +105,17 @@ fn loopback(text: &str) -> Result<SocketAddr, String> {
     if address.ip().is_loopback() {
         Ok(address)
     } else {
-        Err(format!("{} is not a loopback address; use --listen for others", address.ip()))
+        Err(format!(
+            "{} is not a loopback address; use --listen for others",
+            address.ip()
+        ))
     }
 }
 
 fn port_range(text: &str) -> Result<(u16, u16), String> {
-    let parsed = text.split_once('-').and_then(|(a, b)| Some((a.parse().ok()?, b.parse().ok()?)));
+    let parsed = text
+        .split_once('-')
+        .and_then(|(a, b)| Some((a.parse().ok()?, b.parse().ok()?)));
     match parsed {
         Some((first, last)) if 0 < first && first <= last => Ok((first, last)),
         _ => Err("want FIRST-LAST, for example 30000-32767".into()),
@@ -136,8 +146,16 @@ mod tests {
             let args = ["skep-control"].iter().chain(args).copied();
             Options::try_parse_from(args).map_err(|error| error.to_string())
         };
-        assert!(parse(&["--listen-plain", "0.0.0.0:80"]).unwrap_err().contains("loopback"));
-        assert!(parse(&["--service-node-port-range", "9-1"]).unwrap_err().contains("FIRST-LAST"));
+        assert!(
+            parse(&["--listen-plain", "0.0.0.0:80"])
+                .unwrap_err()
+                .contains("loopback")
+        );
+        assert!(
+            parse(&["--service-node-port-range", "9-1"])
+                .unwrap_err()
+                .contains("FIRST-LAST")
+        );
         let options = parse(&["--roles", "api", "--node-monitor-grace-period", "4s"]).unwrap();
         assert_eq!(options.roles, [Role::Api]);
         assert_eq!(options.node_monitor_grace_period, Duration::from_secs(4));
