@@ -8,4 +8,6 @@
 //! Read `kubelet/plan.rs` first: it decides what happens to a pod.
 #![forbid(unsafe_code)]
 
+pub mod kubelet;
 pub mod network;
+pub mod runtime;

@@ -101,7 +101,9 @@ impl PodNetwork for HollowNetwork {
     ) -> Result<PodAddresses, NetworkError> {
         let mut attached = self.attached.lock();
         if let Some(ip) = attached.get(&pod.uid) {
-            return Ok(PodAddresses { ips: vec![IpAddr::V4(*ip)] });
+            return Ok(PodAddresses {
+                ips: vec![IpAddr::V4(*ip)],
+            });
         }
         let used: HashSet<Ipv4Addr> = attached.values().copied().collect();
         let free = (2u32..65_535)
@@ -109,7 +111,9 @@ impl PodNetwork for HollowNetwork {
             .find(|ip| !used.contains(ip))
             .ok_or_else(|| NetworkError::NoAddress("10.244.0.0/16 is in use".into()))?;
         attached.insert(pod.uid.clone(), free);
-        Ok(PodAddresses { ips: vec![IpAddr::V4(free)] })
+        Ok(PodAddresses {
+            ips: vec![IpAddr::V4(free)],
+        })
     }
 
     async fn detach(&self, uid: &str) -> Result<(), NetworkError> {
@@ -118,7 +122,9 @@ impl PodNetwork for HollowNetwork {
     }
 
     async fn retain(&self, live_uids: &HashSet<String>) -> Result<(), NetworkError> {
-        self.attached.lock().retain(|uid, _| live_uids.contains(uid));
+        self.attached
+            .lock()
+            .retain(|uid, _| live_uids.contains(uid));
         Ok(())
     }
 }

@@ -1,0 +1,570 @@
+//! Carrying out what `plan` decided. Each action is idempotent: it may have been begun before by
+//! an agent that died.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use k8s_openapi::api::core::v1::{ConfigMap, Container, Pod, PodStatus, Secret};
+use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
+use kube::{Api, ResourceExt};
+use serde_json::{Value, json};
+use tokio::time::{Instant, timeout};
+use tracing::{debug, info, warn};
+
+use super::env::{self, Sources};
+use super::plan::Action;
+use super::pod::{self, Kind};
+use super::volumes::VolumePaths;
+use super::worker::{Shared, reference};
+use super::{hooks, images, objects, resources, spec};
+use crate::network::PodIdentity;
+use crate::runtime::{Image, LogOptions, Observed, Runtime, label};
+
+/// A container gets this long after its preStop hook, whatever is left of the grace period.
+const LEAST_GRACE: Duration = Duration::from_secs(2);
+const MAX_MESSAGE: usize = 4096;
+const MAX_LOG_MESSAGE: usize = 2048;
+const LOG_MESSAGE_LINES: u64 = 80;
+
+const OWN_CONDITIONS: [&str; 4] = [
+    "PodReadyToStartContainers",
+    "Initialized",
+    "Ready",
+    "ContainersReady",
+];
+
+/// Reason and message of a waiting container.
+pub type Refusal = (String, String);
+
+pub enum Outcome {
+    Done,
+    Volumes(Result<VolumePaths, String>),
+    Sandbox(Result<(String, Vec<IpAddr>), String>),
+    Image(String, Result<Image, Refusal>),
+    Started(String, Result<(), Refusal>),
+    Detached(Result<(), String>),
+    CleanedUp(Result<(), String>),
+    Deleted(Result<(), String>),
+}
+
+pub async fn perform(shared: Shared, pod: Option<Arc<Pod>>, action: Action) -> Outcome {
+    match (action, pod) {
+        (Action::PrepareVolumes, Some(pod)) => Outcome::Volumes(volumes(&shared, &pod).await),
+        (Action::StartSandbox { attempt }, Some(pod)) => {
+            let result = sandbox(&shared, &pod, attempt).await;
+            if let Err(message) = &result {
+                let about = reference(&pod, None);
+                let text = format!("Failed to create pod sandbox: {message}");
+                shared
+                    .ctx
+                    .recorder
+                    .warning(&about, "FailedCreatePodSandBox", text);
+            }
+            Outcome::Sandbox(result)
+        }
+        (Action::AttachNetwork { sandbox }, Some(pod)) => Outcome::Sandbox(
+            attach(&shared, &pod, &sandbox)
+                .await
+                .map(|ips| (sandbox, ips)),
+        ),
+        (Action::EnsureImage { container }, Some(pod)) => {
+            let result = match find(&pod, &container) {
+                Some((_, c)) => ensure_image(&shared, &pod, &c).await,
+                None => Err((
+                    "ErrImagePull".into(),
+                    "the container is not in the spec".into(),
+                )),
+            };
+            if let Err((reason, _)) = &result {
+                let about = reference(&pod, Some(&container));
+                shared
+                    .ctx
+                    .recorder
+                    .warning(&about, "Failed", format!("Error: {reason}"));
+            }
+            Outcome::Image(container, result)
+        }
+        (
+            Action::StartContainer {
+                container,
+                attempt,
+                sandbox,
+            },
+            Some(pod),
+        ) => {
+            let result = match find(&pod, &container) {
+                Some((kind, c)) => start(&shared, &pod, kind, &c, attempt, &sandbox).await,
+                None => Err((
+                    "CreateContainerConfigError".into(),
+                    "the container is not in the spec".into(),
+                )),
+            };
+            if let Err((_, message)) = &result {
+                let about = reference(&pod, Some(&container));
+                shared
+                    .ctx
+                    .recorder
+                    .warning(&about, "Failed", format!("Error: {message}"));
+            }
+            Outcome::Started(container, result)
+        }
+        (
+            Action::KillContainer {
+                container,
+                id,
+                grace,
+                message,
+            },
+            pod,
+        ) => {
+            kill(&shared, pod.as_deref(), &container, &id, grace, &message).await;
+            Outcome::Done
+        }
+        (Action::Remove { id }, _) => {
+            if let Err(e) = shared.ctx.runtime.remove(&id).await {
+                warn!(id, error = %e, "cannot remove a container; will retry");
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+            Outcome::Done
+        }
+        (Action::DetachNetwork, pod) => {
+            if pod.as_deref().is_some_and(pod::is_host_network) {
+                return Outcome::Detached(Ok(()));
+            }
+            let result = shared.ctx.network.detach(&shared.who.uid).await;
+            Outcome::Detached(result.map_err(|e| e.to_string()))
+        }
+        (Action::CleanUp, _) => Outcome::CleanedUp(clean_up(&shared).await),
+        (Action::DeleteObject, _) => Outcome::Deleted(delete(&shared).await),
+        // Without an object there is nothing to start.
+        (_, None) => Outcome::Done,
+    }
+}
+
+fn find(pod: &Pod, name: &str) -> Option<(Kind, Container)> {
+    pod::containers(pod)
+        .into_iter()
+        .find(|(_, c)| c.name == name)
+}
+
+async fn volumes(shared: &Shared, pod: &Pod) -> Result<VolumePaths, String> {
+    let Some(volumes) = &shared.ctx.volumes else {
+        return Ok(VolumePaths::default());
+    };
+    let node = shared.ctx.facts(&shared.ips);
+    volumes.prepare(pod, &node).await.map_err(|e| {
+        shared
+            .ctx
+            .recorder
+            .warning(&reference(pod, None), "FailedMount", e.to_string());
+        e.to_string()
+    })
+}
+
+async fn sandbox(
+    shared: &Shared,
+    pod: &Pod,
+    attempt: u32,
+) -> Result<(String, Vec<IpAddr>), String> {
+    let ctx = &shared.ctx;
+    if let Some(message) = spec::unsupported(pod) {
+        return Err(message);
+    }
+    if attempt > 0 {
+        let text = "Pod sandbox changed, it will be killed and re-created.";
+        ctx.recorder
+            .normal(&reference(pod, None), "SandboxChanged", text);
+        // The old namespace is gone; a new one needs a new link.
+        ctx.network
+            .detach(&shared.who.uid)
+            .await
+            .map_err(|e| e.to_string())?;
+    }
+    let group = spec::cgroup(&ctx.config, pod);
+    if let Some(cgroups) = &ctx.cgroups {
+        cgroups
+            .create(&group, &resources::pod_limits(pod))
+            .map_err(|e| format!("cannot make the pod's cgroup {group}: {e}"))?;
+    }
+    let wanted = spec::sandbox(&ctx.config, pod, attempt);
+    let _permit = ctx.starts.acquire().await;
+    let id = ctx
+        .runtime
+        .create_sandbox(&wanted)
+        .await
+        .map_err(|e| e.to_string())?;
+    let ready = async {
+        ctx.runtime.start(&id).await.map_err(|e| e.to_string())?;
+        attach(shared, pod, &id).await
+    };
+    match ready.await {
+        Ok(ips) => Ok((id, ips)),
+        Err(message) => {
+            if let Err(e) = ctx.runtime.remove(&id).await {
+                debug!(id, error = %e, "cannot remove a sandbox that did not start");
+            }
+            Err(message)
+        }
+    }
+}
+
+async fn attach(shared: &Shared, pod: &Pod, sandbox: &str) -> Result<Vec<IpAddr>, String> {
+    let ctx = &shared.ctx;
+    if pod::is_host_network(pod) {
+        return Ok(ctx.host_ips.clone());
+    }
+    let observed = ctx
+        .runtime
+        .inspect(sandbox)
+        .await
+        .map_err(|e| e.to_string())?;
+    let pid = observed.pid.ok_or("the sandbox is not running")?;
+    let who = PodIdentity {
+        namespace: shared.who.namespace.clone(),
+        name: shared.who.name.clone(),
+        uid: shared.who.uid.clone(),
+    };
+    let attached = ctx.network.attach(&who, pid, &spec::network(pod)).await;
+    attached.map(|a| a.ips).map_err(|e| {
+        format!(
+            "failed to set up the network of pod \"{}_{}\": {e}",
+            who.name, who.namespace
+        )
+    })
+}
+
+async fn ensure_image(shared: &Shared, pod: &Pod, c: &Container) -> Result<Image, Refusal> {
+    let ctx = &shared.ctx;
+    let about = reference(pod, Some(&c.name));
+    let name = c.image.as_deref().unwrap_or_default();
+    let reference = images::normalize(name).map_err(|message| {
+        ctx.recorder
+            .warning(&about, "InspectFailed", message.clone());
+        ("InvalidImageName".to_string(), message)
+    })?;
+    let present = ctx.runtime.image(&reference).await.map_err(|e| {
+        let message = format!("Failed to inspect image \"{name}\": {e}");
+        ctx.recorder
+            .warning(&about, "InspectFailed", message.clone());
+        ("ImageInspectError".to_string(), message)
+    })?;
+    match (
+        images::pull_policy(c.image_pull_policy.as_deref(), &reference),
+        present,
+    ) {
+        ("IfNotPresent" | "Never", Some(image)) => {
+            let text = format!(
+                "Container image \"{name}\" already present on machine and can be accessed by the pod"
+            );
+            ctx.recorder.normal(&about, "Pulled", text);
+            return Ok(image);
+        }
+        ("Never", None) => {
+            let message =
+                format!("Container image \"{name}\" is not present with pull policy of Never");
+            ctx.recorder
+                .warning(&about, "ErrImageNeverPull", message.clone());
+            return Err(("ErrImageNeverPull".into(), message));
+        }
+        _ => {}
+    }
+    ctx.recorder
+        .normal(&about, "Pulling", format!("Pulling image \"{name}\""));
+    let began = Instant::now();
+    let mut secrets = Vec::new();
+    for secret in pod::spec(pod).image_pull_secrets.iter().flatten() {
+        // A missing one is not fatal: the registry may not need it.
+        match ctx
+            .objects
+            .get::<Secret>(Some(&shared.who.namespace), &secret.name)
+            .await
+        {
+            Ok(found) => secrets.extend(found),
+            Err(message) => debug!(message, secret = secret.name, "cannot read a pull secret"),
+        }
+    }
+    let mut tries: Vec<_> = images::credentials(&reference, &secrets)
+        .into_iter()
+        .map(Some)
+        .collect();
+    tries.push(None);
+    let mut failure = String::new();
+    for auth in tries {
+        match ctx.runtime.pull(&reference, auth.as_ref()).await {
+            Err(e) => failure = e.to_string(),
+            Ok(()) => {
+                let image = ctx.runtime.image(&reference).await.ok().flatten();
+                let Some(image) = image else {
+                    failure = format!("the image {reference} is gone again after its pull");
+                    continue;
+                };
+                let seconds = began.elapsed().as_millis() as f64 / 1000.0;
+                let text = format!(
+                    "Successfully pulled image \"{name}\" in {seconds}s ({seconds}s including waiting). \
+                     Image size: {} bytes.",
+                    image.size_bytes
+                );
+                ctx.recorder.normal(&about, "Pulled", text);
+                return Ok(image);
+            }
+        }
+    }
+    let text = format!("Failed to pull image \"{name}\": {failure}");
+    ctx.recorder.warning(&about, "Failed", text.clone());
+    Err(("ErrImagePull".into(), failure))
+}
+
+async fn start(
+    shared: &Shared,
+    pod: &Pod,
+    kind: Kind,
+    c: &Container,
+    attempt: u32,
+    sandbox: &str,
+) -> Result<(), Refusal> {
+    let ctx = &shared.ctx;
+    let about = reference(pod, Some(&c.name));
+    let bad_config = |message: String| ("CreateContainerConfigError".to_string(), message);
+    let namespace = shared.who.namespace.as_str();
+    let mut sources = Sources::default();
+    let (maps, secrets) = env::references(c);
+    for name in maps {
+        let found: Option<ConfigMap> = ctx
+            .objects
+            .get(Some(namespace), name)
+            .await
+            .map_err(bad_config)?;
+        sources
+            .config_maps
+            .extend(found.map(|map| (name.to_string(), map)));
+    }
+    for name in secrets {
+        let found: Option<Secret> = ctx
+            .objects
+            .get(Some(namespace), name)
+            .await
+            .map_err(bad_config)?;
+        sources
+            .secrets
+            .extend(found.map(|secret| (name.to_string(), secret)));
+    }
+    let node = ctx.facts(&shared.ips);
+    let services = ctx.services();
+    let environment = env::environment(pod, c, &sources, &services, &node).map_err(bad_config)?;
+    let dir = ctx.pod_dir(&shared.who.uid);
+    if ctx.volumes.is_some() {
+        spec::write_etc(&ctx.config, pod, &node, &dir).map_err(bad_config)?;
+    }
+    let empty = Image::default();
+    let wanted = spec::container(&spec::Made {
+        config: &ctx.config,
+        pod,
+        kind,
+        container: c,
+        attempt,
+        sandbox,
+        image: shared.images.get(&c.name).unwrap_or(&empty),
+        env: environment,
+        volumes: &shared.volumes,
+        node: &node,
+        memory_capacity: ctx.memory_capacity,
+        dir,
+    })
+    .map_err(bad_config)?;
+
+    let permit = ctx.starts.acquire().await;
+    let id = ctx
+        .runtime
+        .create_container(sandbox, &wanted)
+        .await
+        .map_err(|e| ("CreateContainerError".to_string(), e.to_string()))?;
+    ctx.recorder.normal(&about, "Created", "Container created");
+    ctx.runtime
+        .start(&id)
+        .await
+        .map_err(|e| ("RunContainerError".to_string(), e.to_string()))?;
+    drop(permit);
+    ctx.recorder.normal(&about, "Started", "Container started");
+    info!(
+        namespace,
+        name = shared.who.name,
+        container = c.name,
+        attempt,
+        "started a container"
+    );
+
+    if let Some(handler) = c.lifecycle.as_ref().and_then(|l| l.post_start.as_ref()) {
+        let ip = shared.ips.first().copied();
+        if let Err(message) = hooks::run(&*ctx.runtime, &id, c, handler, ip).await {
+            warn!(
+                namespace,
+                name = shared.who.name,
+                container = c.name,
+                message,
+                "postStart failed"
+            );
+            let text = format!("PostStartHook failed: {message}");
+            ctx.recorder.warning(&about, "FailedPostStartHook", text);
+            let text = "FailedPostStartHook";
+            kill(shared, Some(pod), &c.name, &id, pod::grace(pod), text).await;
+            return Err(("PostStartHookError".into(), message));
+        }
+    }
+    Ok(())
+}
+
+async fn kill(
+    shared: &Shared,
+    pod: Option<&Pod>,
+    container: &str,
+    id: &str,
+    grace: Duration,
+    message: &str,
+) {
+    let ctx = &shared.ctx;
+    let began = Instant::now();
+    if let Some(pod) = pod {
+        let about = reference(pod, Some(container));
+        ctx.recorder.normal(&about, "Killing", message);
+        let hook = find(pod, container).and_then(|(_, c)| {
+            let handler = c.lifecycle.as_ref()?.pre_stop.clone()?;
+            Some((c, handler))
+        });
+        if let Some((c, handler)) = hook {
+            let ip = shared.ips.first().copied();
+            let run = hooks::run(&*ctx.runtime, id, &c, &handler, ip);
+            match timeout(grace, run).await {
+                Ok(Ok(())) => {}
+                Ok(Err(message)) => {
+                    debug!(container, message, "preStop failed");
+                    ctx.recorder
+                        .warning(&about, "FailedPreStopHook", "PreStopHook failed");
+                }
+                Err(_) => debug!(container, "preStop did not end within the grace period"),
+            }
+            let left = grace.saturating_sub(began.elapsed()).max(LEAST_GRACE);
+            stop(ctx.runtime.as_ref(), id, left).await;
+            return;
+        }
+    }
+    stop(ctx.runtime.as_ref(), id, grace).await;
+}
+
+async fn stop(runtime: &dyn Runtime, id: &str, grace: Duration) {
+    if let Err(e) = runtime.stop(id, grace).await {
+        warn!(id, error = %e, "cannot stop a container; will retry");
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+async fn clean_up(shared: &Shared) -> Result<(), String> {
+    let ctx = shared.ctx.clone();
+    let uid = shared.who.uid.clone();
+    let parent = ctx.config.cgroup_parent.trim_end_matches('/').to_string();
+    tokio::task::spawn_blocking(move || {
+        if let Some(volumes) = &ctx.volumes {
+            volumes
+                .clean_up(&uid)
+                .map_err(|e| format!("cannot remove the pod's folder: {e}"))?;
+        }
+        if let Some(cgroups) = &ctx.cgroups {
+            for class in ["", "burstable/", "besteffort/"] {
+                let group = format!("{parent}/kubepods/{class}pod{uid}");
+                if let Err(e) = cgroups.remove(&group) {
+                    // The kernel empties a group a moment after its last process ended.
+                    return Err(format!("cannot remove cgroup {group}: {e}"));
+                }
+            }
+        }
+        Ok(())
+    })
+    .await
+    .map_err(|e| e.to_string())?
+}
+
+async fn delete(shared: &Shared) -> Result<(), String> {
+    let api: Api<Pod> = Api::namespaced(shared.ctx.client.clone(), &shared.who.namespace);
+    let params = DeleteParams {
+        grace_period_seconds: Some(0),
+        preconditions: Some(Preconditions {
+            uid: Some(shared.who.uid.clone()),
+            resource_version: None,
+        }),
+        ..Default::default()
+    };
+    match api.delete(&shared.who.name, &params).await {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
+        Err(e) => Err(objects::describe(&e)),
+    }
+}
+
+/// What a container left in its `terminationMessagePath`, or the end of its log.
+pub async fn termination_message(runtime: &dyn Runtime, o: &Observed) -> String {
+    let file = o.labels.get(label::TERMINATION_FILE);
+    let written = file
+        .and_then(|path| std::fs::read(path).ok())
+        .unwrap_or_default();
+    if !written.is_empty() {
+        return String::from_utf8_lossy(&written[..written.len().min(MAX_MESSAGE)]).into_owned();
+    }
+    let policy = o.labels.get(label::TERMINATION_POLICY).map(String::as_str);
+    if policy != Some("FallbackToLogsOnError") || o.exit_code == 0 {
+        return String::new();
+    }
+    let options = LogOptions {
+        tail_lines: Some(LOG_MESSAGE_LINES),
+        ..Default::default()
+    };
+    let mut lines = runtime.logs(&o.id, &options);
+    let mut text = Vec::new();
+    let read = async {
+        while let Some(Ok(line)) = lines.next().await {
+            text.extend_from_slice(&line.bytes);
+        }
+    };
+    if timeout(Duration::from_secs(2), read).await.is_err() {
+        debug!(id = o.id, "the log is too slow for a termination message");
+    }
+    let from = text.len().saturating_sub(MAX_LOG_MESSAGE);
+    String::from_utf8_lossy(&text[from..]).into_owned()
+}
+
+/// A strategic merge patch: conditions of others stay, our own lists replace.
+pub fn status_patch(pod: &Pod, base: &PodStatus, wanted: &PodStatus) -> Value {
+    let mut status = serde_json::to_value(wanted).unwrap_or_default();
+    let before = serde_json::to_value(base).unwrap_or_default();
+    if let (Some(new), Some(old)) = (status.as_object_mut(), before.as_object()) {
+        if let Some(Value::Array(conditions)) = new.get_mut("conditions") {
+            // Those of others are not ours to repeat: they may have changed meanwhile.
+            conditions.retain(|c| OWN_CONDITIONS.iter().any(|own| c["type"] == *own));
+        }
+        // What is no longer set must be said.
+        for key in ["reason", "message"] {
+            if old.contains_key(key) && !new.contains_key(key) {
+                new.insert(key.into(), Value::Null);
+            }
+        }
+        // These lists are merged by address: the old ones go by name.
+        for key in ["podIPs", "hostIPs"] {
+            let Some(Value::Array(items)) = new.get_mut(key) else {
+                continue;
+            };
+            for item in old.get(key).and_then(Value::as_array).into_iter().flatten() {
+                if !items.contains(item) {
+                    items.push(json!({"$patch": "delete", "ip": item["ip"]}));
+                }
+            }
+        }
+    }
+    json!({"metadata": {"uid": pod.uid().unwrap_or_default()}, "status": status})
+}
+
+pub async fn write_status(shared: &Shared, patch: Value) -> Result<Pod, kube::Error> {
+    let api: Api<Pod> = Api::namespaced(shared.ctx.client.clone(), &shared.who.namespace);
+    let params = PatchParams::default();
+    api.patch_status(&shared.who.name, &params, &Patch::Strategic(&patch))
+        .await
+}

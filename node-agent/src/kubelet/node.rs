@@ -1,0 +1,399 @@
+//! This node's object in the API: registration, status and Lease.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
+use k8s_openapi::api::core::v1::{
+    ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints,
+    NodeStatus, NodeSystemInfo, ObjectReference,
+};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference, Time};
+use kube::api::{Patch, PatchParams, PostParams};
+use kube::{Api, Client, ResourceExt};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use super::events::Recorder;
+use super::{Config, Context};
+use crate::runtime::Runtime;
+
+const LEASE_NAMESPACE: &str = "kube-node-lease";
+const LEASE_SECONDS: i32 = 40;
+const HEARTBEAT: Duration = Duration::from_secs(10);
+/// An unchanged status is written again after this time.
+const REPORT: Duration = Duration::from_secs(300);
+const MAX_IMAGES: usize = 50;
+/// What the kubelet says of the version it speaks for.
+const VERSION: &str = "v1.36.0";
+
+pub fn reference(name: &str) -> ObjectReference {
+    // Events about nodes are kept under the node's name as uid.
+    ObjectReference {
+        kind: Some("Node".into()),
+        name: Some(name.into()),
+        uid: Some(name.into()),
+        ..Default::default()
+    }
+}
+
+/// What a machine has, in the API's words.
+pub fn capacity(config: &Config) -> BTreeMap<String, Quantity> {
+    let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let disk = nix::sys::statvfs::statvfs(&config.state_dir)
+        .map(|s| s.blocks() as u64 * s.fragment_size() as u64)
+        .unwrap_or(0);
+    let mut capacity = BTreeMap::from([
+        ("cpu".into(), Quantity(cpus.to_string())),
+        ("memory".into(), Quantity(format!("{}Ki", memory_kib()))),
+        (
+            "ephemeral-storage".into(),
+            Quantity(format!("{}Ki", disk / 1024)),
+        ),
+        ("pods".into(), Quantity(config.max_pods.to_string())),
+    ]);
+    for size in ["2Mi", "1Gi"] {
+        let kib = if size == "2Mi" { 2048 } else { 1_048_576 };
+        let path = format!("/sys/kernel/mm/hugepages/hugepages-{kib}kB/nr_hugepages");
+        if let Ok(count) = std::fs::read_to_string(path) {
+            let pages: u64 = count.trim().parse().unwrap_or(0);
+            let amount = if pages == 0 {
+                "0".into()
+            } else {
+                format!("{}Ki", pages * kib)
+            };
+            capacity.insert(format!("hugepages-{size}"), Quantity(amount));
+        }
+    }
+    capacity
+}
+
+pub fn memory_kib() -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    text.lines()
+        .find_map(|line| {
+            line.strip_prefix("MemTotal:")?
+                .split_whitespace()
+                .next()?
+                .parse()
+                .ok()
+        })
+        .unwrap_or(0)
+}
+
+fn file(path: &str) -> String {
+    std::fs::read_to_string(path)
+        .map(|text| text.trim().to_string())
+        .unwrap_or_default()
+}
+
+fn os_image() -> String {
+    file("/etc/os-release")
+        .lines()
+        .find_map(|line| line.strip_prefix("PRETTY_NAME="))
+        .map(|name| name.trim_matches('"').to_string())
+        .unwrap_or_else(|| "Linux".into())
+}
+
+fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}
+
+pub fn labels(config: &Config) -> BTreeMap<String, String> {
+    let pairs = [
+        ("kubernetes.io/hostname", config.node_name.as_str()),
+        ("kubernetes.io/os", "linux"),
+        ("kubernetes.io/arch", architecture()),
+        ("beta.kubernetes.io/os", "linux"),
+        ("beta.kubernetes.io/arch", architecture()),
+    ];
+    pairs
+        .into_iter()
+        .map(|(k, v)| (k.to_string(), v.to_string()))
+        .collect()
+}
+
+struct Health {
+    runtime: Result<String, String>,
+}
+
+fn conditions(old: &[NodeCondition], health: &Health, now: Timestamp) -> Vec<NodeCondition> {
+    let ready = match &health.runtime {
+        Ok(_) => (
+            "True",
+            "KubeletReady",
+            "kubelet is posting ready status".to_string(),
+        ),
+        Err(e) => (
+            "False",
+            "KubeletNotReady",
+            format!("container runtime is down: {e}"),
+        ),
+    };
+    let fine = |kind: &'static str, reason: &'static str, message: &str| {
+        (kind, "False", reason, message.to_string())
+    };
+    let wanted = [
+        fine(
+            "MemoryPressure",
+            "KubeletHasSufficientMemory",
+            "kubelet has sufficient memory available",
+        ),
+        fine(
+            "DiskPressure",
+            "KubeletHasNoDiskPressure",
+            "kubelet has no disk pressure",
+        ),
+        fine(
+            "PIDPressure",
+            "KubeletHasSufficientPID",
+            "kubelet has sufficient PID available",
+        ),
+        ("Ready", ready.0, ready.1, ready.2),
+    ];
+    wanted
+        .into_iter()
+        .map(|(kind, status, reason, message)| {
+            let since = old
+                .iter()
+                .find(|c| c.type_ == kind && c.status == status)
+                .and_then(|c| c.last_transition_time.clone());
+            NodeCondition {
+                type_: kind.into(),
+                status: status.into(),
+                reason: Some(reason.into()),
+                message: Some(message),
+                last_heartbeat_time: Some(Time(now)),
+                last_transition_time: since.or(Some(Time(now))),
+            }
+        })
+        .collect()
+}
+
+async fn status(ctx: &Context, old: Option<&NodeStatus>, now: Timestamp) -> NodeStatus {
+    let config = &ctx.config;
+    let version = ctx.runtime.version().await;
+    let health = Health {
+        runtime: version
+            .as_ref()
+            .map(|v| v.version.clone())
+            .map_err(ToString::to_string),
+    };
+    let capacity = capacity(config);
+    let allocatable = capacity.clone();
+    ctx.allocatable.write().clone_from(&allocatable);
+    let old_conditions = old.and_then(|o| o.conditions.clone()).unwrap_or_default();
+    let mut addresses: Vec<NodeAddress> = ctx
+        .host_ips
+        .iter()
+        .map(|ip: &IpAddr| NodeAddress {
+            type_: "InternalIP".into(),
+            address: ip.to_string(),
+        })
+        .collect();
+    addresses.push(NodeAddress {
+        type_: "Hostname".into(),
+        address: config.node_name.clone(),
+    });
+    let machine = file("/etc/machine-id");
+    NodeStatus {
+        addresses: Some(addresses),
+        capacity: Some(capacity),
+        allocatable: Some(allocatable),
+        conditions: Some(conditions(&old_conditions, &health, now)),
+        daemon_endpoints: Some(NodeDaemonEndpoints {
+            kubelet_endpoint: Some(DaemonEndpoint {
+                port: i32::from(config.port),
+            }),
+        }),
+        node_info: Some(NodeSystemInfo {
+            architecture: architecture().into(),
+            boot_id: file("/proc/sys/kernel/random/boot_id"),
+            container_runtime_version: version.map(|v| v.version).unwrap_or_default(),
+            kernel_version: file("/proc/sys/kernel/osrelease"),
+            kubelet_version: VERSION.into(),
+            machine_id: machine.clone(),
+            operating_system: "linux".into(),
+            os_image: os_image(),
+            system_uuid: match file("/sys/class/dmi/id/product_uuid") {
+                uuid if uuid.is_empty() => machine,
+                uuid => uuid,
+            },
+            ..Default::default()
+        }),
+        images: Some(images(&*ctx.runtime).await),
+        ..Default::default()
+    }
+}
+
+async fn images(runtime: &dyn Runtime) -> Vec<ContainerImage> {
+    let mut all = runtime.images().await.unwrap_or_default();
+    all.sort_by_key(|i| std::cmp::Reverse(i.size_bytes));
+    all.into_iter()
+        .map(|i| ContainerImage {
+            names: Some(i.digests.into_iter().chain(i.tags).take(5).collect()),
+            size_bytes: Some(i.size_bytes),
+        })
+        .filter(|i| i.names.as_ref().is_some_and(|n| !n.is_empty()))
+        .take(MAX_IMAGES)
+        .collect()
+}
+
+/// Two statuses that differ in heartbeats only.
+fn same(a: &NodeStatus, b: &NodeStatus) -> bool {
+    let bare = |s: &NodeStatus| {
+        let mut s = s.clone();
+        for c in s.conditions.iter_mut().flatten() {
+            c.last_heartbeat_time = None;
+        }
+        s
+    };
+    bare(a) == bare(b)
+}
+
+/// Registers the node and keeps its status and Lease fresh until `stop`.
+pub async fn run(ctx: Arc<Context>, stop: CancellationToken) {
+    let mut registered = false;
+    let mut written: Option<(NodeStatus, tokio::time::Instant)> = None;
+    let mut tick = tokio::time::interval(HEARTBEAT);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut wait = Duration::from_millis(200);
+    loop {
+        let outcome = heartbeat(&ctx, &mut registered, &mut written).await;
+        if let Err(e) = &outcome {
+            warn!(node = ctx.config.node_name, error = %e, "cannot report the node; will retry");
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = tick.tick(), if outcome.is_ok() => wait = Duration::from_millis(200),
+            () = tokio::time::sleep(wait), if outcome.is_err() => {
+                wait = (wait * 2).min(HEARTBEAT);
+            }
+        }
+    }
+}
+
+async fn heartbeat(
+    ctx: &Context,
+    registered: &mut bool,
+    written: &mut Option<(NodeStatus, tokio::time::Instant)>,
+) -> Result<(), kube::Error> {
+    let api: Api<Node> = Api::all(ctx.client.clone());
+    let name = &ctx.config.node_name;
+    let now = Timestamp::now();
+    if !*registered {
+        let node = register(ctx, &api).await?;
+        *written = None;
+        *registered = true;
+        info!(
+            node = name,
+            uid = node.uid().unwrap_or_default(),
+            "registered the node"
+        );
+    }
+    let fresh = status(ctx, written.as_ref().map(|(s, _)| s), now).await;
+    let due = match written {
+        Some((before, at)) => !same(before, &fresh) || at.elapsed() >= REPORT,
+        None => true,
+    };
+    if due {
+        let patch = serde_json::json!({"status": fresh});
+        match api
+            .patch_status(name, &PatchParams::default(), &Patch::Strategic(&patch))
+            .await
+        {
+            Ok(_) => *written = Some((fresh, tokio::time::Instant::now())),
+            Err(kube::Error::Api(status)) if status.code == 404 => {
+                // Somebody deleted the object of a node that lives.
+                *registered = false;
+                return Err(kube::Error::Api(status));
+            }
+            Err(e) => return Err(e),
+        }
+    }
+    renew(ctx.client.clone(), name).await
+}
+
+async fn register(ctx: &Context, api: &Api<Node>) -> Result<Node, kube::Error> {
+    let config = &ctx.config;
+    let status = status(ctx, None, Timestamp::now()).await;
+    let node = Node {
+        metadata: ObjectMeta {
+            name: Some(config.node_name.clone()),
+            labels: Some(labels(config)),
+            ..Default::default()
+        },
+        status: Some(status),
+        ..Default::default()
+    };
+    let events: &Recorder = &ctx.recorder;
+    events.normal(
+        &reference(&config.node_name),
+        "Starting",
+        "Starting kubelet.",
+    );
+    match api.create(&PostParams::default(), &node).await {
+        Err(kube::Error::Api(status)) if status.code == 409 => {
+            let patch = serde_json::json!({"metadata": {"labels": labels(config)}});
+            api.patch(
+                &config.node_name,
+                &PatchParams::default(),
+                &Patch::Strategic(&patch),
+            )
+            .await
+        }
+        other => other,
+    }
+}
+
+async fn renew(client: Client, node: &str) -> Result<(), kube::Error> {
+    let api: Api<Lease> = Api::namespaced(client.clone(), LEASE_NAMESPACE);
+    let now = MicroTime(Timestamp::now());
+    let patch = serde_json::json!({"spec": {
+        "holderIdentity": node, "leaseDurationSeconds": LEASE_SECONDS, "renewTime": now,
+    }});
+    match api
+        .patch(node, &PatchParams::default(), &Patch::Merge(&patch))
+        .await
+    {
+        Ok(_) => return Ok(()),
+        Err(kube::Error::Api(status)) if status.code == 404 => {}
+        Err(e) => return Err(e),
+    }
+    let owner = Api::<Node>::all(client).get(node).await.ok().and_then(|n| {
+        Some(OwnerReference {
+            api_version: "v1".into(),
+            kind: "Node".into(),
+            name: node.into(),
+            uid: n.uid()?,
+            ..Default::default()
+        })
+    });
+    let lease = Lease {
+        metadata: ObjectMeta {
+            name: Some(node.into()),
+            namespace: Some(LEASE_NAMESPACE.into()),
+            owner_references: owner.map(|o| vec![o]),
+            ..Default::default()
+        },
+        spec: Some(LeaseSpec {
+            holder_identity: Some(node.into()),
+            lease_duration_seconds: Some(LEASE_SECONDS),
+            renew_time: Some(now),
+            ..Default::default()
+        }),
+    };
+    match api.create(&PostParams::default(), &lease).await {
+        // Another heartbeat was quicker.
+        Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
+        other => other.map(|_| debug!(node, "made the node's lease")),
+    }
+}

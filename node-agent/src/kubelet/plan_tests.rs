@@ -1,0 +1,485 @@
+//! A model of a runtime against the plan: any order of completions, crashes, lost containers and
+//! restarts of the agent must end in the same state, and nothing may run twice on the way.
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::runtime::PodRef;
+
+struct Model {
+    pod: Option<Pod>,
+    containers: Vec<Observed>,
+    memory: Memory,
+    busy: BTreeMap<Key, Action>,
+    now: Timestamp,
+    next_id: u32,
+    /// Every (name, attempt) that was ever started.
+    started: Vec<(String, u32)>,
+}
+
+fn pod(spec: serde_json::Value) -> Pod {
+    serde_json::from_value(serde_json::json!({
+        "metadata": {"name": "p", "namespace": "ns", "uid": "u"}, "spec": spec
+    }))
+    .unwrap()
+}
+
+fn shapes() -> Vec<Pod> {
+    let c = |name: &str| serde_json::json!({"name": name, "image": "i"});
+    vec![
+        pod(serde_json::json!({"containers": [c("a")]})),
+        pod(
+            serde_json::json!({"containers": [c("a"), c("b")], "initContainers": [c("i"), c("j")]}),
+        ),
+        pod(
+            serde_json::json!({"containers": [c("a")], "initContainers": [
+            {"name": "s", "image": "i", "restartPolicy": "Always"}, c("i")]}),
+        ),
+        pod(serde_json::json!({"restartPolicy": "OnFailure", "containers": [c("a"), c("b")]})),
+        pod(
+            serde_json::json!({"restartPolicy": "Never", "containers": [c("a")],
+            "initContainers": [c("i")]}),
+        ),
+    ]
+}
+
+impl Model {
+    fn new(pod: Pod) -> Self {
+        Self {
+            pod: Some(pod),
+            containers: Vec::new(),
+            memory: Memory {
+                status_written: true,
+                ..Default::default()
+            },
+            busy: BTreeMap::new(),
+            now: Timestamp::from_second(1_000_000).unwrap(),
+            next_id: 0,
+            started: Vec::new(),
+        }
+    }
+
+    fn plan(&mut self) -> Plan {
+        let plan = plan(&Input {
+            pod: self.pod.as_ref(),
+            observed: &self.containers,
+            memory: &self.memory,
+            busy: &self.busy,
+            now: self.now,
+        });
+        for (name, ended) in &plan.crashed {
+            let previous = self.memory.crash_backoff.get(name);
+            let next = Backoff::next(previous, BACKOFF_FIRST, BACKOFF_MAX, *ended, self.now);
+            self.memory.crash_backoff.insert(name.clone(), next);
+        }
+        for (key, action) in &plan.actions {
+            assert!(
+                !self.busy.contains_key(key),
+                "{key:?} is begun while it is under way"
+            );
+            self.busy.insert(key.clone(), action.clone());
+        }
+        plan
+    }
+
+    fn make(&mut self, role: ContainerRole, name: &str, attempt: u32, sandbox: &str) -> String {
+        let same = |o: &&Observed| o.role == role && o.name == name && o.attempt == attempt;
+        if let Some(existing) = self.containers.iter().find(same) {
+            return existing.id.clone();
+        }
+        self.next_id += 1;
+        let id = format!("c{}", self.next_id);
+        self.containers.push(Observed {
+            id: id.clone(),
+            role,
+            pod: PodRef::default(),
+            name: name.into(),
+            attempt,
+            state: State::Created,
+            pid: None,
+            created_at: self.now,
+            started_at: None,
+            finished_at: None,
+            exit_code: 0,
+            oom_killed: false,
+            error: String::new(),
+            image: "i".into(),
+            image_id: String::new(),
+            labels: BTreeMap::from([(SANDBOX_LABEL.to_string(), sandbox.to_string())]),
+        });
+        id
+    }
+
+    fn start(&mut self, id: &str) {
+        let now = self.now;
+        let o = self.containers.iter_mut().find(|o| o.id == id).unwrap();
+        if o.state == State::Created {
+            o.state = State::Running;
+            o.started_at = Some(now);
+            let key = (o.name.clone(), o.attempt);
+            assert!(
+                !self.started.contains(&key) || o.role == ContainerRole::Sandbox,
+                "{key:?} twice"
+            );
+            self.started.push(key);
+        }
+        let mut running = std::collections::BTreeSet::new();
+        for o in self.containers.iter().filter(|o| o.state == State::Running) {
+            assert!(
+                running.insert((o.role == ContainerRole::App, o.name.clone())),
+                "{} runs twice",
+                o.name
+            );
+        }
+    }
+
+    fn end(&mut self, id: &str, code: i32) {
+        let now = self.now;
+        if let Some(o) = self.containers.iter_mut().find(|o| o.id == id)
+            && o.state == State::Running
+        {
+            o.state = State::Exited;
+            o.exit_code = code;
+            o.finished_at = Some(now);
+        }
+    }
+
+    /// Carries out an action; `half`: the agent dies in the middle of it.
+    fn perform(&mut self, action: Action, half: bool) {
+        let ip: IpAddr = [10, 0, 0, 1].into();
+        match action {
+            Action::PrepareVolumes => self.memory.volumes_ready = !half,
+            Action::StartSandbox { attempt } => {
+                let id = self.make(ContainerRole::Sandbox, "", attempt, "");
+                if !half {
+                    self.start(&id);
+                    self.memory.network.insert(id, vec![ip]);
+                    self.memory.network_detached = false;
+                }
+            }
+            Action::AttachNetwork { sandbox } => {
+                self.memory.network.insert(sandbox, vec![ip]);
+            }
+            Action::EnsureImage { container } => {
+                self.memory.images.insert(container, "i".into());
+            }
+            Action::StartContainer {
+                container,
+                attempt,
+                sandbox,
+            } => {
+                let alive = self
+                    .containers
+                    .iter()
+                    .any(|o| o.id == sandbox && o.state == State::Running);
+                if alive {
+                    let id = self.make(ContainerRole::App, &container, attempt, &sandbox);
+                    if !half {
+                        self.start(&id);
+                    }
+                }
+            }
+            Action::KillContainer { id, .. } => {
+                if !half {
+                    self.end(&id, 137);
+                }
+            }
+            Action::Remove { id } => self.containers.retain(|o| o.id != id),
+            Action::DetachNetwork => self.memory.network_detached = !half,
+            Action::CleanUp => self.memory.cleaned_up = !half,
+            Action::DeleteObject => {
+                self.memory.object_deleted = true;
+                self.pod = None;
+            }
+        }
+    }
+
+    /// Completes everything until nothing more is planned.
+    fn settle(&mut self) -> Plan {
+        for _ in 0..500 {
+            self.finish_init();
+            let plan = self.plan();
+            if self.busy.is_empty() {
+                match plan.wake_at {
+                    Some(at) if at > self.now => {
+                        self.now = at;
+                        continue;
+                    }
+                    _ => return plan,
+                }
+            }
+            // Init containers of the model end well once they run.
+            while let Some((_, action)) = self.busy.pop_first() {
+                self.perform(action, false);
+            }
+        }
+        panic!("does not settle: {:?}", self.containers);
+    }
+
+    fn finish_init(&mut self) {
+        let Some(pod) = &self.pod else { return };
+        let init: Vec<String> = pod::containers(pod)
+            .into_iter()
+            .filter(|(kind, _)| *kind == Kind::Init)
+            .map(|(_, c)| c.name)
+            .collect();
+        let ids: Vec<String> = self
+            .containers
+            .iter()
+            .filter(|o| o.role == ContainerRole::App && init.contains(&o.name))
+            .map(|o| o.id.clone())
+            .collect();
+        for id in ids {
+            self.end(&id, 0);
+        }
+    }
+
+    fn running(&self) -> Vec<&str> {
+        let mut names: Vec<&str> = self
+            .containers
+            .iter()
+            .filter(|o| o.role == ContainerRole::App && o.state == State::Running)
+            .map(|o| o.name.as_str())
+            .collect();
+        names.sort_unstable();
+        names
+    }
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    /// Plan, then complete the n-th thing that is under way.
+    Complete(usize),
+    /// The n-th running container ends with this code.
+    Exit(usize, i32),
+    /// Somebody removes the n-th container behind our back.
+    Lose(usize),
+    /// The agent dies, in the middle of the n-th action, and starts again.
+    Restart(usize),
+    Time(u32),
+    Delete,
+    /// The object vanishes without a grace period.
+    Vanish,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        12 => (0usize..8).prop_map(Step::Complete),
+        3 => (0usize..4, prop_oneof![Just(0), Just(1)]).prop_map(|(n, code)| Step::Exit(n, code)),
+        1 => (0usize..6).prop_map(Step::Lose),
+        1 => (0usize..8).prop_map(Step::Restart),
+        2 => (1u32..400).prop_map(Step::Time),
+    ]
+}
+
+fn nth<T: Clone>(items: impl Iterator<Item = T>, n: usize) -> Option<T> {
+    let all: Vec<T> = items.collect();
+    (!all.is_empty()).then(|| all[n % all.len()].clone())
+}
+
+fn apply(model: &mut Model, step: Step) {
+    match step {
+        Step::Complete(n) => {
+            model.plan();
+            if let Some(key) = nth(model.busy.keys().cloned(), n)
+                && let Some(action) = model.busy.remove(&key)
+            {
+                model.perform(action, false);
+            }
+        }
+        Step::Exit(n, code) => {
+            let running = model
+                .containers
+                .iter()
+                .filter(|o| o.state == State::Running);
+            if let Some(id) = nth(running.map(|o| o.id.clone()), n) {
+                model.end(&id, code);
+            }
+        }
+        Step::Lose(n) => {
+            if let Some(id) = nth(model.containers.iter().map(|o| o.id.clone()), n) {
+                // An operator removes what has stopped; what runs is killed first.
+                model
+                    .containers
+                    .retain(|o| o.id != id || o.state == State::Running);
+                // Its number is free again; the model has no API status that remembers it.
+                let left: Vec<(String, u32)> = model
+                    .containers
+                    .iter()
+                    .map(|o| (o.name.clone(), o.attempt))
+                    .collect();
+                model.started.retain(|key| left.contains(key));
+            }
+        }
+        Step::Restart(n) => {
+            if let Some(key) = nth(model.busy.keys().cloned(), n)
+                && let Some(action) = model.busy.remove(&key)
+            {
+                model.perform(action, true);
+            }
+            model.busy.clear();
+            model.memory = Memory {
+                status_written: true,
+                ..Default::default()
+            };
+        }
+        Step::Time(seconds) => model.now += SignedDuration::from_secs(i64::from(seconds)),
+        Step::Delete => {
+            if let Some(pod) = &mut model.pod {
+                let at = k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(model.now);
+                pod.metadata.deletion_timestamp = Some(at);
+            }
+        }
+        Step::Vanish => model.pod = None,
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..Default::default() })]
+
+    #[test]
+    fn any_order_of_events_ends_the_same(
+        shape in 0usize..3,
+        steps in proptest::collection::vec(step(), 0..60),
+    ) {
+        let mut model = Model::new(shapes().swap_remove(shape));
+        for step in steps {
+            apply(&mut model, step);
+        }
+        // These shapes restart always: in the end everything but init containers runs.
+        model.settle();
+        let expected: &[&str] = match shape {
+            0 => &["a"],
+            1 => &["a", "b"],
+            _ => &["a", "s"],
+        };
+        prop_assert_eq!(model.running(), expected);
+        let sandboxes = model.containers.iter().filter(|o| {
+            o.role == ContainerRole::Sandbox && o.state == State::Running
+        });
+        prop_assert_eq!(sandboxes.count(), 1);
+    }
+
+    #[test]
+    fn a_deleted_pod_leaves_nothing(
+        shape in 0usize..5,
+        before in proptest::collection::vec(step(), 0..40),
+        vanish in any::<bool>(),
+        after in proptest::collection::vec(step(), 0..20),
+    ) {
+        let mut model = Model::new(shapes().swap_remove(shape));
+        for step in before {
+            apply(&mut model, step);
+        }
+        apply(&mut model, if vanish { Step::Vanish } else { Step::Delete });
+        for step in after {
+            apply(&mut model, step);
+        }
+        let plan = model.settle();
+        prop_assert!(model.containers.is_empty(), "{:?}", model.containers);
+        prop_assert!(model.pod.is_none());
+        prop_assert!(plan.done);
+    }
+
+    #[test]
+    fn a_pod_that_ended_never_starts_again(
+        steps in proptest::collection::vec(step(), 0..40),
+    ) {
+        let mut model = Model::new(shapes().swap_remove(4));
+        model.settle();
+        let id = model.containers.iter().find(|o| o.name == "a").unwrap().id.clone();
+        model.end(&id, 3);
+        model.settle();
+        prop_assert_eq!(model.running(), Vec::<&str>::new());
+        let started = model.started.len();
+        for step in steps {
+            if !matches!(step, Step::Lose(_)) {
+                apply(&mut model, step);
+            }
+        }
+        model.settle();
+        prop_assert_eq!(model.started.len(), started);
+    }
+}
+
+#[test]
+fn a_crashing_container_waits_longer_each_time() {
+    let mut model = Model::new(shapes().swap_remove(0));
+    let mut waits = Vec::new();
+    for _ in 0..8 {
+        model.settle();
+        let id = model
+            .containers
+            .iter()
+            .find(|o| o.state == State::Running && o.name == "a")
+            .unwrap()
+            .id
+            .clone();
+        model.end(&id, 1);
+        let before = model.now;
+        model.settle();
+        waits.push((model.now.duration_since(before)).as_secs());
+    }
+    assert_eq!(waits, [0, 10, 20, 40, 80, 160, 300, 300]);
+    let attempts: Vec<u32> = attempts(&model.containers, "a")
+        .iter()
+        .map(|o| o.attempt)
+        .collect();
+    assert_eq!(attempts, [8, 7], "only the one before stays, for lastState");
+}
+
+#[test]
+fn a_second_deletion_with_less_patience_overtakes_the_first() {
+    let mut model = Model::new(shapes().swap_remove(0));
+    model.settle();
+    apply(&mut model, Step::Delete);
+    model.plan();
+    assert!(matches!(model.busy.get(&Key::Container("a".into())),
+        Some(Action::KillContainer { grace, .. }) if grace.as_secs() == 30));
+    model
+        .pod
+        .as_mut()
+        .unwrap()
+        .metadata
+        .deletion_grace_period_seconds = Some(2);
+    let plan = model.plan();
+    assert!(
+        matches!(
+            &plan.actions[..],
+            [(Key::Hasten(_, 2), Action::KillContainer { .. })]
+        ),
+        "{plan:?}"
+    );
+    assert_eq!(model.plan().actions, [], "once is enough");
+}
+
+#[test]
+fn sidecars_stop_after_the_containers_they_serve() {
+    let mut model = Model::new(shapes().swap_remove(2));
+    model.settle();
+    assert_eq!(model.running(), ["a", "s"]);
+    apply(&mut model, Step::Delete);
+    let killed = |plan: Plan| -> Vec<String> {
+        plan.actions
+            .into_iter()
+            .filter_map(|(_, a)| match a {
+                Action::KillContainer { container, .. } => Some(container),
+                _ => None,
+            })
+            .collect()
+    };
+    assert_eq!(killed(model.plan()), ["a"]);
+    assert_eq!(killed(model.plan()), Vec::<String>::new());
+    let id = model
+        .containers
+        .iter()
+        .find(|o| o.name == "a")
+        .unwrap()
+        .id
+        .clone();
+    model.busy.clear();
+    model.end(&id, 0);
+    assert_eq!(killed(model.plan()), ["s"]);
+}

@@ -1,0 +1,410 @@
+//! Liveness, readiness and startup probes of one running container.
+//!
+//! One task a container. It reports to the pod's worker only when a verdict changes, and decides
+//! nothing itself.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::Uri;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use k8s_openapi::api::core::v1::{Container, HTTPGetAction, Probe};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until, timeout};
+
+use super::hooks::exec;
+use super::insecure;
+use crate::runtime::Runtime;
+
+/// As much of an answer as a message can use.
+const MAX_BODY: usize = 10 * 1024;
+const MAX_REDIRECTS: usize = 10;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Which {
+    Startup,
+    Liveness,
+    Readiness,
+}
+
+impl Which {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Startup => "Startup",
+            Self::Liveness => "Liveness",
+            Self::Readiness => "Readiness",
+        }
+    }
+}
+
+#[derive(Debug, Clone)]
+pub enum Report {
+    /// The verdict changed.
+    Verdict {
+        id: String,
+        which: Which,
+        good: bool,
+    },
+    /// One try failed; for an event.
+    Failed { id: String, message: String },
+}
+
+pub struct Target {
+    pub runtime: Arc<dyn Runtime>,
+    pub id: String,
+    pub container: Container,
+    pub ip: Option<IpAddr>,
+    /// Since when the container runs.
+    pub age: Duration,
+    pub reports: mpsc::Sender<Report>,
+}
+
+/// Runs until it is aborted.
+pub async fn run(target: Target) {
+    let began = Instant::now()
+        .checked_sub(target.age)
+        .unwrap_or_else(Instant::now);
+    let target = &target;
+    if let Some(probe) = &target.container.startup_probe {
+        target.repeat(Which::Startup, probe, began, true).await;
+    }
+    let each = |which: Which, probe: &Option<Probe>| {
+        let probe = probe.clone();
+        async move {
+            if let Some(probe) = probe {
+                target.repeat(which, &probe, began, false).await;
+            }
+        }
+    };
+    tokio::join!(
+        each(Which::Liveness, &target.container.liveness_probe),
+        each(Which::Readiness, &target.container.readiness_probe),
+    );
+}
+
+fn seconds(value: Option<i32>, default: u64, least: u64) -> Duration {
+    let seconds = value.and_then(|v| u64::try_from(v).ok()).filter(|v| *v > 0);
+    Duration::from_secs(seconds.unwrap_or(default).max(least))
+}
+
+impl Target {
+    /// `until_good`: ends with the first good verdict.
+    async fn repeat(&self, which: Which, probe: &Probe, began: Instant, until_good: bool) {
+        let period = seconds(probe.period_seconds, 10, 1);
+        let success = probe.success_threshold.unwrap_or(1).max(1);
+        let failure = probe.failure_threshold.unwrap_or(3).max(1);
+        sleep_until(began + seconds(probe.initial_delay_seconds, 0, 0)).await;
+        // What holds before the first verdict: alive, but not ready.
+        let mut verdict = (which == Which::Liveness).then_some(true);
+        let (mut last, mut run) = (None, 0);
+        loop {
+            let next = Instant::now() + period;
+            let outcome = self.once(probe).await;
+            let good = outcome.is_ok();
+            run = if last == Some(good) { run + 1 } else { 1 };
+            last = Some(good);
+            if let Err(message) = outcome {
+                let message = format!("{} probe failed: {message}", which.name());
+                let report = Report::Failed {
+                    id: self.id.clone(),
+                    message,
+                };
+                if self.reports.send(report).await.is_err() {
+                    return;
+                }
+            }
+            let reached = if good { run >= success } else { run >= failure };
+            if reached && verdict != Some(good) {
+                verdict = Some(good);
+                let report = Report::Verdict {
+                    id: self.id.clone(),
+                    which,
+                    good,
+                };
+                if self.reports.send(report).await.is_err() || (until_good && good) {
+                    return;
+                }
+            }
+            sleep_until(next).await;
+        }
+    }
+
+    async fn once(&self, probe: &Probe) -> Result<(), String> {
+        let limit = seconds(probe.timeout_seconds, 1, 1);
+        if let Some(action) = &probe.exec {
+            let command = action.command.clone().unwrap_or_default();
+            return match timeout(limit, exec(&*self.runtime, &self.id, command.clone())).await {
+                Err(_) => Err(format!(
+                    "command timed out: {:?} timed out after {}",
+                    command.join(" "),
+                    super::plan::go_duration(limit)
+                )),
+                Ok(Err(e)) => Err(e),
+                Ok(Ok((0, _))) => Ok(()),
+                Ok(Ok((_, output))) => Err(output),
+            };
+        }
+        let ip = self.ip.map(|ip| ip.to_string()).unwrap_or_default();
+        if let Some(action) = &probe.http_get {
+            let (url, headers) = url(action, &self.container, &ip)?;
+            return match timeout(limit, http_get(&url, &headers)).await {
+                Err(_) => Err(format!(
+                    "Get \"{url}\": context deadline exceeded (Client.Timeout exceeded while awaiting headers)"
+                )),
+                Ok(Err(e)) => Err(format!("Get \"{url}\": {e}")),
+                Ok(Ok((status, _))) if (200..400).contains(&status) => Ok(()),
+                Ok(Ok((status, _))) => Err(format!("HTTP probe failed with statuscode: {status}")),
+            };
+        }
+        if let Some(action) = &probe.tcp_socket {
+            let port = port(&action.port, &self.container)?;
+            let host = action
+                .host
+                .as_deref()
+                .filter(|h| !h.is_empty())
+                .unwrap_or(&ip);
+            return match timeout(limit, TcpStream::connect((host, port))).await {
+                Err(_) => Err(format!("dial tcp {}: i/o timeout", join(host, port))),
+                Ok(Err(e)) => Err(dial_error(host, port, &e)),
+                Ok(Ok(_)) => Ok(()),
+            };
+        }
+        if let Some(action) = &probe.grpc {
+            let port = u16::try_from(action.port).map_err(|_| "invalid port".to_string())?;
+            let service = action.service.as_deref().unwrap_or_default();
+            return match timeout(limit, grpc(&ip, port, service)).await {
+                Err(_) => Err(format!(
+                    "timeout: failed to connect service \"{}\" within {}: context deadline exceeded",
+                    join(&ip, port),
+                    super::plan::go_duration(limit)
+                )),
+                Ok(outcome) => outcome,
+            };
+        }
+        Ok(())
+    }
+}
+
+fn join(host: &str, port: u16) -> String {
+    if host.contains(':') {
+        format!("[{host}]:{port}")
+    } else {
+        format!("{host}:{port}")
+    }
+}
+
+fn dial_error(host: &str, port: u16, e: &std::io::Error) -> String {
+    let text = match e.kind() {
+        std::io::ErrorKind::ConnectionRefused => "connect: connection refused".to_string(),
+        std::io::ErrorKind::HostUnreachable => "connect: no route to host".to_string(),
+        std::io::ErrorKind::NetworkUnreachable => "connect: network is unreachable".to_string(),
+        _ => e.to_string(),
+    };
+    format!("dial tcp {}: {text}", join(host, port))
+}
+
+pub fn port(port: &IntOrString, container: &Container) -> Result<u16, String> {
+    match port {
+        IntOrString::Int(number) => {
+            u16::try_from(*number).map_err(|_| format!("invalid port number: {number}"))
+        }
+        IntOrString::String(name) => container
+            .ports
+            .iter()
+            .flatten()
+            .find(|p| p.name.as_deref() == Some(name))
+            .and_then(|p| u16::try_from(p.container_port).ok())
+            .or_else(|| name.parse().ok())
+            .ok_or_else(|| format!("couldn't find port: {name}")),
+    }
+}
+
+type Headers = Vec<(String, String)>;
+
+pub fn url(
+    action: &HTTPGetAction,
+    container: &Container,
+    ip: &str,
+) -> Result<(String, Headers), String> {
+    let scheme = action.scheme.as_deref().unwrap_or("HTTP").to_lowercase();
+    let host = action
+        .host
+        .as_deref()
+        .filter(|h| !h.is_empty())
+        .unwrap_or(ip);
+    let path = action.path.as_deref().unwrap_or("/");
+    let slash = if path.starts_with('/') { "" } else { "/" };
+    let headers = action.http_headers.iter().flatten();
+    let headers = headers.map(|h| (h.name.clone(), h.value.clone())).collect();
+    let port = port(&action.port, container)?;
+    Ok((
+        format!("{scheme}://{}{slash}{path}", join(host, port)),
+        headers,
+    ))
+}
+
+/// Follows redirects to the same host; one to another host counts as the answer.
+pub async fn http_get(url: &str, headers: &Headers) -> Result<(u16, String), String> {
+    let mut url: url::Url = url.parse().map_err(|e| format!("{e}"))?;
+    for _ in 0..=MAX_REDIRECTS {
+        let (status, location, body) = http_get_once(&url, headers).await?;
+        let next = match location.filter(|_| (300..400).contains(&status)) {
+            Some(location) => url.join(&location).map_err(|e| e.to_string())?,
+            None => return Ok((status, body)),
+        };
+        if next.host_str() != url.host_str() {
+            return Ok((status, body));
+        }
+        url = next;
+    }
+    Err("stopped after 10 redirects".into())
+}
+
+async fn http_get_once(
+    url: &url::Url,
+    headers: &Headers,
+) -> Result<(u16, Option<String>, String), String> {
+    let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
+    let port = url.port_or_known_default().unwrap_or(80);
+    let stream = TcpStream::connect((host, port))
+        .await
+        .map_err(|e| dial_error(host, port, &e))?;
+    let path = &url[url::Position::BeforePath..url::Position::AfterQuery];
+    let mut request = http::Request::get(path.parse::<Uri>().map_err(|e| e.to_string())?);
+    let named = |name: &str| headers.iter().any(|(k, _)| k.eq_ignore_ascii_case(name));
+    if !named("host") {
+        request = request.header("Host", join(host, port));
+    }
+    if !named("user-agent") {
+        request = request.header("User-Agent", "kube-probe/1.36");
+    }
+    if !named("accept") {
+        request = request.header("Accept", "*/*");
+    }
+    for (name, value) in headers {
+        request = request.header(name, value);
+    }
+    let request = request
+        .header("Connection", "close")
+        .body(Full::<Bytes>::default())
+        .map_err(|e| e.to_string())?;
+    let response = if url.scheme() == "https" {
+        let stream = insecure::connect(host, stream)
+            .await
+            .map_err(|e| e.to_string())?;
+        send(stream, request).await
+    } else {
+        send(stream, request).await
+    }?;
+    let status = response.status().as_u16();
+    let location = response
+        .headers()
+        .get(http::header::LOCATION)
+        .and_then(|v| v.to_str().ok())
+        .map(String::from);
+    // A longer body does no harm: its beginning is thrown away with the rest.
+    let body = match Limited::new(response.into_body(), MAX_BODY).collect().await {
+        Ok(body) => String::from_utf8_lossy(&body.to_bytes()).into_owned(),
+        Err(_) => String::new(),
+    };
+    Ok((status, location, body))
+}
+
+async fn send<S>(
+    stream: S,
+    request: http::Request<Full<Bytes>>,
+) -> Result<http::Response<hyper::body::Incoming>, String>
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+{
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(|e| e.to_string())?;
+    tokio::spawn(async move {
+        // Its error is the request's too.
+        let _ = connection.await;
+    });
+    sender
+        .send_request(request)
+        .await
+        .map_err(|e| match e.is_incomplete_message() {
+            true => "EOF".to_string(),
+            false => e.to_string(),
+        })
+}
+
+/// `grpc.health.v1.Health/Check` by hand: one string in, one enum out.
+async fn grpc(ip: &str, port: u16, service: &str) -> Result<(), String> {
+    let stream = TcpStream::connect((ip, port)).await.map_err(|e| {
+        format!(
+            "error: failed to connect service at \"{}\": {}",
+            join(ip, port),
+            dial_error(ip, port, &e)
+        )
+    })?;
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+            .await
+            .map_err(|e| e.to_string())?;
+    tokio::spawn(async move {
+        let _ = connection.await;
+    });
+    let mut message = Vec::new();
+    if !service.is_empty() {
+        let length = u8::try_from(service.len())
+            .ok()
+            .filter(|length| *length < 0x80)
+            .ok_or("the service name is too long")?;
+        message.extend([0x0a, length]);
+        message.extend(service.as_bytes());
+    }
+    let mut body = vec![0];
+    body.extend((message.len() as u32).to_be_bytes());
+    body.extend(message);
+    let request = http::Request::post(format!(
+        "http://{}/grpc.health.v1.Health/Check",
+        join(ip, port)
+    ))
+    .header("content-type", "application/grpc")
+    .header("te", "trailers")
+    .header("user-agent", "kube-probe/1.36")
+    .body(Full::new(Bytes::from(body)))
+    .map_err(|e| e.to_string())?;
+    let response = sender
+        .send_request(request)
+        .await
+        .map_err(|e| e.to_string())?;
+    let header_status = response.headers().get("grpc-status").cloned();
+    let body = Limited::new(response.into_body(), MAX_BODY)
+        .collect()
+        .await
+        .map_err(|e| e.to_string())?;
+    let code = body
+        .trailers()
+        .and_then(|t| t.get("grpc-status"))
+        .cloned()
+        .or(header_status);
+    match code.as_ref().and_then(|c| c.to_str().ok()) {
+        Some("0") | None => {}
+        Some("12") => {
+            return Err(
+                "error: this server does not implement the grpc health protocol \
+                        (grpc.health.v1.Health)"
+                    .into(),
+            );
+        }
+        Some(code) => return Err(format!("error: health rpc probe failed: code {code}")),
+    }
+    let answer = body.to_bytes();
+    match answer.get(5..) {
+        Some([0x08, 1, ..]) => Ok(()),
+        Some([0x08, 2, ..]) => Err("service unhealthy (responded with \"NOT_SERVING\")".into()),
+        Some([0x08, 3, ..]) => Err("service unhealthy (responded with \"SERVICE_UNKNOWN\")".into()),
+        _ => Err("service unhealthy (responded with \"UNKNOWN\")".into()),
+    }
+}

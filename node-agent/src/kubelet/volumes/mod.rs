@@ -1,0 +1,320 @@
+//! A pod's volumes as folders and files of the node.
+//!
+//! `pods/UID/volumes/NAME` under the state folder holds what the kubelet makes itself; host paths
+//! and local persistent volumes are used where they are. Preparing is idempotent: after a restart
+//! of the agent it finds what is there and changes only what differs.
+
+mod atomic;
+mod mounts;
+mod payload;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{
+    EmptyDirVolumeSource, HostPathVolumeSource, PersistentVolume, PersistentVolumeClaim, Pod,
+    Volume,
+};
+use parking_lot::Mutex;
+use tracing::warn;
+
+use super::env::NodeFacts;
+use super::objects::Objects;
+use super::{pod, resources};
+pub use mounts::MountNamespace;
+
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("MountVolume.SetUp failed for volume \"{volume}\" : {message}")]
+pub struct VolumeError {
+    pub volume: String,
+    pub message: String,
+}
+
+/// Where each volume of a pod is, by its name.
+pub type VolumePaths = BTreeMap<String, PathBuf>;
+
+pub struct Volumes {
+    pods: PathBuf,
+    objects: Objects,
+    namespace: MountNamespace,
+    tokens: Mutex<BTreeMap<(String, String, String), payload::Token>>,
+}
+
+impl Volumes {
+    pub fn new(state_dir: &Path, objects: Objects, namespace: MountNamespace) -> Self {
+        Self {
+            pods: state_dir.join("pods"),
+            objects,
+            namespace,
+            tokens: Mutex::default(),
+        }
+    }
+
+    pub fn pod_dir(&self, uid: &str) -> PathBuf {
+        self.pods.join(uid)
+    }
+
+    /// Makes every volume ready for the first container.
+    pub async fn prepare(&self, pod: &Pod, node: &NodeFacts) -> Result<VolumePaths, VolumeError> {
+        let mut paths = VolumePaths::new();
+        for volume in pod::spec(pod).volumes.iter().flatten() {
+            let path = self
+                .prepare_one(pod, volume, node)
+                .await
+                .map_err(|message| VolumeError {
+                    volume: volume.name.clone(),
+                    message,
+                })?;
+            paths.insert(volume.name.clone(), path);
+        }
+        Ok(paths)
+    }
+
+    async fn prepare_one(
+        &self,
+        pod: &Pod,
+        volume: &Volume,
+        node: &NodeFacts,
+    ) -> Result<PathBuf, String> {
+        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+        let own = self.pod_dir(uid).join("volumes").join(&volume.name);
+        let group = fs_group(pod);
+        if let Some(source) = &volume.empty_dir {
+            self.empty_dir(&own, source, group)
+                .map_err(|e| e.to_string())?;
+            return Ok(own);
+        }
+        if let Some(source) = &volume.host_path {
+            return host_path(source);
+        }
+        if payload::is_written(volume) {
+            let files = self.payload(pod, volume, node).await?;
+            atomic::write(&own, &files, group).map_err(|e| e.to_string())?;
+            return Ok(own);
+        }
+        let claim = match (&volume.persistent_volume_claim, &volume.ephemeral) {
+            (Some(source), _) => source.claim_name.clone(),
+            (None, Some(_)) => {
+                format!(
+                    "{}-{}",
+                    pod.metadata.name.as_deref().unwrap_or_default(),
+                    volume.name
+                )
+            }
+            (None, None) => {
+                return Err(
+                    "no volume plugin matched: this node supports emptyDir, hostPath, \
+                            configMap, secret, downwardAPI, projected and local persistent volumes"
+                        .into(),
+                );
+            }
+        };
+        self.claim(pod, &claim).await
+    }
+
+    /// Writes changed config maps, secrets, labels and expiring tokens.
+    pub async fn refresh(&self, pod: &Pod, node: &NodeFacts) -> Result<(), VolumeError> {
+        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+        for volume in pod::spec(pod)
+            .volumes
+            .iter()
+            .flatten()
+            .filter(|v| payload::is_written(v))
+        {
+            let own = self.pod_dir(uid).join("volumes").join(&volume.name);
+            let outcome = match self.payload(pod, volume, node).await {
+                Ok(files) => atomic::write(&own, &files, fs_group(pod)).map_err(|e| e.to_string()),
+                Err(message) => Err(message),
+            };
+            outcome.map_err(|message| VolumeError {
+                volume: volume.name.clone(),
+                message,
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Whether [`Self::refresh`] has anything to do for this pod.
+    pub fn changes(pod: &Pod) -> bool {
+        pod::spec(pod)
+            .volumes
+            .iter()
+            .flatten()
+            .any(payload::is_written)
+    }
+
+    fn empty_dir(
+        &self,
+        path: &Path,
+        source: &EmptyDirVolumeSource,
+        group: Option<u32>,
+    ) -> io::Result<()> {
+        fs::create_dir_all(path)?;
+        let memory = source.medium.as_deref() == Some("Memory");
+        if memory && !self.namespace.is_mounted(path) {
+            let size = source
+                .size_limit
+                .as_ref()
+                .map(resources::value)
+                .filter(|s| *s > 0);
+            self.namespace.mount_tmpfs(path, size)?;
+        }
+        if !memory || !self.namespace.is_private() {
+            let mode = if group.is_some() { 0o2777 } else { 0o777 };
+            if group.is_some() {
+                nix::unistd::chown(path, None, group.map(Into::into)).map_err(io::Error::from)?;
+            }
+            fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
+        }
+        Ok(())
+    }
+
+    async fn claim(&self, pod: &Pod, name: &str) -> Result<PathBuf, String> {
+        let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+        let claim: PersistentVolumeClaim = self
+            .objects
+            .get(Some(namespace), name)
+            .await?
+            .ok_or_else(|| format!("persistentvolumeclaim \"{name}\" not found"))?;
+        let bound = claim.status.and_then(|s| s.phase).as_deref() == Some("Bound");
+        let volume = claim.spec.and_then(|s| s.volume_name).filter(|_| bound);
+        let Some(volume) = volume else {
+            return Err(format!("persistentvolumeclaim \"{name}\" is not bound"));
+        };
+        let pv: PersistentVolume = self
+            .objects
+            .get(None, &volume)
+            .await?
+            .ok_or_else(|| format!("persistentvolume \"{volume}\" not found"))?;
+        let spec = pv.spec.unwrap_or_default();
+        if let Some(local) = spec.local {
+            let path = PathBuf::from(&local.path);
+            return match path.is_dir() {
+                true => Ok(path),
+                false => Err(format!(
+                    "local volume path \"{}\" does not exist",
+                    local.path
+                )),
+            };
+        }
+        if let Some(source) = spec.host_path {
+            return host_path(&source);
+        }
+        Err(format!(
+            "no volume plugin matched name: persistentvolume \"{volume}\" is not local"
+        ))
+    }
+
+    /// Unmounts and removes everything of a pod. Missing is success.
+    pub fn clean_up(&self, uid: &str) -> io::Result<()> {
+        let dir = self.pod_dir(uid);
+        self.namespace.unmount_below(&dir)?;
+        self.tokens.lock().retain(|(owner, _, _), _| owner != uid);
+        match fs::remove_dir_all(&dir) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Pods that left something behind: their uids.
+    pub fn left_behind(&self) -> Vec<String> {
+        let entries = fs::read_dir(&self.pods).into_iter().flatten().flatten();
+        entries
+            .filter_map(|e| e.file_name().into_string().ok())
+            .collect()
+    }
+
+    async fn payload(
+        &self,
+        pod: &Pod,
+        volume: &Volume,
+        node: &NodeFacts,
+    ) -> Result<atomic::Files, String> {
+        payload::build(
+            &self.objects,
+            &self.tokens,
+            pod,
+            volume,
+            node,
+            Timestamp::now(),
+        )
+        .await
+    }
+}
+
+fn fs_group(pod: &Pod) -> Option<u32> {
+    let group = pod::spec(pod).security_context.as_ref()?.fs_group?;
+    u32::try_from(group).ok()
+}
+
+/// Checks `type` and makes what may be made.
+fn host_path(source: &HostPathVolumeSource) -> Result<PathBuf, String> {
+    let path = PathBuf::from(&source.path);
+    let wanted = source.type_.as_deref().unwrap_or_default();
+    let found = fs::metadata(&path).ok();
+    let is = |f: fn(&fs::FileType) -> bool| found.as_ref().is_some_and(|m| f(&m.file_type()));
+    let failed = |what: &str| {
+        Err(format!(
+            "hostPath type check failed: {} is not a {what}",
+            source.path
+        ))
+    };
+    let made = |result: io::Result<()>| result.map_err(|e| format!("{}: {e}", source.path));
+    match wanted {
+        "" => {
+            if found.is_none() {
+                made(fs::create_dir_all(&path))?;
+            }
+        }
+        "DirectoryOrCreate" => {
+            if found.is_none() {
+                made(fs::create_dir_all(&path))?;
+            } else if !is(fs::FileType::is_dir) {
+                return failed("directory");
+            }
+        }
+        "FileOrCreate" => {
+            if found.is_none() {
+                made(fs::File::create(&path).map(drop))?;
+            } else if !is(fs::FileType::is_file) {
+                return failed("file");
+            }
+        }
+        "Directory" if !is(fs::FileType::is_dir) => return failed("directory"),
+        "File" if !is(fs::FileType::is_file) => return failed("file"),
+        "Socket" if !is(FileTypeExt::is_socket) => return failed("socket file"),
+        "CharDevice" if !is(FileTypeExt::is_char_device) => return failed("character device"),
+        "BlockDevice" if !is(FileTypeExt::is_block_device) => return failed("block device"),
+        _ => {}
+    }
+    Ok(path)
+}
+
+/// The path of `sub` inside a volume, made if it is missing.
+///
+/// # Caveats
+/// Symlinks are resolved here and the result must stay inside the volume; a container that swaps a
+/// folder for a symlink between this check and the mount is not caught.
+pub fn sub_path(volume: &Path, sub: &str) -> Result<PathBuf, String> {
+    if sub.split('/').any(|part| part == "..") || sub.starts_with('/') {
+        return Err(format!("subPath \"{sub}\" must stay inside the volume"));
+    }
+    let root = fs::canonicalize(volume).map_err(|e| e.to_string())?;
+    let wanted = root.join(sub);
+    if fs::symlink_metadata(&wanted).is_err() {
+        fs::create_dir_all(&wanted)
+            .map_err(|e| format!("failed to create subPath directory \"{sub}\": {e}"))?;
+        if let Err(e) = fs::set_permissions(&wanted, fs::Permissions::from_mode(0o755)) {
+            warn!(path = %wanted.display(), error = %e, "cannot set the mode of a subPath");
+        }
+    }
+    let real = fs::canonicalize(&wanted).map_err(|e| e.to_string())?;
+    match real.starts_with(&root) {
+        true => Ok(real),
+        false => Err(format!("subPath \"{sub}\" leaves the volume")),
+    }
+}

@@ -1,0 +1,106 @@
+//! Mounts that Docker must see.
+//!
+//! An agent that runs in a network namespace often has a mount namespace of its own too
+//! (`ip netns exec` makes one), and what it mounts there no container would see. So mounts happen
+//! in the daemon's namespace, on a thread that enters it and ends.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, setns, unshare};
+
+/// The mount namespace of the process that starts containers.
+#[derive(Debug, Clone, Copy)]
+pub struct MountNamespace {
+    /// `None`: it is our own.
+    daemon: Option<u32>,
+}
+
+impl MountNamespace {
+    pub fn own() -> Self {
+        Self { daemon: None }
+    }
+
+    pub fn of_process(pid: u32) -> Self {
+        let own = fs::read_link("/proc/self/ns/mnt").ok();
+        let theirs = fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
+        Self {
+            daemon: (theirs.is_some() && own != theirs).then_some(pid),
+        }
+    }
+
+    /// Whether the agent itself does not see what is mounted there.
+    pub fn is_private(self) -> bool {
+        self.daemon.is_some()
+    }
+
+    fn inside<T: Send>(self, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+        let Some(pid) = self.daemon else {
+            return work();
+        };
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(move || {
+                let namespace = File::open(format!("/proc/{pid}/ns/mnt"))?;
+                // A thread that shares its root folder with others may not change namespaces.
+                unshare(CloneFlags::CLONE_FS)?;
+                setns(namespace, CloneFlags::CLONE_NEWNS)?;
+                work()
+            });
+            thread
+                .join()
+                .unwrap_or_else(|_| Err(io::Error::other("the mount thread panicked")))
+        })
+    }
+
+    pub fn is_mounted(self, path: &Path) -> bool {
+        self.mounted_below(path).iter().any(|p| p == path)
+    }
+
+    fn mounted_below(self, path: &Path) -> Vec<PathBuf> {
+        let pid = self
+            .daemon
+            .map_or_else(|| "self".to_string(), |pid| pid.to_string());
+        let mounts = fs::read_to_string(format!("/proc/{pid}/mounts")).unwrap_or_default();
+        mounts
+            .lines()
+            .filter_map(|line| line.split(' ').nth(1))
+            .map(|p| PathBuf::from(p.replace("\\040", " ")))
+            .filter(|p| p.starts_with(path))
+            .collect()
+    }
+
+    pub fn mount_tmpfs(self, path: &Path, size_bytes: Option<i64>) -> io::Result<()> {
+        let mut options = "mode=1777".to_string();
+        if let Some(size) = size_bytes {
+            options.push_str(&format!(",size={size}"));
+        }
+        self.inside(|| {
+            let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+            mount(
+                Some("tmpfs"),
+                path,
+                Some("tmpfs"),
+                flags,
+                Some(options.as_str()),
+            )?;
+            Ok(())
+        })
+    }
+
+    pub fn unmount_below(self, path: &Path) -> io::Result<()> {
+        let mut mounted = self.mounted_below(path);
+        if mounted.is_empty() {
+            return Ok(());
+        }
+        // The deepest first.
+        mounted.sort_by_key(|p| std::cmp::Reverse(p.as_os_str().len()));
+        self.inside(|| {
+            for path in &mounted {
+                umount2(path, MntFlags::MNT_DETACH)?;
+            }
+            Ok(())
+        })
+    }
+}

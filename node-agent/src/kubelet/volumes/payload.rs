@@ -1,0 +1,300 @@
+//! What is written into configMap, secret, downwardAPI and projected volumes.
+
+use std::collections::BTreeMap;
+
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, DownwardAPIVolumeFile, KeyToPath, Pod, Secret, ServiceAccountTokenProjection, Volume,
+};
+use parking_lot::Mutex;
+
+use super::atomic::{Content, Files};
+use crate::kubelet::env::{NodeFacts, field_value, resource_value};
+use crate::kubelet::objects::Objects;
+use crate::kubelet::pod;
+
+const DEFAULT_MODE: i32 = 0o644;
+
+#[derive(Debug, Clone)]
+pub(super) struct Token {
+    text: String,
+    issued_at: Timestamp,
+    lifetime: SignedDuration,
+}
+
+impl Token {
+    /// At 80 % of its life, and at least once a day.
+    fn is_fresh(&self, now: Timestamp) -> bool {
+        let age = now.duration_since(self.issued_at);
+        age < self.lifetime * 4 / 5 && age < SignedDuration::from_hours(24)
+    }
+}
+
+pub(super) type Tokens = Mutex<BTreeMap<(String, String, String), Token>>;
+
+pub(super) fn is_written(volume: &Volume) -> bool {
+    volume.config_map.is_some()
+        || volume.secret.is_some()
+        || volume.downward_api.is_some()
+        || volume.projected.is_some()
+}
+
+pub(super) async fn build(
+    objects: &Objects,
+    tokens: &Tokens,
+    pod: &Pod,
+    volume: &Volume,
+    node: &NodeFacts,
+    now: Timestamp,
+) -> Result<Files, String> {
+    let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+    if let Some(source) = &volume.config_map {
+        let optional = source.optional == Some(true);
+        let mode = source.default_mode.unwrap_or(DEFAULT_MODE);
+        let data = config_map(objects, namespace, &source.name, optional).await?;
+        return select(
+            "configmap",
+            namespace,
+            &source.name,
+            data,
+            &source.items,
+            mode,
+            optional,
+        );
+    }
+    if let Some(source) = &volume.secret {
+        let optional = source.optional == Some(true);
+        let mode = source.default_mode.unwrap_or(DEFAULT_MODE);
+        let name = source.secret_name.as_deref().unwrap_or_default();
+        let data = secret(objects, namespace, name, optional).await?;
+        return select(
+            "secret",
+            namespace,
+            name,
+            data,
+            &source.items,
+            mode,
+            optional,
+        );
+    }
+    if let Some(source) = &volume.downward_api {
+        let mode = source.default_mode.unwrap_or(DEFAULT_MODE);
+        return downward(pod, source.items.as_deref().unwrap_or_default(), mode, node);
+    }
+    let mut files = Files::new();
+    let Some(projected) = &volume.projected else {
+        return Ok(files);
+    };
+    let mode = projected.default_mode.unwrap_or(DEFAULT_MODE);
+    for source in projected.sources.iter().flatten() {
+        if let Some(s) = &source.config_map {
+            let optional = s.optional == Some(true);
+            let data = config_map(objects, namespace, &s.name, optional).await?;
+            let part = select(
+                "configmap",
+                namespace,
+                &s.name,
+                data,
+                &s.items,
+                mode,
+                optional,
+            )?;
+            files.extend(part);
+        } else if let Some(s) = &source.secret {
+            let optional = s.optional == Some(true);
+            let data = secret(objects, namespace, &s.name, optional).await?;
+            files.extend(select(
+                "secret", namespace, &s.name, data, &s.items, mode, optional,
+            )?);
+        } else if let Some(s) = &source.downward_api {
+            files.extend(downward(
+                pod,
+                s.items.as_deref().unwrap_or_default(),
+                mode,
+                node,
+            )?);
+        } else if let Some(s) = &source.service_account_token {
+            let text = token(objects, tokens, pod, &volume.name, s, now).await?;
+            let content = Content {
+                bytes: text.into_bytes(),
+                mode: mode.unsigned_abs(),
+            };
+            files.insert(s.path.clone(), content);
+        } else {
+            return Err(
+                "projected: this node supports configMap, secret, downwardAPI and \
+                        serviceAccountToken sources"
+                    .into(),
+            );
+        }
+    }
+    Ok(files)
+}
+
+type Data = BTreeMap<String, Vec<u8>>;
+
+async fn config_map(
+    objects: &Objects,
+    namespace: &str,
+    name: &str,
+    optional: bool,
+) -> Result<Data, String> {
+    let Some(map) = objects.get::<ConfigMap>(Some(namespace), name).await? else {
+        return missing("configmap", name, optional);
+    };
+    let text = map
+        .data
+        .into_iter()
+        .flatten()
+        .map(|(k, v)| (k, v.into_bytes()));
+    let binary = map.binary_data.into_iter().flatten().map(|(k, v)| (k, v.0));
+    Ok(text.chain(binary).collect())
+}
+
+async fn secret(
+    objects: &Objects,
+    namespace: &str,
+    name: &str,
+    optional: bool,
+) -> Result<Data, String> {
+    match objects.get::<Secret>(Some(namespace), name).await? {
+        Some(secret) => Ok(secret
+            .data
+            .into_iter()
+            .flatten()
+            .map(|(k, v)| (k, v.0))
+            .collect()),
+        None => missing("secret", name, optional),
+    }
+}
+
+fn missing(kind: &str, name: &str, optional: bool) -> Result<Data, String> {
+    match optional {
+        true => Ok(Data::new()),
+        false => Err(format!("{kind} \"{name}\" not found")),
+    }
+}
+
+fn select(
+    kind: &str,
+    namespace: &str,
+    name: &str,
+    mut data: Data,
+    items: &Option<Vec<KeyToPath>>,
+    mode: i32,
+    optional: bool,
+) -> Result<Files, String> {
+    let Some(items) = items.as_ref().filter(|items| !items.is_empty()) else {
+        let mode = mode.unsigned_abs();
+        return Ok(data
+            .into_iter()
+            .map(|(k, bytes)| (k, Content { bytes, mode }))
+            .collect());
+    };
+    let mut files = Files::new();
+    for item in items {
+        match data.remove(&item.key) {
+            Some(bytes) => {
+                let mode = item.mode.unwrap_or(mode).unsigned_abs();
+                files.insert(item.path.clone(), Content { bytes, mode });
+            }
+            None if optional => {}
+            None => {
+                let what = if kind == "secret" {
+                    "references non-existent secret key"
+                } else {
+                    "references non-existent config key"
+                };
+                return Err(format!("{kind} {namespace}/{name} {what}: {}", item.key));
+            }
+        }
+    }
+    Ok(files)
+}
+
+fn downward(
+    pod: &Pod,
+    items: &[DownwardAPIVolumeFile],
+    mode: i32,
+    node: &NodeFacts,
+) -> Result<Files, String> {
+    let mut files = Files::new();
+    for item in items {
+        let text = if let Some(field) = &item.field_ref {
+            field_value(pod, field, node)?
+        } else if let Some(resource) = &item.resource_field_ref {
+            let first = pod::spec(pod)
+                .containers
+                .first()
+                .ok_or("the pod has no container")?;
+            resource_value(pod, first, resource, node)?
+        } else {
+            continue;
+        };
+        let mode = item.mode.unwrap_or(mode).unsigned_abs();
+        files.insert(
+            item.path.clone(),
+            Content {
+                bytes: text.into_bytes(),
+                mode,
+            },
+        );
+    }
+    Ok(files)
+}
+
+async fn token(
+    objects: &Objects,
+    tokens: &Tokens,
+    pod: &Pod,
+    volume: &str,
+    source: &ServiceAccountTokenProjection,
+    now: Timestamp,
+) -> Result<String, String> {
+    let who = pod::identity(pod);
+    let audience = source.audience.clone().unwrap_or_default();
+    let key = (who.uid.clone(), volume.to_string(), audience.clone());
+    if let Some(token) = tokens.lock().get(&key)
+        && token.is_fresh(now)
+    {
+        return Ok(token.text.clone());
+    }
+    let account = pod::spec(pod)
+        .service_account_name
+        .clone()
+        .unwrap_or_default();
+    let seconds = source.expiration_seconds.unwrap_or(3600);
+    let request = TokenRequest {
+        spec: Some(TokenRequestSpec {
+            audiences: Some(if audience.is_empty() {
+                Vec::new()
+            } else {
+                vec![audience]
+            }),
+            expiration_seconds: Some(seconds),
+            bound_object_ref: Some(BoundObjectReference {
+                api_version: Some("v1".into()),
+                kind: Some("Pod".into()),
+                name: Some(who.name.clone()),
+                uid: Some(who.uid.clone()),
+            }),
+        }),
+        ..Default::default()
+    };
+    let answer = objects
+        .token(&who.namespace, &account, &request)
+        .await
+        .map_err(|e| format!("failed to fetch token: {e}"))?;
+    let status = answer.status.unwrap_or_default();
+    let (Some(text), Some(expires)) = (status.token, status.expiration_timestamp) else {
+        return Err("failed to fetch token: the answer has none".into());
+    };
+    let token = Token {
+        text: text.clone(),
+        issued_at: now,
+        lifetime: expires.0.duration_since(now),
+    };
+    tokens.lock().insert(key, token);
+    Ok(text)
+}

@@ -1,0 +1,691 @@
+//! One task for each pod: observe, plan, execute, report.
+//!
+//! The worker owns everything about its pod. Actions run beside it and bring their outcome back;
+//! a wake-up only makes it look again. Nothing is decided here that `plan` could decide.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{ObjectReference, Pod, PodStatus};
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::{AbortHandle, JoinSet};
+use tracing::{debug, info, warn};
+
+use super::actions::{self, Outcome};
+use super::plan::{self, Action, BACKOFF_FIRST, BACKOFF_MAX, Backoff, Failure, Key, Memory, Plan};
+use super::plan::{RETRY_FIRST, RETRY_MAX};
+use super::probes::{self, Report, Which};
+use super::volumes::VolumePaths;
+use super::{Context, pod, status};
+use crate::runtime::{ContainerRole, Image, Observed, PodRef, State};
+
+/// How often config maps, secrets and tokens in volumes are looked at.
+const REFRESH: Duration = Duration::from_secs(45);
+/// `ErrImagePull` turns into `ImagePullBackOff` after this time.
+const PULL_ERROR_SHOWN: Duration = Duration::from_secs(2);
+const REPORTS: usize = 64;
+
+/// What actions may need of the worker.
+#[derive(Clone)]
+pub struct Shared {
+    pub ctx: Arc<Context>,
+    pub who: PodRef,
+    pub volumes: Arc<VolumePaths>,
+    pub images: Arc<HashMap<String, Image>>,
+    pub ips: Vec<IpAddr>,
+}
+
+pub struct Handle {
+    pub who: PodRef,
+    /// `None`: the API does not have it.
+    pub desired: watch::Sender<Option<Arc<Pod>>>,
+    pub wake: Arc<Notify>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Handle {
+    pub fn spawn(ctx: Arc<Context>, who: PodRef, pod: Option<Arc<Pod>>) -> Self {
+        let (desired, receive) = watch::channel(pod);
+        let wake = Arc::new(Notify::new());
+        let worker = Worker::new(ctx, who.clone(), receive, wake.clone());
+        let task = tokio::spawn(worker.run());
+        Self {
+            who,
+            desired,
+            wake,
+            task,
+        }
+    }
+
+    pub fn is_done(&self) -> bool {
+        self.task.is_finished()
+    }
+}
+
+struct Worker {
+    shared: Shared,
+    desired: watch::Receiver<Option<Arc<Pod>>>,
+    wake: Arc<Notify>,
+    /// The newest object seen; kept after the API has forgotten it only as `None`.
+    pod: Option<Arc<Pod>>,
+    observed: Vec<Observed>,
+    memory: Memory,
+    busy: BTreeMap<Key, Action>,
+    running: JoinSet<(Key, Outcome)>,
+    handles: BTreeMap<Key, AbortHandle>,
+    reports: (mpsc::Sender<Report>, mpsc::Receiver<Report>),
+    probing: HashMap<String, AbortHandle>,
+    /// Status writes: what was sent last, and what the API answered.
+    sent: Option<PodStatus>,
+    answered: Option<Pod>,
+    writing: bool,
+    writes: JoinSet<Result<Pod, kube::Error>>,
+    write_failure: Option<Failure>,
+    seen_at: Timestamp,
+    refresh_at: tokio::time::Instant,
+    observe_failed: bool,
+}
+
+impl Worker {
+    fn new(
+        ctx: Arc<Context>,
+        who: PodRef,
+        mut desired: watch::Receiver<Option<Arc<Pod>>>,
+        wake: Arc<Notify>,
+    ) -> Self {
+        let pod = desired.borrow_and_update().clone();
+        Self {
+            shared: Shared {
+                ctx,
+                who,
+                volumes: Arc::default(),
+                images: Arc::default(),
+                ips: Vec::new(),
+            },
+            desired,
+            wake,
+            pod,
+            observed: Vec::new(),
+            memory: Memory::default(),
+            busy: BTreeMap::new(),
+            running: JoinSet::new(),
+            handles: BTreeMap::new(),
+            reports: mpsc::channel(REPORTS),
+            probing: HashMap::new(),
+            sent: None,
+            answered: None,
+            writing: false,
+            writes: JoinSet::new(),
+            write_failure: None,
+            seen_at: Timestamp::now(),
+            refresh_at: tokio::time::Instant::now() + REFRESH,
+            observe_failed: false,
+        }
+    }
+
+    async fn run(mut self) {
+        let mut stale = true;
+        loop {
+            if stale {
+                self.observe().await;
+            }
+            let now = Timestamp::now();
+            let plan = self.step(now);
+            if plan.done && self.running.is_empty() {
+                for handle in self.probing.values() {
+                    handle.abort();
+                }
+                debug!(
+                    namespace = self.shared.who.namespace,
+                    name = self.shared.who.name,
+                    uid = self.shared.who.uid,
+                    "nothing is left of the pod"
+                );
+                return;
+            }
+            stale = self.wait(plan.wake_at).await;
+        }
+    }
+
+    /// Waits for something to happen; true when containers must be looked at again.
+    async fn wait(&mut self, wake_at: Option<Timestamp>) -> bool {
+        let retry = self.observe_failed.then_some(Duration::from_secs(1));
+        let now = Timestamp::now();
+        let sleep = [
+            wake_at.map(|at| Duration::try_from(at.duration_since(now)).unwrap_or_default()),
+            self.write_failure
+                .as_ref()
+                .map(|f| Duration::try_from(f.retry_at().duration_since(now)).unwrap_or_default()),
+            retry,
+            self.pod
+                .as_ref()
+                .filter(|pod| super::volumes::Volumes::changes(pod))
+                .map(|_| {
+                    self.refresh_at
+                        .saturating_duration_since(tokio::time::Instant::now())
+                }),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+        .unwrap_or(Duration::from_secs(3600));
+        let mut stale = false;
+        tokio::select! {
+            Some(done) = self.running.join_next() => {
+                self.finish(done);
+                stale = true;
+            }
+            Some(done) = self.writes.join_next() => self.written(done),
+            Some(report) = self.reports.1.recv() => self.report(report),
+            changed = self.desired.changed() => match changed {
+                Ok(()) => self.adopt(),
+                // The agent shuts down: pods stay as they are.
+                Err(_) => std::future::pending().await,
+            },
+            () = self.wake.notified() => stale = true,
+            () = tokio::time::sleep(sleep) => stale = self.observe_failed,
+        }
+        // What else has happened meanwhile needs no plan of its own.
+        while let Some(done) = self.running.try_join_next() {
+            self.finish(done);
+            stale = true;
+        }
+        while let Some(done) = self.writes.try_join_next() {
+            self.written(done);
+        }
+        while let Ok(report) = self.reports.1.try_recv() {
+            self.report(report);
+        }
+        stale
+    }
+
+    fn adopt(&mut self) {
+        self.pod = self.desired.borrow_and_update().clone();
+        // The watch has caught up with our own last write, or with somebody else's after it.
+        let newer = |seen: &Pod, answered: &Pod| {
+            let number = |pod: &Pod| pod.metadata.resource_version.as_ref()?.parse::<u64>().ok();
+            number(seen) >= number(answered)
+        };
+        if let (Some(seen), Some(answered)) = (&self.pod, &self.answered)
+            && newer(seen, answered)
+        {
+            self.answered = None;
+        }
+    }
+
+    async fn observe(&mut self) {
+        match self.shared.ctx.runtime.observe(&self.shared.who.uid).await {
+            Ok(observed) => {
+                self.observed = observed;
+                self.observe_failed = false;
+            }
+            Err(e) => {
+                if !self.observe_failed {
+                    warn!(uid = self.shared.who.uid, error = %e, "cannot look at the pod's containers");
+                }
+                self.observe_failed = true;
+                return;
+            }
+        }
+        let unread: Vec<Observed> = self
+            .observed
+            .iter()
+            .filter(|o| o.role == ContainerRole::App && o.state == State::Exited)
+            .filter(|o| !self.memory.termination_messages.contains_key(&o.id))
+            .cloned()
+            .collect();
+        for o in unread {
+            let message = actions::termination_message(&*self.shared.ctx.runtime, &o).await;
+            self.memory.termination_messages.insert(o.id, message);
+        }
+        let live: Vec<&str> = self.observed.iter().map(|o| o.id.as_str()).collect();
+        self.memory
+            .termination_messages
+            .retain(|id, _| live.contains(&id.as_str()));
+        self.memory
+            .probes
+            .retain(|id, _| live.contains(&id.as_str()));
+        self.memory
+            .unhealthy
+            .retain(|id, _| live.contains(&id.as_str()));
+        self.memory
+            .network
+            .retain(|id, _| live.contains(&id.as_str()));
+    }
+
+    /// Plans, begins what is planned, and reports.
+    fn step(&mut self, now: Timestamp) -> Plan {
+        self.show_back_off(now);
+        if self.observe_failed {
+            // Without an observation nothing is known, least of all that nothing runs.
+            return Plan::default();
+        }
+        let pod = self.pod.clone();
+        let input = plan::Input {
+            pod: pod.as_deref(),
+            observed: &self.observed,
+            memory: &self.memory,
+            busy: &self.busy,
+            now,
+        };
+        let mut plan = plan::plan(&input);
+        if let Some(failed) = &plan.failed
+            && self.memory.failed.is_none()
+        {
+            info!(
+                uid = self.shared.who.uid,
+                reason = failed.0,
+                "the pod has failed"
+            );
+            self.memory.failed = Some(failed.clone());
+            if let Some(pod) = &pod {
+                self.shared
+                    .ctx
+                    .recorder
+                    .normal(&reference(pod, None), &failed.0, failed.1.clone());
+            }
+        }
+        for (name, ended) in &plan.crashed {
+            let next = Backoff::next(
+                self.memory.crash_backoff.get(name),
+                BACKOFF_FIRST,
+                BACKOFF_MAX,
+                *ended,
+                now,
+            );
+            self.memory.crash_backoff.insert(name.clone(), next);
+        }
+        self.note_crash_loops(&plan);
+        self.probe(now);
+        if let Some(pod) = &pod {
+            self.write_status(pod.clone(), &plan, now);
+            self.refresh(pod);
+        }
+        for (key, action) in std::mem::take(&mut plan.actions) {
+            self.begin(key, action);
+        }
+        if let Some(f) = self
+            .memory
+            .image_failures
+            .values()
+            .find(|f| f.reason == "ErrImagePull")
+        {
+            let at = f.at + jiff::SignedDuration::try_from(PULL_ERROR_SHOWN).unwrap_or_default();
+            plan.wake_at = Some(plan.wake_at.map_or(at, |w| w.min(at)));
+        }
+        plan
+    }
+
+    fn begin(&mut self, key: Key, action: Action) {
+        debug!(uid = self.shared.who.uid, ?action, "begin");
+        let work = actions::perform(self.shared.clone(), self.pod.clone(), action.clone());
+        let result_key = key.clone();
+        let handle = self.running.spawn(async move { (result_key, work.await) });
+        self.busy.insert(key.clone(), action);
+        self.handles.insert(key, handle);
+    }
+
+    fn finish(&mut self, done: Result<(Key, Outcome), tokio::task::JoinError>) {
+        let (key, outcome) = match done {
+            Ok(done) => done,
+            Err(e) => {
+                // A panic is our bug; the pod goes on.
+                warn!(uid = self.shared.who.uid, error = %e, "an action did not end well");
+                let ended: Vec<Key> = self
+                    .handles
+                    .iter()
+                    .filter(|(_, handle)| handle.is_finished())
+                    .map(|(key, _)| key.clone())
+                    .collect();
+                for key in ended {
+                    self.busy.remove(&key);
+                    self.handles.remove(&key);
+                }
+                return;
+            }
+        };
+        self.busy.remove(&key);
+        self.handles.remove(&key);
+        let now = Timestamp::now();
+        let retry = |previous: Option<&Failure>, reason: &str, message: String| {
+            Failure::new(previous, reason, message, RETRY_FIRST, RETRY_MAX, now)
+        };
+        let memory = &mut self.memory;
+        match outcome {
+            Outcome::Done => {}
+            Outcome::Volumes(Ok(paths)) => {
+                self.shared.volumes = Arc::new(paths);
+                memory.volumes_ready = true;
+                memory.volumes_failure = None;
+            }
+            Outcome::Volumes(Err(message)) => {
+                let failure = retry(memory.volumes_failure.as_ref(), "FailedMount", message);
+                memory.volumes_failure = Some(failure);
+            }
+            Outcome::Sandbox(Ok((id, ips))) => {
+                self.shared.ips.clone_from(&ips);
+                memory.network.insert(id, ips);
+                memory.network_detached = false;
+                memory.sandbox_failure = None;
+            }
+            Outcome::Sandbox(Err(message)) => {
+                let failure = retry(
+                    memory.sandbox_failure.as_ref(),
+                    "FailedCreatePodSandBox",
+                    message,
+                );
+                memory.sandbox_failure = Some(failure);
+            }
+            Outcome::Image(name, Ok(image)) => {
+                memory.images.insert(name.clone(), image.id.clone());
+                memory.image_failures.remove(&name);
+                let mut images = (*self.shared.images).clone();
+                images.insert(name, image);
+                self.shared.images = Arc::new(images);
+            }
+            Outcome::Image(name, Err((reason, message))) => {
+                let previous = memory.image_failures.get(&name);
+                let failure =
+                    Failure::new(previous, &reason, message, BACKOFF_FIRST, BACKOFF_MAX, now);
+                memory.image_failures.insert(name, failure);
+            }
+            Outcome::Started(name, Ok(())) => {
+                memory.start_failures.remove(&name);
+                // A restart looks at the image again: its policy may say so.
+                memory.images.remove(&name);
+            }
+            Outcome::Started(name, Err((reason, message))) => {
+                memory.images.remove(&name);
+                let failure = retry(memory.start_failures.get(&name), &reason, message);
+                memory.start_failures.insert(name, failure);
+            }
+            Outcome::Detached(Ok(())) => memory.network_detached = true,
+            Outcome::CleanedUp(Ok(())) => memory.cleaned_up = true,
+            Outcome::Deleted(Ok(())) => memory.object_deleted = true,
+            Outcome::Detached(Err(message)) | Outcome::CleanedUp(Err(message)) => {
+                warn!(
+                    uid = self.shared.who.uid,
+                    message, "cannot clean up; will retry"
+                );
+                let failure = retry(memory.volumes_failure.as_ref(), "FailedCleanUp", message);
+                memory.volumes_failure = Some(failure);
+            }
+            Outcome::Deleted(Err(message)) => {
+                debug!(
+                    uid = self.shared.who.uid,
+                    message, "cannot delete the pod's object yet"
+                );
+                let failure = retry(memory.delete_failure.as_ref(), "FailedDelete", message);
+                memory.delete_failure = Some(failure);
+            }
+        }
+    }
+
+    /// A failed pull is shown as itself first, then as waiting for the next try.
+    fn show_back_off(&mut self, now: Timestamp) {
+        let Some(pod) = self.pod.clone() else { return };
+        for (name, failure) in &mut self.memory.image_failures {
+            let shown = Duration::try_from(now.duration_since(failure.at)).unwrap_or_default();
+            if failure.reason != "ErrImagePull" || shown < PULL_ERROR_SHOWN {
+                continue;
+            }
+            let image = pod::containers(&pod)
+                .into_iter()
+                .find(|(_, c)| c.name == *name)
+                .and_then(|(_, c)| c.image)
+                .unwrap_or_default();
+            let about = reference(&pod, Some(name));
+            let text = format!("Back-off pulling image \"{image}\"");
+            failure.message = format!("{text}: ErrImagePull: {}", failure.message);
+            failure.reason = "ImagePullBackOff".into();
+            self.shared.ctx.recorder.normal(&about, "BackOff", text);
+            self.shared
+                .ctx
+                .recorder
+                .warning(&about, "Failed", "Error: ImagePullBackOff");
+        }
+    }
+
+    fn note_crash_loops(&mut self, plan: &Plan) {
+        let Some(pod) = &self.pod else { return };
+        for name in plan.waiting.keys() {
+            let Some(o) = plan::attempts(&self.observed, name).first().copied() else {
+                continue;
+            };
+            let message = format!(
+                "Back-off restarting failed container {name} in pod {}",
+                pod::full_name(&self.shared.who)
+            );
+            // Once for each container that ended.
+            if self.memory.noted_crash.get(name) != Some(&o.id) {
+                self.memory.noted_crash.insert(name.clone(), o.id.clone());
+                self.shared
+                    .ctx
+                    .recorder
+                    .warning(&reference(pod, Some(name)), "BackOff", message);
+            }
+        }
+    }
+
+    fn report(&mut self, report: Report) {
+        let Some(pod) = self.pod.clone() else { return };
+        let find = |id: &str| self.observed.iter().find(|o| o.id == id);
+        match report {
+            Report::Failed { id, message } => {
+                if let Some(o) = find(&id).filter(|o| o.state == State::Running) {
+                    let about = reference(&pod, Some(&o.name));
+                    self.shared
+                        .ctx
+                        .recorder
+                        .warning(&about, "Unhealthy", message);
+                }
+            }
+            Report::Verdict { id, which, good } => {
+                let Some(name) = find(&id).map(|o| o.name.clone()) else {
+                    return;
+                };
+                let results = self.memory.probes.entry(id.clone()).or_default();
+                match which {
+                    Which::Readiness => results.ready = Some(good),
+                    Which::Startup => results.started = Some(good),
+                    Which::Liveness => {}
+                }
+                let probe = match which {
+                    Which::Startup => "startup",
+                    _ => "liveness",
+                };
+                if !good && which != Which::Readiness {
+                    let message =
+                        format!("Container {name} failed {probe} probe, will be restarted");
+                    self.memory.unhealthy.insert(id, message);
+                }
+            }
+        }
+    }
+
+    /// One probing task for each running container that has probes.
+    fn probe(&mut self, now: Timestamp) {
+        let Some(pod) = &self.pod else { return };
+        let all = pod::containers(pod);
+        let mut wanted = HashMap::new();
+        for o in &self.observed {
+            let busy = matches!(
+                self.busy.get(&Key::Container(o.name.clone())),
+                Some(Action::StartContainer { .. })
+            );
+            if o.role != ContainerRole::App || o.state != State::Running || busy {
+                continue;
+            }
+            if let Some((_, c)) = all.iter().find(|(_, c)| c.name == o.name)
+                && (c.liveness_probe.is_some()
+                    || c.readiness_probe.is_some()
+                    || c.startup_probe.is_some())
+            {
+                wanted.insert(o.id.clone(), (o, c));
+            }
+        }
+        self.probing.retain(|id, handle| {
+            let keep = wanted.contains_key(id);
+            if !keep {
+                handle.abort();
+            }
+            keep
+        });
+        for (id, (o, container)) in wanted {
+            if self.probing.contains_key(&id) {
+                continue;
+            }
+            let Some(ip) = self.ip() else { continue };
+            let target = probes::Target {
+                runtime: self.shared.ctx.runtime.clone(),
+                id: id.clone(),
+                container: container.clone(),
+                ip: Some(ip),
+                age: o
+                    .started_at
+                    .and_then(|at| Duration::try_from(now.duration_since(at)).ok())
+                    .unwrap_or_default(),
+                reports: self.reports.0.clone(),
+            };
+            self.probing
+                .insert(id, tokio::spawn(probes::run(target)).abort_handle());
+        }
+    }
+
+    fn ip(&self) -> Option<IpAddr> {
+        let sandbox = plan::live_sandbox(&self.observed)?;
+        self.memory.network.get(&sandbox.id)?.first().copied()
+    }
+
+    fn refresh(&mut self, pod: &Arc<Pod>) {
+        let now = tokio::time::Instant::now();
+        if !self.memory.volumes_ready || now < self.refresh_at || pod::is_terminating(pod) {
+            return;
+        }
+        self.refresh_at = now + REFRESH.mul_f64(0.8 + 0.4 * rand::random::<f64>());
+        let (shared, pod) = (self.shared.clone(), pod.clone());
+        tokio::spawn(async move {
+            let node = shared.ctx.facts(&shared.ips);
+            if let Some(volumes) = &shared.ctx.volumes
+                && let Err(e) = volumes.refresh(&pod, &node).await
+            {
+                shared
+                    .ctx
+                    .recorder
+                    .warning(&reference(&pod, None), "FailedMount", e.to_string());
+            }
+        });
+    }
+
+    fn write_status(&mut self, pod: Arc<Pod>, plan: &Plan, now: Timestamp) {
+        let empty = PodStatus::default();
+        // Our own last answer is newer than what the watch has shown, until the watch catches up.
+        let newest = self.answered.as_ref().unwrap_or(&pod);
+        let base = newest.status.as_ref().unwrap_or(&empty);
+        let busy = |key: &Key| {
+            matches!(
+                self.busy.get(key),
+                Some(Action::StartContainer { .. } | Action::StartSandbox { .. })
+            )
+        };
+        let wanted = status::status(&status::Input {
+            pod: &pod,
+            base,
+            observed: &self.observed,
+            memory: &self.memory,
+            plan,
+            busy: &busy,
+            host_ips: &self.shared.ctx.host_ips,
+            runtime: self.shared.ctx.runtime_name,
+            seen_at: self.seen_at,
+            now,
+        });
+        let current = self.sent.as_ref() == Some(&wanted);
+        self.memory.status_written = current && !self.writing && self.write_failure.is_none();
+        let waits = self
+            .write_failure
+            .as_ref()
+            .is_some_and(|f| f.retry_at() > now);
+        if self.writing || waits || (current && self.write_failure.is_none()) {
+            return;
+        }
+        let unchanged = self.sent.is_none() && pod.status.as_ref() == Some(&wanted);
+        if unchanged || self.memory.object_deleted {
+            self.sent = Some(wanted);
+            self.memory.status_written = true;
+            return;
+        }
+        self.sent = Some(wanted.clone());
+        self.writing = true;
+        let patch = actions::status_patch(&pod, base, &wanted);
+        let shared = self.shared.clone();
+        self.writes
+            .spawn(async move { actions::write_status(&shared, patch).await });
+    }
+
+    fn written(&mut self, done: Result<Result<Pod, kube::Error>, tokio::task::JoinError>) {
+        self.writing = false;
+        match done {
+            Ok(Ok(pod)) => {
+                self.answered = Some(pod);
+                self.write_failure = None;
+            }
+            Ok(Err(kube::Error::Api(status))) if matches!(status.code, 404 | 409) => {
+                // Gone, or another pod of this name: the watch will say so.
+                debug!(
+                    uid = self.shared.who.uid,
+                    message = status.message,
+                    "status not written"
+                );
+                self.write_failure = None;
+            }
+            Ok(Err(e)) => {
+                warn!(namespace = self.shared.who.namespace, name = self.shared.who.name,
+                    error = %e, "cannot write the pod's status; will retry");
+                let failure = Failure::new(
+                    self.write_failure.as_ref(),
+                    "FailedStatus",
+                    e.to_string(),
+                    RETRY_FIRST,
+                    Duration::from_secs(10),
+                    Timestamp::now(),
+                );
+                self.write_failure = Some(failure);
+                self.sent = None;
+            }
+            Err(e) => warn!(error = %e, "a status write did not end well"),
+        }
+    }
+}
+
+/// What an event is about: the pod, or one of its containers.
+pub fn reference(pod: &Pod, container: Option<&str>) -> ObjectReference {
+    let field_path = container.map(|name| {
+        let spec = pod::spec(pod);
+        let list = if spec.containers.iter().any(|c| c.name == name) {
+            "containers"
+        } else if spec
+            .init_containers
+            .iter()
+            .flatten()
+            .any(|c| c.name == name)
+        {
+            "initContainers"
+        } else {
+            "ephemeralContainers"
+        };
+        format!("spec.{list}{{{name}}}")
+    });
+    ObjectReference {
+        api_version: Some("v1".into()),
+        kind: Some("Pod".into()),
+        name: pod.metadata.name.clone(),
+        namespace: pod.metadata.namespace.clone(),
+        uid: pod.metadata.uid.clone(),
+        resource_version: pod.metadata.resource_version.clone(),
+        field_path,
+    }
+}
