@@ -174,9 +174,10 @@ fn running_containers(story: &Story<'_>) -> Result<Vec<String>> {
 
 pub(crate) fn control_plane(story: &Story<'_>) -> Result<()> {
     let traffic = Traffic::start(story)?;
-    for round in 1..=2 {
-        TestCluster::kill_and_await_successor(&story.cluster.state.control())?;
-        still_works(story).with_context(|| format!("after kill number {round}"))?;
+    for process in story.cluster.state.control_plane() {
+        let name = process.name();
+        TestCluster::kill_and_await_successor(&process).with_context(|| name.to_owned())?;
+        still_works(story).with_context(|| format!("after {name} was killed"))?;
     }
     traffic.stop_unharmed("kill -9 of the control plane")?;
     if story.cluster.state.store == xtask::cluster::Store::Etcd {

@@ -112,7 +112,9 @@ fn main() -> ExitCode {
     let name = format!("e2e-{}", options.store.name());
     println!("{label}: {} stories on {NODES} nodes", chosen.len());
     let start = Instant::now();
-    let cluster = match TestCluster::up(&name, NODES, options.store) {
+    // With etcd as in a cluster of several control planes: each part is a process of its own.
+    let split = options.store == Store::Etcd;
+    let cluster = match TestCluster::up(&name, NODES, options.store, split) {
         Ok(cluster) => cluster,
         Err(error) => {
             println!("the cluster does not start: {error:#}");

@@ -21,14 +21,14 @@ pub struct TestCluster {
 
 impl TestCluster {
     /// Makes a cluster with the binaries in target/release.
-    pub fn up(name: &str, nodes: usize, store: Store) -> Result<Self> {
+    pub fn up(name: &str, nodes: usize, store: Store, split: bool) -> Result<Self> {
         xtask(&["images"])?;
         // What an interrupted run left would be taken for the cluster.
         xtask(&["down", "--name", name])?;
         let cluster = Removal {
             name: name.to_owned(),
         };
-        start(name, nodes, store)?;
+        start(name, nodes, store, split)?;
         let state = State::read(name)?.context("`up` left no state")?;
         std::mem::forget(cluster);
         Ok(Self {
@@ -39,7 +39,12 @@ impl TestCluster {
 
     /// Starts again what does not run: what a person does after a machine came back.
     pub fn restart(&self) -> Result<()> {
-        start(&self.name, self.state.nodes.len(), self.state.store)
+        start(
+            &self.name,
+            self.state.nodes.len(),
+            self.state.store,
+            self.state.split,
+        )
     }
 
     pub fn kubectl(&self, namespace: &str) -> Client {
@@ -171,9 +176,9 @@ impl Drop for Removal {
     }
 }
 
-fn start(name: &str, nodes: usize, store: Store) -> Result<()> {
+fn start(name: &str, nodes: usize, store: Store, split: bool) -> Result<()> {
     let nodes = nodes.to_string();
-    xtask(&[
+    let mut arguments = vec![
         "up",
         "--isolated",
         "--no-build",
@@ -187,7 +192,11 @@ fn start(name: &str, nodes: usize, store: Store) -> Result<()> {
         // Twice the time between two heartbeats: half of what people have to wait for.
         "--node-monitor-grace-period",
         "20",
-    ])
+    ];
+    if split {
+        arguments.push("--split");
+    }
+    xtask(&arguments)
 }
 
 /// Runs a task of xtask quietly; its output is in the error if it fails.

@@ -56,6 +56,9 @@ impl Store {
     }
 }
 
+/// What runs beside the API server in a split control plane.
+const SPLIT_ROLES: [&str; 2] = ["scheduler", "controllers"];
+
 /// A node, and where everything that belongs to it is.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Node {
@@ -87,6 +90,8 @@ pub struct State {
     pub name: String,
     pub isolated: bool,
     pub store: Store,
+    /// The scheduler and the controllers are processes of their own.
+    pub split: bool,
     pub data_directory: PathBuf,
     /// The API server on the root namespace's loopback.
     pub api_port: u16,
@@ -128,7 +133,16 @@ impl State {
         self.directory().join("kubeconfig")
     }
 
-    /// `skep-control`.
+    /// Every process of the control plane; the API server first.
+    pub fn control_plane(&self) -> Vec<Supervised> {
+        let others = SPLIT_ROLES
+            .iter()
+            .filter(|_| self.split)
+            .map(|role| self.process(role));
+        std::iter::once(self.control()).chain(others).collect()
+    }
+
+    /// `skep-control`, with all of the control plane in it, or just the API server.
     pub fn control(&self) -> Supervised {
         self.process("control")
     }

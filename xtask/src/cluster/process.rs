@@ -109,6 +109,10 @@ impl Supervised {
         }
     }
 
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// The program itself, if it runs now.
     pub fn process(&self) -> Option<Process> {
         self.record("process")

@@ -13,7 +13,7 @@ use super::network::Topology;
 use super::place::Place;
 use super::process::{Supervised, wait_for};
 use super::supervisor::Spec;
-use super::{DEFAULT_NAME, Node, State, Store, kubeconfig, network, quick_start};
+use super::{DEFAULT_NAME, Node, SPLIT_ROLES, State, Store, kubeconfig, network, quick_start};
 use crate::command::{find, program};
 use crate::{build, progress, setup, workspace};
 
@@ -34,6 +34,9 @@ pub struct Options {
     /// Several clusters live side by side under different names
     #[arg(long, default_value = DEFAULT_NAME)]
     pub name: String,
+    /// Run the API server, the scheduler and the controllers as processes of their own
+    #[arg(long)]
+    pub split: bool,
     /// Seconds without a heartbeat after which a node counts as lost
     #[arg(long, value_name = "SECONDS", default_value_t = 40)]
     pub node_monitor_grace_period: u32,
@@ -88,14 +91,17 @@ pub fn run(options: &Options) -> Result<()> {
 fn plan(options: &Options) -> Result<State> {
     let existing = State::read(&options.name)?;
     if let Some(existing) = &existing
-        && (existing.isolated != options.isolated || existing.store != options.store)
+        && (existing.isolated != options.isolated
+            || existing.store != options.store
+            || existing.split != options.split)
     {
         bail!(
-            "the cluster {} exists with other options (isolated: {}, store: {}): remove it with \
+            "the cluster {} exists with other options (isolated: {}, store: {}, split: {}): remove it with \
              `cargo xtask down --name {0}` or give the new one another --name",
             existing.name,
             existing.isolated,
             existing.store.name(),
+            existing.split,
         );
     }
     let name = &options.name;
@@ -141,6 +147,7 @@ fn plan(options: &Options) -> Result<State> {
         name: name.clone(),
         isolated: options.isolated,
         store: options.store,
+        split: options.split,
         data_directory,
         api_port: match &existing {
             Some(state) => state.api_port,
@@ -243,38 +250,42 @@ fn start_control_plane(state: &State, options: &Options) -> Result<()> {
     };
     let data = state.data_directory.join("control");
     std::fs::create_dir_all(&data)?;
-    let mut arguments = words([
-        ("--data-dir", data.display().to_string()),
-        ("--listen", format!("{}:{API_PORT}", state.control_address)),
-        ("--advertise-address", state.control_address.clone()),
+    let shared = words([
         ("--service-cidr", SERVICE_RANGE.to_owned()),
         ("--cluster-cidr", POD_RANGE.to_owned()),
-        ("--store", state.store.name().to_owned()),
         (
             "--node-monitor-grace-period",
             options.node_monitor_grace_period.to_string(),
         ),
     ]);
+    let mut arguments = words([
+        ("--data-dir", data.display().to_string()),
+        ("--listen", format!("{}:{API_PORT}", state.control_address)),
+        ("--advertise-address", state.control_address.clone()),
+        ("--store", state.store.name().to_owned()),
+    ]);
+    arguments.extend(shared.clone());
     if state.store == Store::Etcd {
         let endpoint = start_etcd(state, &place)?;
         arguments.extend(words([("--etcd-endpoints", endpoint)]));
+    }
+    if state.split {
+        arguments.extend(words([("--roles", "api".to_owned())]));
     }
     let supervised = state.control();
     let log = state.log("control");
     if supervised.supervisor().is_none() {
         progress::note("starting the control plane");
     }
-    start(
-        &supervised,
-        Spec {
-            program: workspace::binary("skep-control"),
-            arguments,
-            place,
-            listen: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, state.api_port))),
-            log: log.clone(),
-            built: 0,
-        },
-    )?;
+    let spec = Spec {
+        program: workspace::binary("skep-control"),
+        arguments,
+        place,
+        listen: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, state.api_port))),
+        log: log.clone(),
+        built: 0,
+    };
+    start(&supervised, spec.clone())?;
     let context = kubeconfig::context(&state.name);
     progress::step("waiting for the API server", || {
         wait_for("the API server", API_READY, || {
@@ -291,6 +302,25 @@ fn start_control_plane(state: &State, options: &Options) -> Result<()> {
                 .map_err(|error| format!("{error:#}\n{}", tail(&log)))
         })
     })?;
+    if !state.split {
+        return Ok(());
+    }
+    let kubeconfig = data.join("admin.kubeconfig");
+    for role in SPLIT_ROLES {
+        let mut arguments = words([
+            ("--data-dir", data.join(role).display().to_string()),
+            ("--roles", role.to_owned()),
+            ("--kubeconfig", kubeconfig.display().to_string()),
+        ]);
+        arguments.extend(shared.clone());
+        let spec = Spec {
+            arguments,
+            listen: None,
+            log: state.log(role),
+            ..spec.clone()
+        };
+        start(&state.process(role), spec)?;
+    }
     Ok(())
 }
 
