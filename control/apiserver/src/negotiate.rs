@@ -130,6 +130,8 @@ pub enum Offer {
     Plain,
     /// Table and PartialObjectMetadata too.
     Transforms,
+    /// The same for kinds that have no protobuf form.
+    TransformsWithoutProtobuf,
 }
 
 const ACCEPTED: &str = "only the following media types are accepted: \
@@ -152,6 +154,9 @@ pub fn output(headers: &HeaderMap, offer: Offer, pretty: Option<&str>) -> Result
             continue;
         };
         known_media = true;
+        if encoding == Encoding::Protobuf && offer == Offer::TransformsWithoutProtobuf {
+            continue;
+        }
         let (transform, beta) = match transform_of(clause, offer) {
             Some(found) => found,
             None => continue,

@@ -1,0 +1,201 @@
+//! What every handler has at hand: the server's state, and one request.
+
+use std::{sync::Arc, time::Duration};
+
+use arc_swap::ArcSwap;
+use axum::body::Body;
+use bytes::Bytes;
+use http::{HeaderMap, Method, header};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use jiff::Timestamp;
+use parking_lot::Mutex;
+
+use crate::{
+    admission::Chain,
+    authn::Authenticator,
+    authz::{Attributes, Authorizer, Decision},
+    identity::User,
+    metrics::Metrics,
+    options::Query,
+    registry::Registry,
+    request::RequestInfo,
+    services::Allocators,
+    status::{Result, Status},
+    storage::Storage,
+};
+
+/// Largest request body, as upstream's.
+pub const MAX_BODY_BYTES: usize = 3 * 1024 * 1024;
+/// How long a client may take to send its body.
+const BODY_TIMEOUT: Duration = Duration::from_secs(34);
+
+/// The server's state, shared by all requests.
+pub struct Api {
+    pub storage: Storage,
+    pub registry: Arc<ArcSwap<Registry>>,
+    pub authorizer: Arc<dyn Authorizer>,
+    /// `None` only where no tokens are issued or reviewed (tests).
+    pub authenticator: Option<Arc<Authenticator>>,
+    pub admission: ArcSwap<Chain>,
+    pub services: Allocators,
+    pub relay: crate::relay::Relay,
+    pub documents: crate::openapi::Documents,
+    pub discovery: crate::discovery::Cache,
+    pub metrics: Metrics,
+    pub readiness: crate::health::Readiness,
+}
+
+/// One request.
+pub struct Ctx {
+    pub api: Arc<Api>,
+    pub registry: Arc<Registry>,
+    pub method: Method,
+    pub info: RequestInfo,
+    pub query: Query,
+    pub headers: HeaderMap,
+    pub user: User,
+    /// Taken by whoever reads it.
+    body: Mutex<Option<Body>>,
+    pub warnings: Mutex<Vec<String>>,
+    pub now: Timestamp,
+}
+
+impl Ctx {
+    pub fn new(api: Arc<Api>, parts: &http::request::Parts, body: Body, user: User) -> Self {
+        let query = Query::parse(parts.uri.query());
+        let watch = query.flag("watch");
+        Self {
+            registry: api.registry.load_full(),
+            api,
+            method: parts.method.clone(),
+            info: RequestInfo::parse(&parts.method, parts.uri.path(), watch),
+            query,
+            headers: parts.headers.clone(),
+            user,
+            body: Mutex::new(Some(body)),
+            warnings: Mutex::default(),
+            now: now(),
+        }
+    }
+
+    pub fn warn(&self, text: impl Into<String>) {
+        self.warnings.lock().push(text.into());
+    }
+
+    pub fn take_body(&self) -> Body {
+        self.body.lock().take().unwrap_or_default()
+    }
+
+    /// The whole body.
+    ///
+    /// # Errors
+    /// 413 over [`MAX_BODY_BYTES`], 408 from a client that does not finish.
+    pub async fn read_body(&self) -> Result<Bytes> {
+        let body = Limited::new(self.take_body(), MAX_BODY_BYTES);
+        match tokio::time::timeout(BODY_TIMEOUT, body.collect()).await {
+            Err(_) => Err(Status::plain(
+                408,
+                "Timeout",
+                "the request's body did not arrive in time",
+            )),
+            Ok(Ok(collected)) => Ok(collected.to_bytes()),
+            Ok(Err(error)) if error.downcast_ref::<LengthLimitError>().is_some() => {
+                Err(Status::too_large(format!(
+                    "Request entity too large: limit is {MAX_BODY_BYTES}"
+                )))
+            }
+            Ok(Err(error)) => Err(Status::bad_request(format!(
+                "the request's body could not be read: {error}"
+            ))),
+        }
+    }
+
+    /// `fieldManager`, else the user agent up to its first slash.
+    pub fn field_manager(&self, given: &str) -> String {
+        const MAX: usize = 128;
+        if !given.is_empty() {
+            return given.to_owned();
+        }
+        let agent = self.headers.get(header::USER_AGENT);
+        let agent = agent.and_then(|a| a.to_str().ok()).unwrap_or_default();
+        let first = agent.split('/').next().unwrap_or_default();
+        let name: String = first.chars().filter(|c| !c.is_control()).take(MAX).collect();
+        if name.is_empty() {
+            "unknown".to_owned()
+        } else {
+            name
+        }
+    }
+
+    /// # Errors
+    /// 403 with upstream's text.
+    pub fn authorize(&self) -> Result<()> {
+        let info = &self.info;
+        if info.is_resource {
+            return self.authorize_resource(info.verb, &info.name);
+        }
+        let attributes = Attributes::Path {
+            user: &self.user,
+            verb: info.verb,
+            path: &info.path,
+        };
+        match self.api.authorizer.authorize(&attributes) {
+            Decision::Allow { .. } => Ok(()),
+            Decision::NoOpinion { reason } => {
+                let mut text = format!(
+                    "User {:?} cannot {} path {:?}",
+                    self.user.name, info.verb, info.path
+                );
+                append_reason(&mut text, &reason);
+                Err(Status::forbidden("", "", "", &text))
+            }
+        }
+    }
+
+    /// The same question about this resource with another verb (an apply that would create).
+    pub fn authorize_resource(&self, verb: &'static str, name: &str) -> Result<()> {
+        let info = &self.info;
+        let attributes = Attributes::Resource {
+            user: &self.user,
+            verb,
+            group: &info.group,
+            version: &info.version,
+            resource: &info.resource,
+            subresource: &info.subresource,
+            namespace: &info.namespace,
+            name,
+        };
+        let Decision::NoOpinion { reason } = self.api.authorizer.authorize(&attributes) else {
+            return Ok(());
+        };
+        let resource = if info.subresource.is_empty() {
+            info.resource.clone()
+        } else {
+            format!("{}/{}", info.resource, info.subresource)
+        };
+        let mut text = format!(
+            "User {:?} cannot {verb} resource {resource:?} in API group {:?}",
+            self.user.name, info.group
+        );
+        if info.namespace.is_empty() {
+            text.push_str(" at the cluster scope");
+        } else {
+            text.push_str(&format!(" in the namespace {:?}", info.namespace));
+        }
+        append_reason(&mut text, &reason);
+        Err(Status::forbidden(&info.group, &info.resource, name, &text))
+    }
+}
+
+fn append_reason(text: &mut String, reason: &str) {
+    if !reason.is_empty() {
+        text.push_str(": ");
+        text.push_str(reason);
+    }
+}
+
+/// Now, in the resolution that objects carry.
+pub fn now() -> Timestamp {
+    let now = Timestamp::now();
+    Timestamp::from_second(now.as_second()).unwrap_or(now)
+}

@@ -1,0 +1,173 @@
+//! Objects in the store, read through the watch cache: what handlers know of persistence.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use serde_json::Value;
+use skep_store::{Guard, Key, Op, Revision, Store, TxnOutcome};
+
+use crate::{
+    cache::{Cache, Entry},
+    codec,
+    registry::Resource,
+    status::{Result, Status},
+};
+
+/// How long a read may wait for the cache to catch up with the store before the client is told to try again.
+const FRESH_TIMEOUT: Duration = Duration::from_secs(3);
+
+#[derive(Clone)]
+pub struct Storage {
+    pub store: Arc<dyn Store>,
+    pub cache: Arc<Cache>,
+}
+
+/// A stored object as one write found it.
+#[derive(Clone, Debug)]
+pub struct Current {
+    /// As clients see it, in the stored version, resource version included.
+    pub bytes: Bytes,
+    pub revision: Revision,
+}
+
+impl Current {
+    /// The object in the row's own version.
+    pub fn value(&self, resource: &Resource) -> Result<Value> {
+        read_object(resource, &self.bytes)
+    }
+}
+
+impl From<&Entry> for Current {
+    fn from(entry: &Entry) -> Self {
+        Self {
+            bytes: entry.bytes.clone(),
+            revision: entry.revision,
+        }
+    }
+}
+
+impl From<skep_store::Entry> for Current {
+    fn from(entry: skep_store::Entry) -> Self {
+        Self {
+            bytes: codec::with_revision(&entry.value, entry.mod_revision),
+            revision: entry.mod_revision,
+        }
+    }
+}
+
+/// Decodes a stored object into the row's version.
+pub fn read_object(resource: &Resource, bytes: &[u8]) -> Result<Value> {
+    let value: Value = serde_json::from_slice(bytes)
+        .map_err(|error| Status::internal("decoding a stored object", &error))?;
+    Ok(from_stored(resource, value))
+}
+
+/// From the stored version to the row's.
+pub fn from_stored(resource: &Resource, value: Value) -> Value {
+    let Some(conversion) = &resource.def.conversion else {
+        return value;
+    };
+    let mut value = (conversion.from_storage)(value);
+    value["kind"] = resource.def.kind.as_ref().into();
+    value["apiVersion"] = resource.api_version.as_str().into();
+    resource.def.strategy.default(&mut value);
+    value
+}
+
+/// From the row's version to the stored bytes.
+pub fn to_stored(resource: &Resource, value: &Value) -> Bytes {
+    match &resource.def.conversion {
+        None => codec::encode_stored(value),
+        Some(conversion) => {
+            let mut stored = (conversion.to_storage)(value.clone());
+            stored["kind"] = resource.def.kind.as_ref().into();
+            stored["apiVersion"] =
+                crate::registry::api_version(&resource.stored_group, &resource.stored_version).into();
+            codec::encode_stored(&stored)
+        }
+    }
+}
+
+/// What became of a guarded write.
+#[derive(Debug)]
+pub enum Written {
+    At(Revision),
+    /// Somebody else was faster: what is stored now.
+    Conflict(Option<Current>),
+}
+
+impl Storage {
+    /// Waits until the cache shows everything that was committed before this call.
+    pub async fn fresh(&self) -> Result<Revision> {
+        Ok(self.cache.wait_fresh(FRESH_TIMEOUT).await?)
+    }
+
+    /// Waits until the cache shows this revision.
+    pub async fn wait_until(&self, revision: Revision) -> Result<()> {
+        Ok(self.cache.wait_until(revision, FRESH_TIMEOUT).await?)
+    }
+
+    /// A linearizable read.
+    pub async fn get(&self, key: &str) -> Result<Option<Arc<Entry>>> {
+        self.fresh().await?;
+        Ok(self.cache.get(key))
+    }
+
+    /// From the cache where it has the object, else a linearizable read: for things that rarely vanish.
+    pub async fn find(&self, key: &str) -> Result<Option<Arc<Entry>>> {
+        match self.cache.get(key) {
+            Some(entry) => Ok(Some(entry)),
+            None => self.get(key).await,
+        }
+    }
+
+    /// Decoded, in the stored version.
+    pub async fn find_value(&self, key: &str) -> Result<Option<Value>> {
+        match self.find(key).await? {
+            None => Ok(None),
+            Some(entry) => serde_json::from_slice(&entry.bytes)
+                .map(Some)
+                .map_err(|error| Status::internal("decoding a stored object", &error)),
+        }
+    }
+
+    pub async fn create(&self, key: &Key, value: Bytes, ttl: Option<Duration>) -> Result<Written> {
+        let put = Op::Put {
+            key: key.clone(),
+            value,
+            ttl,
+        };
+        self.txn(vec![Guard::Missing(key.clone())], vec![put]).await
+    }
+
+    pub async fn update(
+        &self,
+        key: &Key,
+        value: Bytes,
+        revision: Revision,
+        ttl: Option<Duration>,
+    ) -> Result<Written> {
+        let put = Op::Put {
+            key: key.clone(),
+            value,
+            ttl,
+        };
+        self.txn(vec![Guard::Unchanged(key.clone(), revision)], vec![put])
+            .await
+    }
+
+    pub async fn delete(&self, key: &Key, revision: Revision) -> Result<Written> {
+        let delete = Op::Delete { key: key.clone() };
+        self.txn(vec![Guard::Unchanged(key.clone(), revision)], vec![delete])
+            .await
+    }
+
+    pub async fn txn(&self, guards: Vec<Guard>, ops: Vec<Op>) -> Result<Written> {
+        match self.store.txn(guards, ops).await? {
+            TxnOutcome::Committed { revision } => Ok(Written::At(revision)),
+            TxnOutcome::Conflict { current, .. } => {
+                Ok(Written::Conflict(current.map(Current::from)))
+            }
+        }
+    }
+}
