@@ -56,6 +56,8 @@ pub struct Ctx {
     pub user: User,
     /// Taken by whoever reads it.
     body: Mutex<Option<Body>>,
+    /// The connection, for requests that become streams.
+    pub upgrade: Mutex<Option<hyper::upgrade::OnUpgrade>>,
     pub warnings: Mutex<Vec<String>>,
     pub now: Timestamp,
 }
@@ -73,6 +75,7 @@ impl Ctx {
             headers: parts.headers.clone(),
             user,
             body: Mutex::new(Some(body)),
+            upgrade: Mutex::new(None),
             warnings: Mutex::default(),
             now: now(),
         }
@@ -119,7 +122,11 @@ impl Ctx {
         let agent = self.headers.get(header::USER_AGENT);
         let agent = agent.and_then(|a| a.to_str().ok()).unwrap_or_default();
         let first = agent.split('/').next().unwrap_or_default();
-        let name: String = first.chars().filter(|c| !c.is_control()).take(MAX).collect();
+        let name: String = first
+            .chars()
+            .filter(|c| !c.is_control())
+            .take(MAX)
+            .collect();
         if name.is_empty() {
             "unknown".to_owned()
         } else {

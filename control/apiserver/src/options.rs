@@ -1,7 +1,7 @@
 //! Query parameters and `DeleteOptions`, parsed and checked as upstream's `meta.k8s.io` option types.
 
 use serde_json::{Value, json};
-use skep_api::field::{FieldError, FieldErrorKind};
+use skep_api::field::{Bad, FieldError, FieldErrorKind};
 
 use crate::status::{Result, Status};
 
@@ -62,12 +62,7 @@ impl Query {
 }
 
 fn field_error(kind: FieldErrorKind, field: &str, bad_value: Value, detail: &str) -> FieldError {
-    FieldError {
-        kind,
-        field: field.to_owned(),
-        bad_value,
-        detail: detail.to_owned(),
-    }
+    FieldError::new(kind, field, Bad::json(&bad_value), detail)
 }
 
 fn forbidden(field: &str, detail: &str) -> FieldError {
@@ -203,7 +198,11 @@ impl ListOptions {
             ));
         }
         if !version_match.is_empty() && self.version_match != VersionMatch::NotOlderThan {
-            errors.push(not_supported(FIELD, version_match.into(), &["NotOlderThan"]));
+            errors.push(not_supported(
+                FIELD,
+                version_match.into(),
+                &["NotOlderThan"],
+            ));
         }
         if !self.continue_token.is_empty() {
             errors.push(forbidden("continue", "continue is forbidden for watch"));
@@ -247,7 +246,10 @@ impl WriteOptions {
         let mut errors = Vec::new();
         if let WriteKind::Patch { apply } = kind {
             if !apply && force.is_some() {
-                errors.push(forbidden("force", "may not be specified for non-apply patch"));
+                errors.push(forbidden(
+                    "force",
+                    "may not be specified for non-apply patch",
+                ));
             }
             if apply && field_manager.is_empty() {
                 errors.push(field_error(
@@ -318,7 +320,10 @@ fn field_manager_errors(manager: &str, errors: &mut Vec<FieldError>) {
     }
     for (at, c) in manager.char_indices() {
         if c.is_control() || (c.is_whitespace() && c != ' ') {
-            let shown = format!("invalid character U+{:04X} (at position {at})", u32::from(c));
+            let shown = format!(
+                "invalid character U+{:04X} (at position {at})",
+                u32::from(c)
+            );
             errors.push(field_error(
                 FieldErrorKind::Invalid,
                 "fieldManager",

@@ -47,6 +47,11 @@ impl Resource {
         }
     }
 
+    /// The complete schema of a custom resource; built-in kinds have theirs in the table of types.
+    pub fn openapi_schema(&self) -> Option<serde_json::Value> {
+        None
+    }
+
     pub fn namespaced(&self) -> bool {
         self.def.scope == Scope::Namespaced
     }
@@ -91,7 +96,10 @@ impl Resource {
             ("", "services") => "services/specs".to_owned(),
             ("", "endpoints") => "services/endpoints".to_owned(),
             ("networking.k8s.io", "ingresses") => "ingress".to_owned(),
-            ("admissionregistration.k8s.io" | "apiextensions.k8s.io" | "apiregistration.k8s.io", _) => {
+            (
+                "admissionregistration.k8s.io" | "apiextensions.k8s.io" | "apiregistration.k8s.io",
+                _,
+            ) => {
                 if group == "admissionregistration.k8s.io" {
                     plural.to_owned()
                 } else {
@@ -207,7 +215,8 @@ impl Registry {
         let resource = Arc::new(resource);
         let slot = &mut versions[at];
         let plural = resource.def.plural.to_string();
-        slot.resources.retain(|r| r.def.plural != resource.def.plural);
+        slot.resources
+            .retain(|r| r.def.plural != resource.def.plural);
         slot.resources.push(resource.clone());
         slot.by_plural.insert(plural, resource);
     }

@@ -153,23 +153,70 @@ mod tests {
         let i = RequestInfo::parse(&method, path, false);
         (
             format!("{} {}/{}", i.verb, i.group, i.version),
-            format!("{}|{}|{}|{}|{}", i.namespace, i.resource, i.name, i.subresource, i.rest),
+            format!(
+                "{}|{}|{}|{}|{}",
+                i.namespace, i.resource, i.name, i.subresource, i.rest
+            ),
         )
     }
 
     #[test]
     fn paths_of_resources() {
         let check = |method, path, verb: &str, what: &str| {
-            assert_eq!(parse(method, path), (verb.to_owned(), what.to_owned()), "{path}");
+            assert_eq!(
+                parse(method, path),
+                (verb.to_owned(), what.to_owned()),
+                "{path}"
+            );
         };
         check(Method::GET, "/api/v1/pods", "list /v1", "|pods|||");
-        check(Method::GET, "/api/v1/namespaces/a", "get /v1", "a|namespaces|a||");
-        check(Method::PUT, "/api/v1/namespaces/a/finalize", "update /v1", "a|namespaces|a|finalize|");
-        check(Method::GET, "/api/v1/namespaces/a/pods", "list /v1", "a|pods|||");
-        check(Method::DELETE, "/apis/apps/v1/namespaces/a/deployments", "deletecollection apps/v1", "a|deployments|||");
-        check(Method::GET, "/api/v1/namespaces/a/pods/p/proxy/x/y/", "get /v1", "a|pods|p|proxy|x/y/");
-        check(Method::GET, "/api/v1/nodes/n/proxy/", "get /v1", "|nodes|n|proxy|/");
-        check(Method::GET, "/api/v1/watch/namespaces/a/pods", "watch /v1", "a|pods|||");
-        check(Method::GET, "/apis/x.io/v1/a/b%3Ac", "get x.io/v1", "|a|b:c||");
+        check(
+            Method::GET,
+            "/api/v1/namespaces/a",
+            "get /v1",
+            "a|namespaces|a||",
+        );
+        check(
+            Method::PUT,
+            "/api/v1/namespaces/a/finalize",
+            "update /v1",
+            "a|namespaces|a|finalize|",
+        );
+        check(
+            Method::GET,
+            "/api/v1/namespaces/a/pods",
+            "list /v1",
+            "a|pods|||",
+        );
+        check(
+            Method::DELETE,
+            "/apis/apps/v1/namespaces/a/deployments",
+            "deletecollection apps/v1",
+            "a|deployments|||",
+        );
+        check(
+            Method::GET,
+            "/api/v1/namespaces/a/pods/p/proxy/x/y/",
+            "get /v1",
+            "a|pods|p|proxy|x/y/",
+        );
+        check(
+            Method::GET,
+            "/api/v1/nodes/n/proxy/",
+            "get /v1",
+            "|nodes|n|proxy|/",
+        );
+        check(
+            Method::GET,
+            "/api/v1/watch/namespaces/a/pods",
+            "watch /v1",
+            "a|pods|||",
+        );
+        check(
+            Method::GET,
+            "/apis/x.io/v1/a/b%3Ac",
+            "get x.io/v1",
+            "|a|b:c||",
+        );
     }
 }

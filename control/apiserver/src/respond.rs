@@ -13,6 +13,7 @@ use crate::{
     codec,
     context::Ctx,
     negotiate::{Encoding, Offer, Output, Transform, output},
+    options::Query,
     registry::Resource,
     status::{Failure, Result, Status},
     storage::from_stored,
@@ -45,8 +46,8 @@ pub enum IncludeObject {
 }
 
 impl IncludeObject {
-    fn parse(ctx: &Ctx) -> Result<Self> {
-        match ctx.query.get("includeObject") {
+    fn parse(query: &Query) -> Result<Self> {
+        match query.get("includeObject") {
             "" | "Metadata" => Ok(Self::Metadata),
             "None" => Ok(Self::None),
             "Object" => Ok(Self::Object),
@@ -94,7 +95,12 @@ impl Ctx {
             Transform::Table => {
                 let value = object.into_value()?;
                 let printer = resource.def.printer.as_ref();
-                let table = self.table(printer, &[&value], codec::meta(&value, "resourceVersion"), out)?;
+                let table = self.table(
+                    printer,
+                    &[&value],
+                    codec::meta(&value, "resourceVersion"),
+                    out,
+                )?;
                 encoded(code, &table, None, out)
             }
             Transform::PartialObjectMetadata => {
@@ -117,8 +123,13 @@ impl Ctx {
         let schema = skep_schema::builtin(group, version, kind);
         match out.transform {
             Transform::Table if kind != "Status" => {
-                let printer = skep_api::printer::DefaultPrinter;
-                let table = self.table(&printer, &[value], codec::meta(value, "resourceVersion"), out)?;
+                let printer = skep_api::printer::NameAndAge::new();
+                let table = self.table(
+                    &printer,
+                    &[value],
+                    codec::meta(value, "resourceVersion"),
+                    out,
+                )?;
                 encoded(code, &table, None, out)
             }
             Transform::PartialObjectMetadata if kind != "Status" => {
@@ -135,8 +146,10 @@ impl Ctx {
         resource_version: &str,
         out: &Output,
     ) -> Result<Value> {
-        let include = IncludeObject::parse(self)?;
-        let rows = objects.iter().map(|object| self.row(printer, object, include, out));
+        let include = IncludeObject::parse(&self.query)?;
+        let rows = objects
+            .iter()
+            .map(|object| self.row(printer, object, include, out));
         Ok(json!({
             "kind": "Table", "apiVersion": out.meta_version(),
             "metadata": {"resourceVersion": resource_version},
@@ -172,22 +185,28 @@ pub struct Rendering<'a> {
 impl<'a> Rendering<'a> {
     /// # Errors
     /// When the form cannot show this resource.
-    pub fn of_list(ctx: &Ctx, resource: &'a Arc<Resource>, out: Output, watch: bool) -> Result<Self> {
-        if out.transform == Transform::PartialObjectMetadata && !watch {
+    pub fn of_list(ctx: &Ctx, resource: &'a Arc<Resource>, out: Output) -> Result<Self> {
+        if out.transform == Transform::PartialObjectMetadata {
             return Err(Status::not_acceptable(format!(
                 "you requested PartialObjectMetadata, but the requested object is a list ({})",
                 go_type(resource, &resource.list_kind)
             )));
         }
+        Self::of_watch(&ctx.query, resource, out)
+    }
+
+    /// # Errors
+    /// When a table is asked for with an unknown `includeObject`.
+    pub fn of_watch(query: &Query, resource: &'a Arc<Resource>, out: Output) -> Result<Self> {
         let include = match out.transform {
-            Transform::Table => IncludeObject::parse(ctx)?,
+            Transform::Table => IncludeObject::parse(query)?,
             _ => IncludeObject::Metadata,
         };
         Ok(Self {
             resource,
             out,
             include,
-            now: ctx.now,
+            now: crate::context::now(),
         })
     }
 
@@ -266,20 +285,28 @@ pub fn list(
     let metadata = head.metadata();
     if rendering.verbatim() && !out.pretty {
         // Objects of built-in kinds stand in a list without their kind and version.
-        let skip = if resource.custom { 0 } else { resource.head.len() };
-        let items = entries.into_iter().map(move |e| (e.bytes.clone(), skip)).collect();
-        return Ok(streamed(ctx, &resource.list_kind, &resource.api_version, &metadata, items));
+        let skip = if resource.custom {
+            0
+        } else {
+            resource.head.len()
+        };
+        let items = entries
+            .into_iter()
+            .map(move |e| (e.bytes.clone(), skip))
+            .collect();
+        return Ok(streamed(
+            ctx,
+            &resource.list_kind,
+            &resource.api_version,
+            &metadata,
+            items,
+        ));
     }
     match out.transform {
         Transform::None => {
             let items = entries.iter().map(|e| rendering.value(&e.bytes));
             let value = list_value(resource, metadata, items.collect());
-            encoded(
-                StatusCode::OK,
-                &value,
-                list_schema(resource).as_ref(),
-                out,
-            )
+            encoded(StatusCode::OK, &value, list_schema(resource).as_ref(), out)
         }
         Transform::Table => {
             let printer = resource.def.printer.as_ref();
@@ -294,12 +321,23 @@ pub fn list(
             encoded(StatusCode::OK, &table, None, out)
         }
         Transform::PartialObjectMetadata | Transform::PartialObjectMetadataList => {
-            let items: Vec<_> = entries.iter().map(|e| (partial_bytes(&e.bytes, out), 0)).collect();
+            let items: Vec<_> = entries
+                .iter()
+                .map(|e| (partial_bytes(&e.bytes, out), 0))
+                .collect();
             if out.encoding == Encoding::Json && !out.pretty {
                 let version = out.meta_version();
-                return Ok(streamed(ctx, "PartialObjectMetadataList", version, &metadata, items));
+                return Ok(streamed(
+                    ctx,
+                    "PartialObjectMetadataList",
+                    version,
+                    &metadata,
+                    items,
+                ));
             }
-            let values = items.iter().map(|(b, _)| serde_json::from_slice(b).unwrap_or_default());
+            let values = items
+                .iter()
+                .map(|(b, _)| serde_json::from_slice(b).unwrap_or_default());
             let value = json!({
                 "kind": "PartialObjectMetadataList", "apiVersion": out.meta_version(),
                 "metadata": metadata, "items": values.collect::<Vec<Value>>(),
@@ -311,7 +349,11 @@ pub fn list(
 }
 
 fn list_schema(resource: &Resource) -> Option<skep_schema::TypeRef> {
-    skep_schema::builtin(&resource.def.group, &resource.def.version, &resource.list_kind)
+    skep_schema::builtin(
+        &resource.def.group,
+        &resource.def.version,
+        &resource.list_kind,
+    )
 }
 
 /// A list object of decoded items.
@@ -335,7 +377,10 @@ fn streamed(
     metadata: &Value,
     items: Vec<(Bytes, usize)>,
 ) -> Response {
-    let head = format!("{}\"metadata\":{metadata},\"items\":[", codec::head(kind, api_version));
+    let head = format!(
+        "{}\"metadata\":{metadata},\"items\":[",
+        codec::head(kind, api_version)
+    );
     let compression = Compression::wanted(&ctx.headers);
     let (body, encoding) = stream::joined(head.into(), items, compression);
     let mut response = respond(StatusCode::OK, Encoding::Json, body);
@@ -464,9 +509,12 @@ pub fn failure(ctx: &Ctx, status: &Failure) -> Response {
     let code = StatusCode::from_u16(status.code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let schema = skep_schema::builtin("", "v1", "Status");
     let response = encoded(code, &status.to_value(), schema.as_ref(), &out);
-    let mut response =
-        response.unwrap_or_else(|_| json_response(code, &status.to_value()));
-    if let Some(seconds) = status.details.as_ref().map(|d| d.retry_after_seconds).filter(|s| *s > 0)
+    let mut response = response.unwrap_or_else(|_| json_response(code, &status.to_value()));
+    if let Some(seconds) = status
+        .details
+        .as_ref()
+        .map(|d| d.retry_after_seconds)
+        .filter(|s| *s > 0)
         && let Ok(value) = HeaderValue::from_str(&seconds.to_string())
     {
         response.headers_mut().insert(header::RETRY_AFTER, value);

@@ -8,7 +8,10 @@ use serde_json::{Map, Value, json};
 use skep_api::field::FieldError;
 use skep_store::StoreError;
 
-use crate::registry::Resource;
+use crate::{
+    cache::{CacheError, Gone},
+    registry::Resource,
+};
 
 /// Boxed: it travels in the `Err` of everything a handler calls.
 pub type Failure = Box<Status>;
@@ -21,6 +24,8 @@ pub struct Status {
     pub reason: Cow<'static, str>,
     pub message: String,
     pub details: Option<Details>,
+    /// `metadata.continue`: how a list whose token expired may go on, inconsistently.
+    pub continue_token: String,
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -106,6 +111,7 @@ impl Status {
             reason: Cow::Borrowed(reason),
             message: message.into(),
             details: None,
+            continue_token: String::new(),
         })
     }
 
@@ -217,6 +223,21 @@ impl Status {
         Self::new(415, "UnsupportedMediaType", message)
     }
 
+    /// No consumer of the route takes this media type.
+    pub fn unsupported_media_type_scope() -> Failure {
+        Self::new(415, "UnsupportedMediaType", "415: Unsupported Media Type").with_empty_details()
+    }
+
+    /// 422 about a patch that does not fit, without saying why.
+    pub fn unprocessable() -> Failure {
+        Self::new(
+            422,
+            "Invalid",
+            "the server rejected our request due to an error in our request",
+        )
+        .with_empty_details()
+    }
+
     pub fn already_exists(resource: &Resource, name: &str) -> Failure {
         let (group, plural) = (&resource.def.group, &resource.def.plural);
         let message = format!("{} {name:?} already exists", qualified(group, plural));
@@ -251,21 +272,22 @@ impl Status {
         Self::new(413, "RequestEntityTooLarge", message)
     }
 
+    /// A list's continue token is older than the history; `token` goes on with what is there now.
+    pub fn continue_expired(token: &str) -> Failure {
+        let mut status = Self::expired(
+            "The provided continue parameter is too old to display a consistent list result. You can start a new \
+             list without the continue parameter, or use the continue token in this response to retrieve the \
+             remainder of the results. Continuing with the provided token results in an inconsistent list - objects \
+             that were created, modified, or deleted between the time the first chunk was returned and now may show \
+             up in the list.",
+        );
+        status.continue_token = token.to_owned();
+        status
+    }
+
     /// 422 with one cause a field.
     pub fn invalid(group: &str, kind: &str, name: &str, errors: &[FieldError]) -> Failure {
-        // Upstream's aggregate prints each distinct message once; the causes keep all of them.
-        let mut texts: Vec<String> = Vec::with_capacity(errors.len());
-        for error in errors {
-            let text = error.to_string();
-            if !texts.contains(&text) {
-                texts.push(text);
-            }
-        }
-        let message = if texts.len() == 1 {
-            texts.remove(0)
-        } else {
-            format!("[{}]", texts.join(", "))
-        };
+        let message = skep_api::field::aggregate(errors);
         Self::new(
             422,
             "Invalid",
@@ -325,6 +347,9 @@ impl Status {
             "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
             "message": self.message, "code": self.code,
         });
+        if !self.continue_token.is_empty() {
+            value["metadata"]["continue"] = self.continue_token.as_str().into();
+        }
         if !self.reason.is_empty() {
             value["reason"] = self.reason.as_ref().into();
         }
@@ -350,10 +375,6 @@ pub fn deleted(resource: &Resource, name: &str, uid: &str) -> Value {
     })
 }
 
-pub fn success() -> Value {
-    json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success"})
-}
-
 impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
         match &error {
@@ -369,6 +390,26 @@ impl From<StoreError> for Failure {
                 Status::service_unavailable("the store is unavailable, try again")
             }
         }
+    }
+}
+
+impl From<CacheError> for Failure {
+    fn from(error: CacheError) -> Self {
+        match error {
+            CacheError::Gone(gone) => gone.into(),
+            CacheError::Future { requested, newest }
+            | CacheError::Lagging {
+                wanted: requested,
+                reached: newest,
+            } => Status::future(requested, newest),
+            CacheError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<Gone> for Failure {
+    fn from(gone: Gone) -> Self {
+        Status::expired(gone.to_string())
     }
 }
 

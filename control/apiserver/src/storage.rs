@@ -9,6 +9,7 @@ use skep_store::{Guard, Key, Op, Revision, Store, TxnOutcome};
 use crate::{
     cache::{Cache, Entry},
     codec,
+    hooks::Extra,
     registry::Resource,
     status::{Result, Status},
 };
@@ -82,7 +83,8 @@ pub fn to_stored(resource: &Resource, value: &Value) -> Bytes {
             let mut stored = (conversion.to_storage)(value.clone());
             stored["kind"] = resource.def.kind.as_ref().into();
             stored["apiVersion"] =
-                crate::registry::api_version(&resource.stored_group, &resource.stored_version).into();
+                crate::registry::api_version(&resource.stored_group, &resource.stored_version)
+                    .into();
             codec::encode_stored(&stored)
         }
     }
@@ -94,6 +96,8 @@ pub enum Written {
     At(Revision),
     /// Somebody else was faster: what is stored now.
     Conflict(Option<Current>),
+    /// The object is as expected, but one of the extra guards did not hold.
+    ExtraConflict,
 }
 
 impl Storage {
@@ -131,13 +135,19 @@ impl Storage {
         }
     }
 
-    pub async fn create(&self, key: &Key, value: Bytes, ttl: Option<Duration>) -> Result<Written> {
+    pub async fn create(
+        &self,
+        key: &Key,
+        value: Bytes,
+        ttl: Option<Duration>,
+        extra: Extra,
+    ) -> Result<Written> {
         let put = Op::Put {
             key: key.clone(),
             value,
             ttl,
         };
-        self.txn(vec![Guard::Missing(key.clone())], vec![put]).await
+        self.write(Guard::Missing(key.clone()), put, extra).await
     }
 
     pub async fn update(
@@ -146,28 +156,34 @@ impl Storage {
         value: Bytes,
         revision: Revision,
         ttl: Option<Duration>,
+        extra: Extra,
     ) -> Result<Written> {
         let put = Op::Put {
             key: key.clone(),
             value,
             ttl,
         };
-        self.txn(vec![Guard::Unchanged(key.clone(), revision)], vec![put])
-            .await
+        let guard = Guard::Unchanged(key.clone(), revision);
+        self.write(guard, put, extra).await
     }
 
-    pub async fn delete(&self, key: &Key, revision: Revision) -> Result<Written> {
+    pub async fn delete(&self, key: &Key, revision: Revision, extra: Extra) -> Result<Written> {
         let delete = Op::Delete { key: key.clone() };
-        self.txn(vec![Guard::Unchanged(key.clone(), revision)], vec![delete])
-            .await
+        let guard = Guard::Unchanged(key.clone(), revision);
+        self.write(guard, delete, extra).await
     }
 
-    pub async fn txn(&self, guards: Vec<Guard>, ops: Vec<Op>) -> Result<Written> {
+    async fn write(&self, guard: Guard, op: Op, extra: Extra) -> Result<Written> {
+        let mut guards = vec![guard];
+        guards.extend(extra.guards);
+        let mut ops = vec![op];
+        ops.extend(extra.ops);
         match self.store.txn(guards, ops).await? {
             TxnOutcome::Committed { revision } => Ok(Written::At(revision)),
-            TxnOutcome::Conflict { current, .. } => {
+            TxnOutcome::Conflict { guard: 0, current } => {
                 Ok(Written::Conflict(current.map(Current::from)))
             }
+            TxnOutcome::Conflict { .. } => Ok(Written::ExtraConflict),
         }
     }
 }

@@ -164,7 +164,8 @@ impl<I: Iterator<Item = Bytes> + Unpin> http_body::Body for Pieces<I> {
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.size.map_or_else(SizeHint::default, SizeHint::with_exact)
+        self.size
+            .map_or_else(SizeHint::default, SizeHint::with_exact)
     }
 }
 
@@ -190,7 +191,9 @@ mod tests {
     #[tokio::test]
     async fn joins_with_exact_length() {
         let check = async |items: &[(&'static str, usize)], expected: &str| {
-            let items = items.iter().map(|(t, s)| (Bytes::from_static(t.as_bytes()), *s));
+            let items = items
+                .iter()
+                .map(|(t, s)| (Bytes::from_static(t.as_bytes()), *s));
             assert_eq!(read(items.collect(), Compression::Gzip).await.0, expected);
         };
         check(&[], "{\"items\":[]}\n").await;
@@ -207,7 +210,9 @@ mod tests {
         let (gzip, compressed) = read(items, Compression::Gzip).await;
         assert!(compressed && gzip.len() < plain.len());
         let mut text = Vec::new();
-        GzDecoder::new(gzip.as_ref()).read_to_end(&mut text).expect("gzip");
+        GzDecoder::new(gzip.as_ref())
+            .read_to_end(&mut text)
+            .expect("gzip");
         assert_eq!(text, plain);
     }
 }

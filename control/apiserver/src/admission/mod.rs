@@ -92,3 +92,8 @@ impl Chain {
         Ok(())
     }
 }
+
+/// The plugins that are on by default, in upstream's order.
+pub fn default_chain() -> Chain {
+    Chain(Vec::new())
+}

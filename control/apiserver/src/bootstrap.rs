@@ -1,0 +1,185 @@
+//! What every cluster has from the beginning: namespaces, the `kubernetes` Service, and other objects that clients
+//! expect to find. Present objects are left as they are.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use serde_json::{Value, json};
+use skep_store::{Guard, Op};
+
+use crate::{
+    codec::meta,
+    context::{Api, now},
+    handlers::write::new_uid,
+    hooks::Extra,
+    registry::Resource,
+    services::ip_address_object,
+    status::Failure,
+    storage::to_stored,
+};
+
+#[derive(Debug, thiserror::Error)]
+pub enum BootstrapError {
+    #[error("writing {what} failed: {message}")]
+    Write { what: String, message: String },
+    #[error("{what} is not valid: {message}")]
+    Invalid { what: String, message: String },
+}
+
+pub async fn run(api: &Arc<Api>, advertise: Option<SocketAddr>) -> Result<(), BootstrapError> {
+    for namespace in ["default", "kube-system", "kube-public", "kube-node-lease"] {
+        let object = json!({
+            "apiVersion": "v1", "kind": "Namespace",
+            "metadata": {"name": namespace, "labels": {"kubernetes.io/metadata.name": namespace}},
+            "spec": {"finalizers": ["kubernetes"]}, "status": {"phase": "Active"},
+        });
+        ensure(api, object).await?;
+    }
+    ensure(api, service_cidr(&api.services.service_cidr.to_string())).await?;
+    if let Some(advertise) = advertise {
+        kubernetes_service(api, advertise).await?;
+    }
+    Ok(())
+}
+
+fn service_cidr(cidr: &str) -> Value {
+    let at = now().to_string();
+    json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR",
+        "metadata": {"name": "kubernetes", "finalizers": ["networking.k8s.io/service-cidr-finalizer"]},
+        "spec": {"cidrs": [cidr]},
+        "status": {"conditions": [{
+            "type": "Ready", "status": "True", "reason": "", "lastTransitionTime": at,
+            "message": "Kubernetes Service CIDR is ready",
+        }]},
+    })
+}
+
+/// The Service by which pods reach the API server, its address, and its endpoints.
+async fn kubernetes_service(api: &Arc<Api>, advertise: SocketAddr) -> Result<(), BootstrapError> {
+    let ip = api.services.first_ip().to_string();
+    let service = json!({
+        "apiVersion": "v1", "kind": "Service",
+        "metadata": {
+            "name": "kubernetes", "namespace": "default",
+            "labels": {"component": "apiserver", "provider": "kubernetes"},
+        },
+        "spec": {
+            "type": "ClusterIP", "clusterIP": ip, "clusterIPs": [ip], "sessionAffinity": "None",
+            "ipFamilies": ["IPv4"], "ipFamilyPolicy": "SingleStack", "internalTrafficPolicy": "Cluster",
+            "ports": [{"name": "https", "port": 443, "protocol": "TCP", "targetPort": advertise.port()}],
+        },
+        "status": {"loadBalancer": {}},
+    });
+    ensure(api, ip_address_object(&ip, "default", "kubernetes", now())).await?;
+    ensure(api, service).await?;
+    let (address, port) = (advertise.ip().to_string(), advertise.port());
+    let endpoints = json!({
+        "apiVersion": "v1", "kind": "Endpoints",
+        "metadata": {
+            "name": "kubernetes", "namespace": "default",
+            "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"},
+        },
+        "subsets": [{
+            "addresses": [{"ip": address}],
+            "ports": [{"name": "https", "port": port, "protocol": "TCP"}],
+        }],
+    });
+    let family = if advertise.is_ipv6() { "IPv6" } else { "IPv4" };
+    let slice = json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+        "metadata": {
+            "name": "kubernetes", "namespace": "default", "generation": 1,
+            "labels": {"kubernetes.io/service-name": "kubernetes"},
+        },
+        "addressType": family,
+        "endpoints": [{"addresses": [address], "conditions": {"ready": true}}],
+        "ports": [{"name": "https", "port": port, "protocol": "TCP"}],
+    });
+    // The address may have changed since the last start.
+    for object in [endpoints, slice] {
+        replace(api, object).await?;
+    }
+    Ok(())
+}
+
+fn row(api: &Api, object: &Value) -> Result<Arc<Resource>, BootstrapError> {
+    let api_version = object["apiVersion"].as_str().unwrap_or_default();
+    let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
+    let kind = object["kind"].as_str().unwrap_or_default();
+    let registry = api.registry.load();
+    registry
+        .kind(group, version, kind)
+        .cloned()
+        .ok_or_else(|| BootstrapError::Invalid {
+            what: describe(object),
+            message: "no such kind".to_owned(),
+        })
+}
+
+fn describe(object: &Value) -> String {
+    format!(
+        "{} {}",
+        object["kind"].as_str().unwrap_or_default(),
+        meta(object, "name")
+    )
+}
+
+/// Creates an object unless it is there. True if it was created.
+///
+/// # Errors
+/// When it does not validate or the store fails.
+pub async fn ensure(api: &Api, object: Value) -> Result<bool, BootstrapError> {
+    let resource = row(api, &object)?;
+    let failed = |status: Failure| BootstrapError::Write {
+        what: describe(&object),
+        message: status.message,
+    };
+    let key = resource.key(meta(&object, "namespace"), meta(&object, "name"));
+    if api.storage.find(&key).await.map_err(failed)?.is_some() {
+        return Ok(false);
+    }
+    let stored = to_stored(&resource, &prepared(&resource, object.clone()));
+    let written = api
+        .storage
+        .create(&key, stored, None, Extra::default())
+        .await;
+    written.map_err(failed).map(|_| true)
+}
+
+async fn replace(api: &Api, object: Value) -> Result<(), BootstrapError> {
+    let resource = row(api, &object)?;
+    let failed = |status: Failure| BootstrapError::Write {
+        what: describe(&object),
+        message: status.message,
+    };
+    let key = resource.key(meta(&object, "namespace"), meta(&object, "name"));
+    let present = api.storage.find(&key).await.map_err(failed)?;
+    let mut object = prepared(&resource, object.clone());
+    let mut guard = Guard::Missing(key.clone());
+    if let Some(present) = present {
+        let old: Value = serde_json::from_slice(&present.bytes).unwrap_or_default();
+        let same = |field: &str| old.get(field) == object.get(field);
+        if ["subsets", "endpoints", "ports"].into_iter().all(same) {
+            return Ok(());
+        }
+        object["metadata"] = old["metadata"].clone();
+        guard = Guard::Unchanged(key.clone(), present.revision);
+    }
+    let put = Op::Put {
+        key,
+        value: to_stored(&resource, &object),
+        ttl: None,
+    };
+    // A conflict means that another server of the cluster wrote the same thing.
+    let written = api.storage.store.txn(vec![guard], vec![put]).await;
+    written.map(drop).map_err(|error| failed(error.into()))
+}
+
+fn prepared(resource: &Resource, mut object: Value) -> Value {
+    resource.def.strategy.default(&mut object);
+    if meta(&object, "uid").is_empty() {
+        object["metadata"]["uid"] = new_uid().into();
+    }
+    object["metadata"]["creationTimestamp"] = now().to_string().into();
+    object
+}

@@ -1,0 +1,275 @@
+//! update, and the loop that every change of a stored object goes through.
+
+use std::sync::Arc;
+
+use axum::response::Response;
+use bytes::Bytes;
+use http::StatusCode;
+use serde_json::Value;
+use skep_api::field::{FieldError, FieldErrorKind};
+
+use super::{
+    create::create_object,
+    write::{
+        Target, answer, dedup_owner_references, ignore_managed_times, match_name, match_namespace,
+        remove_meta, resource_version, ttl,
+    },
+};
+use crate::{
+    admission::Operation,
+    codec::{self, Expected, decode_body, meta},
+    context::Ctx,
+    hooks, negotiate,
+    options::{WriteKind, WriteOptions},
+    registry::Resource,
+    respond::Object,
+    status::{Result, Status},
+    storage::{Current, Written, to_stored},
+};
+
+/// How often a write starts over because others were faster. Each round means that somebody made progress.
+const ATTEMPTS: usize = 50;
+
+/// What the object should become, given what is stored. Pure, as it runs once an attempt.
+pub type Change<'a> = &'a (dyn Fn(Option<&Value>, &mut Vec<String>) -> Result<Value> + Send + Sync);
+
+pub struct Updated {
+    pub object: Object,
+    pub created: bool,
+}
+
+pub async fn update(ctx: &Ctx, resource: &Arc<Resource>) -> Result<Response> {
+    let out = ctx.output(resource)?;
+    let encoding = negotiate::input(&ctx.headers)?;
+    let body = ctx.read_body().await?;
+    let options = WriteOptions::parse(&ctx.query, WriteKind::Update)?;
+    let mut object = decode_body(
+        &body,
+        encoding,
+        &Expected::of(resource),
+        options.field_validation,
+        &mut ctx.warnings.lock(),
+    )?;
+    let target = Target {
+        resource,
+        namespace: if resource.namespaced() {
+            &ctx.info.namespace
+        } else {
+            ""
+        },
+        name: &ctx.info.name,
+        subresource: &ctx.info.subresource,
+    };
+    match_namespace(&mut object, target.namespace)?;
+    match_name(&object, target.name)?;
+    resource.def.strategy.default(&mut object);
+    let uid = meta(&object, "uid").to_owned();
+    let change = |old: Option<&Value>, _: &mut Vec<String>| {
+        let mut new = object.clone();
+        target.track(ctx, &options, old, &mut new);
+        Ok(new)
+    };
+    let create = target.subresource.is_empty() && resource.def.strategy.allow_create_on_update();
+    let updated = change_object(ctx, target, &options, &uid, create, &change).await?;
+    let code = if updated.created {
+        StatusCode::CREATED
+    } else {
+        StatusCode::OK
+    };
+    ctx.object(resource, code, updated.object, &out)
+}
+
+/// Reads, changes and writes an object until nobody came between (upstream `GuaranteedUpdate`).
+///
+/// `uid`: precondition, empty for none. `create`: what to do with a missing object.
+pub async fn change_object(
+    ctx: &Ctx,
+    target: Target<'_>,
+    options: &WriteOptions,
+    uid: &str,
+    create: bool,
+    change: Change<'_>,
+) -> Result<Updated> {
+    let Target {
+        resource,
+        namespace,
+        name,
+        ..
+    } = target;
+    let storage = &ctx.api.storage;
+    let key = resource.key(namespace, name);
+    let mut current = storage
+        .find(&key)
+        .await?
+        .map(|entry| Current::from(entry.as_ref()));
+    for _ in 0..ATTEMPTS {
+        let Some(found) = current else {
+            if !create {
+                return Err(Status::missing(resource, name));
+            }
+            let mut warnings = Vec::new();
+            let mut object = change(None, &mut warnings)?;
+            ctx.warnings.lock().append(&mut warnings);
+            match_name(&object, name)?;
+            remove_meta(&mut object, "resourceVersion");
+            let created = create_object(ctx, resource, namespace, object, options, false).await;
+            match created {
+                Err(status) if status.code == 409 && status.reason == "AlreadyExists" => {
+                    current = storage.get(&key).await?.map(|e| Current::from(e.as_ref()));
+                    continue;
+                }
+                created => {
+                    return Ok(Updated {
+                        object: created?,
+                        created: true,
+                    });
+                }
+            }
+        };
+        match attempt(ctx, target, options, uid, &found, change).await? {
+            Attempt::Done(object) => {
+                return Ok(Updated {
+                    object,
+                    created: false,
+                });
+            }
+            Attempt::Changed(now) => current = now,
+        }
+    }
+    Err(Status::modified(resource, name))
+}
+
+enum Attempt {
+    Done(Object),
+    /// Somebody else wrote meanwhile.
+    Changed(Option<Current>),
+}
+
+async fn attempt(
+    ctx: &Ctx,
+    target: Target<'_>,
+    options: &WriteOptions,
+    uid: &str,
+    found: &Current,
+    change: Change<'_>,
+) -> Result<Attempt> {
+    let Target {
+        resource,
+        namespace,
+        name,
+        ..
+    } = target;
+    let api = &ctx.api;
+    let old = found.value(resource)?;
+    let old_uid = meta(&old, "uid");
+    if !uid.is_empty() && uid != old_uid {
+        let key = resource.upstream_key(namespace, name);
+        let why = format!(
+            "StorageError: invalid object, Code: 4, Key: {key}, ResourceVersion: 0, AdditionalErrorMsg: \
+             Precondition failed: UID in precondition: {uid}, UID in object meta: {old_uid}"
+        );
+        return Err(Status::conflict(
+            &resource.def.group,
+            &resource.def.plural,
+            name,
+            &why,
+        ));
+    }
+    let mut warnings = Vec::new();
+    let object = change(Some(&old), &mut warnings)?;
+    match_name(&object, name)?;
+    let chain = api.admission.load_full();
+    let mut attributes = target.attributes(ctx, Operation::Update, options, object, &old);
+    chain.mutate(api, &mut attributes).await?;
+    warnings.append(&mut attributes.warnings);
+    let mut object = attributes.object;
+    dedup_owner_references(&mut object, &mut warnings);
+    check_version(target, &mut object, found.revision)?;
+    let extra = hooks::before_update(ctx, target, &mut object, &old).await?;
+    let strategy = &resource.def.strategy;
+    match strategy.update(&mut object, &old, target.of()) {
+        Ok(mut more) => warnings.append(&mut more),
+        Err(errors) => {
+            let def = &resource.def;
+            return Err(Status::invalid(&def.group, &def.kind, name, &errors));
+        }
+    }
+    ignore_managed_times(&mut object, &old);
+    let mut attributes = target.attributes(ctx, Operation::Update, options, object, &old);
+    chain.validate(api, &mut attributes).await?;
+    warnings.append(&mut attributes.warnings);
+    let object = attributes.object;
+
+    let key = resource.key(namespace, name);
+    let stored = to_stored(resource, &object);
+    let written = if finished_deleting(resource, &object, &old) {
+        if options.dry_run {
+            Written::At(found.revision)
+        } else {
+            let extra = hooks::on_delete(resource, &old);
+            api.storage.delete(&key, found.revision, extra).await?
+        }
+    } else if options.dry_run || unchanged(&stored, found) {
+        Written::At(found.revision)
+    } else {
+        api.storage
+            .update(&key, stored.clone(), found.revision, ttl(resource), extra)
+            .await?
+    };
+    match written {
+        Written::Conflict(now) => Ok(Attempt::Changed(now)),
+        Written::ExtraConflict => Ok(Attempt::Changed(Some(found.clone()))),
+        Written::At(revision) => {
+            ctx.warnings.lock().append(&mut warnings);
+            Ok(Attempt::Done(answer(resource, object, &stored, revision)))
+        }
+    }
+}
+
+fn unchanged(stored: &Bytes, found: &Current) -> bool {
+    codec::with_revision(stored, found.revision) == found.bytes
+}
+
+/// The object must be based on what is stored, unless the kind lets writes without a version overwrite.
+fn check_version(target: Target<'_>, object: &mut Value, revision: u64) -> Result<()> {
+    let Target { resource, name, .. } = target;
+    match resource_version(object)? {
+        0 if resource.def.strategy.allow_unconditional_update() => {
+            object["metadata"]["resourceVersion"] = revision.to_string().into();
+            Ok(())
+        }
+        0 => {
+            let error = FieldError::new(
+                FieldErrorKind::Invalid,
+                "metadata.resourceVersion",
+                skep_api::field::Bad::json(&0),
+                "must be specified for an update",
+            );
+            // The plural stands where a kind should: upstream does it too.
+            Err(Status::invalid(
+                &resource.def.group,
+                &resource.def.plural,
+                name,
+                &[error],
+            ))
+        }
+        given if given == revision => Ok(()),
+        _ => Err(Status::modified(resource, name)),
+    }
+}
+
+/// The last finalizer went, and nothing else holds the object.
+fn finished_deleting(resource: &Resource, new: &Value, old: &Value) -> bool {
+    let finalizers = |value: &Value| value.as_array().is_some_and(|f| !f.is_empty());
+    if finalizers(&new["metadata"]["finalizers"]) || old["metadata"]["deletionTimestamp"].is_null()
+    {
+        return false;
+    }
+    if resource.is("", "namespaces") && finalizers(&new["spec"]["finalizers"]) {
+        return false;
+    }
+    matches!(
+        old["metadata"]["deletionGracePeriodSeconds"].as_i64(),
+        None | Some(0)
+    )
+}

@@ -1,0 +1,74 @@
+//! What a few built-in kinds need around a write beside their strategy: allocations in the same transaction, the
+//! requester's identity, documents derived from the object.
+
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+use skep_store::{Guard, Op};
+
+use crate::{context::Ctx, handlers::write::Target, registry::Resource, services, status::Result};
+
+/// Guards and operations that commit together with the object, or not at all.
+#[derive(Debug, Default)]
+pub struct Extra {
+    pub guards: Vec<Guard>,
+    pub ops: Vec<Op>,
+}
+
+impl Extra {
+    pub fn is_empty(&self) -> bool {
+        self.guards.is_empty() && self.ops.is_empty()
+    }
+}
+
+pub async fn before_create(
+    ctx: &Ctx,
+    resource: &Arc<Resource>,
+    object: &mut Value,
+) -> Result<Extra> {
+    if resource.is("", "services") {
+        return services::allocate(ctx, object, None).await;
+    }
+    if resource.is("certificates.k8s.io", "certificatesigningrequests") {
+        set_requester(ctx, object);
+    }
+    Ok(Extra::default())
+}
+
+pub async fn before_update(
+    ctx: &Ctx,
+    target: Target<'_>,
+    object: &mut Value,
+    old: &Value,
+) -> Result<Extra> {
+    if target.resource.is("", "services") && target.subresource.is_empty() {
+        return services::allocate(ctx, object, Some(old)).await;
+    }
+    Ok(Extra::default())
+}
+
+/// What goes away with the object.
+pub fn on_delete(resource: &Resource, object: &Value) -> Extra {
+    if resource.is("", "services") {
+        return services::release(object);
+    }
+    Extra::default()
+}
+
+/// A CSR is in the name of who made it, whatever it says.
+fn set_requester(ctx: &Ctx, object: &mut Value) {
+    let user = &ctx.user;
+    let spec = &mut object["spec"];
+    spec["username"] = user.name.as_str().into();
+    spec["groups"] = user.groups.clone().into();
+    if let Some(spec) = spec.as_object_mut() {
+        spec.remove("uid");
+        spec.remove("extra");
+    }
+    if !user.uid.is_empty() {
+        spec["uid"] = user.uid.as_str().into();
+    }
+    if !user.extra.is_empty() {
+        spec["extra"] = json!(user.extra);
+    }
+}

@@ -1,0 +1,135 @@
+//! Puts an API server together: store → cache → registry → handlers.
+
+use std::{collections::HashMap, sync::Arc};
+
+use arc_swap::ArcSwap;
+use serde_json::Value;
+use skep_api::resource::ResourceDef;
+use skep_store::Store;
+
+use crate::{
+    admission::{self, Chain},
+    authn::Authenticator,
+    authz::Authorizer,
+    bootstrap,
+    cache::{Cache, Index, Indexer, Options},
+    context::Api,
+    health::Readiness,
+    metrics::Metrics,
+    registry::Registry,
+    relay::Relay,
+    service::ApiService,
+    services::Allocators,
+    storage::Storage,
+};
+
+/// What an API server is made of. `authenticator` may come later, as it reads through the cache: see
+/// [`Server::storage`].
+pub struct Config {
+    pub cache: Arc<Cache>,
+    pub store: Arc<dyn Store>,
+    pub registry: Arc<ArcSwap<Registry>>,
+    pub authorizer: Arc<dyn Authorizer>,
+    pub authenticator: Option<Arc<Authenticator>>,
+    pub services: Allocators,
+    pub relay: Relay,
+    /// The address and port that the `kubernetes` Service leads to; `None` makes no such Service.
+    pub advertise: Option<std::net::SocketAddr>,
+    /// `None`: the plugins that are on by default.
+    pub admission: Option<Chain>,
+}
+
+/// A running API server.
+#[derive(Clone)]
+pub struct Server {
+    pub api: Arc<Api>,
+}
+
+/// The table of built-in resources, for [`start_cache`] and [`Config`].
+pub fn builtin_registry() -> Arc<ArcSwap<Registry>> {
+    Arc::new(ArcSwap::from_pointee(Registry::new(skep_api::builtin())))
+}
+
+/// Starts the watch cache over a store; labels and selectable fields are indexed by the registry's rows.
+///
+/// # Errors
+/// When the store cannot be read.
+pub async fn start_cache(
+    store: Arc<dyn Store>,
+    registry: &Arc<ArcSwap<Registry>>,
+) -> Result<Arc<Cache>, skep_store::StoreError> {
+    let mut options = Options::new(indexer(registry.clone()));
+    options.reveal = None;
+    Cache::start(store, options).await
+}
+
+/// Looks up an object's row by its key's prefix.
+fn indexer(registry: Arc<ArcSwap<Registry>>) -> Indexer {
+    type ByPrefix = HashMap<String, ResourceDef>;
+    let derived: ArcSwap<(u64, ByPrefix)> = ArcSwap::from_pointee((u64::MAX, HashMap::new()));
+    Arc::new(move |key: &str, object: &Value| {
+        let mut index = Index::of_metadata(object);
+        let registry = registry.load();
+        if derived.load().0 != registry.generation {
+            let mut rows = HashMap::new();
+            // The row of the stored version knows the stored object.
+            for resource in registry.resources().filter(|r| r.def.conversion.is_none()) {
+                rows.insert(resource.prefix.clone(), resource.def.clone());
+            }
+            derived.store(Arc::new((registry.generation, rows)));
+        }
+        let mut slashes = key.bytes().enumerate().filter(|(_, b)| *b == b'/');
+        let Some((end, _)) = slashes.nth(3) else {
+            return index;
+        };
+        if let Some(def) = derived.load().1.get(&key[..=end]) {
+            let fields = (def.selectable_fields)(object).into_iter();
+            index.fields = fields
+                .map(|(name, value)| (name.into_owned(), value))
+                .collect();
+        }
+        index
+    })
+}
+
+/// Builds the server and writes what every cluster has from the beginning.
+///
+/// # Errors
+/// When the first objects cannot be written.
+pub async fn build(config: Config) -> anyhow::Result<Server> {
+    let chain = config.admission.unwrap_or_else(admission::default_chain);
+    let api = Arc::new(Api {
+        storage: Storage {
+            store: config.store,
+            cache: config.cache,
+        },
+        registry: config.registry,
+        authorizer: config.authorizer,
+        authenticator: config.authenticator,
+        admission: ArcSwap::from_pointee(chain),
+        services: config.services,
+        relay: config.relay,
+        documents: Default::default(),
+        discovery: Default::default(),
+        metrics: Metrics::default(),
+        readiness: Readiness::default(),
+    });
+    bootstrap::run(&api, config.advertise).await?;
+    Ok(Server { api })
+}
+
+impl Server {
+    pub fn service(&self) -> ApiService {
+        ApiService(self.api.clone())
+    }
+
+    /// The service as an axum router: one fallback, no route a kind.
+    pub fn router(&self) -> axum::Router {
+        axum::Router::new().fallback_service(self.service())
+    }
+
+    /// From now on not ready; watches end.
+    pub fn drain(&self) {
+        self.api.readiness.drain();
+    }
+}

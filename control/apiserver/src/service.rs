@@ -1,0 +1,232 @@
+//! One request: who, what, may they, then the handler for it.
+
+use std::{
+    convert::Infallible,
+    panic::AssertUnwindSafe,
+    sync::{Arc, atomic::Ordering},
+    task::{Context, Poll},
+    time::Instant,
+};
+
+use axum::{body::Body, response::Response};
+use futures::{FutureExt, future::BoxFuture};
+use http::{Method, Request, StatusCode};
+use skep_api::resource::Verb;
+
+use crate::{
+    context::{Api, Ctx},
+    discovery, handlers, health,
+    identity::User,
+    openapi,
+    registry::Resource,
+    respond::{self, json_response, text},
+    status::{Result, Status},
+    subresources,
+};
+
+/// The API as a tower service. Whoever stands before it puts the [`User`] into the request's extensions; without one
+/// the request is anonymous.
+#[derive(Clone)]
+pub struct ApiService(pub Arc<Api>);
+
+impl tower::Service<Request<Body>> for ApiService {
+    type Response = Response;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, std::result::Result<Response, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<std::result::Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let api = self.0.clone();
+        Box::pin(async move { Ok(handle(api, request).await) })
+    }
+}
+
+/// Counts a request as running until dropped, also when the client goes away.
+struct InFlight(Arc<Api>);
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.metrics.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+pub async fn handle(api: Arc<Api>, request: Request<Body>) -> Response {
+    let started = Instant::now();
+    api.metrics.in_flight.fetch_add(1, Ordering::Relaxed);
+    let _in_flight = InFlight(api.clone());
+    let (mut parts, body) = request.into_parts();
+    let user = parts
+        .extensions
+        .remove::<User>()
+        .unwrap_or_else(User::anonymous);
+    let upgrade = parts.extensions.remove::<hyper::upgrade::OnUpgrade>();
+    let mut ctx = Ctx::new(api, &parts, body, user);
+    ctx.upgrade = parking_lot::Mutex::new(upgrade);
+    let answer = AssertUnwindSafe(route(&ctx)).catch_unwind().await;
+    let mut response = match answer {
+        Ok(Ok(response)) => response,
+        Ok(Err(status)) => respond::failure(&ctx, &status),
+        Err(panic) => {
+            let what = panic
+                .downcast_ref::<String>()
+                .map(String::as_str)
+                .or_else(|| panic.downcast_ref::<&str>().copied())
+                .unwrap_or("no message");
+            tracing::error!(panic = what, method = %ctx.method, path = %ctx.info.path, "a handler panicked");
+            ctx.api.metrics.panics.fetch_add(1, Ordering::Relaxed);
+            let status = Status::internal_message(
+                "This request caused apiserver to panic. Look in the logs for details.",
+            );
+            respond::failure(&ctx, &status)
+        }
+    };
+    let warnings = std::mem::take(&mut *ctx.warnings.lock());
+    if !warnings.is_empty() {
+        respond::add_warnings(&mut response, &warnings);
+    }
+    let code = response.status().as_u16();
+    ctx.api.metrics.record(&ctx.info, code, started.elapsed());
+    response
+}
+
+async fn route(ctx: &Ctx) -> Result<Response> {
+    ctx.authorize()?;
+    if ctx.info.is_resource {
+        return resource(ctx).await;
+    }
+    if let Some(answer) = discovery::handle(ctx) {
+        return answer;
+    }
+    if let Some(answer) = health::handle(ctx).await {
+        return answer;
+    }
+    if let Some(answer) = openapi::handle(ctx).await {
+        return answer;
+    }
+    match ctx.info.path.as_str() {
+        "/version" | "/version/" => Ok(json_response(StatusCode::OK, &health::version())),
+        "/metrics" => Ok(text(
+            StatusCode::OK,
+            ctx.api.metrics.render(&ctx.api.storage.cache),
+        )),
+        "/" => Ok(json_response(StatusCode::OK, &root_paths(ctx))),
+        _ => Ok(text(StatusCode::NOT_FOUND, "404 page not found\n")),
+    }
+}
+
+fn root_paths(ctx: &Ctx) -> serde_json::Value {
+    let mut paths = vec!["/api".to_owned(), "/apis".to_owned()];
+    for group in ctx.registry.groups() {
+        if group.name.is_empty() {
+            paths.extend(group.versions.iter().map(|v| format!("/api/{}", v.version)));
+            continue;
+        }
+        paths.push(format!("/apis/{}", group.name));
+        let versions = group.versions.iter();
+        paths.extend(versions.map(|v| format!("/apis/{}/{}", group.name, v.version)));
+    }
+    for path in [
+        "/healthz",
+        "/livez",
+        "/metrics",
+        "/openapi/v2",
+        "/openapi/v3",
+        "/readyz",
+        "/version",
+    ] {
+        paths.push(path.to_owned());
+    }
+    paths.sort();
+    serde_json::json!({"paths": paths})
+}
+
+/// Which path shape of a resource a request uses.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Shape {
+    Collection,
+    /// All namespaces of a namespaced resource: only reads.
+    AllNamespaces,
+    Item,
+}
+
+async fn resource(ctx: &Ctx) -> Result<Response> {
+    let info = &ctx.info;
+    let registry = &ctx.registry;
+    let Some(resource) = registry.get(&info.group, &info.version, &info.resource) else {
+        if !info.group.is_empty() && registry.group(&info.group).is_none() {
+            return Ok(text(StatusCode::NOT_FOUND, "404 page not found\n"));
+        }
+        return Err(Status::no_such_resource());
+    };
+    let own_namespace = resource.is("", "namespaces");
+    let shape = match (
+        resource.namespaced(),
+        info.namespace.is_empty(),
+        info.name.is_empty(),
+    ) {
+        (true, true, true) => Shape::AllNamespaces,
+        (true, true, false) => return Err(Status::no_such_resource()),
+        (false, false, _) if !own_namespace => return Err(Status::no_such_resource()),
+        (_, _, true) => Shape::Collection,
+        (_, _, false) => Shape::Item,
+    };
+    if info.legacy_watch {
+        if !matches!(ctx.method, Method::GET | Method::HEAD) || !resource.has_verb(Verb::Watch) {
+            return Err(Status::method_not_allowed());
+        }
+        return handlers::watch::watch(ctx, resource).await;
+    }
+    if !info.subresource.is_empty() {
+        let subresources = &resource.def.subresources;
+        let found = subresources.iter().find(|sub| sub.name == info.subresource);
+        let sub = found.ok_or_else(Status::no_such_resource)?;
+        if !info.rest.is_empty() && info.subresource != "proxy" {
+            return Err(Status::no_such_resource());
+        }
+        return subresources::handle(ctx, resource, sub).await;
+    }
+    verb(ctx, resource, shape).await
+}
+
+async fn verb(ctx: &Ctx, resource: &Arc<Resource>, shape: Shape) -> Result<Response> {
+    let served: &[Verb] = match shape {
+        Shape::AllNamespaces => &[Verb::List, Verb::Watch],
+        Shape::Collection => &[
+            Verb::List,
+            Verb::Watch,
+            Verb::Create,
+            Verb::DeleteCollection,
+        ],
+        Shape::Item => &[Verb::Get, Verb::Update, Verb::Patch, Verb::Delete],
+    };
+    if !served.iter().any(|verb| resource.has_verb(*verb)) {
+        return Err(Status::no_such_resource());
+    }
+    let verb = match ctx.info.verb {
+        "get" => Verb::Get,
+        "list" => Verb::List,
+        "watch" => Verb::Watch,
+        "create" => Verb::Create,
+        "update" => Verb::Update,
+        "patch" => Verb::Patch,
+        "delete" => Verb::Delete,
+        "deletecollection" => Verb::DeleteCollection,
+        _ => return Err(Status::method_not_allowed()),
+    };
+    if !served.contains(&verb) || !resource.has_verb(verb) {
+        return Err(Status::method_not_allowed());
+    }
+    match verb {
+        Verb::Get => handlers::read::get(ctx, resource).await,
+        Verb::List => handlers::read::list(ctx, resource).await,
+        Verb::Watch => handlers::watch::watch(ctx, resource).await,
+        Verb::Create => handlers::create::create(ctx, resource).await,
+        Verb::Update => handlers::update::update(ctx, resource).await,
+        Verb::Patch => handlers::patch::patch(ctx, resource).await,
+        Verb::Delete => handlers::delete::delete(ctx, resource).await,
+        Verb::DeleteCollection => handlers::delete::delete_collection(ctx, resource).await,
+    }
+}
