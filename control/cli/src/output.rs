@@ -246,7 +246,7 @@ fn expand(root: &Value, current: &Value, tokens: &[Token], out: &mut String) -> 
             Token::Text(text) => out.push_str(text),
             Token::Path(path) => {
                 let found = evaluate(root, current, path)?;
-                let shown: Vec<String> = found.iter().map(|value| show(value)).collect();
+                let shown: Vec<String> = found.iter().map(show).collect();
                 out.push_str(&shown.join(" "));
             }
             Token::Range(path, body) => {

@@ -20,21 +20,19 @@ const EXTRA_PREFIX: &str = "impersonate-extra-";
 pub enum Refusal {
     /// Groups, uid or extra without a user: 400 with this message.
     WithoutUser(String),
-    /// 403 for this request.
-    Forbidden {
-        resource: Impersonated,
-        name: String,
-        namespace: String,
-        reason: String,
-    },
+    /// 403.
+    Forbidden(Box<Impersonated>),
 }
 
-/// What the requester may not impersonate.
+/// What the requester may not impersonate, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Impersonated {
     pub group: &'static str,
     pub resource: &'static str,
     pub subresource: String,
+    pub namespace: String,
+    pub name: String,
+    pub reason: String,
 }
 
 /// Who the request is made as: `None` where nobody is impersonated.
@@ -89,16 +87,14 @@ pub fn impersonated(
         };
         match authorizer.authorize(&attributes) {
             Decision::Allow { .. } => Ok(()),
-            Decision::NoOpinion { reason } => Err(Refusal::Forbidden {
-                resource: Impersonated {
-                    group,
-                    resource,
-                    subresource: subresource.to_owned(),
-                },
-                name: name.to_owned(),
+            Decision::NoOpinion { reason } => Err(Refusal::Forbidden(Box::new(Impersonated {
+                group,
+                resource,
+                subresource: subresource.to_owned(),
                 namespace: namespace.to_owned(),
+                name: name.to_owned(),
                 reason,
-            }),
+            }))),
         }
     };
     const AUTHENTICATION: &str = "authentication.k8s.io";
@@ -268,7 +264,7 @@ mod tests {
             ("Impersonate-Group", "system:masters"),
         ];
         let refusal = ask(&headers, |resource, _, _| resource == "users").unwrap_err();
-        assert!(matches!(refusal, Refusal::Forbidden { name, .. } if name == "system:masters"));
+        assert!(matches!(refusal, Refusal::Forbidden(what) if what.name == "system:masters"));
     }
 
     #[test]

@@ -6,6 +6,7 @@
 use crate::identity::{MASTERS, User};
 
 pub mod bootstrap;
+pub mod cached;
 pub mod node;
 pub mod rbac;
 

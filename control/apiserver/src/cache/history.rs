@@ -14,6 +14,8 @@ pub(super) struct History {
     /// Sorted by revision; holds every event with a revision above `floor`.
     events: VecDeque<(Instant, Arc<Event>)>,
     floor: Revision,
+    /// Of the last event, forgotten or not.
+    newest: Revision,
     size_bytes: usize,
 }
 
@@ -23,6 +25,7 @@ impl History {
         Self {
             events: VecDeque::new(),
             floor,
+            newest: floor,
             size_bytes: 0,
         }
     }
@@ -31,12 +34,17 @@ impl History {
         self.floor
     }
 
+    pub(super) fn newest(&self) -> Revision {
+        self.newest
+    }
+
     pub(super) fn size_bytes(&self) -> usize {
         self.size_bytes
     }
 
     pub(super) fn push(&mut self, event: Arc<Event>, now: Instant) {
         self.size_bytes += event.size_bytes();
+        self.newest = event.revision;
         self.events.push_back((now, event));
     }
 

@@ -200,6 +200,13 @@ impl Cache {
             .cloned()
     }
 
+    /// The revision of the last change under a resource's prefix, so that what is derived from it can be kept until then.
+    pub fn changed_at(&self, prefix: &str) -> Revision {
+        let state = self.inner.state.read();
+        let resource = state.resources.get(prefix);
+        resource.map_or(state.loaded_at, |resource| resource.history.newest())
+    }
+
     /// All entries under `prefix` (a resource's or a namespace's, ending in `/`) as of now. Costs next to nothing.
     pub fn snapshot(&self, prefix: &str) -> Snapshot {
         self.inner.state.read().snapshot(prefix)

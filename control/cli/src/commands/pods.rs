@@ -718,7 +718,7 @@ impl PortForward {
 fn target_port(service: &Value, pod: &Value, wanted: &str) -> Result<u16> {
     let mut ports = items(&service["spec"], "ports");
     let port = ports
-        .find(|port| port["port"].to_string() == wanted || port["name"] == wanted)
+        .find(|port| port["port"].as_u64() == wanted.parse().ok() || port["name"] == wanted)
         .with_context(|| format!("the Service {} has no port {wanted}", name_of(service)))?;
     let number = match &port["targetPort"] {
         Value::String(name) => items(&pod["spec"], "containers")
