@@ -83,6 +83,15 @@ pub fn route(skb: *mut __sk_buff, scratch: &mut Scratch, hook: Hook) -> i32 {
     }) as i32
 }
 
+/// Whether the routing table sends the packet on to somewhere.
+#[inline(always)]
+pub fn routable(skb: *mut __sk_buff, packet: &Packet, next_hop: &mut NextHop) -> bool {
+    matches!(
+        look_up_route(skb, packet, next_hop) as i64,
+        FIB_SUCCESS | FIB_NO_NEIGHBOUR
+    )
+}
+
 #[repr(C)]
 pub struct NextHop {
     ifindex: u32,
@@ -91,7 +100,7 @@ pub struct NextHop {
     address: [u32; 4],
 }
 
-#[inline(always)]
+#[inline(never)]
 fn look_up_route(skb: *mut __sk_buff, packet: &Packet, next_hop: &mut NextHop) -> i32 {
     // SAFETY: all-zero is a valid value.
     let mut params: FibLookup = unsafe { zeroed() };

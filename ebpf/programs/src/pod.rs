@@ -13,7 +13,7 @@ use skep_ebpf_common::reason::Reason;
 
 use crate::count::{count, service_connection, service_refused};
 use crate::flow::{create, follow, translate_icmp_error};
-use crate::forward::{DROP, PASS, deliver, drop, route};
+use crate::forward::{DROP, PASS, deliver, drop, routable, route};
 use crate::maps::{NETWORKS, PODS, Scratch, config, scratch};
 use crate::packet::{Packet, Parsed, Shape, ifindex, parse, rewrite};
 use crate::policy;
@@ -106,7 +106,7 @@ fn sent(skb: *mut __sk_buff, scratch: &mut Scratch) -> i32 {
         followed = follow(packet, &mut scratch.new);
         let translated = match followed {
             Some(_) => NEW_TUPLE,
-            None => translation(scratch, network),
+            None => translation(skb, scratch, network),
         };
         if translated >= FAILED {
             return failed(skb, &scratch.packet, translated);
@@ -170,7 +170,7 @@ fn failed(skb: *mut __sk_buff, packet: &Packet, code: u32) -> i32 {
 
 /// A new flow: to a Service that was not translated at the socket, or out of the cluster.
 #[inline(never)]
-fn translation(scratch: &mut Scratch, network: u32) -> u32 {
+fn translation(skb: *mut __sk_buff, scratch: &mut Scratch, network: u32) -> u32 {
     let Scratch {
         packet,
         wanted,

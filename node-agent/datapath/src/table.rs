@@ -215,10 +215,6 @@ impl<K: Plain, V: Plain> Table<K, V> {
             Err(error) => Err(Error::kernel("read", self.name, error)),
         }
     }
-
-    pub(crate) fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
-        self.fd.as_fd()
-    }
 }
 
 /// CPUs that may ever run: per-CPU maps have a value for each.

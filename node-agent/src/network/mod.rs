@@ -4,11 +4,19 @@
 //! sandbox's network namespace and learns the pod's addresses. Two implementations: the real one
 //! (veth, routes, eBPF) and [`HollowNetwork`], which only hands out addresses.
 
+pub mod ipam;
+pub mod netlink;
+pub mod node;
+pub mod pods;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr};
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
+
+pub use node::{NodeNetwork, NodeNetworkConfig};
+pub use pods::Pods;
 
 /// Names one pod for as long as it lives; the uid alone identifies it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

@@ -1,0 +1,399 @@
+//! The node's own part of the pod network: the uplink, forwarding, routes to the other nodes, and
+//! what counts as inside the cluster.
+//!
+//! ```text
+//! Nodes of the API ─► plan_routes (pure) ─► routes of the kernel, networks of the datapath
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use k8s_openapi::api::core::v1::Node;
+use skep_client::Informers;
+use skep_datapath::{Datapath, DatapathConfig, Limits, ensure_bpffs};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use super::NetworkError;
+use super::netlink::{Netlink, NextHop, Route};
+use super::pods::{Pods, write_sysctl};
+
+/// Behind every other route: what nothing else claims must not leave the machine.
+const UNREACHABLE_METRIC: u32 = 4_278_198_272;
+/// After a failure to write routes.
+const RETRY: std::time::Duration = std::time::Duration::from_secs(5);
+/// A full table of the kernel's is looked at this often.
+const SWEEP: std::time::Duration = std::time::Duration::from_secs(10);
+
+#[derive(Clone, Debug)]
+pub struct NodeNetworkConfig {
+    pub node_name: String,
+    /// `None`: the interface that holds the node's address.
+    pub uplink: Option<String>,
+    pub node_ips: Vec<IpAddr>,
+    pub state_dir: PathBuf,
+    pub bpf_dir: PathBuf,
+    /// The cgroup2 folder of this node's processes and pods.
+    pub cgroup: PathBuf,
+    pub cluster_cidrs: Vec<IpNet>,
+    pub service_cidrs: Vec<IpNet>,
+}
+
+/// The datapath and the pod network of this node, ready for pods.
+pub struct NodeNetwork {
+    pub datapath: Arc<Datapath>,
+    pub pods: Arc<Pods>,
+    netlink: Netlink,
+    config: NodeNetworkConfig,
+}
+
+impl NodeNetwork {
+    /// Loads and attaches everything; adopts what a predecessor left. Call inside the node's
+    /// network namespace.
+    pub async fn open(config: NodeNetworkConfig) -> Result<Self, NetworkError> {
+        let netlink = Netlink::open().map_err(other)?;
+        let uplink = find_uplink(&netlink, &config).await?;
+        let mut node_ips = config.node_ips.clone();
+        for ip in netlink.addresses().await.map_err(other)? {
+            if !node_ips.contains(&ip) {
+                node_ips.push(ip);
+            }
+        }
+        write_sysctl("net/ipv4/ip_forward", "1").map_err(other)?;
+        ensure_bpffs(&config.bpf_dir).map_err(other)?;
+        let datapath_config = DatapathConfig {
+            bpf_dir: config.bpf_dir.clone(),
+            cgroup: config.cgroup.clone(),
+            uplink_ifindex: Some(uplink.index),
+            node_ips,
+            masquerade: true,
+            limits: Limits::default(),
+        };
+        let datapath = tokio::task::spawn_blocking(move || Datapath::open(&datapath_config))
+            .await
+            .map_err(other)?
+            .map_err(other)?;
+        let datapath = Arc::new(datapath);
+        let state_file = config.state_dir.join("pod-network.json");
+        let pods = Pods::new(datapath.clone(), netlink.clone(), state_file, uplink.mtu).await?;
+        let network = Self {
+            datapath,
+            pods: Arc::new(pods),
+            netlink,
+            config,
+        };
+        network.apply(&network.plan(&[])).await?;
+        info!(uplink = uplink.name, mtu = uplink.mtu, "pod network ready");
+        Ok(network)
+    }
+
+    fn plan(&self, nodes: &[Arc<Node>]) -> RoutePlan {
+        plan_routes(
+            &self.config.node_name,
+            &self.config.cluster_cidrs,
+            &self.config.service_cidrs,
+            nodes.iter().map(AsRef::as_ref),
+        )
+    }
+
+    /// Follows the Nodes of the API and sweeps the flow table until `stop`.
+    pub async fn run(self: Arc<Self>, informers: Informers, stop: CancellationToken) {
+        let nodes = informers.of::<Node>();
+        let changed = Arc::new(Notify::new());
+        let wake = changed.clone();
+        nodes.on_change(move |_| wake.notify_one());
+        let sweeper = tokio::spawn(sweep(self.datapath.clone(), stop.clone()));
+        let mut applied: Option<RoutePlan> = None;
+        loop {
+            // A part of the nodes would look like the others had gone.
+            tokio::select! {
+                () = nodes.synced() => {}
+                () = stop.cancelled() => break,
+            }
+            let plan = self.plan(&nodes.all());
+            if let Some(ranges) = &plan.own_ranges {
+                self.pods.set_ranges(ranges.clone()).await;
+            }
+            let mut failed = false;
+            if applied.as_ref() != Some(&plan) {
+                match self.apply(&plan).await {
+                    Ok(()) => applied = Some(plan),
+                    Err(error) => {
+                        warn!(%error, "routes to the other nodes are not up to date");
+                        failed = true;
+                    }
+                }
+            }
+            tokio::select! {
+                () = changed.notified() => {}
+                () = tokio::time::sleep(RETRY), if failed => {}
+                () = stop.cancelled() => break,
+            }
+        }
+        if sweeper.await.is_err() {
+            error!("the flow table's sweeper failed");
+        }
+    }
+
+    async fn apply(&self, plan: &RoutePlan) -> Result<(), NetworkError> {
+        self.datapath
+            .set_networks(&plan.cluster, &plan.services)
+            .map_err(other)?;
+        let wanted: BTreeSet<IpNet> = plan.routes.iter().map(|route| route.destination).collect();
+        for route in &plan.routes {
+            self.netlink.set_route(route).await.map_err(other)?;
+        }
+        for (destination, message) in self.netlink.own_routes().await.map_err(other)? {
+            // Full prefixes are pods'; they go with their interface.
+            if destination.prefix_len() < destination.max_prefix_len()
+                && !wanted.contains(&destination)
+            {
+                self.netlink.remove_route(message).await.map_err(other)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Removes what this node's network put into the kernel: links, programs, maps, interfaces, routes.
+pub async fn cleanup(config: &NodeNetworkConfig) -> Result<(), NetworkError> {
+    let netlink = Netlink::open().map_err(other)?;
+    let state_file = config.state_dir.join("pod-network.json");
+    let ipam = super::ipam::Ipam::open(&state_file).map_err(other)?;
+    for (_, lease) in ipam.leases() {
+        if let Some(interface) = netlink.interface(&lease.interface).await.map_err(other)? {
+            netlink.remove(interface.index).await.map_err(other)?;
+        }
+    }
+    for (_, message) in netlink.own_routes().await.map_err(other)? {
+        netlink.remove_route(message).await.map_err(other)?;
+    }
+    skep_datapath::cleanup(&config.bpf_dir).map_err(other)?;
+    match std::fs::remove_file(&state_file) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(other(error)),
+        _ => Ok(()),
+    }
+}
+
+async fn find_uplink(
+    netlink: &Netlink,
+    config: &NodeNetworkConfig,
+) -> Result<super::netlink::Interface, NetworkError> {
+    let interfaces = netlink.interfaces().await.map_err(other)?;
+    let found = if let Some(name) = &config.uplink {
+        interfaces
+            .into_iter()
+            .find(|interface| interface.name == *name)
+    } else {
+        let mut index = None;
+        for ip in &config.node_ips {
+            if index.is_none() {
+                index = netlink.interface_with(*ip).await.map_err(other)?;
+            }
+        }
+        interfaces
+            .into_iter()
+            .find(|interface| Some(interface.index) == index)
+    };
+    found.ok_or_else(|| {
+        NetworkError::Other(match &config.uplink {
+            Some(name) => format!("the uplink {name} does not exist; see --uplink"),
+            None => format!(
+                "no interface holds {:?}; see --node-ip and --uplink",
+                config.node_ips
+            ),
+        })
+    })
+}
+
+async fn sweep(datapath: Arc<Datapath>, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(SWEEP) => {}
+            () = stop.cancelled() => return,
+        }
+        let datapath = datapath.clone();
+        match tokio::task::spawn_blocking(move || datapath.sweep_flows()).await {
+            Ok(Ok(sweep)) if sweep.entries * 10 >= sweep.limit as usize * 9 => {
+                warn!(
+                    entries = sweep.entries,
+                    limit = sweep.limit,
+                    "the flow table is nearly full"
+                );
+            }
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => warn!(%error, "the flow table cannot be swept"),
+            Err(error) => warn!(%error, "the flow table's sweep failed"),
+        }
+    }
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct RoutePlan {
+    /// Sorted by destination; one route a destination.
+    routes: Vec<Route>,
+    cluster: Vec<IpNet>,
+    services: Vec<IpNet>,
+    /// This node's `spec.podCIDRs`, once it has some.
+    own_ranges: Option<Vec<IpNet>>,
+}
+
+/// Native routing: the other nodes are neighbours, or the network between them knows pod addresses.
+fn plan_routes<'a>(
+    own_name: &str,
+    cluster_cidrs: &[IpNet],
+    service_cidrs: &[IpNet],
+    nodes: impl Iterator<Item = &'a Node>,
+) -> RoutePlan {
+    let mut routes: BTreeMap<IpNet, Route> = BTreeMap::new();
+    for net in cluster_cidrs.iter().chain(service_cidrs) {
+        let route = Route {
+            destination: *net,
+            next: NextHop::Unreachable,
+            metric: UNREACHABLE_METRIC,
+        };
+        routes.insert(*net, route);
+    }
+    let mut cluster: BTreeSet<IpNet> = cluster_cidrs.iter().copied().collect();
+    let mut own_ranges = None;
+    for node in nodes {
+        let ips = internal_ips(node);
+        cluster.extend(ips.iter().map(|ip| IpNet::from(*ip)));
+        let ranges = pod_cidrs(node);
+        cluster.extend(ranges.iter().copied());
+        if node.metadata.name.as_deref() == Some(own_name) {
+            if !ranges.is_empty() {
+                own_ranges = Some(ranges);
+            }
+            continue;
+        }
+        for range in ranges {
+            let same_family = |ip: &&IpAddr| ip.is_ipv4() == range.addr().is_ipv4();
+            if let Some(via) = ips.iter().find(same_family) {
+                let next = NextHop::Gateway {
+                    via: *via,
+                    interface: None,
+                };
+                routes.insert(
+                    range,
+                    Route {
+                        destination: range,
+                        next,
+                        metric: 0,
+                    },
+                );
+            }
+        }
+    }
+    RoutePlan {
+        routes: routes.into_values().collect(),
+        cluster: cluster.into_iter().collect(),
+        services: service_cidrs.to_vec(),
+        own_ranges,
+    }
+}
+
+fn internal_ips(node: &Node) -> Vec<IpAddr> {
+    let addresses = node
+        .status
+        .as_ref()
+        .and_then(|status| status.addresses.as_ref());
+    addresses
+        .into_iter()
+        .flatten()
+        .filter(|address| address.type_ == "InternalIP")
+        .filter_map(|address| address.address.parse().ok())
+        .collect()
+}
+
+fn pod_cidrs(node: &Node) -> Vec<IpNet> {
+    let Some(spec) = &node.spec else {
+        return Vec::new();
+    };
+    let cidrs = match &spec.pod_cidrs {
+        Some(cidrs) if !cidrs.is_empty() => cidrs.clone(),
+        _ => spec.pod_cidr.clone().into_iter().collect(),
+    };
+    cidrs.iter().filter_map(|cidr| cidr.parse().ok()).collect()
+}
+
+fn other(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> NetworkError {
+    let error = error.into();
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(&format!(": {cause}"));
+        source = cause.source();
+    }
+    NetworkError::Other(text)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use super::*;
+
+    fn node(name: &str, ip: &str, cidr: Option<&str>) -> Node {
+        serde_json::from_value(serde_json::json!({
+            "metadata": {"name": name},
+            "spec": cidr.map(|cidr| serde_json::json!({"podCIDR": cidr, "podCIDRs": [cidr]})),
+            "status": {"addresses": [
+                {"type": "Hostname", "address": name},
+                {"type": "InternalIP", "address": ip},
+            ]},
+        }))
+        .unwrap()
+    }
+
+    fn net(text: &str) -> IpNet {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn routes_lead_to_the_other_nodes_only() {
+        let nodes = [
+            node("node1", "10.89.0.1", Some("10.244.0.0/24")),
+            node("node2", "10.89.0.2", Some("10.244.1.0/24")),
+            node("node3", "10.89.0.3", None),
+        ];
+        let plan = plan_routes(
+            "node1",
+            &[net("10.244.0.0/16")],
+            &[net("10.96.0.0/16")],
+            nodes.iter(),
+        );
+        let via = NextHop::Gateway {
+            via: "10.89.0.2".parse().unwrap(),
+            interface: None,
+        };
+        assert_eq!(
+            plan.routes,
+            [
+                Route {
+                    destination: net("10.96.0.0/16"),
+                    next: NextHop::Unreachable,
+                    metric: UNREACHABLE_METRIC
+                },
+                Route {
+                    destination: net("10.244.0.0/16"),
+                    next: NextHop::Unreachable,
+                    metric: UNREACHABLE_METRIC
+                },
+                Route {
+                    destination: net("10.244.1.0/24"),
+                    next: via,
+                    metric: 0
+                },
+            ]
+        );
+        assert_eq!(plan.own_ranges, Some(vec![net("10.244.0.0/24")]));
+        assert!(
+            plan.cluster.contains(&net("10.89.0.3/32")),
+            "a node is inside: {plan:?}"
+        );
+    }
+}

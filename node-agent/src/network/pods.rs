@@ -1,0 +1,393 @@
+//! The real pod network: a veth pair per pod, host routes, eBPF on the host's end.
+//!
+//! Inside the pod every destination goes through a gateway that exists nowhere: a link-local
+//! address with a permanent neighbour entry for the host's end. So nothing about the node shows in
+//! the pod, and nothing in the pod changes when the node's addresses do.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use ipnet::IpNet;
+use sha2::{Digest, Sha256};
+use skep_datapath::{Datapath, PodLink, netns_cookie};
+use tokio::sync::Mutex;
+use tracing::{info, warn};
+
+use super::ipam::{Ipam, Lease};
+use super::netlink::{Interface, Netlink, NextHop, Route, in_netns};
+use super::{NetworkError, PodAddresses, PodIdentity, PodNetwork, PodNetworkSpec};
+
+const GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
+const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
+/// Of every host end: locally administered, and the same everywhere, so that a pod's neighbour
+/// entry never goes stale.
+const HOST_MAC: [u8; 6] = [0xee, 0xee, 0xee, 0xee, 0xee, 0xee];
+/// Of the pod's end until it is inside the pod.
+const POD_INTERFACE: &str = "eth0";
+
+/// Attaches pods of this node. One at a time: the kernel's network lock would serialise them anyway.
+pub struct Pods {
+    datapath: Arc<Datapath>,
+    netlink: Netlink,
+    mtu: u32,
+    ipam: Mutex<Ipam>,
+}
+
+impl Pods {
+    /// Call inside the node's network namespace and a tokio runtime. `mtu` is the uplink's, less
+    /// what a tunnel needs.
+    pub async fn new(
+        datapath: Arc<Datapath>,
+        netlink: Netlink,
+        state_file: PathBuf,
+        mtu: u32,
+    ) -> Result<Self, NetworkError> {
+        let ipam = Ipam::open(&state_file).map_err(|error| {
+            NetworkError::Other(format!("cannot read {}: {error}", state_file.display()))
+        })?;
+        let pods = Self {
+            datapath,
+            netlink,
+            mtu,
+            ipam: Mutex::new(ipam),
+        };
+        pods.adopt().await?;
+        Ok(pods)
+    }
+
+    /// The node's `spec.podCIDRs`.
+    pub async fn set_ranges(&self, ranges: Vec<IpNet>) {
+        let mut ipam = self.ipam.lock().await;
+        if ipam.ranges() != ranges {
+            info!(?ranges, "pod address ranges");
+            ipam.set_ranges(ranges);
+        }
+    }
+
+    /// Gives the pods of a predecessor this agent's programs.
+    async fn adopt(&self) -> Result<(), NetworkError> {
+        let interfaces = self.netlink.interfaces().await.map_err(other)?;
+        let ipam = self.ipam.lock().await;
+        let mut live = Vec::new();
+        for (_, lease) in ipam.leases() {
+            if let Some(interface) = interfaces.iter().find(|i| i.name == lease.interface) {
+                live.push(interface.index);
+            }
+        }
+        self.datapath
+            .retain_pod_links(&live)
+            .map_err(datapath_error)?;
+        let known: HashSet<IpAddr> = ipam
+            .leases()
+            .flat_map(|(_, lease)| lease.ips.iter().copied())
+            .collect();
+        for ip in self.datapath.pod_ips().map_err(datapath_error)? {
+            if !known.contains(&ip) {
+                self.datapath.detach_pod(&[ip], 0).map_err(datapath_error)?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn connect(&self, lease: &Lease, netns: File) -> Result<(), NetworkError> {
+        let own = netns.try_clone().map_err(other)?;
+        let existing = self
+            .netlink
+            .interface(&lease.interface)
+            .await
+            .map_err(other)?;
+        if let Some(host) = existing {
+            let index = host.index;
+            let inside = in_netns(own, move || pod_end(index)).await.map_err(other)?;
+            if let Ok(Some((pod, cookie))) = inside {
+                return self.finish(lease, &host, &pod, cookie).await;
+            }
+            // Its other end is not in this sandbox: a former sandbox of the same pod.
+            self.netlink.remove(host.index).await.map_err(other)?;
+        }
+
+        let own = netns.try_clone().map_err(other)?;
+        let temporary = format!("{}p", lease.interface);
+        self.netlink
+            .add_veth(&lease.interface, &temporary, self.mtu)
+            .await
+            .map_err(other)?;
+        let result = self.connect_new(lease, &temporary, &netns, own).await;
+        if result.is_err()
+            && let Ok(Some(host)) = self.netlink.interface(&lease.interface).await
+        {
+            // Nothing stays behind after an error.
+            let _ = self.netlink.remove(host.index).await;
+            let _ = self.datapath.detach_pod(&lease.ips, host.index);
+        }
+        result
+    }
+
+    async fn connect_new(
+        &self,
+        lease: &Lease,
+        temporary: &str,
+        netns: &File,
+        own: File,
+    ) -> Result<(), NetworkError> {
+        let find = async |name: &str| -> Result<Interface, NetworkError> {
+            self.netlink
+                .interface(name)
+                .await
+                .map_err(other)?
+                .ok_or_else(|| NetworkError::Other(format!("interface {name} vanished")))
+        };
+        let host = find(&lease.interface).await?;
+        let pod = find(temporary).await?;
+        self.netlink
+            .set_mac(host.index, HOST_MAC)
+            .await
+            .map_err(other)?;
+        quieten(&lease.interface).map_err(other)?;
+        self.netlink.give(pod.index, netns).await.map_err(other)?;
+        self.netlink.set_up(host.index).await.map_err(other)?;
+        let host_index = host.index;
+        let (ips, mtu, name) = (lease.ips.clone(), self.mtu, temporary.to_string());
+        let (pod, cookie) = in_netns(own, async move || -> Result<_, NetlinkOrIo> {
+            configure_pod(&name, &ips, mtu).await?;
+            pod_end(host_index)
+                .await?
+                .ok_or_else(|| io::Error::other("the pod's interface vanished").into())
+        })
+        .await
+        .map_err(other)?
+        .map_err(other)?;
+        self.finish(lease, &host, &pod, cookie).await
+    }
+
+    /// The node's side: routes and programs. Harmless to repeat.
+    async fn finish(
+        &self,
+        lease: &Lease,
+        host: &Interface,
+        pod: &Interface,
+        cookie: u64,
+    ) -> Result<(), NetworkError> {
+        for ip in &lease.ips {
+            self.netlink
+                .set_neighbour(host.index, *ip, pod.mac)
+                .await
+                .map_err(other)?;
+            let route = Route {
+                destination: IpNet::from(*ip),
+                next: NextHop::Interface(host.index),
+                metric: 0,
+            };
+            self.netlink.set_route(&route).await.map_err(other)?;
+        }
+        let link = PodLink {
+            ifindex: host.index,
+            mac: pod.mac,
+            host_mac: HOST_MAC,
+            netns_cookie: cookie,
+        };
+        self.datapath
+            .attach_pod(&lease.ips, &link)
+            .map_err(datapath_error)
+    }
+
+    async fn disconnect(&self, ipam: &mut Ipam, uid: &str) -> Result<(), NetworkError> {
+        let Some(lease) = ipam.lease(uid).cloned() else {
+            return Ok(());
+        };
+        let host = self
+            .netlink
+            .interface(&lease.interface)
+            .await
+            .map_err(other)?;
+        if let Some(host) = &host {
+            // The programs go with the interface; then nothing can use the address any more.
+            self.netlink.remove(host.index).await.map_err(other)?;
+        }
+        self.datapath
+            .detach_pod(&lease.ips, host.map_or(0, |host| host.index))
+            .map_err(datapath_error)?;
+        ipam.free(uid)?;
+        info!(namespace = lease.namespace, name = lease.name, uid, ips = ?lease.ips, "pod detached");
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl PodNetwork for Pods {
+    async fn attach(
+        &self,
+        pod: &PodIdentity,
+        sandbox_pid: u32,
+        _spec: &PodNetworkSpec,
+    ) -> Result<PodAddresses, NetworkError> {
+        let netns =
+            File::open(format!("/proc/{sandbox_pid}/ns/net")).map_err(|error| {
+                match error.kind() {
+                    io::ErrorKind::NotFound => NetworkError::SandboxGone(sandbox_pid),
+                    _ => {
+                        NetworkError::Other(format!("cannot open the sandbox's namespace: {error}"))
+                    }
+                }
+            })?;
+        let mut ipam = self.ipam.lock().await;
+        let known = ipam.lease(&pod.uid).is_some();
+        let lease = ipam.allocate(&pod.uid, |ips| Lease {
+            namespace: pod.namespace.clone(),
+            name: pod.name.clone(),
+            ips,
+            interface: interface_name(&pod.uid),
+        })?;
+        match self.connect(&lease, netns).await {
+            Ok(()) => {
+                let (namespace, name, uid) = (&pod.namespace, &pod.name, &pod.uid);
+                info!(%namespace, %name, %uid, ips = ?lease.ips, "pod attached");
+                Ok(PodAddresses { ips: lease.ips })
+            }
+            Err(error) => {
+                if !known {
+                    ipam.free(&pod.uid)?;
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn detach(&self, uid: &str) -> Result<(), NetworkError> {
+        let mut ipam = self.ipam.lock().await;
+        self.disconnect(&mut ipam, uid).await
+    }
+
+    async fn retain(&self, live_uids: &HashSet<String>) -> Result<(), NetworkError> {
+        let mut ipam = self.ipam.lock().await;
+        let gone: Vec<String> = ipam
+            .leases()
+            .map(|(uid, _)| uid)
+            .filter(|uid| !live_uids.contains(*uid))
+            .cloned()
+            .collect();
+        for uid in gone {
+            if let Err(error) = self.disconnect(&mut ipam, &uid).await {
+                warn!(uid, %error, "pod cannot be detached; the next sweep tries again");
+            }
+        }
+        Ok(())
+    }
+}
+
+type NetlinkOrIo = Box<dyn std::error::Error + Send + Sync>;
+
+/// The pod's end of the pair whose host end has `host_index`, and the namespace's cookie. Runs
+/// inside the pod's namespace.
+async fn pod_end(host_index: u32) -> Result<Option<(Interface, u64)>, NetlinkOrIo> {
+    let netlink = Netlink::open()?;
+    let Some(interface) = netlink.interface(POD_INTERFACE).await? else {
+        return Ok(None);
+    };
+    if interface.peer_index != Some(host_index) {
+        return Ok(None);
+    }
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
+    Ok(Some((interface, netns_cookie(&socket).unwrap_or(0))))
+}
+
+/// Runs inside the pod's namespace.
+async fn configure_pod(temporary: &str, ips: &[IpAddr], mtu: u32) -> Result<(), NetlinkOrIo> {
+    let netlink = Netlink::open()?;
+    if let Some(loopback) = netlink.interface("lo").await? {
+        netlink.set_up(loopback.index).await?;
+    }
+    let Some(interface) = netlink.interface(temporary).await? else {
+        return Err(NetlinkOrIo::from(format!(
+            "interface {temporary} did not arrive"
+        )));
+    };
+    let index = interface.index;
+    netlink.rename(index, POD_INTERFACE).await?;
+    netlink.set_mtu(index, mtu).await?;
+    if !ips.iter().any(IpAddr::is_ipv6) {
+        // No family, no link-local chatter.
+        write_sysctl(&format!("net/ipv6/conf/{POD_INTERFACE}/disable_ipv6"), "1")?;
+    }
+    netlink.set_up(index).await?;
+    for ip in ips {
+        netlink.add_address(index, IpNet::from(*ip)).await?;
+        let (gateway, default) = match ip {
+            IpAddr::V4(_) => (
+                IpAddr::V4(GATEWAY_V4),
+                IpNet::new(Ipv4Addr::UNSPECIFIED.into(), 0)?,
+            ),
+            IpAddr::V6(_) => (
+                IpAddr::V6(GATEWAY_V6),
+                IpNet::new(Ipv6Addr::UNSPECIFIED.into(), 0)?,
+            ),
+        };
+        netlink.set_neighbour(index, gateway, HOST_MAC).await?;
+        let to_gateway = Route {
+            destination: IpNet::from(gateway),
+            next: NextHop::Interface(index),
+            metric: 0,
+        };
+        netlink.set_route(&to_gateway).await?;
+        let by_gateway = NextHop::Gateway {
+            via: gateway,
+            interface: Some(index),
+        };
+        netlink
+            .set_route(&Route {
+                destination: default,
+                next: by_gateway,
+                metric: 0,
+            })
+            .await?;
+    }
+    Ok(())
+}
+
+/// What the stack must not do by itself on a host end.
+fn quieten(interface: &str) -> io::Result<()> {
+    // The host's end has no IPv4 address: nothing to filter by. IPv6 would make one up.
+    write_sysctl(&format!("net/ipv4/conf/{interface}/rp_filter"), "0")?;
+    write_sysctl(&format!("net/ipv6/conf/{interface}/accept_ra"), "0")?;
+    write_sysctl(&format!("net/ipv6/conf/{interface}/disable_ipv6"), "1")
+}
+
+/// A setting of the calling thread's network namespace. A kernel without IPv6 has none of its.
+pub(super) fn write_sysctl(name: &str, value: &str) -> io::Result<()> {
+    match std::fs::write(format!("/proc/sys/{name}"), value) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound && name.starts_with("net/ipv6") => {
+            Ok(())
+        }
+        other => other,
+    }
+}
+
+/// At most 15 bytes (`IFNAMSIZ`), with room for one more, and the same for the same pod.
+fn interface_name(uid: &str) -> String {
+    let digest = Sha256::digest(uid.as_bytes());
+    let mut name = String::from("sk");
+    for byte in digest.iter().take(6) {
+        name.push_str(&format!("{byte:02x}"));
+    }
+    name
+}
+
+fn other(error: impl Into<NetlinkOrIo>) -> NetworkError {
+    let error = error.into();
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(&format!(": {cause}"));
+        source = cause.source();
+    }
+    NetworkError::Other(text)
+}
+
+fn datapath_error(error: skep_datapath::Error) -> NetworkError {
+    other(Box::new(error) as NetlinkOrIo)
+}
