@@ -104,6 +104,9 @@ fn build() -> Result<(), String> {
             String::from_utf8_lossy(&output.stderr)
         ));
     }
+    for line in String::from_utf8_lossy(&output.stderr).lines() {
+        println!("cargo::warning={line}");
+    }
     let built = target_dir.join(TARGET).join(PROFILE).join(BINARY);
     let embedded = out_dir.join(BINARY);
     std::fs::copy(&built, &embedded).map_err(|error| {

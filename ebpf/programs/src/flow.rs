@@ -27,7 +27,6 @@ const PORT_STRIDE: u32 = 7_919;
 #[derive(Clone, Copy)]
 pub struct Followed {
     pub flags: u32,
-    pub service: u32,
     pub policy_generation: u32,
 }
 
@@ -74,7 +73,6 @@ pub fn follow(packet: &Packet, new: &mut Tuple) -> Option<Followed> {
     new.destination_port = flow.destination_port;
     Some(Followed {
         flags: state,
-        service: flow.service,
         policy_generation: flow.policy_generation,
     })
 }

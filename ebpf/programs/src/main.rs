@@ -18,6 +18,7 @@
     unsafe_code,
     reason = "maps and helpers of the kernel are raw pointers"
 )]
+#![allow(unreachable_pub, reason = "a binary: `pub` means between its files")]
 
 mod count;
 mod flow;

@@ -271,18 +271,6 @@ pub struct Tuple {
     pub destination_port: PortBe,
 }
 
-impl Tuple {
-    #[inline(always)]
-    pub fn of(key: &FlowKey) -> Self {
-        Self {
-            source: key.source,
-            destination: key.destination,
-            source_port: key.source_port,
-            destination_port: key.destination_port,
-        }
-    }
-}
-
 /// Gives the packet another tuple, checksums included; `packet` follows. `None`: a helper refused,
 /// or an SCTP port would have to change.
 ///

@@ -175,6 +175,7 @@ fn translation(skb: *mut __sk_buff, scratch: &mut Scratch, network: u32) -> u32 
         packet,
         wanted,
         frontend,
+        next_hop,
         ..
     } = scratch;
     let key = &packet.key;
@@ -215,6 +216,10 @@ fn translation(skb: *mut __sk_buff, scratch: &mut Scratch, network: u32) -> u32 
         let Some(source) = masquerade(key.destination.is_v4()) else {
             return UNCHANGED;
         };
+        if !routable(skb, packet, next_hop) {
+            // Unchanged to the stack, which tells the pod (ICMP) that there is no way.
+            return UNCHANGED;
+        }
         wanted.source = *source;
         wanted.flags = flow_flags::MASQUERADE;
         count(Reason::Masqueraded);

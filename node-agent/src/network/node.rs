@@ -139,6 +139,15 @@ impl NodeNetwork {
         }
     }
 
+    /// Makes routes and networks those of these Nodes, this one among them.
+    pub async fn set_nodes(&self, nodes: &[Arc<Node>]) -> Result<(), NetworkError> {
+        let plan = self.plan(nodes);
+        if let Some(ranges) = &plan.own_ranges {
+            self.pods.set_ranges(ranges.clone()).await;
+        }
+        self.apply(&plan).await
+    }
+
     async fn apply(&self, plan: &RoutePlan) -> Result<(), NetworkError> {
         self.datapath
             .set_networks(&plan.cluster, &plan.services)

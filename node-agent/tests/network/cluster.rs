@@ -1,0 +1,325 @@
+//! Two nodes and an outside on one bridge, each a network namespace; nothing else.
+
+use std::net::IpAddr;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use ipnet::IpNet;
+use nix::sched::{CloneFlags, setns};
+use skep_agent::network::{
+    NodeNetwork, NodeNetworkConfig, PodIdentity, PodNetwork, PodNetworkSpec,
+};
+use skep_datapath::services::{Endpoint, FrontendAddress, ServicePort};
+
+use crate::role::{Place, Process, sandbox};
+
+pub(crate) struct TestCluster {
+    id: String,
+    folder: tempfile::TempDir,
+    cgroup: PathBuf,
+    bpf: PathBuf,
+    pub(crate) nodes: Vec<TestNode>,
+}
+
+pub(crate) struct TestNode {
+    pub(crate) name: String,
+    pub(crate) ip: IpAddr,
+    pub(crate) range: IpNet,
+    netns: String,
+    cgroup: PathBuf,
+    config: NodeNetworkConfig,
+    agent: Option<Agent>,
+}
+
+/// The agent's network half on threads inside the node's namespace.
+struct Agent {
+    runtime: tokio::runtime::Runtime,
+    network: Arc<NodeNetwork>,
+}
+
+pub(crate) struct TestPod {
+    pub(crate) ip: IpAddr,
+    pub(crate) uid: String,
+    pub(crate) place: Place,
+    pub(crate) sandbox: Process,
+}
+
+fn ip(arguments: &str) {
+    let output = Command::new("ip")
+        .args(arguments.split(' '))
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "ip {arguments}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+fn cgroup2() -> PathBuf {
+    let mounts = std::fs::read_to_string("/proc/mounts").unwrap();
+    let line = mounts
+        .lines()
+        .find(|line| line.split_whitespace().nth(2) == Some("cgroup2"))
+        .expect("a cgroup2 mount");
+    PathBuf::from(line.split_whitespace().nth(1).unwrap())
+}
+
+impl TestCluster {
+    /// `None`, after saying why, where the test cannot run.
+    pub(crate) fn start(count: u8) -> Option<Self> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        if !nix::unistd::geteuid().is_root() {
+            eprintln!("skipped: needs root for namespaces and eBPF programs");
+            return None;
+        }
+        // Short: it is part of interface names.
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let id = format!("dpt{}x{number}", std::process::id() % 100_000);
+        let mut cluster = Self {
+            folder: tempfile::tempdir().unwrap(),
+            cgroup: cgroup2().join(format!("skep-{id}")),
+            bpf: Path::new("/sys/fs/bpf").join(format!("skep-{id}")),
+            nodes: Vec::new(),
+            id,
+        };
+        std::fs::create_dir(&cluster.cgroup).unwrap();
+        let switch = cluster.netns("net");
+        ip(&format!("netns add {switch}"));
+        ip(&format!("-n {switch} link add br0 type bridge"));
+        ip(&format!("-n {switch} link set br0 up"));
+        cluster.plug("out", 200);
+        for number in 1..=count {
+            cluster.add_node(number);
+        }
+        for node in &mut cluster.nodes {
+            node.start_agent();
+        }
+        cluster.connect_nodes();
+        Some(cluster)
+    }
+
+    fn netns(&self, name: &str) -> String {
+        format!("{}-{name}", self.id)
+    }
+
+    /// A namespace with an `eth0` on the bridge.
+    fn plug(&self, name: &str, number: u8) {
+        let (netns, switch) = (self.netns(name), self.netns("net"));
+        let port = format!("p{number}");
+        ip(&format!("netns add {netns}"));
+        ip(&format!("-n {netns} link set lo up"));
+        ip(&format!(
+            "-n {switch} link add {port} type veth peer name eth0 netns {netns}"
+        ));
+        ip(&format!("-n {switch} link set {port} master br0 up"));
+        ip(&format!("-n {netns} addr add 10.89.0.{number}/24 dev eth0"));
+        ip(&format!("-n {netns} link set eth0 up"));
+    }
+
+    fn add_node(&mut self, number: u8) {
+        let name = format!("node{number}");
+        self.plug(&name, number);
+        let cgroup = self.cgroup.join(&name);
+        std::fs::create_dir(&cgroup).unwrap();
+        let address = IpAddr::from([10, 89, 0, number]);
+        let config = NodeNetworkConfig {
+            node_name: name.clone(),
+            uplink: None,
+            node_ips: vec![address],
+            state_dir: self.folder.path().join(&name),
+            bpf_dir: self.bpf.join(&name),
+            cgroup: cgroup.clone(),
+            cluster_cidrs: vec!["10.244.0.0/16".parse().unwrap()],
+            service_cidrs: vec!["10.96.0.0/16".parse().unwrap()],
+        };
+        self.nodes.push(TestNode {
+            netns: format!("/run/netns/{}", self.netns(&name)),
+            name,
+            ip: address,
+            range: format!("10.244.{number}.0/24").parse().unwrap(),
+            cgroup,
+            config,
+            agent: None,
+        });
+    }
+
+    /// What the agents do when they see each other's Node.
+    fn connect_nodes(&self) {
+        let objects: Vec<_> = self.nodes.iter().map(TestNode::object).collect();
+        for node in &self.nodes {
+            let agent = node.agent.as_ref().unwrap();
+            let nodes = objects.clone();
+            agent
+                .runtime
+                .block_on(agent.network.set_nodes(&nodes))
+                .unwrap();
+        }
+    }
+
+    /// After an agent's restart.
+    pub(crate) fn reconnect(&self) {
+        self.connect_nodes();
+    }
+
+    pub(crate) fn outside(&self) -> Place {
+        Place {
+            netns: format!("/run/netns/{}", self.netns("out")),
+            cgroup: None,
+        }
+    }
+
+    /// Programs the Service port on every node, as the proxy would.
+    pub(crate) fn set_service(
+        &self,
+        name: &str,
+        protocol: u8,
+        frontends: &[FrontendAddress],
+        backends: &[(IpAddr, u16)],
+    ) {
+        for node in &self.nodes {
+            let endpoints: Vec<Endpoint> = backends
+                .iter()
+                .map(|(ip, port)| Endpoint {
+                    ip: *ip,
+                    port: *port,
+                    local: node.range.contains(ip) || *ip == node.ip,
+                })
+                .collect();
+            let wanted = ServicePort {
+                protocol,
+                frontends: frontends.to_vec(),
+                internal: endpoints.clone(),
+                external: endpoints,
+                ..ServicePort::default()
+            };
+            node.datapath()
+                .services()
+                .lock()
+                .set(name, &wanted)
+                .unwrap();
+        }
+    }
+}
+
+impl TestNode {
+    fn object(&self) -> Arc<k8s_openapi::api::core::v1::Node> {
+        let range = self.range.to_string();
+        Arc::new(
+            serde_json::from_value(serde_json::json!({
+                "metadata": {"name": self.name},
+                "spec": {"podCIDR": range, "podCIDRs": [range]},
+                "status": {"addresses": [{"type": "InternalIP", "address": self.ip}]},
+            }))
+            .unwrap(),
+        )
+    }
+
+    pub(crate) fn start_agent(&mut self) {
+        let netns = std::fs::File::open(&self.netns).unwrap();
+        let config = self.config.clone();
+        let agent = std::thread::spawn(move || {
+            // The runtime's threads inherit the namespace of the thread that starts them.
+            setns(netns.as_fd(), CloneFlags::CLONE_NEWNET).unwrap();
+            let runtime = tokio::runtime::Builder::new_multi_thread()
+                .worker_threads(1)
+                .enable_all()
+                .build()
+                .unwrap();
+            // On a worker, whose namespace stays; `block_on` would poll here.
+            let network = runtime
+                .block_on(async { tokio::spawn(NodeNetwork::open(config)).await.unwrap() })
+                .unwrap();
+            Agent {
+                network: Arc::new(network),
+                runtime,
+            }
+        });
+        self.agent = Some(agent.join().unwrap());
+    }
+
+    /// As `kill -9` does: nothing is undone.
+    pub(crate) fn kill_agent(&mut self) {
+        if let Some(agent) = self.agent.take() {
+            agent.runtime.shutdown_background();
+        }
+    }
+
+    pub(crate) fn datapath(&self) -> &skep_datapath::Datapath {
+        &self.agent.as_ref().unwrap().network.datapath
+    }
+
+    pub(crate) fn place(&self) -> Place {
+        Place {
+            netns: self.netns.clone(),
+            cgroup: Some(self.cgroup.display().to_string()),
+        }
+    }
+
+    pub(crate) fn attach(&self, uid: &str, pid: u32) -> IpAddr {
+        let agent = self.agent.as_ref().unwrap();
+        let pods = agent.network.pods.clone();
+        let identity = PodIdentity {
+            namespace: "default".into(),
+            name: format!("pod-{uid}"),
+            uid: uid.into(),
+        };
+        let attached = agent.runtime.block_on(async {
+            tokio::spawn(async move {
+                pods.attach(&identity, pid, &PodNetworkSpec::default())
+                    .await
+            })
+            .await
+            .unwrap()
+        });
+        attached.unwrap().ips[0]
+    }
+
+    pub(crate) fn detach(&self, uid: &str) {
+        let agent = self.agent.as_ref().unwrap();
+        agent
+            .runtime
+            .block_on(agent.network.pods.detach(uid))
+            .unwrap();
+    }
+
+    pub(crate) fn add_pod(&self, uid: &str) -> TestPod {
+        let sandbox = sandbox(&self.cgroup);
+        let ip = self.attach(uid, sandbox.pid());
+        let place = Place {
+            netns: format!("/proc/{}/ns/net", sandbox.pid()),
+            cgroup: Some(self.cgroup.display().to_string()),
+        };
+        TestPod {
+            ip,
+            uid: uid.into(),
+            place,
+            sandbox,
+        }
+    }
+}
+
+impl Drop for TestCluster {
+    fn drop(&mut self) {
+        for node in &mut self.nodes {
+            node.kill_agent();
+            let _ = skep_datapath::cleanup(&node.config.bpf_dir);
+            // What runs in the folder ends with its `Process`; stragglers are moved out.
+            let _ = std::fs::remove_dir(&node.cgroup);
+        }
+        let _ = std::fs::remove_dir_all(&self.bpf);
+        let names: Vec<String> = ["net".to_string(), "out".to_string()]
+            .into_iter()
+            .chain(self.nodes.iter().map(|node| node.name.clone()))
+            .collect();
+        for name in names {
+            let _ = Command::new("ip")
+                .args(["netns", "del", &self.netns(&name)])
+                .output();
+        }
+        let _ = std::fs::remove_dir(&self.cgroup);
+    }
+}

@@ -1,0 +1,7 @@
+//! Pod network and Services on nodes that are network namespaces of this machine. Needs root; says
+//! so and passes otherwise. Nothing leaves the machine: the nodes' bridge has no way out.
+#![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+
+mod cluster;
+mod role;
+mod traffic;

@@ -1,0 +1,230 @@
+//! What users of a cluster's network expect of it.
+
+use std::net::IpAddr;
+
+use skep_datapath::layout::reason::Reason;
+use skep_datapath::layout::{TCP, UDP};
+use skep_datapath::services::FrontendAddress;
+
+use crate::cluster::{TestCluster, TestNode};
+use crate::role::{run, start};
+
+const VIP: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 96, 0, 50));
+
+fn cluster_ip(port: u16) -> FrontendAddress {
+    FrontendAddress {
+        ip: Some(VIP),
+        port,
+        external: false,
+    }
+}
+
+fn node_port(port: u16) -> FrontendAddress {
+    FrontendAddress {
+        ip: None,
+        port,
+        external: true,
+    }
+}
+
+fn counted(node: &TestNode, reason: Reason) -> u64 {
+    let counts = node.datapath().reason_counts().unwrap();
+    counts
+        .iter()
+        .find(|count| count.reason == reason)
+        .map_or(0, |count| count.count)
+}
+
+fn one(lines: &[String]) -> &str {
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    &lines[0]
+}
+
+#[test]
+fn pods_and_services_across_two_nodes() {
+    let Some(mut cluster) = TestCluster::start(2) else {
+        return;
+    };
+    let a1 = cluster.nodes[0].add_pod("a1");
+    let a2 = cluster.nodes[0].add_pod("a2");
+    let b1 = cluster.nodes[1].add_pod("b1");
+    let node1 = cluster.nodes[0].place();
+    let outside = cluster.outside();
+    let _web_a = start(&a1.place, "tcp 0.0.0.0:80 web-a");
+    let _web_b = start(&b1.place, "tcp 0.0.0.0:80 web-b");
+    let _dns_b = start(&b1.place, "udp 0.0.0.0:53 dns-b");
+
+    // Pod to pod, on one node and across; the client's address is the pod's.
+    let ask = |place, address: &str| run(place, &format!("ask-tcp {address} 1"));
+    let expected = format!("answer web-a {}", a2.ip);
+    assert_eq!(one(&ask(&a2.place, &format!("{}:80", a1.ip))), expected);
+    let expected = format!("answer web-b {}", a2.ip);
+    assert_eq!(one(&ask(&a2.place, &format!("{}:80", b1.ip))), expected);
+    // Node to pod, on one node and across; pod to node.
+    let expected = format!("answer web-a {}", cluster.nodes[0].ip);
+    assert_eq!(one(&ask(&node1, &format!("{}:80", a1.ip))), expected);
+    let expected = format!("answer web-b {}", cluster.nodes[0].ip);
+    assert_eq!(one(&ask(&node1, &format!("{}:80", b1.ip))), expected);
+    let _on_node = start(&node1, "tcp 0.0.0.0:8080 node-1");
+    let expected = format!("answer node-1 {}", b1.ip);
+    assert_eq!(
+        one(&ask(&b1.place, &format!("{}:8080", cluster.nodes[0].ip))),
+        expected
+    );
+    assert!(counted(&cluster.nodes[0], Reason::RedirectedToPod) > 0);
+    assert!(counted(&cluster.nodes[0], Reason::RedirectedToNeighbour) > 0);
+
+    // ClusterIP from pods and nodes, both backends used; UDP.
+    let backends = [(a1.ip, 80), (b1.ip, 80)];
+    cluster.set_service(
+        "default/web:http",
+        TCP,
+        &[cluster_ip(80), node_port(30_080)],
+        &backends,
+    );
+    cluster.set_service(
+        "default/dns:udp",
+        UDP,
+        &[cluster_ip(53), node_port(30_053)],
+        &[(b1.ip, 53)],
+    );
+    for place in [&a2.place, &b1.place, &node1] {
+        let answers = run(place, "ask-tcp 10.96.0.50:80 20");
+        assert_eq!(answers.len(), 20);
+        assert!(
+            answers.iter().any(|line| line.starts_with("answer web-a")),
+            "{answers:?}"
+        );
+        assert!(
+            answers.iter().any(|line| line.starts_with("answer web-b")),
+            "{answers:?}"
+        );
+    }
+    assert_eq!(
+        one(&run(&a2.place, "ask-udp 10.96.0.50:53 1")),
+        format!("answer dns-b {}", a2.ip)
+    );
+
+    // NodePort from outside, on both nodes: a local backend sees the client, a remote one the node.
+    for node in &cluster.nodes {
+        let answers = run(&outside, &format!("ask-tcp {}:30080 30", node.ip));
+        assert_eq!(answers.len(), 30);
+        let local = if node.range.contains(&a1.ip) {
+            "web-a"
+        } else {
+            "web-b"
+        };
+        let remote = if local == "web-a" { "web-b" } else { "web-a" };
+        let direct = format!("answer {local} 10.89.0.200");
+        let translated = format!("answer {remote} {}", node.ip);
+        assert!(answers.contains(&direct), "{answers:?}");
+        assert!(answers.contains(&translated), "{answers:?}");
+        assert!(
+            answers
+                .iter()
+                .all(|line| *line == direct || *line == translated),
+            "{answers:?}"
+        );
+    }
+    let expected = format!("answer dns-b {}", cluster.nodes[0].ip);
+    assert_eq!(one(&run(&outside, "ask-udp 10.89.0.1:30053 1")), expected);
+    // NodePort from the node itself and from a pod, on the node's address and on loopback.
+    assert!(one(&ask(&node1, "127.0.0.1:30080")).starts_with("answer web-"));
+    assert!(one(&ask(&a2.place, "10.89.0.1:30080")).starts_with("answer web-"));
+    assert!(one(&ask(&a2.place, "10.89.0.2:30080")).starts_with("answer web-"));
+    assert_eq!(
+        one(&ask(&a2.place, "127.0.0.1:30080")),
+        "error ConnectionRefused",
+        "the pod's own"
+    );
+    // Not from outside.
+    assert!(one(&ask(&outside, "10.96.0.50:80")).starts_with("error"));
+
+    // Out of the cluster behind the node's address.
+    let _world = start(&outside, "tcp 0.0.0.0:9000 world");
+    let expected = format!("answer world {}", cluster.nodes[0].ip);
+    assert_eq!(one(&ask(&a2.place, "10.89.0.200:9000")), expected);
+    assert_eq!(
+        one(&ask(&a2.place, "10.89.0.200:9001")),
+        "error ConnectionRefused"
+    );
+    // No way there: an answer, not a timeout.
+    assert_eq!(
+        one(&ask(&a2.place, "192.0.2.1:80")),
+        "error NetworkUnreachable"
+    );
+    assert!(one(&ask(&a2.place, "10.96.0.99:80")).starts_with("error"));
+
+    // Reaching itself through its Service.
+    cluster.set_service("default/self:http", TCP, &[cluster_ip(81)], &[(a1.ip, 80)]);
+    assert!(one(&ask(&a1.place, "10.96.0.50:81")).starts_with("answer web-a"));
+
+    // No backend: refused at once, everywhere.
+    cluster.set_service(
+        "default/none:http",
+        TCP,
+        &[cluster_ip(82), node_port(30_082)],
+        &[],
+    );
+    assert_eq!(
+        one(&ask(&a2.place, "10.96.0.50:82")),
+        "error ConnectionRefused"
+    );
+    assert_eq!(
+        one(&ask(&outside, "10.89.0.1:30082")),
+        "error ConnectionRefused"
+    );
+
+    // A backend that is a node's own process.
+    let backends = [(cluster.nodes[0].ip, 8080)];
+    cluster.set_service(
+        "default/host:http",
+        TCP,
+        &[cluster_ip(83), node_port(30_083)],
+        &backends,
+    );
+    assert_eq!(
+        one(&ask(&outside, "10.89.0.1:30083")),
+        "answer node-1 10.89.0.200"
+    );
+    assert_eq!(
+        one(&ask(&outside, "10.89.0.2:30083")),
+        "answer node-1 10.89.0.2"
+    );
+    assert!(one(&ask(&b1.place, "10.96.0.50:83")).starts_with("answer node-1"));
+
+    // The agent dies: established connections and new ones go on; its successor takes over.
+    let mut held = start(&outside, "hold-tcp 10.89.0.1:30080");
+    let mut held_inside = start(&a2.place, "hold-tcp 10.96.0.50:80");
+    assert_eq!(held.say("before"), "alive");
+    cluster.nodes[0].kill_agent();
+    assert_eq!(held.say("while dead"), "alive");
+    assert_eq!(held_inside.say("while dead"), "alive");
+    assert!(one(&ask(&a2.place, "10.96.0.50:80")).starts_with("answer web-"));
+    assert!(one(&ask(&outside, "10.89.0.1:30080")).starts_with("answer web-"));
+    cluster.nodes[0].start_agent();
+    cluster.reconnect();
+    assert_eq!(held.say("after"), "alive");
+    assert_eq!(held_inside.say("after"), "alive");
+    assert_eq!(
+        cluster.nodes[0].attach("a1", a1.sandbox.pid()),
+        a1.ip,
+        "the same address again"
+    );
+    assert!(one(&ask(&a2.place, "10.96.0.50:80")).starts_with("answer web-"));
+    drop((held, held_inside));
+
+    // A pod goes: its address is not handed out at once, its interface and links are gone.
+    cluster.nodes[0].detach(&a2.uid);
+    let a3 = cluster.nodes[0].add_pod("a3");
+    assert_ne!(a3.ip, a2.ip);
+    let expected = format!("answer web-b {}", a3.ip);
+    assert_eq!(one(&ask(&a3.place, &format!("{}:80", b1.ip))), expected);
+    assert!(
+        !cluster.nodes[0]
+            .datapath()
+            .pod_ips()
+            .unwrap()
+            .contains(&a2.ip)
+    );
+}
