@@ -257,6 +257,15 @@ impl TypeRef {
         &self.node().ty().name
     }
 
+    /// What an empty Go struct of the type looks like: `{"metadata": {}, "spec": {…}, "status": {}}`. An empty object
+    /// for custom resources.
+    pub fn zero(&self) -> Value {
+        match self.node().ty().rules {
+            Some(_) => Value::Object(serde_json::Map::new()),
+            None => crate::decode::zero(self.node()),
+        }
+    }
+
     /// The borrowed form, which is what walks over a table use.
     pub fn node(&self) -> Node<'_> {
         Node {
