@@ -195,7 +195,7 @@ fn patched(
             PatchType::Merge => skep_apply::merge_patch(old, patch),
             PatchType::Strategic | PatchType::Apply => match &resource.def.schema {
                 Some(schema) => skep_apply::strategic_merge(old, patch, schema)
-                    .map_err(|error| strategic_failure(&error))?,
+                    .map_err(json_patch_failure)?,
                 None => skep_apply::merge_patch(old, patch),
             },
         }
@@ -244,7 +244,8 @@ fn fill_identity(applied: &mut Value, target: Target<'_>) -> Result<()> {
     if codec::meta(applied, "name").is_empty() {
         applied["metadata"]["name"] = target.name.into();
     }
-    match_namespace(applied, target.namespace)
+    // The namespace is filled in afterwards: upstream's errors of schema show the document as it came.
+    Ok(())
 }
 
 fn apply(
@@ -287,9 +288,7 @@ pub fn json_patch_failure(error: PatchError) -> Failure {
     match error {
         PatchError::Malformed(text) => Status::bad_request(text),
         PatchError::Unprocessable(_) => Status::unprocessable(),
+        PatchError::Invalid(text) => invalid_patch(text),
+        PatchError::Internal(text) => Status::unknown(text),
     }
-}
-
-fn strategic_failure(error: &PatchError) -> Failure {
-    Status::unknown(error.to_string())
 }
