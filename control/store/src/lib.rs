@@ -16,6 +16,7 @@
 
 #[cfg(test)]
 mod conformance;
+pub mod etcd;
 pub mod memory;
 pub mod redb;
 
