@@ -9,6 +9,8 @@
 //!
 //! Read `layout` first, then `writer`.
 
+#[cfg(test)]
+mod crash;
 mod feed;
 mod layout;
 #[cfg(test)]
