@@ -71,6 +71,7 @@ async fn creates(
     let stop = Arc::new(AtomicBool::new(false));
     let next = Arc::new(AtomicU64::new(0));
     let started = Instant::now();
+    let cpu_before = cpu_time();
     let tasks: Vec<_> = (0..writers)
         .map(|_| {
             let (store, stop, next) = (store.clone(), stop.clone(), next.clone());
@@ -110,7 +111,15 @@ async fn creates(
     latencies.sort();
     let at = |part: f64| latencies[((latencies.len() - 1) as f64 * part) as usize];
     let (p50, p99) = (at(0.5), at(0.99));
-    println!("{engine:8} {writers:>8} {rate:>10.0} {p50:>10.1?} {p99:>10.1?}");
+    let count = latencies.len() as u32;
+    let (all, writer) = cpu_time();
+    let (all, writer) = (
+        (all - cpu_before.0) / count,
+        (writer - cpu_before.1) / count,
+    );
+    println!(
+        "{engine:8} {writers:>8} {rate:>10.0} {p50:>10.1?} {p99:>10.1?} {all:>12.1?} {writer:>12.1?}"
+    );
 }
 
 async fn ranges(engine: &str, store: &dyn Store, prefix: &str) {
@@ -138,4 +147,26 @@ async fn ranges(engine: &str, store: &dyn Store, prefix: &str) {
     let seconds = started.elapsed().as_secs_f64();
     let rate = bytes as f64 / seconds / 1e9;
     println!("{engine:8} range of {count} entries in {seconds:.2} s, {rate:.2} GB/s");
+}
+
+/// Of the whole process, and of the thread that writes redb's file.
+fn cpu_time() -> (Duration, Duration) {
+    let (mut all, mut writer) = (Duration::ZERO, Duration::ZERO);
+    for task in std::fs::read_dir("/proc/self/task").unwrap() {
+        let stat = std::fs::read_to_string(task.unwrap().path().join("stat")).unwrap();
+        let (name, fields) = stat.rsplit_once(')').unwrap();
+        // Clock ticks, of which there are 100 in a second on every Linux: user and system.
+        let ticks: u64 = fields
+            .split_whitespace()
+            .skip(11)
+            .take(2)
+            .map(|ticks| ticks.parse::<u64>().unwrap())
+            .sum();
+        let time = Duration::from_millis(ticks * 10);
+        all += time;
+        if name.ends_with("(store-writer") {
+            writer += time;
+        }
+    }
+    (all, writer)
 }
