@@ -429,6 +429,12 @@ fn slim<K: Resource + 'static>(object: &mut K) {
     let object: &mut dyn Any = object;
     if let Some(pod) = object.downcast_mut::<Pod>() {
         slim_pod(pod);
+    } else if let Some(partial) = object.downcast_mut::<PartialObjectMeta<DynamicObject>>() {
+        // Garbage collection reads names, owners and finalizers only, of every object there is.
+        partial.types = None;
+        partial.metadata.labels = None;
+        partial.metadata.annotations = None;
+        partial.metadata.generate_name = None;
     }
 }
 

@@ -1,0 +1,245 @@
+//! Deletes pods from nodes whose NoExecute taints they do not tolerate (any more).
+//!
+//! Watches: Node, Pod. Writes: Pod. A toleration with seconds counts from when the taint was added.
+
+use std::{sync::Arc, time::Duration};
+
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::{
+    api::core::v1::{Node, Pod, Taint, Toleration},
+    apimachinery::pkg::apis::meta::v1::Time,
+};
+use kube::api::{DeleteParams, Patch, PatchParams};
+use serde_json::json;
+use skep_client::{Action, Informer, ObjectKey, Queue, Recorder, informer::BY_NODE, writes};
+
+use crate::{
+    context::{Context, Doing, Error},
+    pods,
+};
+
+const WORKERS: usize = 8;
+
+pub async fn run(context: Arc<Context>) {
+    let controller = Arc::new(Controller {
+        nodes: context.informers.of(),
+        pods: context.informers.of(),
+        events: context.events.from("taint-eviction-controller"),
+        context: context.clone(),
+    });
+    let queue = Queue::new();
+    context.feed(&controller.pods, &queue, |change| {
+        let moved = |pod: &Arc<Pod>| {
+            (
+                pods::node_name(pod).map(str::to_owned),
+                pod.spec.as_ref().map(|spec| spec.tolerations.clone()),
+            )
+        };
+        match (&change.old, &change.new) {
+            (Some(old), Some(new)) if moved(old) == moved(new) => Vec::new(),
+            (_, Some(new)) if pods::node_name(new).is_some() => vec![ObjectKey::of(&new.metadata)],
+            _ => Vec::new(),
+        }
+    });
+    let watcher = controller.clone();
+    context.feed(&controller.nodes, &queue, move |change| {
+        let taints = |node: &Arc<Node>| no_execute(node);
+        if change.is_delete() || change.old.as_ref().map(taints) == change.new.as_ref().map(taints)
+        {
+            return Vec::new();
+        }
+        let name = change.object().metadata.name.clone().unwrap_or_default();
+        watcher
+            .pods
+            .by_index(BY_NODE, &name)
+            .iter()
+            .map(|pod| ObjectKey::of(&pod.metadata))
+            .collect()
+    });
+    let ready = {
+        let controller = controller.clone();
+        async move {
+            controller.nodes.synced().await;
+            controller.pods.synced().await;
+        }
+    };
+    context
+        .run("taint-eviction", queue, WORKERS, ready, move |key| {
+            let controller = controller.clone();
+            async move { controller.reconcile(key).await }
+        })
+        .await;
+}
+
+struct Controller {
+    nodes: Informer<Node>,
+    pods: Informer<Pod>,
+    events: Recorder,
+    context: Arc<Context>,
+}
+
+impl Controller {
+    async fn reconcile(&self, key: ObjectKey) -> Result<Action, Error> {
+        let Some(pod) = self.pods.get(&key) else {
+            return Ok(Action::done());
+        };
+        let node = pods::node_name(&pod).and_then(|name| self.nodes.get(&ObjectKey::cluster(name)));
+        let Some(node) = node.filter(|_| !pods::is_terminating(&pod)) else {
+            return Ok(Action::done());
+        };
+        let tolerations = pod
+            .spec
+            .as_ref()
+            .and_then(|spec| spec.tolerations.clone())
+            .unwrap_or_default();
+        let now = self.context.now();
+        match plan(&no_execute(&node), &tolerations, now) {
+            Plan::Stay => Ok(Action::done()),
+            Plan::EvictAfter(delay) => Ok(Action::requeue(delay + Duration::from_millis(10))),
+            Plan::Evict => {
+                self.events.normal(
+                    pod.as_ref(),
+                    "TaintManagerEviction",
+                    format!("Marking for deletion Pod {key}"),
+                );
+                let api = self.context.api::<Pod>(&key.namespace);
+                let patch = json!({ "metadata": { "uid": pod.metadata.uid }, "status": { "conditions": [ {
+                    "type": "DisruptionTarget", "status": "True", "reason": "DeletionByTaintManager",
+                    "message": "Taint manager: deleting due to NoExecute taint", "lastTransitionTime": Time(now) } ] } });
+                match api
+                    .patch_status(&key.name, &PatchParams::default(), &Patch::Strategic(patch))
+                    .await
+                {
+                    Ok(_) => {}
+                    Err(error) if writes::is_not_found(&error) => return Ok(Action::done()),
+                    Err(error) => {
+                        return Err(error).doing("mark the pod as a target of disruption");
+                    }
+                }
+                writes::delete(
+                    &api,
+                    &key.name,
+                    pod.metadata.uid.clone(),
+                    DeleteParams::default(),
+                )
+                .await
+                .doing("evict the pod")?;
+                tracing::info!(kind = "Pod", namespace = %key.namespace, name = %key.name, reason = "DeletionByTaintManager", "evicted");
+                Ok(Action::done())
+            }
+        }
+    }
+}
+
+fn no_execute(node: &Node) -> Vec<Taint> {
+    let taints = node
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.taints.clone())
+        .unwrap_or_default();
+    taints
+        .into_iter()
+        .filter(|taint| taint.effect == "NoExecute")
+        .collect()
+}
+
+#[derive(Debug, PartialEq)]
+enum Plan {
+    Stay,
+    EvictAfter(Duration),
+    Evict,
+}
+
+fn plan(taints: &[Taint], tolerations: &[Toleration], now: Timestamp) -> Plan {
+    let mut earliest: Option<Timestamp> = None;
+    for taint in taints {
+        let matching: Vec<&Toleration> = tolerations
+            .iter()
+            .filter(|toleration| tolerates(toleration, taint))
+            .collect();
+        if matching.is_empty() {
+            return Plan::Evict;
+        }
+        let added = taint.time_added.as_ref().map_or(now, |time| time.0);
+        // The shortest of the tolerations counts; none with seconds means for ever.
+        if let Some(seconds) = matching
+            .iter()
+            .filter_map(|toleration| toleration.toleration_seconds)
+            .min()
+        {
+            let until = added
+                .saturating_add(SignedDuration::from_secs(seconds.max(0)))
+                .unwrap_or(Timestamp::MAX);
+            earliest = Some(earliest.map_or(until, |other| other.min(until)));
+        }
+    }
+    match earliest {
+        None => Plan::Stay,
+        Some(at) if at <= now => Plan::Evict,
+        Some(at) => Plan::EvictAfter(pods::until(now, at)),
+    }
+}
+
+fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
+    let effect = toleration.effect.as_deref().unwrap_or_default();
+    let key = toleration.key.as_deref().unwrap_or_default();
+    if (!effect.is_empty() && effect != taint.effect) || (!key.is_empty() && key != taint.key) {
+        return false;
+    }
+    match toleration.operator.as_deref() {
+        Some("Exists") => true,
+        None | Some("" | "Equal") => {
+            !key.is_empty()
+                && toleration.value.as_deref().unwrap_or_default()
+                    == taint.value.as_deref().unwrap_or_default()
+        }
+        Some(_) => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn when_a_pod_must_go() {
+        let at = |text: &str| text.parse::<Timestamp>().expect("a time");
+        let taint = |key: &str, added: &str| Taint {
+            key: key.into(),
+            effect: "NoExecute".into(),
+            value: None,
+            time_added: Some(Time(at(added))),
+        };
+        let tolerate = |key: &str, seconds: Option<i64>| Toleration {
+            key: Some(key.into()),
+            operator: Some("Exists".into()),
+            effect: Some("NoExecute".into()),
+            toleration_seconds: seconds,
+            ..Default::default()
+        };
+        let added = "2026-01-01T00:00:00Z";
+        let now = at("2026-01-01T00:00:10Z");
+        let check = |tolerations: &[Toleration], expected: Plan| {
+            assert_eq!(
+                plan(&[taint("unreachable", added)], tolerations, now),
+                expected
+            );
+        };
+        check(&[], Plan::Evict);
+        check(&[tolerate("other", None)], Plan::Evict);
+        check(&[tolerate("unreachable", None)], Plan::Stay);
+        check(
+            &[tolerate("unreachable", Some(300))],
+            Plan::EvictAfter(Duration::from_secs(290)),
+        );
+        check(
+            &[
+                tolerate("unreachable", Some(300)),
+                tolerate("unreachable", Some(5)),
+            ],
+            Plan::Evict,
+        );
+        check(&[tolerate("unreachable", Some(0))], Plan::Evict);
+        assert_eq!(plan(&[], &[], now), Plan::Stay);
+    }
+}
