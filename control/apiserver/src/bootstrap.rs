@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use skep_store::{Guard, Op};
 
 use crate::{
+    authz,
     codec::meta,
     context::{Api, now},
     handlers::write::new_uid,
@@ -33,6 +34,9 @@ pub async fn run(api: &Arc<Api>, advertise: Option<SocketAddr>) -> Result<(), Bo
             "spec": {"finalizers": ["kubernetes"]}, "status": {"phase": "Active"},
         });
         ensure(api, object).await?;
+    }
+    for role in authz::bootstrap::objects() {
+        ensure(api, role.object).await?;
     }
     ensure(api, service_cidr(&api.services.service_cidr.to_string())).await?;
     if let Some(advertise) = advertise {

@@ -14,7 +14,8 @@ use http::{Method, Request, StatusCode};
 use skep_api::resource::Verb;
 
 use crate::{
-    context::{Api, Ctx},
+    authn::identify::identify,
+    context::{Api, Ctx, now},
     discovery, handlers, health,
     identity::User,
     openapi,
@@ -24,8 +25,8 @@ use crate::{
     subresources,
 };
 
-/// The API as a tower service. Whoever stands before it puts the [`User`] into the request's extensions; without one
-/// the request is anonymous.
+/// The API as a tower service. Its accept loop puts the `Peer` into the request's extensions, an in-process client the
+/// [`User`].
 #[derive(Clone)]
 pub struct ApiService(pub Arc<Api>);
 
@@ -58,14 +59,18 @@ pub async fn handle(api: Arc<Api>, request: Request<Body>) -> Response {
     api.metrics.in_flight.fetch_add(1, Ordering::Relaxed);
     let _in_flight = InFlight(api.clone());
     let (mut parts, body) = request.into_parts();
-    let user = parts
-        .extensions
-        .remove::<User>()
-        .unwrap_or_else(User::anonymous);
+    let identified = identify(&api, &mut parts, now());
     let upgrade = parts.extensions.remove::<hyper::upgrade::OnUpgrade>();
+    let (user, refused) = match identified {
+        Ok(user) => (user, None),
+        Err(status) => (User::anonymous(), Some(status)),
+    };
     let mut ctx = Ctx::new(api, &parts, body, user);
     ctx.upgrade = parking_lot::Mutex::new(upgrade);
-    let answer = AssertUnwindSafe(route(&ctx)).catch_unwind().await;
+    let answer = match refused {
+        Some(status) => Ok(Err(status)),
+        None => AssertUnwindSafe(route(&ctx)).catch_unwind().await,
+    };
     let mut response = match answer {
         Ok(Ok(response)) => response,
         Ok(Err(status)) => respond::failure(&ctx, &status),

@@ -44,7 +44,7 @@ const CLUSTER_DOMAIN: &str = "cluster.local";
 
 pub async fn run(options: Options, shutdown: CancellationToken) -> Result<()> {
     let mut tasks: JoinSet<Result<()>> = JoinSet::new();
-    let (components, pki) = if options.roles.contains(&Role::Api) {
+    let (components, _pki) = if options.roles.contains(&Role::Api) {
         let (router, pki) = serve_api(&options, &mut tasks, &shutdown).await?;
         let components = Components::InProcess(router);
         if options.roles.contains(&Role::Controllers) {
@@ -53,26 +53,25 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<()> {
         }
         (components, Some(pki))
     } else {
-        let path = options.kubeconfig.clone().unwrap_or(options.data_dir.join("admin.kubeconfig"));
+        let path = options
+            .kubeconfig
+            .clone()
+            .unwrap_or(options.data_dir.join("admin.kubeconfig"));
         (Components::Remote(path), None)
     };
     let identity = identity(&options);
     if options.roles.contains(&Role::Scheduler) {
-        let informers =
-            Informers::new(components.client("system:kube-scheduler").await?, shutdown.clone());
-        let config = skep_scheduler::Config { informers, identity: identity.clone() };
+        let informers = Informers::new(
+            components.client("system:kube-scheduler").await?,
+            shutdown.clone(),
+        );
+        let config = skep_scheduler::Config {
+            informers,
+            identity: identity.clone(),
+        };
         let shutdown = shutdown.clone();
         tasks.spawn(async move {
             skep_scheduler::run(config, shutdown).await;
-            Ok(())
-        });
-    }
-    if options.roles.contains(&Role::Controllers) {
-        let client = components.client("system:kube-controller-manager").await?;
-        let config = controllers(&options, client, pki.as_ref(), identity, &shutdown)?;
-        let shutdown = shutdown.clone();
-        tasks.spawn(async move {
-            skep_controllers::run(config, shutdown).await;
             Ok(())
         });
     }
@@ -114,29 +113,52 @@ async fn serve_api(
     let mut listeners = listen::inherited()?;
     listeners.push(listen::bind(options.listen)?);
     let plain = options.listen_plain.map(listen::bind).transpose()?;
-    let port = listeners.last().context("bound above")?.local_addr()?.port();
+    let port = listeners
+        .last()
+        .context("bound above")?
+        .local_addr()?
+        .port();
     let advertise = SocketAddr::new(advertise_address(options), port);
-    let local: Vec<SocketAddr> =
-        listeners.iter().map(|listener| listener.local_addr()).collect::<Result<_, _>>()?;
+    let local: Vec<SocketAddr> = listeners
+        .iter()
+        .map(|listener| listener.local_addr())
+        .collect::<Result<_, _>>()?;
 
     let IpNet::V4(service_cidr) = options.service_cidr else {
-        bail!("--service-cidr {}: only IPv4 ranges are supported", options.service_cidr);
+        bail!(
+            "--service-cidr {}: only IPv4 ranges are supported",
+            options.service_cidr
+        );
     };
     let (first, last) = options.service_node_port_range;
-    let services = Allocators { service_cidr, node_ports: first..=last };
+    let services = Allocators {
+        service_cidr,
+        node_ports: first..=last,
+    };
     let (names, addresses) = serving_names(options, advertise.ip(), services.first_ip());
-    let pki = Pki::open(&options.data_dir.join("pki"), &names, &addresses, Timestamp::now())?;
+    let pki = Pki::open(
+        &options.data_dir.join("pki"),
+        &names,
+        &addresses,
+        Timestamp::now(),
+    )?;
 
     let store = open_store(options).await?;
     let registry = builtin_registry();
-    let cache = start_cache(store.clone(), &registry).await.context("loading the store")?;
+    let cache = start_cache(store.clone(), &registry)
+        .await
+        .context("loading the store")?;
     let static_tokens = match &options.token_auth_file {
         Some(path) => StaticTokens::read(path)?,
         None => StaticTokens::default(),
     };
     let authenticator = Authenticator {
         static_tokens,
-        service_accounts: Arc::new(TokenKeys::from_pkcs8(&pki.service_account_key, ISSUER, Vec::new())?),
+        service_accounts: Arc::new(TokenKeys::from_pkcs8(
+            &pki.service_account_key,
+            ISSUER,
+            Vec::new(),
+        )?),
         objects: cache.clone(),
     };
     let server: Server = build(Config {
@@ -146,7 +168,7 @@ async fn serve_api(
         store,
         registry,
         services,
-        relay: relay(&pki)?,
+        relay: Default::default(),
         advertise: Some(advertise),
         admission: None,
     })
@@ -155,7 +177,12 @@ async fn serve_api(
 
     let tls = Arc::new(listen::tls_config(&pki)?);
     for listener in listeners {
-        let serve = listen::serve(listener, Some(tls.clone()), router.clone(), shutdown.clone());
+        let serve = listen::serve(
+            listener,
+            Some(tls.clone()),
+            router.clone(),
+            shutdown.clone(),
+        );
         tasks.spawn(serve);
     }
     if let Some(plain) = plain {
@@ -171,15 +198,6 @@ async fn serve_api(
     Ok((router, pki))
 }
 
-fn relay(pki: &Pki) -> Result<skep_apiserver::relay::Relay> {
-    skep_apiserver::relay::Relay::new(
-        pki.ca.chain()?,
-        pki.kubelet_client.chain()?,
-        pki.kubelet_client.private_key()?,
-    )
-    .context("setting up the connection to nodes")
-}
-
 async fn open_store(options: &Options) -> Result<Arc<dyn Store>> {
     Ok(match options.store {
         StoreKind::Memory => Arc::new(skep_store::memory::MemoryStore::new()),
@@ -187,11 +205,7 @@ async fn open_store(options: &Options) -> Result<Arc<dyn Store>> {
             let path = options.data_dir.join("skep.redb");
             Arc::new(skep_store::redb::RedbStore::open(path)?)
         }
-        StoreKind::Etcd => {
-            let endpoints = &options.etcd_endpoints;
-            let store = skep_store::etcd::EtcdStore::connect(endpoints.clone()).await;
-            Arc::new(store.with_context(|| format!("connecting to etcd at {}", endpoints.join(", ")))?)
-        }
+        StoreKind::Etcd => bail!("--store etcd is not built in yet"),
     })
 }
 
@@ -216,13 +230,22 @@ fn serving_names(
     advertise: IpAddr,
     service: Ipv4Addr,
 ) -> (BTreeSet<String>, BTreeSet<IpAddr>) {
-    let mut names: BTreeSet<String> = ["localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc"]
-        .map(str::to_owned)
-        .into();
+    let mut names: BTreeSet<String> = [
+        "localhost",
+        "kubernetes",
+        "kubernetes.default",
+        "kubernetes.default.svc",
+    ]
+    .map(str::to_owned)
+    .into();
     names.insert(format!("kubernetes.default.svc.{CLUSTER_DOMAIN}"));
-    let mut addresses: BTreeSet<IpAddr> =
-        [advertise, IpAddr::V4(service), IpAddr::V4(Ipv4Addr::LOCALHOST), "::1".parse().expect("an address")]
-            .into();
+    let mut addresses: BTreeSet<IpAddr> = [
+        advertise,
+        IpAddr::V4(service),
+        IpAddr::V4(Ipv4Addr::LOCALHOST),
+        "::1".parse().expect("an address"),
+    ]
+    .into();
     if !options.listen.ip().is_unspecified() {
         addresses.insert(options.listen.ip());
     }
@@ -238,14 +261,25 @@ fn serving_names(
 /// `DATA_DIR/admin.kubeconfig`, for people on this machine.
 fn write_admin_kubeconfig(options: &Options, pki: &Pki, local: &[SocketAddr]) -> Result<()> {
     // A loopback listener, handed over or bound, is the nearest; a wildcard one is reached on loopback too.
-    let nearest = local.iter().find(|address| address.ip().is_loopback()).or(local.last());
+    let nearest = local
+        .iter()
+        .find(|address| address.ip().is_loopback())
+        .or(local.last());
     let server = match nearest {
-        Some(address) if address.ip().is_unspecified() => format!("https://127.0.0.1:{}", address.port()),
+        Some(address) if address.ip().is_unspecified() => {
+            format!("https://127.0.0.1:{}", address.port())
+        }
         Some(address) => format!("https://{address}"),
         None => bail!("there is no listener"),
     };
     let credentials = Credentials::Certificate(&pki.admin);
-    let text = kubeconfig::render("skep", &server, &pki.ca.certificate, "skep-admin", &credentials);
+    let text = kubeconfig::render(
+        "skep",
+        &server,
+        &pki.ca.certificate,
+        "skep-admin",
+        &credentials,
+    );
     write_private(&options.data_dir.join("admin.kubeconfig"), &text)
 }
 
@@ -260,15 +294,21 @@ async fn write_bootstrap_token(client: &Client, options: &Options, pki: &Pki) ->
             token
         }
     };
-    let (id, secret) = token
-        .split_once('.')
-        .with_context(|| format!("{} holds no token; delete it to make another", path.display()))?;
+    let (id, secret) = token.split_once('.').with_context(|| {
+        format!(
+            "{} holds no token; delete it to make another",
+            path.display()
+        )
+    })?;
     let data = [
         ("token-id", id),
         ("token-secret", secret),
         ("usage-bootstrap-authentication", "true"),
         ("usage-bootstrap-signing", "true"),
-        ("description", "Made by skep-control: with it nodes join the cluster."),
+        (
+            "description",
+            "Made by skep-control: with it nodes join the cluster.",
+        ),
     ];
     let object = Secret {
         metadata: ObjectMeta {
@@ -277,7 +317,10 @@ async fn write_bootstrap_token(client: &Client, options: &Options, pki: &Pki) ->
             ..ObjectMeta::default()
         },
         type_: Some("bootstrap.kubernetes.io/token".into()),
-        data: Some(data.map(|(k, v)| (k.to_owned(), ByteString(v.as_bytes().to_vec()))).into()),
+        data: Some(
+            data.map(|(k, v)| (k.to_owned(), ByteString(v.as_bytes().to_vec())))
+                .into(),
+        ),
         ..Secret::default()
     };
     let secrets: Api<Secret> = Api::namespaced(client.clone(), "kube-system");
@@ -303,44 +346,21 @@ fn random_token() -> String {
     const ALPHABET: &[u8] = b"abcdefghijklmnopqrstuvwxyz0123456789";
     let mut random = rand::rng();
     let mut letters = |count: usize| -> String {
-        (0..count).map(|_| char::from(ALPHABET[random.random_range(0..ALPHABET.len())])).collect()
+        (0..count)
+            .map(|_| char::from(ALPHABET[random.random_range(0..ALPHABET.len())]))
+            .collect()
     };
     format!("{}.{}", letters(6), letters(16))
 }
 
 /// Names this control plane in leader elections; the same after a restart.
 fn identity(options: &Options) -> String {
-    let host = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
+    let host = nix::unistd::gethostname()
+        .ok()
+        .and_then(|name| name.into_string().ok());
     let host = host.unwrap_or_else(|| "skep-control".into());
     // Several control planes on one machine differ by their port.
     format!("{host}_{}", options.listen.port())
-}
-
-fn controllers(
-    options: &Options,
-    client: Client,
-    pki: Option<&Pki>,
-    identity: String,
-    shutdown: &CancellationToken,
-) -> Result<skep_controllers::Config> {
-    let informers = Informers::new(client, shutdown.clone());
-    let mut config = skep_controllers::Config::new(informers, identity);
-    config.cluster_cidrs = vec![options.cluster_cidr];
-    config.node_monitor_grace = options.node_monitor_grace_period;
-    let (certificate, key) = match pki {
-        Some(pki) => (pki.ca.certificate.clone(), pki.ca.key.clone()),
-        None => {
-            let read = |name: &str| {
-                let path = options.data_dir.join("pki").join(name);
-                std::fs::read_to_string(&path)
-                    .with_context(|| format!("reading {} (the controllers sign with it)", path.display()))
-            };
-            (read("ca.crt")?, read("ca.key")?)
-        }
-    };
-    config.signer = Some(skep_controllers::Authority::new(&certificate, &key)?);
-    config.root_ca_pem = certificate;
-    Ok(config)
 }
 
 #[cfg(test)]
@@ -350,6 +370,9 @@ mod tests {
     #[test]
     fn tokens_have_the_form_of_bootstrap_tokens() {
         let token = random_token();
-        assert!(skep_apiserver::authn::bootstrap_token::Token::parse(&token).is_some(), "{token}");
+        assert!(
+            skep_apiserver::authn::bootstrap_token::Token::parse(&token).is_some(),
+            "{token}"
+        );
     }
 }

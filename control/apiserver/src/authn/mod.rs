@@ -15,6 +15,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use crate::identity::{AUTHENTICATED, Peer, User};
 
 pub mod bootstrap_token;
+pub mod identify;
 pub mod impersonation;
 pub mod service_account;
 pub mod token_file;
