@@ -338,6 +338,7 @@ fn special(id: &str) -> Option<Shape> {
 impl Builder {
     fn build(&mut self) -> Result<()> {
         let ids: BTreeSet<String> = self.definitions.keys().cloned().collect();
+        self.align_names(&ids);
         for id in &ids {
             self.reserve(id);
         }
@@ -376,6 +377,25 @@ impl Builder {
             };
         }
         Ok(())
+    }
+
+    /// prost writes `HttpGetAction` for `HTTPGetAction`.
+    fn align_names(&mut self, ids: &BTreeSet<String>) {
+        let by_lowercase: HashMap<String, &String> =
+            ids.iter().map(|id| (id.to_lowercase(), id)).collect();
+        let aligned = |id: &str| match by_lowercase.get(&id.to_lowercase()) {
+            Some(id) => (*id).clone(),
+            None => id.to_owned(),
+        };
+        self.messages = std::mem::take(&mut self.messages)
+            .into_iter()
+            .map(|(id, mut message)| {
+                for field in &mut message.fields {
+                    field.message = aligned(&field.message);
+                }
+                (aligned(&id), message)
+            })
+            .collect();
     }
 
     fn reserve(&mut self, id: &str) -> TypeIndex {
@@ -422,8 +442,11 @@ impl Builder {
         let message = messages
             .get(id)
             .or_else(|| messages.get(&id.replace(".v1.", ".v1beta1.")))
-            .or_else(|| messages.get(&id.replace(".v1beta1.", ".v1alpha1.")))
-            .unwrap_or(&empty);
+            .or_else(|| messages.get(&id.replace(".v1beta1.", ".v1alpha1.")));
+        if message.is_none() {
+            self.problems.push(format!("{id}: no protobuf message"));
+        }
+        let message = message.unwrap_or(&empty);
         let object = self.object_of(id, schema, message, &messages);
         self.messages = messages;
         object

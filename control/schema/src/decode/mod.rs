@@ -15,7 +15,8 @@ use serde_json::Value;
 use crate::TypeRef;
 
 pub use quantity::{QuantityError, canonical_quantity};
-pub(crate) use reader::zero;
+pub(crate) use reader::{BASE64, zero};
+pub(crate) use time::{format_time, to_unix};
 pub use time::{parse_micro_time, parse_time};
 
 /// A value in the form that upstream's typed round trip gives, and what was wrong with the input short of an error.

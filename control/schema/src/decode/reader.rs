@@ -20,7 +20,7 @@ use crate::table::{Field, Node, Object, Shape, Zero};
 /// Upstream keeps this many problems of one document.
 const MAX_PROBLEMS: usize = 100;
 
-pub(super) const BASE64: GeneralPurpose = GeneralPurpose::new(
+pub(crate) const BASE64: GeneralPurpose = GeneralPurpose::new(
     &alphabet::STANDARD,
     GeneralPurposeConfig::new().with_decode_allow_trailing_bits(true),
 );
