@@ -13,8 +13,10 @@
 //! - The revision only grows, and by the time it shows R, every watcher's queue has what happened up to R.
 //! - After `wait_until(R)` reads show the write that committed as R.
 //!
-//! Read `entry` for what is kept, `watch` for fan-out, `follow` for how it stays current.
+//! Read `entry` for what is kept, `watch` for fan-out, `follow` for how it stays current, `compaction` for what the store
+//! forgets.
 
+mod compaction;
 mod entry;
 mod follow;
 mod history;
@@ -37,6 +39,7 @@ use serde_json::Value;
 use skep_store::{Key, RangeRequest, Revision, Store, StoreError};
 
 pub use self::{
+    compaction::Keep,
     entry::{Entry, Event, EventKind, Index, Pairs},
     watch::{Gone, Watch, WatchFrom, WatchItem, WatchRequest},
 };
@@ -59,6 +62,8 @@ pub struct Options {
     pub history_age: Duration,
     /// How many events may wait for one watcher before it is ended.
     pub watch_queue_events: usize,
+    /// What the store is compacted to; `None`: somebody else does it.
+    pub keep: Option<Keep>,
 }
 
 impl Options {
@@ -70,6 +75,7 @@ impl Options {
             history_bytes: 24 << 20,
             history_age: Duration::from_secs(300),
             watch_queue_events: 1024,
+            keep: Some(Keep::default()),
         }
     }
 }
@@ -117,11 +123,16 @@ pub struct Metrics {
     pub watch_restarts: AtomicU64,
     /// Times that everything had to be loaded anew.
     pub relists: AtomicU64,
+    /// Compactions of the store that were asked for and succeeded.
+    pub compactions: AtomicU64,
+    /// What the last one compacted; 0 before the first.
+    pub compacted_revision: AtomicU64,
 }
 
 pub struct Cache {
     inner: Arc<Inner>,
-    follower: tokio::task::AbortHandle,
+    /// What runs until this is dropped.
+    tasks: Vec<tokio::task::AbortHandle>,
 }
 
 struct Inner {
@@ -161,8 +172,11 @@ impl Cache {
         };
         let inner = Arc::new(inner);
         inner.load().await?;
-        let follower = tokio::spawn(follow::run(inner.clone())).abort_handle();
-        Ok(Arc::new(Self { inner, follower }))
+        let mut tasks = vec![tokio::spawn(follow::run(inner.clone())).abort_handle()];
+        if let Some(keep) = inner.options.keep {
+            tasks.push(tokio::spawn(compaction::run(inner.clone(), keep)).abort_handle());
+        }
+        Ok(Arc::new(Self { inner, tasks }))
     }
 
     /// Everything up to here is visible.
@@ -271,7 +285,9 @@ impl Cache {
 
 impl Drop for Cache {
     fn drop(&mut self) {
-        self.follower.abort();
+        for task in &self.tasks {
+            task.abort();
+        }
         self.inner.watchers.lock().end_all();
     }
 }

@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::atomic::Ordering::Relaxed};
 
 use futures::{FutureExt, StreamExt};
 use serde_json::json;
@@ -163,13 +163,7 @@ async fn loads_what_was_there() {
         .unwrap();
     assert_eq!(cache.snapshot(PODS).len(), follow::LOAD_PAGE * 2 + 7);
     assert_eq!(cache.revision(), store.revision().await.unwrap());
-    assert_eq!(
-        cache
-            .metrics()
-            .unreadable_values
-            .load(std::sync::atomic::Ordering::Relaxed),
-        1
-    );
+    assert_eq!(cache.metrics().unreadable_values.load(Relaxed), 1);
 }
 
 #[tokio::test]
@@ -385,17 +379,14 @@ async fn reindex_learns_new_fields() {
     let known = Arc::new(std::sync::atomic::AtomicBool::new(false));
     let fixture = Fixture::new(|options| {
         let (inner, known) = (indexer(), known.clone());
-        options.indexer =
-            Arc::new(
-                move |key, object| match known.load(std::sync::atomic::Ordering::Relaxed) {
-                    true => inner(key, object),
-                    false => Index::default(),
-                },
-            );
+        options.indexer = Arc::new(move |key, object| match known.load(Relaxed) {
+            true => inner(key, object),
+            false => Index::default(),
+        });
     })
     .await;
     fixture.put("a", "web", "n1").await;
-    known.store(true, std::sync::atomic::Ordering::Relaxed);
+    known.store(true, Relaxed);
     fixture.cache.reindex(PODS);
     assert_eq!(
         fixture
@@ -430,6 +421,143 @@ async fn history_is_bounded_and_quiet_resources_keep_theirs() {
         .unwrap();
     assert_eq!(waiting(&mut nodes), ["ADDED n1 1"]);
     assert!(fixture.cache.inner.state.read().history_bytes <= 20_000);
+}
+
+#[tokio::test]
+async fn the_store_is_compacted() {
+    let fixture = Fixture::new(|options| {
+        let age = Duration::from_millis(60);
+        options.keep = Some(Keep {
+            age,
+            revisions: 1000,
+        });
+    })
+    .await;
+    let first = fixture.put("a", "web", "").await;
+    let second = fixture.put("a", "db", "").await;
+    let deadline = tokio::time::Instant::now() + TIMEOUT;
+    let read = || async {
+        let request = RangeRequest {
+            prefix: PODS.into(),
+            revision: Some(first),
+            ..Default::default()
+        };
+        fixture.store.range(request).await
+    };
+    while read().await.is_ok() {
+        assert!(tokio::time::Instant::now() < deadline);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let error = read().await.unwrap_err();
+    assert!(
+        matches!(error, StoreError::Compacted { oldest, .. } if oldest == second),
+        "{error}"
+    );
+    assert!(fixture.cache.get(&key("a")).is_some());
+    let metrics = fixture.cache.metrics();
+    assert_eq!(metrics.compacted_revision.load(Relaxed), second);
+}
+
+/// A store whose watch can be cut.
+struct Cuttable {
+    store: MemoryStore,
+    cut: tokio::sync::watch::Sender<bool>,
+}
+
+#[async_trait::async_trait]
+impl Store for Cuttable {
+    async fn txn(&self, guards: Vec<Guard>, ops: Vec<Op>) -> Result<TxnOutcome, StoreError> {
+        self.store.txn(guards, ops).await
+    }
+    async fn get(&self, key: &str) -> Result<Option<skep_store::Entry>, StoreError> {
+        self.store.get(key).await
+    }
+    async fn range(&self, request: RangeRequest) -> Result<skep_store::RangeResult, StoreError> {
+        self.store.range(request).await
+    }
+    async fn watch(
+        &self,
+        prefix: &str,
+        from: Revision,
+    ) -> Result<skep_store::WatchStream, StoreError> {
+        let mut cut = self.cut.subscribe();
+        let is_cut = || StoreError::Unavailable {
+            doing: "watching",
+            source: "cut".into(),
+        };
+        if *cut.borrow() {
+            return Err(is_cut());
+        }
+        let whole = self.store.watch(prefix, from).await?;
+        let end = async move {
+            let _ = cut.wait_for(|cut| *cut).await;
+        };
+        let error = futures::stream::once(async move { Err(is_cut()) });
+        Ok(whole.take_until(end).chain(error).boxed())
+    }
+    async fn revision(&self) -> Result<Revision, StoreError> {
+        self.store.revision().await
+    }
+    async fn compact(&self, revision: Revision) -> Result<(), StoreError> {
+        self.store.compact(revision).await
+    }
+}
+
+#[tokio::test]
+async fn a_broken_watch_is_resumed_or_everything_is_loaded_again() {
+    let cut = tokio::sync::watch::Sender::new(false);
+    let store = Arc::new(Cuttable {
+        store: MemoryStore::new(),
+        cut,
+    });
+    let cache = Cache::start(store.clone(), Options::new(indexer()))
+        .await
+        .unwrap();
+    let put_a = |node: &str| vec![put(key("a"), pod("a", "web", node))];
+    let request = WatchRequest {
+        prefix: PODS.into(),
+        from: WatchFrom::Now,
+        field: None,
+    };
+    let mut watch = cache.watch(request.clone()).unwrap();
+    let one = commit(store.as_ref(), put_a("1")).await;
+    cache.wait_until(one, TIMEOUT).await.unwrap();
+
+    store.cut.send_replace(true);
+    let two = commit(store.as_ref(), put_a("2")).await;
+    let error = cache
+        .wait_fresh(Duration::from_millis(200))
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(error, CacheError::Lagging { wanted, .. } if wanted == two),
+        "{error}"
+    );
+    store.cut.send_replace(false);
+    cache.wait_fresh(TIMEOUT).await.unwrap();
+    assert_eq!(
+        waiting(&mut watch),
+        ["ADDED a 1", "MODIFIED a 2"],
+        "without a gap"
+    );
+    assert!(cache.metrics().watch_restarts.load(Relaxed) > 0);
+
+    store.cut.send_replace(true);
+    commit(store.as_ref(), vec![Op::Delete { key: key("a") }]).await;
+    let newest = commit(store.as_ref(), vec![put(key("b"), pod("b", "web", ""))]).await;
+    store.compact(newest).await.unwrap();
+    store.cut.send_replace(false);
+    cache.wait_fresh(TIMEOUT).await.unwrap();
+    assert_eq!(
+        waiting(&mut watch),
+        ["the watcher fell behind", "end of stream"]
+    );
+    assert_eq!(cache.metrics().relists.load(Relaxed), 1);
+    assert!(cache.get(&key("a")).is_none() && cache.get(&key("b")).is_some());
+    let mut watch = cache.watch(request).unwrap();
+    commit(store.as_ref(), vec![Op::Delete { key: key("b") }]).await;
+    cache.wait_fresh(TIMEOUT).await.unwrap();
+    assert_eq!(waiting(&mut watch), ["DELETED b 5"]);
 }
 
 /// The invariant that every client relies on: a list and the watch after it give the same as a later list.
