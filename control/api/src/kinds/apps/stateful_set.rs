@@ -1,0 +1,245 @@
+use k8s_openapi::{
+    api::apps::v1::{StatefulSet, StatefulSetSpec, StatefulSetUpdateStrategy},
+    apimachinery::pkg::util::intstr::IntOrString,
+};
+
+use crate::{
+    defaults::{pod_spec::set_template_defaults, volumes::set_claim_defaults},
+    field::{Bad, Errors, Path},
+    kinds::{Generation, Kind, Rules},
+    strategy::Warnings,
+    validation::{
+        claims::validate_claim_spec,
+        numbers::{
+            int_or_percent, percent_or_int_value, validate_int_or_percent, validate_non_negative,
+            validate_not_more_than_100_percent,
+        },
+        template::{template_warnings, validate_required_selector, validate_workload_template},
+        text,
+    },
+    zero::{List, Text, fill, set},
+};
+
+impl Kind for StatefulSet {
+    const RULES: Rules = Rules::namespaced().status().generation(Generation::Spec);
+
+    fn set_defaults(&mut self) {
+        let spec = self.spec.get_or_insert_default();
+        set_template_defaults(&mut spec.template);
+        for claim in spec.volume_claim_templates.iter_mut().flatten() {
+            // A template says of itself what it is (upstream's decoding of the embedded object).
+            set_claim_defaults(claim);
+        }
+        fill(&mut spec.pod_management_policy, "OrderedReady");
+        let strategy = spec.update_strategy.get_or_insert_default();
+        if strategy.type_.text().is_empty() {
+            strategy.type_ = Some("RollingUpdate".to_owned());
+            strategy.rolling_update.get_or_insert_default();
+        }
+        if strategy.type_.text() == "RollingUpdate" {
+            if let Some(rolling) = &mut strategy.rolling_update {
+                set(&mut rolling.partition, 0);
+            }
+        }
+        let retention = spec.persistent_volume_claim_retention_policy.get_or_insert_default();
+        fill(&mut retention.when_deleted, "Retain");
+        fill(&mut retention.when_scaled, "Retain");
+        set(&mut spec.replicas, 1);
+        set(&mut spec.revision_history_limit, 10);
+    }
+
+    fn validate(&self, errors: &mut Errors) {
+        if let Some(spec) = &self.spec {
+            validate_spec(spec, &Path::new("spec"), errors);
+        }
+    }
+
+    fn validate_update(&self, old: &Self, errors: &mut Errors) {
+        self.validate(errors);
+        let (Some(new), Some(old)) = (&self.spec, &old.spec) else { return };
+        let mut kept = new.clone();
+        kept.replicas = old.replicas;
+        kept.template = old.template.clone();
+        kept.update_strategy.clone_from(&old.update_strategy);
+        kept.min_ready_seconds = old.min_ready_seconds;
+        kept.ordinals.clone_from(&old.ordinals);
+        kept.revision_history_limit = old.revision_history_limit;
+        kept.persistent_volume_claim_retention_policy
+            .clone_from(&old.persistent_volume_claim_retention_policy);
+        if kept != *old {
+            errors.forbidden(
+                &Path::new("spec"),
+                "updates to statefulset spec for fields other than 'replicas', 'ordinals', 'template', \
+                 'updateStrategy', 'revisionHistoryLimit', 'persistentVolumeClaimRetentionPolicy' and \
+                 'minReadySeconds' are forbidden",
+            );
+        }
+    }
+
+    fn validate_status_update(&self, old: &Self, errors: &mut Errors) {
+        let status = self.status.clone().unwrap_or_default();
+        let root = Path::new("status");
+        let ready = status.ready_replicas.unwrap_or(0);
+        let current = status.current_replicas.unwrap_or(0);
+        let updated = status.updated_replicas.unwrap_or(0);
+        let available = status.available_replicas.unwrap_or(0);
+        for (field, value) in [
+            ("replicas", status.replicas),
+            ("readyReplicas", ready),
+            ("currentReplicas", current),
+            ("updatedReplicas", updated),
+            ("availableReplicas", available),
+        ] {
+            validate_non_negative(value.into(), &root.child(field), errors);
+        }
+        if let Some(generation) = status.observed_generation {
+            validate_non_negative(generation, &root.child("observedGeneration"), errors);
+        }
+        if let Some(count) = status.collision_count {
+            validate_non_negative(count.into(), &root.child("collisionCount"), errors);
+        }
+        for (field, value) in [
+            ("readyReplicas", ready),
+            ("currentReplicas", current),
+            ("updatedReplicas", updated),
+            ("availableReplicas", available),
+        ] {
+            if value > status.replicas {
+                errors.invalid(&root.child(field), value, "cannot be greater than status.replicas");
+            }
+        }
+        if available > ready {
+            errors.invalid(
+                &root.child("availableReplicas"),
+                available,
+                "cannot be greater than status.readyReplicas",
+            );
+        }
+        let old = old.status.as_ref().and_then(|status| status.collision_count);
+        if status.collision_count.unwrap_or(0) < old.unwrap_or(0) {
+            errors.invalid(
+                &root.child("collisionCount"),
+                status.collision_count,
+                "cannot be decremented",
+            );
+        }
+    }
+
+    fn warnings(&self, old: Option<&Self>) -> Warnings {
+        let template = self.spec.as_ref().map(|spec| &spec.template);
+        let old = old.and_then(|old| old.spec.as_ref()).map(|spec| &spec.template);
+        let mut warnings = template_warnings(template, old, "spec.template");
+        let negative =
+            self.spec.as_ref().and_then(|spec| spec.revision_history_limit).is_some_and(|limit| limit < 0);
+        if negative {
+            warnings.push("spec.revisionHistoryLimit: a negative value retains all historical revisions; a value >= 0 is recommended".to_owned());
+        }
+        warnings
+    }
+
+    fn printer() -> std::sync::Arc<dyn crate::printer::Printer> {
+        crate::printers::workloads::stateful_set()
+    }
+}
+
+fn validate_spec(spec: &StatefulSetSpec, path: &Path<'_>, errors: &mut Errors) {
+    match spec.pod_management_policy.text() {
+        "" => errors.required(&path.child("podManagementPolicy"), ""),
+        "OrderedReady" | "Parallel" => {}
+        other => errors.invalid(
+            &path.child("podManagementPolicy"),
+            other,
+            "must be 'OrderedReady' or 'Parallel'",
+        ),
+    }
+    let strategy = spec.update_strategy.clone().unwrap_or_default();
+    validate_update_strategy(&strategy, &path.child("updateStrategy"), errors);
+    if let Some(retention) = &spec.persistent_volume_claim_retention_policy {
+        let path = path.child("persistentVolumeClaimRetentionPolicy");
+        for (field, value) in
+            [("whenDeleted", &retention.when_deleted), ("whenScaled", &retention.when_scaled)]
+        {
+            let value = value.text();
+            if !matches!(value, "Retain" | "Delete") {
+                errors.not_supported(&path.child(field), value, &["Delete", "Retain"]);
+            }
+        }
+    }
+    validate_non_negative(spec.replicas.unwrap_or(0).into(), &path.child("replicas"), errors);
+    let min_ready = spec.min_ready_seconds.unwrap_or(0);
+    validate_non_negative(min_ready.into(), &path.child("minReadySeconds"), errors);
+    if let Some(ordinals) = &spec.ordinals {
+        let start = ordinals.start.unwrap_or(0);
+        validate_non_negative(start.into(), &path.child("ordinals").child("start"), errors);
+    }
+    validate_required_selector(&spec.selector, "statefulset", path, errors);
+    validate_workload_template(
+        &spec.template,
+        &spec.selector,
+        "StatefulSet",
+        &path.child("template"),
+        errors,
+    );
+    let claims = path.child("volumeClaimTemplates");
+    for (i, claim) in spec.volume_claim_templates.items().iter().enumerate() {
+        let path = claims.index(i);
+        if let Some(spec) = &claim.spec {
+            validate_claim_spec(spec, &path.child("spec"), errors);
+        }
+        let name = claim.metadata.name.text();
+        if !name.is_empty() {
+            errors.invalid_each(
+                &path.child("metadata.name"),
+                name,
+                text::dns1123_subdomain(name),
+            );
+        }
+    }
+    if !spec.service_name.text().is_empty() {
+        let name = spec.service_name.text();
+        errors.invalid_each(&path.child("serviceName"), name, text::dns1123_subdomain(name));
+    }
+}
+
+fn validate_update_strategy(
+    strategy: &StatefulSetUpdateStrategy,
+    path: &Path<'_>,
+    errors: &mut Errors,
+) {
+    let rolling_path = path.child("rollingUpdate");
+    match strategy.type_.text() {
+        "" => errors.required(path, ""),
+        "OnDelete" => {
+            if let Some(rolling) = &strategy.rolling_update {
+                let shown = format!(
+                    r#"{{"Partition":{},"MaxUnavailable":{}}}"#,
+                    rolling.partition.unwrap_or(0),
+                    rolling
+                        .max_unavailable
+                        .as_ref()
+                        .map_or("null".to_owned(), |value| serde_json::json!(value).to_string())
+                );
+                errors.invalid(
+                    &rolling_path,
+                    Bad::shown(shown),
+                    "only allowed for updateStrategy 'RollingUpdate'",
+                );
+            }
+        }
+        "RollingUpdate" => {
+            let Some(rolling) = &strategy.rolling_update else { return };
+            let partition = rolling.partition.unwrap_or(0);
+            validate_non_negative(partition.into(), &rolling_path.child("partition"), errors);
+            if rolling.max_unavailable.is_some() {
+                let path = rolling_path.child("maxUnavailable");
+                let unavailable: IntOrString = int_or_percent(rolling.max_unavailable.as_ref());
+                validate_int_or_percent(&unavailable, &path, errors);
+                if percent_or_int_value(&unavailable) == 0 {
+                    errors.invalid(&path, Bad::json(&unavailable), "cannot be 0");
+                }
+                validate_not_more_than_100_percent(&unavailable, &path, errors);
+            }
+        }
+        other => errors.invalid(path, other, "must be 'RollingUpdate' or 'OnDelete'"),
+    }
+}
