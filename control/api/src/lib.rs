@@ -12,6 +12,7 @@ pub mod kinds;
 pub mod node;
 pub mod pod;
 pub mod printer;
+pub mod printers;
 pub mod quantity;
 pub mod resource;
 pub mod selector;

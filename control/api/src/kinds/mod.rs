@@ -36,8 +36,10 @@ pub struct Rules {
     pub namespaced: bool,
     pub name: NameRule,
     pub generation: Generation,
-    /// `status` is written through `/status` only, and is dropped on create.
+    /// `status` is written through `/status` only.
     pub status: bool,
+    /// A client may create the object with a status (nodes).
+    pub status_on_create: bool,
     pub create_on_update: bool,
     pub unconditional_update: bool,
     /// What managed fields of the main endpoint, and of `/status`, may not own.
@@ -52,6 +54,7 @@ impl Rules {
             name: NameRule::Subdomain,
             generation: Generation::Never,
             status: false,
+            status_on_create: false,
             create_on_update: false,
             unconditional_update: true,
             reset: &[],
@@ -80,6 +83,11 @@ impl Rules {
     pub const fn status(mut self) -> Self {
         self.status = true;
         self.reset = &["status"];
+        self
+    }
+
+    pub const fn keep_status_on_create(mut self) -> Self {
+        self.status_on_create = true;
         self
     }
 
@@ -204,7 +212,7 @@ impl<T: Kind> Strategy for Typed<T> {
     }
 
     fn create(&self, object: &mut Value) -> Result<Warnings, Vec<FieldError>> {
-        if T::RULES.status {
+        if T::RULES.status && !T::RULES.status_on_create {
             remove(object, "status");
         }
         let mut typed = Self::read(object)?;
@@ -375,4 +383,6 @@ fn changed(generation: Generation, new: &Value, old: &Value) -> bool {
     }
 }
 
+pub mod apps;
+pub mod core;
 mod plain;

@@ -2,9 +2,9 @@
 
 use k8s_openapi::{
     api::{
-        admissionregistration, apps, authentication, authorization, autoscaling, batch,
-        certificates, coordination, core, discovery, events, flowcontrol, networking, node, policy,
-        rbac, resource, scheduling, storage,
+        admissionregistration, authentication, authorization, autoscaling, batch, certificates,
+        coordination, core, discovery, events, flowcontrol, networking, node, policy, rbac,
+        resource, scheduling, storage,
     },
     apiextensions_apiserver::pkg::apis::apiextensions,
     kube_aggregator::pkg::apis::apiregistration,
@@ -25,27 +25,7 @@ macro_rules! plain {
 plain! {
     core::v1::Binding => Rules::namespaced();
     core::v1::ComponentStatus => Rules::cluster();
-    core::v1::ConfigMap => Rules::namespaced();
-    core::v1::Endpoints => Rules::namespaced().create_on_update();
-    core::v1::Event => Rules::namespaced().create_on_update();
-    core::v1::LimitRange => Rules::namespaced().create_on_update();
-    core::v1::Namespace => Rules::cluster().name(NameRule::Label).status();
-    core::v1::Node => Rules::cluster().status();
-    core::v1::PersistentVolumeClaim => Rules::namespaced().status();
-    core::v1::PersistentVolume => Rules::cluster().status();
-    core::v1::Pod => Rules::namespaced().generation(Generation::Spec).status();
-    core::v1::PodTemplate => Rules::namespaced().generation(Generation::Object).create_on_update();
-    core::v1::ReplicationController => Rules::namespaced().generation(Generation::Spec).status();
-    core::v1::ResourceQuota => Rules::namespaced().status();
-    core::v1::Secret => Rules::namespaced();
-    core::v1::ServiceAccount => Rules::namespaced();
-    core::v1::Service => Rules::namespaced().status().create_on_update();
     apiregistration::v1::APIService => Rules::cluster().status().conditional_update();
-    apps::v1::ControllerRevision => Rules::namespaced();
-    apps::v1::DaemonSet => Rules::namespaced().generation(Generation::Spec).status();
-    apps::v1::Deployment => Rules::namespaced().generation(Generation::SpecOrAnnotations).status();
-    apps::v1::ReplicaSet => Rules::namespaced().generation(Generation::Spec).status();
-    apps::v1::StatefulSet => Rules::namespaced().generation(Generation::Spec).status();
     events::v1::Event => Rules::namespaced().create_on_update();
     authentication::v1::SelfSubjectReview => Rules::cluster();
     authentication::v1::TokenReview => Rules::cluster();

@@ -1,7 +1,8 @@
 //! Specs of PersistentVolumeClaims, those inside templates included.
 
 use k8s_openapi::api::core::v1::{
-    PersistentVolumeClaimSpec, PersistentVolumeClaimTemplate, TypedLocalObjectReference, TypedObjectReference,
+    PersistentVolumeClaimSpec, PersistentVolumeClaimTemplate, TypedLocalObjectReference,
+    TypedObjectReference,
 };
 
 use super::{
@@ -15,8 +16,12 @@ use crate::{
     zero::{List, Text},
 };
 
-pub const ACCESS_MODES: [&str; 4] =
-    ["ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"];
+pub const ACCESS_MODES: [&str; 4] = [
+    "ReadOnlyMany",
+    "ReadWriteMany",
+    "ReadWriteOnce",
+    "ReadWriteOncePod",
+];
 pub const VOLUME_MODES: [&str; 2] = ["Block", "Filesystem"];
 
 pub fn validate_access_modes(modes: &[String], path: &Path<'_>, errors: &mut Errors) {
@@ -34,14 +39,13 @@ pub fn validate_access_modes(modes: &[String], path: &Path<'_>, errors: &mut Err
     }
 }
 
-pub fn validate_claim_spec(
-    spec: &PersistentVolumeClaimSpec,
-    path: &Path<'_>,
-    errors: &mut Errors,
-) {
+pub fn validate_claim_spec(spec: &PersistentVolumeClaimSpec, path: &Path<'_>, errors: &mut Errors) {
     let modes = spec.access_modes.items();
     if modes.is_empty() {
-        errors.required(&path.child("accessModes"), "at least 1 access mode is required");
+        errors.required(
+            &path.child("accessModes"),
+            "at least 1 access mode is required",
+        );
     }
     validate_selector(
         spec.selector.as_ref(),
@@ -52,15 +56,25 @@ pub fn validate_claim_spec(
     validate_access_modes(modes, &path.child("accessModes"), errors);
     let resources = path.child("resources");
     let storage_path = resources.key("storage");
-    let requests = spec.resources.as_ref().and_then(|resources| resources.requests.as_ref());
-    match requests.and_then(|requests| requests.get("storage")).map(Amount::of) {
+    let requests = spec
+        .resources
+        .as_ref()
+        .and_then(|resources| resources.requests.as_ref());
+    match requests
+        .and_then(|requests| requests.get("storage"))
+        .map(Amount::of)
+    {
         None => errors.required(&storage_path, ""),
         Some(storage) if !storage.is_positive() => {
             validate_positive(storage, &storage_path, errors);
         }
         Some(storage) => validate_resource_quantity("storage", storage, &storage_path, errors),
     }
-    validate_class_name(spec.storage_class_name.text(), &path.child("storageClassName"), errors);
+    validate_class_name(
+        spec.storage_class_name.text(),
+        &path.child("storageClassName"),
+        errors,
+    );
     if let Some(mode) = &spec.volume_mode
         && !VOLUME_MODES.contains(&mode.as_str())
     {
@@ -84,7 +98,11 @@ pub fn validate_claim_spec(
     if let (Some(source), Some(reference)) = (&spec.data_source, &spec.data_source_ref) {
         let shown = path.child("dataSource").to_string();
         if !reference.namespace.text().is_empty() {
-            errors.invalid(path, shown, "may not be specified when dataSourceRef.namespace is specified");
+            errors.invalid(
+                path,
+                shown,
+                "may not be specified when dataSourceRef.namespace is specified",
+            );
         } else if *source != local(reference) {
             errors.invalid(path, shown, "must match dataSourceRef");
         }
@@ -111,11 +129,7 @@ fn local(reference: &TypedObjectReference) -> TypedLocalObjectReference {
     }
 }
 
-fn validate_data_source(
-    source: &TypedLocalObjectReference,
-    path: &Path<'_>,
-    errors: &mut Errors,
-) {
+fn validate_data_source(source: &TypedLocalObjectReference, path: &Path<'_>, errors: &mut Errors) {
     if source.name.is_empty() {
         errors.required(&path.child("name"), "");
     }
@@ -132,7 +146,11 @@ fn validate_data_source(
             );
         }
     } else {
-        errors.invalid_each(&path.child("apiGroup"), group, text::dns1123_subdomain(group));
+        errors.invalid_each(
+            &path.child("apiGroup"),
+            group,
+            text::dns1123_subdomain(group),
+        );
     }
 }
 
@@ -144,7 +162,11 @@ pub fn validate_claim_template(
 ) {
     let meta = template.metadata.clone().unwrap_or_default();
     let meta_path = path.child("metadata");
-    validate_annotations(meta.annotations.as_ref(), &meta_path.child("annotations"), errors);
+    validate_annotations(
+        meta.annotations.as_ref(),
+        &meta_path.child("annotations"),
+        errors,
+    );
     validate_labels(meta.labels.as_ref(), &meta_path.child("labels"), errors);
     let set = [
         ("name", meta.name.is_some()),

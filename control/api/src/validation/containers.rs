@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use k8s_openapi::api::core::v1::{
-    Container, ContainerPort, ContainerResizePolicy, EphemeralContainer, ResourceClaim, ResourceRequirements,
-    VolumeDevice, VolumeMount,
+    Container, ContainerPort, ContainerResizePolicy, EphemeralContainer, ResourceClaim,
+    ResourceRequirements, VolumeDevice, VolumeMount,
 };
 
 use super::{
@@ -80,8 +80,16 @@ fn validate_hooks(
         validate_lifecycle(lifecycle, grace, &path.child("lifecycle"), errors);
     }
     for (field, of, probe) in [
-        ("livenessProbe", ProbeOf::Liveness, &container.liveness_probe),
-        ("readinessProbe", ProbeOf::Readiness, &container.readiness_probe),
+        (
+            "livenessProbe",
+            ProbeOf::Liveness,
+            &container.liveness_probe,
+        ),
+        (
+            "readinessProbe",
+            ProbeOf::Readiness,
+            &container.readiness_probe,
+        ),
         ("startupProbe", ProbeOf::Startup, &container.startup_probe),
     ] {
         validate_probe(probe.as_ref(), of, grace, &path.child(field), errors);
@@ -198,21 +206,28 @@ pub fn validate_ephemeral_containers(
             ("resources", resources != ResourceRequirements::default()),
             ("resizePolicy", ephemeral.resize_policy.is_some()),
             ("restartPolicy", ephemeral.restart_policy.is_some()),
-            ("restartPolicyRules", ephemeral.restart_policy_rules.is_some()),
+            (
+                "restartPolicyRules",
+                ephemeral.restart_policy_rules.is_some(),
+            ),
             ("livenessProbe", ephemeral.liveness_probe.is_some()),
             ("readinessProbe", ephemeral.readiness_probe.is_some()),
             ("startupProbe", ephemeral.startup_probe.is_some()),
             ("lifecycle", ephemeral.lifecycle.is_some()),
         ] {
             if set {
-                errors.forbidden(&path.child(field), "cannot be set for an Ephemeral Container");
+                errors.forbidden(
+                    &path.child(field),
+                    "cannot be set for an Ephemeral Container",
+                );
             }
         }
         let mounts = path.child("volumeMounts");
         for (i, mount) in ephemeral.volume_mounts.items().iter().enumerate() {
-            for (field, value) in
-                [("subPath", &mount.sub_path), ("subPathExpr", &mount.sub_path_expr)]
-            {
+            for (field, value) in [
+                ("subPath", &mount.sub_path),
+                ("subPathExpr", &mount.sub_path_expr),
+            ] {
                 if !value.text().is_empty() {
                     errors.forbidden(
                         &mounts.index(i).child(field),
@@ -295,10 +310,28 @@ fn validate_common(
     let mounts = container.volume_mounts.items();
     let devices = container.volume_devices.items();
     validate_ports(container.ports.items(), &path.child("ports"), errors);
-    validate_env(container.env.items(), around.volumes, &path.child("env"), errors);
+    validate_env(
+        container.env.items(),
+        around.volumes,
+        &path.child("env"),
+        errors,
+    );
     validate_env_from(container.env_from.items(), &path.child("envFrom"), errors);
-    validate_mounts(container, mounts, devices, around.volumes, &path.child("volumeMounts"), errors);
-    validate_devices(devices, mounts, around.volumes, &path.child("volumeDevices"), errors);
+    validate_mounts(
+        container,
+        mounts,
+        devices,
+        around.volumes,
+        &path.child("volumeMounts"),
+        errors,
+    );
+    validate_devices(
+        devices,
+        mounts,
+        around.volumes,
+        &path.child("volumeDevices"),
+        errors,
+    );
     validate_pull_policy(
         container.image_pull_policy.text(),
         &path.child("imagePullPolicy"),
@@ -338,7 +371,12 @@ pub fn validate_resources(
     let limits = resources.limits.as_ref().unwrap_or(&none);
     let requests = resources.requests.as_ref().unwrap_or(&none);
     validate_requirements(limits, requests, rule, path, errors);
-    validate_claim_names(resources.claims.items(), claims, &path.child("claims"), errors);
+    validate_claim_names(
+        resources.claims.items(),
+        claims,
+        &path.child("claims"),
+        errors,
+    );
 }
 
 fn validate_claim_names(
@@ -361,7 +399,11 @@ fn validate_claim_names(
         } else {
             let mut key = name.to_owned();
             if !request.is_empty() {
-                errors.invalid_each(&path.child("request"), request, text::dns1123_label(request));
+                errors.invalid_each(
+                    &path.child("request"),
+                    request,
+                    text::dns1123_label(request),
+                );
                 key = format!("{name}/{request}");
             }
             let part = format!("{name}/");
@@ -421,8 +463,14 @@ fn validate_host_ports(containers: &[Container], path: &Path<'_>, errors: &mut E
         let path = path.index(i);
         let path = path.child("ports");
         for (j, port) in container.ports.items().iter().enumerate() {
-            let Some(host_port) = port.host_port.filter(|port| *port != 0) else { continue };
-            let key = format!("{}/{}/{host_port}", port.protocol.text(), port.host_ip.text());
+            let Some(host_port) = port.host_port.filter(|port| *port != 0) else {
+                continue;
+            };
+            let key = format!(
+                "{}/{}/{host_port}",
+                port.protocol.text(),
+                port.host_ip.text()
+            );
             if taken.contains(&key) {
                 errors.duplicate(&path.index(j).child("hostPort"), key);
             } else {
@@ -464,7 +512,10 @@ fn validate_mounts(
                 "must not already exist in volumeDevices",
             );
         }
-        if devices.iter().any(|device| device.device_path == mount.mount_path) {
+        if devices
+            .iter()
+            .any(|device| device.device_path == mount.mount_path)
+        {
             errors.invalid(
                 &at.child("mountPath"),
                 &mount.mount_path,
@@ -498,12 +549,16 @@ fn validate_propagation(
     errors: &mut Errors,
 ) {
     let modes = ["Bidirectional", "HostToContainer", "None"];
-    let Some(mode) = &mount.mount_propagation else { return };
+    let Some(mode) = &mount.mount_propagation else {
+        return;
+    };
     if !modes.contains(&mode.as_str()) {
         errors.not_supported(path, mode, &modes);
     }
-    let privileged =
-        container.security_context.as_ref().is_some_and(|context| context.privileged.is_true());
+    let privileged = container
+        .security_context
+        .as_ref()
+        .is_some_and(|context| context.privileged.is_true());
     if mode == "Bidirectional" && !privileged {
         errors.forbidden(
             path,
@@ -519,7 +574,11 @@ fn validate_recursive_read_only(mount: &VolumeMount, path: &Path<'_>, errors: &m
             if !mount.read_only.is_true() {
                 errors.forbidden(path, "may only be specified when readOnly is true");
             }
-            if mount.mount_propagation.as_deref().is_some_and(|mode| mode != "None") {
+            if mount
+                .mount_propagation
+                .as_deref()
+                .is_some_and(|mode| mode != "None")
+            {
                 errors.forbidden(
                     path,
                     "may only be specified when mountPropagation is None or not specified",
@@ -602,7 +661,10 @@ fn validate_resize_policy(
 ) {
     let mut seen = BTreeSet::new();
     for (i, policy) in policies.iter().enumerate() {
-        let (resource, restart) = (policy.resource_name.as_str(), policy.restart_policy.as_str());
+        let (resource, restart) = (
+            policy.resource_name.as_str(),
+            policy.restart_policy.as_str(),
+        );
         if !seen.insert(resource) {
             errors.duplicate(&path.index(i), resource);
         }

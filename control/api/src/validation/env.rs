@@ -139,7 +139,11 @@ fn validate_value_from(
     } else if !value.is_empty() {
         errors.invalid(path, "", "may not be specified when `value` is not empty");
     } else if count > 1 {
-        errors.invalid(path, "", "may not have more than one field specified at a time");
+        errors.invalid(
+            path,
+            "",
+            "may not have more than one field specified at a time",
+        );
     }
 }
 
@@ -173,14 +177,13 @@ pub fn validate_field_selector(
         .and_then(|field| field.split_once("['"))
         .filter(|(field, _)| !field.is_empty());
     let known = |field: &str| {
-        CONVERTIBLE.contains(&field) || matches!(field, "status.hostIPs" | "status.podIPs" | "spec.host")
+        CONVERTIBLE.contains(&field)
+            || matches!(field, "status.hostIPs" | "status.podIPs" | "spec.host")
     };
     let convertible = match subscript {
         _ if version != "v1" => Err(format!("unsupported pod version: {version}")),
         Some(("metadata.annotations" | "metadata.labels", _)) => Ok(()),
-        Some((field, _)) => {
-            Err(format!("field label does not support subscript: {field}"))
-        }
+        Some((field, _)) => Err(format!("field label does not support subscript: {field}")),
         None if known(field) => Ok(()),
         None => Err(format!("field label not supported: {field}")),
     };
@@ -194,7 +197,11 @@ pub fn validate_field_selector(
     }
     match subscript {
         Some(("metadata.annotations", key)) => {
-            errors.invalid_each(path, &key.to_lowercase(), text::qualified_name(&key.to_lowercase()));
+            errors.invalid_each(
+                path,
+                &key.to_lowercase(),
+                text::qualified_name(&key.to_lowercase()),
+            );
         }
         Some((_, key)) => errors.invalid_each(path, key, text::qualified_name(key)),
         None if !supported.contains(&field) => {
@@ -212,8 +219,8 @@ pub fn validate_resource_selector(
     errors: &mut Errors,
 ) {
     let resource = selector.resource.as_str();
-    let huge = resource.starts_with("requests.hugepages-")
-        || resource.starts_with("limits.hugepages-");
+    let huge =
+        resource.starts_with("requests.hugepages-") || resource.starts_with("limits.hugepages-");
     if of_volume && selector.container_name.text().is_empty() {
         errors.required(&path.child("containerName"), "");
     } else if resource.is_empty() {
@@ -266,7 +273,10 @@ pub fn validate_env_from(sources: &[EnvFromSource], path: &Path<'_>, errors: &mu
         }
         let mut count = 0;
         for (field, name) in [
-            ("configMapRef", source.config_map_ref.as_ref().map(|one| &one.name)),
+            (
+                "configMapRef",
+                source.config_map_ref.as_ref().map(|one| &one.name),
+            ),
             ("secretRef", source.secret_ref.as_ref().map(|one| &one.name)),
         ] {
             let Some(name) = name else { continue };
@@ -281,9 +291,17 @@ pub fn validate_env_from(sources: &[EnvFromSource], path: &Path<'_>, errors: &mu
             }
         }
         if count == 0 {
-            errors.invalid(path, "", "must specify one of: `configMapRef` or `secretRef`");
+            errors.invalid(
+                path,
+                "",
+                "must specify one of: `configMapRef` or `secretRef`",
+            );
         } else if count > 1 {
-            errors.invalid(path, "", "may not have more than one field specified at a time");
+            errors.invalid(
+                path,
+                "",
+                "may not have more than one field specified at a time",
+            );
         }
     }
 }

@@ -27,7 +27,10 @@ pub fn parse_ip(text: &str) -> Option<IpAddr> {
         }
         *octet = part.parse().ok()?;
     }
-    parts.next().is_none().then(|| Ipv4Addr::from(octets).into())
+    parts
+        .next()
+        .is_none()
+        .then(|| Ipv4Addr::from(octets).into())
 }
 
 pub fn parse_cidr(text: &str) -> Option<IpNet> {
@@ -69,7 +72,11 @@ pub fn validate_cidr(value: &str, old: &[String], path: &Path<'_>, errors: &mut 
     };
     let (address, prefix) = value.split_once('/').unwrap_or((value, ""));
     if address.parse::<IpAddr>().is_err() || (prefix.len() > 1 && prefix.starts_with('0')) {
-        errors.invalid(path, value, "must not have leading 0s in IP or prefix length");
+        errors.invalid(
+            path,
+            value,
+            "must not have leading 0s in IP or prefix length",
+        );
         return;
     }
     if let IpAddr::V6(ip) = net.addr()
@@ -78,7 +85,11 @@ pub fn validate_cidr(value: &str, old: &[String], path: &Path<'_>, errors: &mut 
         errors.invalid(path, value, "must not have an IPv4-mapped IPv6 address");
     }
     if net.addr() != net.network() {
-        errors.invalid(path, value, "must not have bits set beyond the prefix length");
+        errors.invalid(
+            path,
+            value,
+            "must not have bits set beyond the prefix length",
+        );
     }
 }
 
@@ -97,11 +108,18 @@ pub fn validate_non_special_ip(value: &str, path: &Path<'_>, errors: &mut Errors
         errors.invalid(path, value, format!("may not be unspecified ({value})"));
     }
     if ip.is_loopback() {
-        errors.invalid(path, value, "may not be in the loopback range (127.0.0.0/8, ::1/128)");
+        errors.invalid(
+            path,
+            value,
+            "may not be in the loopback range (127.0.0.0/8, ::1/128)",
+        );
     }
     let (link_local, link_local_multicast) = match ip {
         IpAddr::V4(ip) => (ip.is_link_local(), ip.octets()[..3] == [224, 0, 0]),
-        IpAddr::V6(ip) => (ip.segments()[0] & 0xffc0 == 0xfe80, ip.segments()[0] & 0xff0f == 0xff02),
+        IpAddr::V6(ip) => (
+            ip.segments()[0] & 0xffc0 == 0xfe80,
+            ip.segments()[0] & 0xff0f == 0xff02,
+        ),
     };
     if link_local {
         errors.invalid(
@@ -157,13 +175,25 @@ mod tests {
         check(validate_ip, "10.0.0.1", "");
         check(validate_ip, "fd00::1", "");
         check(validate_ip, "010.0.0.1", "must not have leading 0s");
-        check(validate_ip, "::ffff:10.0.0.1", "must not be an IPv4-mapped IPv6 address");
+        check(
+            validate_ip,
+            "::ffff:10.0.0.1",
+            "must not be an IPv4-mapped IPv6 address",
+        );
         check(validate_ip, "x", BAD_IP);
         check(validate_ip, "1.2.3.4.5", BAD_IP);
         check(validate_cidr, "10.0.0.0/8", "");
-        check(validate_cidr, "10.0.0.1/8", "must not have bits set beyond the prefix length");
+        check(
+            validate_cidr,
+            "10.0.0.1/8",
+            "must not have bits set beyond the prefix length",
+        );
         check(validate_cidr, "10.0.0.0/33", BAD_CIDR);
         check(validate_cidr, "10.0.0.0/+8", BAD_CIDR);
-        check(validate_cidr, "10.0.0.0/08", "must not have leading 0s in IP or prefix length");
+        check(
+            validate_cidr,
+            "10.0.0.0/08",
+            "must not have leading 0s in IP or prefix length",
+        );
     }
 }

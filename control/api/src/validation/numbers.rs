@@ -72,16 +72,28 @@ pub fn validate_replica_counts(
         validate_non_negative(value, &path.child(field), errors);
     }
     if let Some(terminating) = terminating {
-        validate_non_negative(terminating.into(), &path.child("terminatingReplicas"), errors);
+        validate_non_negative(
+            terminating.into(),
+            &path.child("terminatingReplicas"),
+            errors,
+        );
     }
-    validate_non_negative(observed_generation, &path.child("observedGeneration"), errors);
+    validate_non_negative(
+        observed_generation,
+        &path.child("observedGeneration"),
+        errors,
+    );
     for (field, value) in [
         ("fullyLabeledReplicas", fully_labeled),
         ("readyReplicas", ready),
         ("availableReplicas", available),
     ] {
         if value > replicas {
-            errors.invalid(&path.child(field), value, "cannot be greater than status.replicas");
+            errors.invalid(
+                &path.child(field),
+                value,
+                "cannot be greater than status.replicas",
+            );
         }
     }
     if available > ready {

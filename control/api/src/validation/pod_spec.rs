@@ -10,15 +10,18 @@ use serde_json::json;
 
 use super::{
     containers::{
-        Around, validate_containers, validate_ephemeral_containers, validate_init_containers, validate_resources,
+        Around, validate_containers, validate_ephemeral_containers, validate_init_containers,
+        validate_resources,
     },
     labels::{Labels, validate_labels},
     net::validate_ip,
-    resources::{validate_container_resource_name, validate_pod_resource_name, validate_requirements},
+    resources::{
+        validate_container_resource_name, validate_pod_resource_name, validate_requirements,
+    },
     scheduling::{validate_affinity, validate_spread, validate_tolerations},
     security::{
-        validate_host_process, validate_host_users, validate_os_specifics, validate_pod_security_context,
-        validate_profile_annotations,
+        validate_host_process, validate_host_users, validate_os_specifics,
+        validate_pod_security_context, validate_profile_annotations,
     },
     text,
     volumes::validate_volumes,
@@ -54,7 +57,9 @@ pub fn validate_pod_annotations(
 ) {
     const MIRROR: &str = "kubernetes.io/config.mirror";
     const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
-    let Some(annotations) = annotations else { return };
+    let Some(annotations) = annotations else {
+        return;
+    };
     if let Some(value) = annotations.get(MIRROR)
         && spec.node_name.text().is_empty()
     {
@@ -66,7 +71,9 @@ pub fn validate_pod_annotations(
     }
     if let Some(cost) = annotations.get(DELETION_COST) {
         // No leading zeros and no plus sign: the text must be what the number prints as.
-        let fits = cost.parse::<i32>().is_ok_and(|number| number.to_string() == *cost);
+        let fits = cost
+            .parse::<i32>()
+            .is_ok_and(|number| number.to_string() == *cost);
         if !fits {
             errors.invalid(&path.key(DELETION_COST), cost, "must be a 32bit integer");
         }
@@ -94,7 +101,11 @@ pub fn validate_pod_spec(
         .map(|claim| claim.name.as_str())
         .filter(|name| !name.is_empty())
         .collect();
-    validate_resource_claims(spec.resource_claims.items(), &path.child("resourceClaims"), errors);
+    validate_resource_claims(
+        spec.resource_claims.items(),
+        &path.child("resourceClaims"),
+        errors,
+    );
     let around = Around {
         volumes: &volumes,
         claims: &claims,
@@ -133,7 +144,11 @@ pub fn validate_pod_spec(
         &path.child("dnsPolicy"),
         errors,
     );
-    validate_labels(spec.node_selector.as_ref(), &path.child("nodeSelector"), errors);
+    validate_labels(
+        spec.node_selector.as_ref(),
+        &path.child("nodeSelector"),
+        errors,
+    );
     validate_pod_security_context(spec, &path.child("securityContext"), errors);
     validate_affinity(spec.affinity.as_ref(), &path.child("affinity"), errors);
     validate_dns_config(spec, &path.child("dnsConfig"), errors);
@@ -149,7 +164,11 @@ pub fn validate_pod_spec(
     let gates = path.child("schedulingGates");
     let mut seen = BTreeSet::new();
     for (i, gate) in spec.scheduling_gates.items().iter().enumerate() {
-        errors.invalid_each(&gates.index(i), &gate.name, text::qualified_name(&gate.name));
+        errors.invalid_each(
+            &gates.index(i),
+            &gate.name,
+            text::qualified_name(&gate.name),
+        );
         if !seen.insert(&gate.name) {
             errors.duplicate(&gates.index(i), &gate.name);
         }
@@ -178,8 +197,18 @@ pub fn validate_pod_spec(
             errors.invalid(&path.child("activeDeadlineSeconds"), seconds, message);
         }
     }
-    validate_name(spec.hostname.text(), text::dns1123_label, &path.child("hostname"), errors);
-    validate_name(spec.subdomain.text(), text::dns1123_label, &path.child("subdomain"), errors);
+    validate_name(
+        spec.hostname.text(),
+        text::dns1123_label,
+        &path.child("hostname"),
+        errors,
+    );
+    validate_name(
+        spec.subdomain.text(),
+        text::dns1123_label,
+        &path.child("subdomain"),
+        errors,
+    );
     validate_hostname_override(spec, path, errors);
     validate_tolerations(spec.tolerations.items(), &path.child("tolerations"), errors);
     validate_host_aliases(spec, &path.child("hostAliases"), errors);
@@ -245,7 +274,9 @@ fn validate_name(
 }
 
 fn validate_hostname_override(spec: &PodSpec, path: &Path<'_>, errors: &mut Errors) {
-    let Some(name) = &spec.hostname_override else { return };
+    let Some(name) = &spec.hostname_override else {
+        return;
+    };
     let at = path.child("hostnameOverride");
     if spec.set_hostname_as_fqdn.is_true() {
         errors.forbidden(
@@ -297,7 +328,10 @@ fn validate_resource_claims(claims: &[PodResourceClaim], path: &Path<'_>, errors
         }
         for (field, name) in [
             ("resourceClaimName", &claim.resource_claim_name),
-            ("resourceClaimTemplateName", &claim.resource_claim_template_name),
+            (
+                "resourceClaimTemplateName",
+                &claim.resource_claim_template_name,
+            ),
         ] {
             if let Some(name) = name {
                 errors.invalid_each(&path.child(field), name, text::dns1123_subdomain(name));
@@ -313,9 +347,14 @@ fn validate_pod_resources(
     path: &Path<'_>,
     errors: &mut Errors,
 ) {
-    let Some(resources) = &spec.resources else { return };
+    let Some(resources) = &spec.resources else {
+        return;
+    };
     if resources.claims.is_some() {
-        errors.forbidden(&path.child("claims"), "claims cannot be set for Resources at pod-level");
+        errors.forbidden(
+            &path.child("claims"),
+            "claims cannot be set for Resources at pod-level",
+        );
     }
     validate_resources(resources, validate_pod_resource_name, claims, path, errors);
     let none = ResourceList::new();
@@ -335,9 +374,14 @@ fn validate_pod_resources(
     let limits = resources.limits.as_ref().unwrap_or(&none);
     let containers = path.child("containers");
     for (i, container) in spec.containers.iter().enumerate() {
-        let own = container.resources.as_ref().and_then(|all| all.limits.as_ref());
+        let own = container
+            .resources
+            .as_ref()
+            .and_then(|all| all.limits.as_ref());
         for (name, limit) in own.into_iter().flatten() {
-            let Some(pod_limit) = limits.get(name).map(Amount::of) else { continue };
+            let Some(pod_limit) = limits.get(name).map(Amount::of) else {
+                continue;
+            };
             let limit = Amount::of(limit);
             if limit > pod_limit {
                 errors.invalid(
@@ -392,11 +436,17 @@ fn validate_dns_config(spec: &PodSpec, path: &Path<'_>, errors: &mut Errors) {
             Some(_) => {}
         }
     }
-    let Some(config) = &spec.dns_config else { return };
+    let Some(config) = &spec.dns_config else {
+        return;
+    };
     let servers = config.nameservers.items();
     let at = path.child("nameservers");
     if servers.len() > 3 {
-        errors.invalid(&at, Bad::json(&servers), "must not have more than 3 nameservers");
+        errors.invalid(
+            &at,
+            Bad::json(&servers),
+            "must not have more than 3 nameservers",
+        );
     }
     for (i, server) in servers.iter().enumerate() {
         validate_ip(server, &[], &at.index(i), errors);
@@ -404,7 +454,11 @@ fn validate_dns_config(spec: &PodSpec, path: &Path<'_>, errors: &mut Errors) {
     let searches = config.searches.items();
     let at = path.child("searches");
     if searches.len() > 32 {
-        errors.invalid(&at, Bad::json(&searches), "must not have more than 32 search paths");
+        errors.invalid(
+            &at,
+            Bad::json(&searches),
+            "must not have more than 32 search paths",
+        );
     }
     if searches.join(" ").len() > 2048 {
         errors.invalid(
@@ -413,7 +467,11 @@ fn validate_dns_config(spec: &PodSpec, path: &Path<'_>, errors: &mut Errors) {
             "must not have more than 2048 characters (including spaces) in the search list",
         );
     }
-    for (i, search) in searches.iter().enumerate().filter(|(_, search)| *search != ".") {
+    for (i, search) in searches
+        .iter()
+        .enumerate()
+        .filter(|(_, search)| *search != ".")
+    {
         let search = search.strip_suffix('.').unwrap_or(search);
         errors.invalid_each(
             &at.index(i),
@@ -442,5 +500,6 @@ fn validate_host_aliases(spec: &PodSpec, path: &Path<'_>, errors: &mut Errors) {
 
 /// Labels of a pod or of its template.
 pub fn labels_of(meta: Option<&ObjectMeta>) -> Labels {
-    meta.and_then(|meta| meta.labels.clone()).unwrap_or_default()
+    meta.and_then(|meta| meta.labels.clone())
+        .unwrap_or_default()
 }

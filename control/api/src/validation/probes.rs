@@ -1,7 +1,8 @@
 //! Probes and lifecycle hooks.
 
 use k8s_openapi::api::core::v1::{
-    ExecAction, GRPCAction, HTTPGetAction, Lifecycle, LifecycleHandler, Probe, SleepAction, TCPSocketAction,
+    ExecAction, GRPCAction, HTTPGetAction, Lifecycle, LifecycleHandler, Probe, SleepAction,
+    TCPSocketAction,
 };
 
 use super::{
@@ -67,7 +68,10 @@ pub fn validate_lifecycle(
     path: &Path<'_>,
     errors: &mut Errors,
 ) {
-    for (field, hook) in [("postStart", &lifecycle.post_start), ("preStop", &lifecycle.pre_stop)] {
+    for (field, hook) in [
+        ("postStart", &lifecycle.post_start),
+        ("preStop", &lifecycle.pre_stop),
+    ] {
         if let Some(hook) = hook {
             Handler::of_hook(hook).validate(grace_seconds, &path.child(field), errors);
         }
@@ -105,7 +109,9 @@ impl<'a> Handler<'a> {
         };
         let at = path.child("exec");
         if first(self.exec.is_some(), &at, errors)
-            && self.exec.is_some_and(|exec| exec.command.items().is_empty())
+            && self
+                .exec
+                .is_some_and(|exec| exec.command.items().is_empty())
         {
             errors.required(&at.child("command"), "");
         }

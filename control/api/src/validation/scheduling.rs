@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use k8s_openapi::{
     api::core::v1::{
-        Affinity, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, PodAffinityTerm, Taint, Toleration,
-        TopologySelectorTerm, TopologySpreadConstraint, WeightedPodAffinityTerm,
+        Affinity, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, PodAffinityTerm, Taint,
+        Toleration, TopologySelectorTerm, TopologySpreadConstraint, WeightedPodAffinityTerm,
     },
     apimachinery::pkg::apis::meta::v1::LabelSelector,
 };
@@ -31,7 +31,9 @@ pub fn validate_affinity(affinity: Option<&Affinity>, path: &Path<'_>, errors: &
             validate_node_selector(selector, &path.child(REQUIRED), errors);
         }
         let preferred = path.child(PREFERRED);
-        let terms = node.preferred_during_scheduling_ignored_during_execution.items();
+        let terms = node
+            .preferred_during_scheduling_ignored_during_execution
+            .items();
         for (i, term) in terms.iter().enumerate() {
             let path = preferred.index(i);
             validate_weight(term.weight, &path, errors);
@@ -41,14 +43,22 @@ pub fn validate_affinity(affinity: Option<&Affinity>, path: &Path<'_>, errors: &
     }
     if let Some(pod) = &affinity.pod_affinity {
         let path = path.child("podAffinity");
-        let required = pod.required_during_scheduling_ignored_during_execution.items();
-        let preferred = pod.preferred_during_scheduling_ignored_during_execution.items();
+        let required = pod
+            .required_during_scheduling_ignored_during_execution
+            .items();
+        let preferred = pod
+            .preferred_during_scheduling_ignored_during_execution
+            .items();
         validate_pod_terms(required, preferred, &path, errors);
     }
     if let Some(pod) = &affinity.pod_anti_affinity {
         let path = path.child("podAntiAffinity");
-        let required = pod.required_during_scheduling_ignored_during_execution.items();
-        let preferred = pod.preferred_during_scheduling_ignored_during_execution.items();
+        let required = pod
+            .required_during_scheduling_ignored_during_execution
+            .items();
+        let preferred = pod
+            .preferred_during_scheduling_ignored_during_execution
+            .items();
         validate_pod_terms(required, preferred, &path, errors);
     }
 }
@@ -73,7 +83,11 @@ fn validate_pod_terms(
     for (i, term) in preferred.iter().enumerate() {
         let at = at.index(i);
         validate_weight(term.weight, &at, errors);
-        validate_pod_term(&term.pod_affinity_term, &at.child("podAffinityTerm"), errors);
+        validate_pod_term(
+            &term.pod_affinity_term,
+            &at.child("podAffinityTerm"),
+            errors,
+        );
     }
 }
 
@@ -89,10 +103,19 @@ fn validate_pod_term(term: &PodAffinityTerm, path: &Path<'_>, errors: &mut Error
     let matching = term.match_label_keys.items();
     let mismatching = term.mismatch_label_keys.items();
     validate_label_keys(matching, selector, &path.child("matchLabelKeys"), errors);
-    validate_label_keys(mismatching, selector, &path.child("mismatchLabelKeys"), errors);
+    validate_label_keys(
+        mismatching,
+        selector,
+        &path.child("mismatchLabelKeys"),
+        errors,
+    );
     if let Some(selector) = selector {
-        let mut seen: BTreeSet<&str> =
-            selector.match_labels.iter().flatten().map(|(key, _)| key.as_str()).collect();
+        let mut seen: BTreeSet<&str> = selector
+            .match_labels
+            .iter()
+            .flatten()
+            .map(|(key, _)| key.as_str())
+            .collect();
         for expression in selector.match_expressions.items() {
             let key = expression.key.as_str();
             let index = matching.iter().position(|one| one == key);
@@ -152,12 +175,7 @@ pub fn validate_node_selector(selector: &NodeSelector, path: &Path<'_>, errors: 
     }
 }
 
-fn validate_term(
-    term: &NodeSelectorTerm,
-    any_values: bool,
-    path: &Path<'_>,
-    errors: &mut Errors,
-) {
+fn validate_term(term: &NodeSelectorTerm, any_values: bool, path: &Path<'_>, errors: &mut Errors) {
     let at = path.child("matchExpressions");
     for (i, requirement) in term.match_expressions.items().iter().enumerate() {
         validate_requirement(requirement, any_values, &at.index(i), errors);
@@ -180,13 +198,22 @@ fn validate_requirement(
         "In" | "NotIn" if values.is_empty() => {
             errors.required(&at, "must be specified when `operator` is 'In' or 'NotIn'");
         }
-        "Exists" | "DoesNotExist" if !values.is_empty() => errors
-            .forbidden(&at, "may not be specified when `operator` is 'Exists' or 'DoesNotExist'"),
+        "Exists" | "DoesNotExist" if !values.is_empty() => errors.forbidden(
+            &at,
+            "may not be specified when `operator` is 'Exists' or 'DoesNotExist'",
+        ),
         "Gt" | "Lt" if values.len() != 1 => {
-            errors.required(&at, "must be specified single value when `operator` is 'Lt' or 'Gt'");
+            errors.required(
+                &at,
+                "must be specified single value when `operator` is 'Lt' or 'Gt'",
+            );
         }
         "In" | "NotIn" | "Exists" | "DoesNotExist" | "Gt" | "Lt" => {}
-        other => errors.invalid(&path.child("operator"), other, "not a valid selector operator"),
+        other => errors.invalid(
+            &path.child("operator"),
+            other,
+            "not a valid selector operator",
+        ),
     }
     validate_label_name(&requirement.key, &path.child("key"), errors);
     if !any_values {
@@ -212,10 +239,18 @@ fn validate_field_requirement(
                 );
             }
         }
-        other => errors.invalid(&path.child("operator"), other, "not a valid selector operator"),
+        other => errors.invalid(
+            &path.child("operator"),
+            other,
+            "not a valid selector operator",
+        ),
     }
     if requirement.key != "metadata.name" {
-        errors.invalid(&path.child("key"), &requirement.key, "not a valid field selector key");
+        errors.invalid(
+            &path.child("key"),
+            &requirement.key,
+            "not a valid field selector key",
+        );
         return;
     }
     for (i, value) in values.iter().enumerate() {
@@ -260,7 +295,11 @@ pub fn validate_tolerations(tolerations: &[Toleration], path: &Path<'_>, errors:
             }
             "Exists" => {
                 if !value.is_empty() {
-                    errors.invalid(&at, value, "value must be empty when `operator` is 'Exists'");
+                    errors.invalid(
+                        &at,
+                        value,
+                        "value must be empty when `operator` is 'Exists'",
+                    );
                 }
             }
             other => errors.not_supported(&at, other, &["Equal", "Exists"]),
@@ -384,8 +423,20 @@ fn validate_spread_keys(
     match &constraint.label_selector {
         None => errors.forbidden(path, "must not be specified when labelSelector is not set"),
         Some(selector) => {
-            selected.extend(selector.match_labels.iter().flatten().map(|(key, _)| key.as_str()));
-            selected.extend(selector.match_expressions.items().iter().map(|one| one.key.as_str()));
+            selected.extend(
+                selector
+                    .match_labels
+                    .iter()
+                    .flatten()
+                    .map(|(key, _)| key.as_str()),
+            );
+            selected.extend(
+                selector
+                    .match_expressions
+                    .items()
+                    .iter()
+                    .map(|one| one.key.as_str()),
+            );
         }
     }
     for (i, key) in keys.iter().enumerate() {

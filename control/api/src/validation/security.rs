@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::core::v1::{
-    AppArmorProfile, Container, PodSecurityContext, PodSpec, SeccompProfile, SecurityContext, Sysctl,
-    WindowsSecurityContextOptions,
+    AppArmorProfile, Container, PodSecurityContext, PodSpec, SeccompProfile, SecurityContext,
+    Sysctl, WindowsSecurityContextOptions,
 };
 use serde_json::json;
 
@@ -25,12 +25,10 @@ fn validate_id(id: Option<i64>, path: &Path<'_>, errors: &mut Errors) {
     }
 }
 
-pub fn validate_pod_security_context(
-    spec: &PodSpec,
-    path: &Path<'_>,
-    errors: &mut Errors,
-) {
-    let Some(context) = &spec.security_context else { return };
+pub fn validate_pod_security_context(spec: &PodSpec, path: &Path<'_>, errors: &mut Errors) {
+    let Some(context) = &spec.security_context else {
+        return;
+    };
     validate_id(context.fs_group, &path.child("fsGroup"), errors);
     validate_id(context.run_as_user, &path.child("runAsUser"), errors);
     validate_id(context.run_as_group, &path.child("runAsGroup"), errors);
@@ -45,16 +43,33 @@ pub fn validate_pod_security_context(
             "ShareProcessNamespace and HostPID cannot both be enabled",
         );
     }
-    validate_sysctls(context.sysctls.items(), spec, &path.child("sysctls"), errors);
+    validate_sysctls(
+        context.sysctls.items(),
+        spec,
+        &path.child("sysctls"),
+        errors,
+    );
     validate_choice(
         context.fs_group_change_policy.as_deref(),
         &["Always", "OnRootMismatch"],
         &path.child("fsGroupChangePolicy"),
         errors,
     );
-    validate_seccomp(context.seccomp_profile.as_ref(), &path.child("seccompProfile"), errors);
-    validate_windows(context.windows_options.as_ref(), &path.child("windowsOptions"), errors);
-    validate_app_armor(context.app_armor_profile.as_ref(), &path.child("appArmorProfile"), errors);
+    validate_seccomp(
+        context.seccomp_profile.as_ref(),
+        &path.child("seccompProfile"),
+        errors,
+    );
+    validate_windows(
+        context.windows_options.as_ref(),
+        &path.child("windowsOptions"),
+        errors,
+    );
+    validate_app_armor(
+        context.app_armor_profile.as_ref(),
+        &path.child("appArmorProfile"),
+        errors,
+    );
     validate_choice(
         context.supplemental_groups_policy.as_deref(),
         &["Merge", "Strict"],
@@ -94,7 +109,11 @@ fn validate_sysctls(sysctls: &[Sysctl], spec: &PodSpec, path: &Path<'_>, errors:
         }
         let normal = name.replace('/', ".");
         if spec.host_network.is_true() && normal.starts_with("net.") {
-            errors.invalid(&path, name, "may not be specified when 'hostNetwork' is true");
+            errors.invalid(
+                &path,
+                name,
+                "may not be specified when 'hostNetwork' is true",
+            );
         } else if spec.host_ipc.is_true() && is_ipc_sysctl(&normal) {
             errors.invalid(&path, name, "may not be specified when 'hostIPC' is true");
         }
@@ -111,7 +130,8 @@ fn is_ipc_sysctl(name: &str) -> bool {
 
 fn is_sysctl_name(name: &str) -> bool {
     let segment = |part: &str| {
-        let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
+        let edge =
+            |c: Option<char>| c.is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
         edge(part.chars().next())
             && edge(part.chars().last())
             && part
@@ -126,8 +146,10 @@ fn validate_seccomp(profile: Option<&SeccompProfile>, path: &Path<'_>, errors: &
     let type_ = profile.type_.as_str();
     match type_ {
         "Localhost" | "RuntimeDefault" | "Unconfined" => {}
-        "" => errors
-            .required(&path.child("type"), "type is required when seccompProfile is set"),
+        "" => errors.required(
+            &path.child("type"),
+            "type is required when seccompProfile is set",
+        ),
         other => errors.not_supported(
             &path.child("type"),
             other,
@@ -172,11 +194,17 @@ fn validate_app_armor(profile: Option<&AppArmorProfile>, path: &Path<'_>, errors
         },
         "RuntimeDefault" | "Unconfined" => {
             if let Some(local) = &profile.localhost_profile {
-                errors.invalid(&at, local, "can only be set when AppArmor type is Localhost");
+                errors.invalid(
+                    &at,
+                    local,
+                    "can only be set when AppArmor type is Localhost",
+                );
             }
         }
-        "" => errors
-            .required(&path.child("type"), "type is required when appArmorProfile is set"),
+        "" => errors.required(
+            &path.child("type"),
+            "type is required when appArmorProfile is set",
+        ),
         other => errors.not_supported(
             &path.child("type"),
             other,
@@ -250,12 +278,15 @@ fn windows_user_problems(name: &str) -> Vec<String> {
     if user.is_empty() {
         problems.push("runAsUserName's User cannot be empty".to_owned());
     } else if user.len() > 104 {
-        problems.push("runAsUserName's User length must not be longer than 104 characters".to_owned());
+        problems
+            .push("runAsUserName's User length must not be longer than 104 characters".to_owned());
     }
     if !user.is_empty() && user.chars().all(|c| matches!(c, '.' | ' ')) {
         problems.push("runAsUserName's User cannot contain only periods or spaces".to_owned());
     }
-    if user.contains(['"', '/', '\\', ':', ';', '|', '=', ',', '+', '*', '?', '<', '>', '@', '[', ']']) {
+    if user.contains([
+        '"', '/', '\\', ':', ';', '|', '=', ',', '+', '*', '?', '<', '>', '@', '[', ']',
+    ]) {
         problems.push(
             "runAsUserName's User cannot contain the following characters: \"/\\:;|=,+*?<>@[]"
                 .to_owned(),
@@ -280,7 +311,11 @@ pub fn validate_security_context(
             errors.invalid(&at, mount, "`hostUsers` must be false to use `Unmasked`");
         }
     }
-    validate_seccomp(context.seccomp_profile.as_ref(), &path.child("seccompProfile"), errors);
+    validate_seccomp(
+        context.seccomp_profile.as_ref(),
+        &path.child("seccompProfile"),
+        errors,
+    );
     if context.allow_privilege_escalation == Some(false) {
         if context.privileged.is_true() {
             errors.invalid(
@@ -298,35 +333,57 @@ pub fn validate_security_context(
             );
         }
     }
-    validate_windows(context.windows_options.as_ref(), &path.child("windowsOptions"), errors);
-    validate_app_armor(context.app_armor_profile.as_ref(), &path.child("appArmorProfile"), errors);
+    validate_windows(
+        context.windows_options.as_ref(),
+        &path.child("windowsOptions"),
+        errors,
+    );
+    validate_app_armor(
+        context.app_armor_profile.as_ref(),
+        &path.child("appArmorProfile"),
+        errors,
+    );
 }
 
 /// The context as upstream's internal type is shown.
 fn shown(context: &SecurityContext) -> Bad {
-    let se_linux = context.se_linux_options.as_ref().map_or("null".to_owned(), |options| {
-        format!(
-            r#"{{"User":{},"Role":{},"Type":{},"Level":{}}}"#,
-            json!(options.user.text()),
-            json!(options.role.text()),
-            json!(options.type_.text()),
-            json!(options.level.text())
-        )
-    });
-    let capabilities = context.capabilities.as_ref().map_or("null".to_owned(), |all| {
-        format!(r#"{{"Add":{},"Drop":{}}}"#, json!(all.add), json!(all.drop))
-    });
+    let se_linux = context
+        .se_linux_options
+        .as_ref()
+        .map_or("null".to_owned(), |options| {
+            format!(
+                r#"{{"User":{},"Role":{},"Type":{},"Level":{}}}"#,
+                json!(options.user.text()),
+                json!(options.role.text()),
+                json!(options.type_.text()),
+                json!(options.level.text())
+            )
+        });
+    let capabilities = context
+        .capabilities
+        .as_ref()
+        .map_or("null".to_owned(), |all| {
+            format!(r#"{{"Add":{},"Drop":{}}}"#, json!(all.add), json!(all.drop))
+        });
     let profile = |type_: &str, local: &Option<String>| {
-        format!(r#"{{"Type":{},"LocalhostProfile":{}}}"#, json!(type_), json!(local))
+        format!(
+            r#"{{"Type":{},"LocalhostProfile":{}}}"#,
+            json!(type_),
+            json!(local)
+        )
     };
     let seccomp = context
         .seccomp_profile
         .as_ref()
-        .map_or("null".to_owned(), |one| profile(&one.type_, &one.localhost_profile));
+        .map_or("null".to_owned(), |one| {
+            profile(&one.type_, &one.localhost_profile)
+        });
     let app_armor = context
         .app_armor_profile
         .as_ref()
-        .map_or("null".to_owned(), |one| profile(&one.type_, &one.localhost_profile));
+        .map_or("null".to_owned(), |one| {
+            profile(&one.type_, &one.localhost_profile)
+        });
     let windows = context.windows_options.as_ref().map_or("null".to_owned(), |options| {
         format!(
             r#"{{"GMSACredentialSpecName":{},"GMSACredentialSpec":{},"RunAsUserName":{},"HostProcess":{}}}"#,
@@ -344,19 +401,31 @@ fn shown(context: &SecurityContext) -> Bad {
         ("RunAsUser", json!(context.run_as_user).to_string()),
         ("RunAsGroup", json!(context.run_as_group).to_string()),
         ("RunAsNonRoot", json!(context.run_as_non_root).to_string()),
-        ("ReadOnlyRootFilesystem", json!(context.read_only_root_filesystem).to_string()),
-        ("AllowPrivilegeEscalation", json!(context.allow_privilege_escalation).to_string()),
+        (
+            "ReadOnlyRootFilesystem",
+            json!(context.read_only_root_filesystem).to_string(),
+        ),
+        (
+            "AllowPrivilegeEscalation",
+            json!(context.allow_privilege_escalation).to_string(),
+        ),
         ("ProcMount", json!(context.proc_mount).to_string()),
         ("SeccompProfile", seccomp),
         ("AppArmorProfile", app_armor),
     ];
-    let fields: Vec<String> =
-        fields.into_iter().map(|(name, value)| format!("\"{name}\":{value}")).collect();
+    let fields: Vec<String> = fields
+        .into_iter()
+        .map(|(name, value)| format!("\"{name}\":{value}"))
+        .collect();
     Bad::shown(format!("{{{}}}", fields.join(",")))
 }
 
 /// Every container with its path, as upstream visits them: init, regular, ephemeral.
-pub fn visit_containers(spec: &PodSpec, path: &Path<'_>, visit: &mut dyn FnMut(&Container, &Path<'_>)) {
+pub fn visit_containers(
+    spec: &PodSpec,
+    path: &Path<'_>,
+    visit: &mut dyn FnMut(&Container, &Path<'_>),
+) {
     let at = path.child("initContainers");
     for (i, container) in spec.init_containers.items().iter().enumerate() {
         visit(container, &at.index(i));
@@ -394,9 +463,13 @@ pub fn validate_profile_annotations(
         }
     }
     for (key, profile) in annotations {
-        let Some(name) = key.strip_prefix(APPARMOR_CONTAINER) else { continue };
+        let Some(name) = key.strip_prefix(APPARMOR_CONTAINER) else {
+            continue;
+        };
         let mut found = false;
-        visit_containers(spec, &Path::ROOT, &mut |container, _| found |= container.name == name);
+        visit_containers(spec, &Path::ROOT, &mut |container, _| {
+            found |= container.name == name
+        });
         if !found {
             errors.invalid(&path.key(key), name, "container not found");
         }
@@ -406,7 +479,10 @@ pub fn validate_profile_annotations(
             errors.invalid(
                 &path.key(key),
                 profile,
-                format!("invalid AppArmor profile name: {}", crate::field::quoted(profile)),
+                format!(
+                    "invalid AppArmor profile name: {}",
+                    crate::field::quoted(profile)
+                ),
             );
         }
     }
@@ -419,17 +495,28 @@ pub fn validate_profile_annotations_match(
     path: &Path<'_>,
     errors: &mut Errors,
 ) {
-    let Some(annotations) = annotations else { return };
+    let Some(annotations) = annotations else {
+        return;
+    };
     let pod = spec.security_context.clone().unwrap_or_default();
-    if let (Some(profile), Some(annotation)) =
-        (&pod.seccomp_profile, annotations.get(SECCOMP_POD))
+    if let (Some(profile), Some(annotation)) = (&pod.seccomp_profile, annotations.get(SECCOMP_POD))
     {
         let path = path.child("securityContext");
         let path = path.child("seccompProfile");
-        check_match("seccomp", &profile.type_, &profile.localhost_profile, annotation, &path, errors);
+        check_match(
+            "seccomp",
+            &profile.type_,
+            &profile.localhost_profile,
+            annotation,
+            &path,
+            errors,
+        );
     }
     visit_containers(spec, path, &mut |container, path| {
-        let profile = container.security_context.as_ref().and_then(|one| one.seccomp_profile.as_ref());
+        let profile = container
+            .security_context
+            .as_ref()
+            .and_then(|one| one.seccomp_profile.as_ref());
         let annotation = annotations.get(&format!("{SECCOMP_CONTAINER}{}", container.name));
         if let (Some(profile), Some(annotation)) = (profile, annotation) {
             let path = path.child("securityContext");
@@ -448,9 +535,13 @@ pub fn validate_profile_annotations_match(
         return;
     }
     visit_containers(spec, path, &mut |container, path| {
-        let own = container.security_context.as_ref().and_then(|one| one.app_armor_profile.as_ref());
+        let own = container
+            .security_context
+            .as_ref()
+            .and_then(|one| one.app_armor_profile.as_ref());
         let annotation = annotations.get(&format!("{APPARMOR_CONTAINER}{}", container.name));
-        if let (Some(profile), Some(annotation)) = (own.or(pod.app_armor_profile.as_ref()), annotation)
+        if let (Some(profile), Some(annotation)) =
+            (own.or(pod.app_armor_profile.as_ref()), annotation)
         {
             let path = path.child("securityContext");
             let path = path.child("appArmorProfile");
@@ -477,8 +568,7 @@ fn check_match(
     let agrees = match type_ {
         "Unconfined" => annotation == "unconfined",
         "RuntimeDefault" => {
-            annotation == "runtime/default"
-                || (what == "seccomp" && annotation == "docker/default")
+            annotation == "runtime/default" || (what == "seccomp" && annotation == "docker/default")
         }
         "Localhost" => match annotation.strip_prefix("localhost/") {
             None => false,
@@ -507,13 +597,19 @@ fn host_process(options: Option<&WindowsSecurityContextOptions>) -> Option<bool>
 }
 
 pub fn validate_host_process(spec: &PodSpec, path: &Path<'_>, errors: &mut Errors) {
-    let of_pod =
-        host_process(spec.security_context.as_ref().and_then(|one| one.windows_options.as_ref()));
+    let of_pod = host_process(
+        spec.security_context
+            .as_ref()
+            .and_then(|one| one.windows_options.as_ref()),
+    );
     let (mut all, mut privileged) = (0, 0);
     visit_containers(spec, path, &mut |container, path| {
         all += 1;
         let own = host_process(
-            container.security_context.as_ref().and_then(|one| one.windows_options.as_ref()),
+            container
+                .security_context
+                .as_ref()
+                .and_then(|one| one.windows_options.as_ref()),
         );
         if let (Some(pod), Some(own)) = (of_pod, own)
             && pod != own
@@ -574,37 +670,72 @@ fn validate_for_windows(spec: &PodSpec, path: &Path<'_>, errors: &mut Errors) {
     const MESSAGE: &str = "cannot be set for a windows pod";
     let context: PodSecurityContext = spec.security_context.clone().unwrap_or_default();
     for (field, set) in [
-        ("securityContext.appArmorProfile", context.app_armor_profile.is_some()),
-        ("securityContext.seLinuxOptions", context.se_linux_options.is_some()),
+        (
+            "securityContext.appArmorProfile",
+            context.app_armor_profile.is_some(),
+        ),
+        (
+            "securityContext.seLinuxOptions",
+            context.se_linux_options.is_some(),
+        ),
         ("hostUsers", spec.host_users.is_some()),
         ("hostPID", spec.host_pid.is_true()),
         ("hostIPC", spec.host_ipc.is_true()),
-        ("securityContext.seccompProfile", context.seccomp_profile.is_some()),
+        (
+            "securityContext.seccompProfile",
+            context.seccomp_profile.is_some(),
+        ),
         ("securityContext.fsGroup", context.fs_group.is_some()),
-        ("securityContext.fsGroupChangePolicy", context.fs_group_change_policy.is_some()),
-        ("securityContext.sysctls", !context.sysctls.items().is_empty()),
-        ("shareProcessNamespace", spec.share_process_namespace.is_some()),
+        (
+            "securityContext.fsGroupChangePolicy",
+            context.fs_group_change_policy.is_some(),
+        ),
+        (
+            "securityContext.sysctls",
+            !context.sysctls.items().is_empty(),
+        ),
+        (
+            "shareProcessNamespace",
+            spec.share_process_namespace.is_some(),
+        ),
         ("securityContext.runAsUser", context.run_as_user.is_some()),
         ("securityContext.runAsGroup", context.run_as_group.is_some()),
-        ("securityContext.supplementalGroups", context.supplemental_groups.is_some()),
-        ("securityContext.supplementalGroupsPolicy", context.supplemental_groups_policy.is_some()),
-        ("securityContext.seLinuxChangePolicy", context.se_linux_change_policy.is_some()),
+        (
+            "securityContext.supplementalGroups",
+            context.supplemental_groups.is_some(),
+        ),
+        (
+            "securityContext.supplementalGroupsPolicy",
+            context.supplemental_groups_policy.is_some(),
+        ),
+        (
+            "securityContext.seLinuxChangePolicy",
+            context.se_linux_change_policy.is_some(),
+        ),
     ] {
         if set {
             errors.forbidden(&path.child(field), MESSAGE);
         }
     }
     visit_containers(spec, path, &mut |container, path| {
-        let Some(context) = &container.security_context else { return };
+        let Some(context) = &container.security_context else {
+            return;
+        };
         let path = path.child("securityContext");
         for (field, set) in [
             ("appArmorProfile", context.app_armor_profile.is_some()),
             ("seLinuxOptions", context.se_linux_options.is_some()),
             ("seccompProfile", context.seccomp_profile.is_some()),
             ("capabilities", context.capabilities.is_some()),
-            ("readOnlyRootFilesystem", context.read_only_root_filesystem.is_some()),
+            (
+                "readOnlyRootFilesystem",
+                context.read_only_root_filesystem.is_some(),
+            ),
             ("privileged", context.privileged.is_some()),
-            ("allowPrivilegeEscalation", context.allow_privilege_escalation.is_some()),
+            (
+                "allowPrivilegeEscalation",
+                context.allow_privilege_escalation.is_some(),
+            ),
             ("procMount", context.proc_mount.is_some()),
             ("runAsUser", context.run_as_user.is_some()),
             ("runAsGroup", context.run_as_group.is_some()),
@@ -631,4 +762,3 @@ pub fn validate_host_users(spec: &PodSpec, path: &Path<'_>, errors: &mut Errors)
         }
     }
 }
-

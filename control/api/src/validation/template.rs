@@ -18,7 +18,10 @@ use crate::{
 };
 
 pub fn is_empty(selector: &SelectorObject) -> bool {
-    selector.match_labels.as_ref().is_none_or(|labels| labels.is_empty())
+    selector
+        .match_labels
+        .as_ref()
+        .is_none_or(|labels| labels.is_empty())
         && selector.match_expressions.items().is_empty()
 }
 
@@ -32,7 +35,10 @@ pub fn is_selected(selector: &SelectorObject, template: &PodTemplateSpec) -> boo
             Err(_reported) => return true,
         }
     };
-    let labels = template.metadata.as_ref().and_then(|meta| meta.labels.clone());
+    let labels = template
+        .metadata
+        .as_ref()
+        .and_then(|meta| meta.labels.clone());
     selector.matches(&labels.unwrap_or_default())
 }
 
@@ -69,7 +75,10 @@ pub fn validate_workload_template(
     errors: &mut Errors,
 ) {
     if !is_selected(selector, template) {
-        let labels = template.metadata.as_ref().and_then(|meta| meta.labels.as_ref());
+        let labels = template
+            .metadata
+            .as_ref()
+            .and_then(|meta| meta.labels.as_ref());
         errors.invalid(
             &path.child("metadata.labels"),
             Bad::json(&labels),

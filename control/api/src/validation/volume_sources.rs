@@ -2,7 +2,8 @@
 
 use k8s_openapi::api::core::v1::{
     AWSElasticBlockStoreVolumeSource, AzureDiskVolumeSource, FCVolumeSource, FlockerVolumeSource,
-    GCEPersistentDiskVolumeSource, HostPathVolumeSource, NFSVolumeSource, PortworxVolumeSource, QuobyteVolumeSource,
+    GCEPersistentDiskVolumeSource, HostPathVolumeSource, NFSVolumeSource, PortworxVolumeSource,
+    QuobyteVolumeSource,
 };
 
 use super::text;
@@ -82,7 +83,11 @@ pub fn validate_non_reserved_path(value: &str, path: &Path<'_>, errors: &mut Err
 
 pub fn validate_file_mode(mode: Option<i32>, path: &Path<'_>, errors: &mut Errors) {
     if let Some(mode) = mode.filter(|mode| !(0..=0o777).contains(mode)) {
-        errors.invalid(path, mode, "must be a number between 0 and 0777 (octal), both inclusive");
+        errors.invalid(
+            path,
+            mode,
+            "must be a number between 0 and 0777 (octal), both inclusive",
+        );
     }
 }
 
@@ -101,7 +106,11 @@ pub fn validate_host_path(source: &HostPathVolumeSource, path: &Path<'_>, errors
 
 fn validate_partition(partition: Option<i32>, path: &Path<'_>, errors: &mut Errors) {
     if let Some(partition) = partition.filter(|partition| !(0..=255).contains(partition)) {
-        errors.invalid(&path.child("partition"), partition, text::inclusive_range(1, 255));
+        errors.invalid(
+            &path.child("partition"),
+            partition,
+            text::inclusive_range(1, 255),
+        );
     }
 }
 
@@ -123,7 +132,11 @@ pub fn validate_nfs(source: &NFSVolumeSource, path: &Path<'_>, errors: &mut Erro
     require(&source.server, &path.child("server"), errors);
     require(&source.path, &path.child("path"), errors);
     if !source.path.starts_with('/') {
-        errors.invalid(&path.child("path"), &source.path, "must be an absolute path");
+        errors.invalid(
+            &path.child("path"),
+            &source.path,
+            "must be an absolute path",
+        );
     }
 }
 
@@ -167,7 +180,10 @@ pub fn validate_fc(source: &FCVolumeSource, path: &Path<'_>, errors: &mut Errors
     let targets = source.target_wwns.items();
     let targets_path = path.child("targetWWNs");
     if targets.is_empty() && source.wwids.items().is_empty() {
-        errors.required(&targets_path, "must specify either targetWWNs or wwids, but not both");
+        errors.required(
+            &targets_path,
+            "must specify either targetWWNs or wwids, but not both",
+        );
     }
     if !targets.is_empty() && !source.wwids.items().is_empty() {
         errors.invalid(
@@ -178,8 +194,10 @@ pub fn validate_fc(source: &FCVolumeSource, path: &Path<'_>, errors: &mut Errors
     }
     if !targets.is_empty() {
         match source.lun {
-            None => errors
-                .required(&path.child("lun"), "lun is required if targetWWNs is specified"),
+            None => errors.required(
+                &path.child("lun"),
+                "lun is required if targetWWNs is specified",
+            ),
             Some(lun) if !(0..=255).contains(&lun) => {
                 errors.invalid(&path.child("lun"), lun, text::inclusive_range(0, 255));
             }
@@ -247,7 +265,11 @@ pub fn validate_iscsi(source: &Iscsi<'_>, path: &Path<'_>, errors: &mut Errors) 
         validate_iqn(source.iqn, prefix, &path.child("iqn"), errors);
     }
     if !(0..=255).contains(&source.lun) {
-        errors.invalid(&path.child("lun"), source.lun, text::inclusive_range(0, 255));
+        errors.invalid(
+            &path.child("lun"),
+            source.lun,
+            text::inclusive_range(0, 255),
+        );
     }
     if source.chap && !source.has_secret {
         errors.required(&path.child("secretRef"), "");
@@ -278,14 +300,26 @@ fn validate_iqn(name: &str, unknown: &str, path: &Path<'_>, errors: &mut Errors)
 
 /// `iqn.2001-04.com.example:storage` (RFC 3720 §3.2.6.3).
 fn is_iqn(name: &str) -> bool {
-    let Some(rest) = name.strip_prefix("iqn.") else { return false };
-    let Some((date, authority)) = rest.split_once('.') else { return false };
+    let Some(rest) = name.strip_prefix("iqn.") else {
+        return false;
+    };
+    let Some((date, authority)) = rest.split_once('.') else {
+        return false;
+    };
     let dated = date.len() == 7
-        && date.bytes().enumerate().all(|(i, c)| if i == 4 { c == b'-' } else { c.is_ascii_digit() });
+        && date.bytes().enumerate().all(|(i, c)| {
+            if i == 4 {
+                c == b'-'
+            } else {
+                c.is_ascii_digit()
+            }
+        });
     let domain = authority.split(':').next().unwrap_or("");
     dated
         && !domain.is_empty()
-        && domain.bytes().all(|c| c.is_ascii_alphanumeric() || matches!(c, b'.' | b'-'))
+        && domain
+            .bytes()
+            .all(|c| c.is_ascii_alphanumeric() || matches!(c, b'.' | b'-'))
         && authority.bytes().all(|c| c.is_ascii_graphic())
 }
 
@@ -297,7 +331,9 @@ pub fn validate_flex_options(
 ) {
     let path = path.child("options");
     for key in options.into_iter().flatten().map(|(key, _)| key) {
-        let namespace = key.split_once('/').map_or(key.as_str(), |(namespace, _)| namespace);
+        let namespace = key
+            .split_once('/')
+            .map_or(key.as_str(), |(namespace, _)| namespace);
         let normalized = format!(".{}", namespace.to_lowercase());
         if normalized.ends_with(".kubernetes.io") || normalized.ends_with(".k8s.io") {
             errors.invalid(

@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::{
     api::core::v1::{
-        CSIVolumeSource, ConfigMapVolumeSource, DownwardAPIVolumeFile, DownwardAPIVolumeSource, KeyToPath,
-        ProjectedVolumeSource, SecretVolumeSource, StorageOSVolumeSource, Volume, VolumeProjection,
+        CSIVolumeSource, ConfigMapVolumeSource, DownwardAPIVolumeFile, DownwardAPIVolumeSource,
+        KeyToPath, ProjectedVolumeSource, SecretVolumeSource, StorageOSVolumeSource, Volume,
+        VolumeProjection,
     },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
@@ -72,8 +73,10 @@ pub fn validate_volumes<'a>(
 fn validate_source(volume: &Volume, pod_name: &str, path: &Path<'_>, errors: &mut Errors) {
     let mut one = OneSource::default();
     if let Some(empty) = one.take(&volume.empty_dir, &path.child("emptyDir"), errors) {
-        let negative =
-            empty.size_limit.as_ref().is_some_and(|limit| Amount::of(limit).is_negative());
+        let negative = empty
+            .size_limit
+            .as_ref()
+            .is_some_and(|limit| Amount::of(limit).is_negative());
         if negative {
             errors.forbidden(
                 &path.child("emptyDir.sizeLimit"),
@@ -90,9 +93,11 @@ fn validate_source(volume: &Volume, pod_name: &str, path: &Path<'_>, errors: &mu
         require(&source.repository, &at.child("repository"), errors);
         validate_descending_path(source.directory.text(), &at.child("directory"), errors);
     }
-    if let Some(source) =
-        one.take(&volume.gce_persistent_disk, &path.child("gcePersistentDisk"), errors)
-    {
+    if let Some(source) = one.take(
+        &volume.gce_persistent_disk,
+        &path.child("gcePersistentDisk"),
+        errors,
+    ) {
         validate_gce(source, &path.child("persistentDisk"), errors);
     }
     let at = path.child("awsElasticBlockStore");
@@ -330,10 +335,24 @@ fn validate_projection<'a>(
     const CONFLICT: &str = "conflicting duplicate paths";
     let mut count = 0;
     for (field, projection) in [
-        ("secret", source.secret.as_ref().map(|one| (&one.name, one.items.items()))),
-        ("configMap", source.config_map.as_ref().map(|one| (&one.name, one.items.items()))),
+        (
+            "secret",
+            source
+                .secret
+                .as_ref()
+                .map(|one| (&one.name, one.items.items())),
+        ),
+        (
+            "configMap",
+            source
+                .config_map
+                .as_ref()
+                .map(|one| (&one.name, one.items.items())),
+        ),
     ] {
-        let Some((name, items)) = projection else { continue };
+        let Some((name, items)) = projection else {
+            continue;
+        };
         count += 1;
         let path = path.child(field);
         require(name, &path.child("name"), errors);

@@ -44,7 +44,10 @@ pub fn deprecated_node_label(label: &str) -> Option<String> {
         "beta.kubernetes.io/instance-type" => ("v1.17", "node.kubernetes.io/instance-type"),
         _ => return None,
     };
-    Some(format!("deprecated since {since}; use {} instead", quoted(instead)))
+    Some(format!(
+        "deprecated since {since}; use {} instead",
+        quoted(instead)
+    ))
 }
 
 pub fn node_selector_term_warnings(
@@ -56,7 +59,11 @@ pub fn node_selector_term_warnings(
     for (i, expression) in term.match_expressions.items().iter().enumerate() {
         let at = at.index(i);
         if let Some(message) = deprecated_node_label(&expression.key) {
-            warnings.push(format!("{}: {} is {message}", at.child("key"), expression.key));
+            warnings.push(format!(
+                "{}: {} is {message}",
+                at.child("key"),
+                expression.key
+            ));
         }
         let values = at.child("values");
         for (j, value) in expression.values.items().iter().enumerate() {
@@ -83,7 +90,11 @@ fn spec_warnings(
     let mut seen = BTreeSet::new();
     for (i, alias) in spec.host_aliases.items().iter().enumerate() {
         if !seen.insert(&alias.ip) {
-            warnings.push(format!("{}: duplicate ip {}", at.index(i).child("ip"), quoted(&alias.ip)));
+            warnings.push(format!(
+                "{}: duplicate ip {}",
+                at.index(i).child("ip"),
+                quoted(&alias.ip)
+            ));
         }
     }
     let at = path.child("imagePullSecrets");
@@ -91,18 +102,32 @@ fn spec_warnings(
     for (i, secret) in spec.image_pull_secrets.items().iter().enumerate() {
         if !seen.insert(&secret.name) {
             let name = quoted(&secret.name);
-            warnings.push(format!("{}: duplicate name {name}", at.index(i).child("name")));
+            warnings.push(format!(
+                "{}: duplicate name {name}",
+                at.index(i).child("name")
+            ));
         }
     }
     for (i, secret) in spec.image_pull_secrets.items().iter().enumerate() {
         if secret.name.is_empty() {
-            warnings.push(format!("{}: invalid empty name \"\"", at.index(i).child("name")));
+            warnings.push(format!(
+                "{}: invalid empty name \"\"",
+                at.index(i).child("name")
+            ));
         }
     }
-    fraction_warnings(spec.overhead.as_ref(), &path.child("overhead"), &mut warnings);
+    fraction_warnings(
+        spec.overhead.as_ref(),
+        &path.child("overhead"),
+        &mut warnings,
+    );
     let context = spec.security_context.clone().unwrap_or_default();
     let annotations = root.child("metadata.annotations");
-    let has = |key: &str| meta.annotations.as_ref().is_some_and(|all| all.contains_key(key));
+    let has = |key: &str| {
+        meta.annotations
+            .as_ref()
+            .is_some_and(|all| all.contains_key(key))
+    };
     const SECCOMP_POD: &str = "seccomp.security.alpha.kubernetes.io/pod";
     if context.seccomp_profile.is_none() && has(SECCOMP_POD) {
         warnings.push(format!(
@@ -112,14 +137,20 @@ fn spec_warnings(
     }
     visit_containers(spec, &path, &mut |container, path| {
         let own = container.security_context.clone().unwrap_or_default();
-        let key = format!("container.seccomp.security.alpha.kubernetes.io/{}", container.name);
+        let key = format!(
+            "container.seccomp.security.alpha.kubernetes.io/{}",
+            container.name
+        );
         if own.seccomp_profile.is_none() && has(&key) {
             warnings.push(format!(
                 "{}: non-functional in v1.27+; use the \"seccompProfile\" field instead",
                 annotations.key(&key)
             ));
         }
-        let key = format!("container.apparmor.security.beta.kubernetes.io/{}", container.name);
+        let key = format!(
+            "container.apparmor.security.beta.kubernetes.io/{}",
+            container.name
+        );
         let has_field = context.app_armor_profile.is_some() || own.app_armor_profile.is_some();
         if is_template && !has_field && has(&key) {
             warnings.push(format!(
@@ -130,7 +161,10 @@ fn spec_warnings(
         container_warnings(container, path, &mut warnings);
     });
     port_warnings(spec, &path, &mut warnings);
-    if spec.termination_grace_period_seconds.is_some_and(|seconds| seconds < 0) {
+    if spec
+        .termination_grace_period_seconds
+        .is_some_and(|seconds| seconds < 0)
+    {
         warnings.push(format!(
             "{}: must be >= 0; negative values are invalid and will be treated as 1",
             path.child("terminationGracePeriodSeconds")
@@ -146,17 +180,24 @@ fn scheduling_warnings(spec: &PodSpec, path: &Path<'_>, warnings: &mut Warnings)
             warnings.push(format!("{}: {message}", at.key(key)));
         }
     }
-    let affinity = spec.affinity.as_ref().and_then(|affinity| affinity.node_affinity.as_ref());
+    let affinity = spec
+        .affinity
+        .as_ref()
+        .and_then(|affinity| affinity.node_affinity.as_ref());
     if let Some(affinity) = affinity {
         let path = path.child("affinity.nodeAffinity");
-        let required = affinity.required_during_scheduling_ignored_during_execution.as_ref();
+        let required = affinity
+            .required_during_scheduling_ignored_during_execution
+            .as_ref();
         let at = path.child("requiredDuringSchedulingIgnoredDuringExecution.nodeSelectorTerms");
         let terms = required.map(|selector| selector.node_selector_terms.as_slice());
         for (i, term) in terms.unwrap_or_default().iter().enumerate() {
             node_selector_term_warnings(term, &at.index(i), warnings);
         }
         let at = path.child("preferredDuringSchedulingIgnoredDuringExecution");
-        let terms = affinity.preferred_during_scheduling_ignored_during_execution.items();
+        let terms = affinity
+            .preferred_during_scheduling_ignored_during_execution
+            .items();
         for (i, term) in terms.iter().enumerate() {
             let at = at.index(i);
             node_selector_term_warnings(&term.preference, &at.child("preference"), warnings);
@@ -194,7 +235,11 @@ fn annotation_warnings(meta: &ObjectMeta, root: &Path<'_>, warnings: &mut Warnin
             "non-functional in v1.11+; use the \"sysctls\" field instead",
         ),
     ] {
-        if meta.annotations.as_ref().is_some_and(|all| all.contains_key(key)) {
+        if meta
+            .annotations
+            .as_ref()
+            .is_some_and(|all| all.contains_key(key))
+        {
             warnings.push(format!("{}: {message}", at.key(key)));
         }
     }
@@ -210,24 +255,61 @@ fn volume_warnings(spec: &PodSpec, path: &Path<'_>, warnings: &mut Warnings) {
                 "photonPersistentDisk",
                 "deprecated in v1.11, non-functional in v1.16+",
             ),
-            (volume.git_repo.is_some(), "gitRepo", "deprecated in v1.11, and disabled by default in v1.33+"),
-            (volume.scale_io.is_some(), "scaleIO", "deprecated in v1.16, non-functional in v1.22+"),
-            (volume.flocker.is_some(), "flocker", "deprecated in v1.22, non-functional in v1.25+"),
-            (volume.storageos.is_some(), "storageOS", "deprecated in v1.22, non-functional in v1.25+"),
-            (volume.quobyte.is_some(), "quobyte", "deprecated in v1.22, non-functional in v1.25+"),
-            (volume.glusterfs.is_some(), "glusterfs", "deprecated in v1.25, non-functional in v1.26+"),
+            (
+                volume.git_repo.is_some(),
+                "gitRepo",
+                "deprecated in v1.11, and disabled by default in v1.33+",
+            ),
+            (
+                volume.scale_io.is_some(),
+                "scaleIO",
+                "deprecated in v1.16, non-functional in v1.22+",
+            ),
+            (
+                volume.flocker.is_some(),
+                "flocker",
+                "deprecated in v1.22, non-functional in v1.25+",
+            ),
+            (
+                volume.storageos.is_some(),
+                "storageOS",
+                "deprecated in v1.22, non-functional in v1.25+",
+            ),
+            (
+                volume.quobyte.is_some(),
+                "quobyte",
+                "deprecated in v1.22, non-functional in v1.25+",
+            ),
+            (
+                volume.glusterfs.is_some(),
+                "glusterfs",
+                "deprecated in v1.25, non-functional in v1.26+",
+            ),
         ] {
             if used {
                 warnings.push(format!("{}: {message}", at.child(field)));
             }
         }
-        let template =
-            volume.ephemeral.as_ref().and_then(|one| one.volume_claim_template.as_ref());
+        let template = volume
+            .ephemeral
+            .as_ref()
+            .and_then(|one| one.volume_claim_template.as_ref());
         if let Some(template) = template {
             let at = at.child("ephemeral.volumeClaimTemplate.spec");
-            claim_warnings(template.spec.resources.as_ref().and_then(|one| one.requests.as_ref()), &at, warnings);
+            claim_warnings(
+                template
+                    .spec
+                    .resources
+                    .as_ref()
+                    .and_then(|one| one.requests.as_ref()),
+                &at,
+                warnings,
+            );
         }
-        for (used, field) in [(volume.cephfs.is_some(), "cephfs"), (volume.rbd.is_some(), "rbd")] {
+        for (used, field) in [
+            (volume.cephfs.is_some(), "cephfs"),
+            (volume.rbd.is_some(), "rbd"),
+        ] {
             if used {
                 warnings.push(format!(
                     "{}: deprecated in v1.28, non-functional in v1.31+",
@@ -239,12 +321,10 @@ fn volume_warnings(spec: &PodSpec, path: &Path<'_>, warnings: &mut Warnings) {
 }
 
 /// `resources.requests[storage]` in fractions of a byte.
-pub fn claim_warnings(
-    requests: Option<&ResourceList>,
-    path: &Path<'_>,
-    warnings: &mut Warnings,
-) {
-    let storage = requests.and_then(|requests| requests.get("storage")).map(Amount::of);
+pub fn claim_warnings(requests: Option<&ResourceList>, path: &Path<'_>, warnings: &mut Warnings) {
+    let storage = requests
+        .and_then(|requests| requests.get("storage"))
+        .map(Amount::of);
     if let Some(storage) = storage.filter(|amount| amount.milli_value() % 1000 != 0) {
         let at = path.child("resources.requests");
         warnings.push(format!(
@@ -271,7 +351,10 @@ fn token_path_warnings(spec: &PodSpec, path: &Path<'_>, warnings: &mut Warnings)
     for i in 0..all {
         let at = volumes.index(i);
         let at = at.child("projected.sources");
-        for source in projected(i).into_iter().flat_map(|volume| volume.sources.items()) {
+        for source in projected(i)
+            .into_iter()
+            .flat_map(|volume| volume.sources.items())
+        {
             let mut report = |place: &Path<'_>, path: &str| {
                 if tokens.contains(path) {
                     let path = quoted(path);
@@ -301,7 +384,9 @@ fn token_path_warnings(spec: &PodSpec, path: &Path<'_>, warnings: &mut Warnings)
 
 fn fraction_warnings(list: Option<&ResourceList>, path: &Path<'_>, warnings: &mut Warnings) {
     for name in ["memory", "ephemeral-storage"] {
-        let Some(amount) = list.and_then(|list| list.get(name)).map(Amount::of) else { continue };
+        let Some(amount) = list.and_then(|list| list.get(name)).map(Amount::of) else {
+            continue;
+        };
         if amount.milli_value() % 1000 != 0 {
             warnings.push(format!(
                 "{}: fractional byte value {} is invalid, must be an integer",
@@ -315,9 +400,13 @@ fn fraction_warnings(list: Option<&ResourceList>, path: &Path<'_>, warnings: &mu
 fn container_warnings(container: &Container, path: &Path<'_>, warnings: &mut Warnings) {
     let resources = container.resources.clone().unwrap_or_default();
     for name in ["memory", "ephemeral-storage"] {
-        for (field, list) in [("limits", &resources.limits), ("requests", &resources.requests)] {
+        for (field, list) in [
+            ("limits", &resources.limits),
+            ("requests", &resources.requests),
+        ] {
             let one: Option<ResourceList> = list.as_ref().and_then(|list| {
-                list.get(name).map(|quantity| BTreeMap::from([(name.to_owned(), quantity.clone())]))
+                list.get(name)
+                    .map(|quantity| BTreeMap::from([(name.to_owned(), quantity.clone())]))
             });
             let at = path.child("resources");
             fraction_warnings(one.as_ref(), &at.child(field), warnings);
@@ -372,7 +461,9 @@ fn port_warnings(spec: &PodSpec, path: &Path<'_>, warnings: &mut Warnings) {
                 } else {
                     continue;
                 };
-                warnings.push(format!("{place}: {what} port definition with {other_place}"));
+                warnings.push(format!(
+                    "{place}: {what} port definition with {other_place}"
+                ));
             }
             others.push((place, port.clone()));
         }

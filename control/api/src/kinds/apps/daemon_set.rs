@@ -54,21 +54,42 @@ impl Kind for DaemonSet {
         let status = self.status.clone().unwrap_or_default();
         let path = Path::new("status");
         for (field, value) in [
-            ("currentNumberScheduled", i64::from(status.current_number_scheduled)),
+            (
+                "currentNumberScheduled",
+                i64::from(status.current_number_scheduled),
+            ),
             ("numberMisscheduled", i64::from(status.number_misscheduled)),
-            ("desiredNumberScheduled", i64::from(status.desired_number_scheduled)),
+            (
+                "desiredNumberScheduled",
+                i64::from(status.desired_number_scheduled),
+            ),
             ("numberReady", i64::from(status.number_ready)),
-            ("observedGeneration", status.observed_generation.unwrap_or(0)),
-            ("updatedNumberScheduled", status.updated_number_scheduled.unwrap_or(0).into()),
-            ("numberAvailable", status.number_available.unwrap_or(0).into()),
-            ("numberUnavailable", status.number_unavailable.unwrap_or(0).into()),
+            (
+                "observedGeneration",
+                status.observed_generation.unwrap_or(0),
+            ),
+            (
+                "updatedNumberScheduled",
+                status.updated_number_scheduled.unwrap_or(0).into(),
+            ),
+            (
+                "numberAvailable",
+                status.number_available.unwrap_or(0).into(),
+            ),
+            (
+                "numberUnavailable",
+                status.number_unavailable.unwrap_or(0).into(),
+            ),
         ] {
             validate_non_negative(value, &path.child(field), errors);
         }
         if let Some(count) = status.collision_count {
             validate_non_negative(count.into(), &path.child("collisionCount"), errors);
         }
-        let old = old.status.as_ref().and_then(|status| status.collision_count);
+        let old = old
+            .status
+            .as_ref()
+            .and_then(|status| status.collision_count);
         if status.collision_count.unwrap_or(0) < old.unwrap_or(0) {
             errors.invalid(
                 &path.child("collisionCount"),
@@ -80,7 +101,9 @@ impl Kind for DaemonSet {
 
     fn warnings(&self, old: Option<&Self>) -> Warnings {
         let template = self.spec.as_ref().map(|spec| &spec.template);
-        let old = old.and_then(|old| old.spec.as_ref()).map(|spec| &spec.template);
+        let old = old
+            .and_then(|old| old.spec.as_ref())
+            .map(|spec| &spec.template);
         template_warnings(template, old, "spec.template")
     }
 
@@ -91,18 +114,33 @@ impl Kind for DaemonSet {
 
 fn validate_spec(spec: &DaemonSetSpec, path: &Path<'_>, errors: &mut Errors) {
     let selector = &spec.selector;
-    validate_selector(Some(selector), SelectorRules::default(), &path.child("selector"), errors);
+    validate_selector(
+        Some(selector),
+        SelectorRules::default(),
+        &path.child("selector"),
+        errors,
+    );
     let template_path = path.child("template");
     if !is_selected(selector, &spec.template) {
-        let labels = spec.template.metadata.as_ref().and_then(|meta| meta.labels.as_ref());
+        let labels = spec
+            .template
+            .metadata
+            .as_ref()
+            .and_then(|meta| meta.labels.as_ref());
         errors.invalid(
             &template_path.child("metadata.labels"),
             Bad::json(&labels),
             "`selector` does not match template `labels`",
         );
     }
-    if selector.match_labels.as_ref().is_none_or(|labels| labels.is_empty())
-        && selector.match_expressions.as_ref().is_none_or(Vec::is_empty)
+    if selector
+        .match_labels
+        .as_ref()
+        .is_none_or(|labels| labels.is_empty())
+        && selector
+            .match_expressions
+            .as_ref()
+            .is_none_or(Vec::is_empty)
     {
         if is_selected(selector, &spec.template) {
             errors.invalid(
@@ -171,13 +209,16 @@ fn validate_update_strategy(
             }
         }
         other => {
-            let rolling = strategy.rolling_update.as_ref().map_or("null".to_owned(), |rolling| {
-                format!(
-                    r#"{{"MaxUnavailable":{},"MaxSurge":{}}}"#,
-                    json!(rolling.max_unavailable),
-                    json!(rolling.max_surge)
-                )
-            });
+            let rolling = strategy
+                .rolling_update
+                .as_ref()
+                .map_or("null".to_owned(), |rolling| {
+                    format!(
+                        r#"{{"MaxUnavailable":{},"MaxSurge":{}}}"#,
+                        json!(rolling.max_unavailable),
+                        json!(rolling.max_surge)
+                    )
+                });
             let shown = format!(r#"{{"Type":{},"RollingUpdate":{rolling}}}"#, json!(other));
             errors.not_supported(path, Bad::shown(shown), &["RollingUpdate", "OnDelete"]);
         }

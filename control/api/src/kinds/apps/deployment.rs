@@ -15,14 +15,18 @@ use crate::{
             validate_not_more_than_100_percent,
         },
         template::{
-            template_warnings, validate_required_selector, validate_selector_unchanged, validate_workload_template,
+            template_warnings, validate_required_selector, validate_selector_unchanged,
+            validate_workload_template,
         },
     },
     zero::{Flag, List, Text, fill, set},
 };
 
 impl Kind for Deployment {
-    const RULES: Rules = Rules::namespaced().status().generation(Generation::SpecOrAnnotations).reset_status(&["spec", "metadata.labels"]);
+    const RULES: Rules = Rules::namespaced()
+        .status()
+        .generation(Generation::SpecOrAnnotations)
+        .reset_status(&["spec", "metadata.labels"]);
 
     fn set_defaults(&mut self) {
         let spec = self.spec.get_or_insert_default();
@@ -45,7 +49,8 @@ impl Kind for Deployment {
 
     fn validate_update(&self, old: &Self, errors: &mut Errors) {
         self.validate(errors);
-        let selector = |deployment: &Self| deployment.spec.as_ref().map(|spec| spec.selector.clone());
+        let selector =
+            |deployment: &Self| deployment.spec.as_ref().map(|spec| spec.selector.clone());
         validate_selector_unchanged(selector(self).as_ref(), selector(old).as_ref(), errors);
     }
 
@@ -56,17 +61,36 @@ impl Kind for Deployment {
         let replicas = status.replicas.unwrap_or(0);
         let path = &path;
         for (field, value) in [
-            ("observedGeneration", status.observed_generation.unwrap_or(0)),
+            (
+                "observedGeneration",
+                status.observed_generation.unwrap_or(0),
+            ),
             ("replicas", i64::from(replicas)),
-            ("updatedReplicas", i64::from(status.updated_replicas.unwrap_or(0))),
-            ("readyReplicas", i64::from(status.ready_replicas.unwrap_or(0))),
-            ("availableReplicas", i64::from(status.available_replicas.unwrap_or(0))),
-            ("unavailableReplicas", i64::from(status.unavailable_replicas.unwrap_or(0))),
+            (
+                "updatedReplicas",
+                i64::from(status.updated_replicas.unwrap_or(0)),
+            ),
+            (
+                "readyReplicas",
+                i64::from(status.ready_replicas.unwrap_or(0)),
+            ),
+            (
+                "availableReplicas",
+                i64::from(status.available_replicas.unwrap_or(0)),
+            ),
+            (
+                "unavailableReplicas",
+                i64::from(status.unavailable_replicas.unwrap_or(0)),
+            ),
         ] {
             validate_non_negative(value, &path.child(field), errors);
         }
         if let Some(terminating) = status.terminating_replicas {
-            validate_non_negative(terminating.into(), &path.child("terminatingReplicas"), errors);
+            validate_non_negative(
+                terminating.into(),
+                &path.child("terminatingReplicas"),
+                errors,
+            );
         }
         if let Some(count) = status.collision_count {
             validate_non_negative(count.into(), &path.child("collisionCount"), errors);
@@ -79,7 +103,11 @@ impl Kind for Deployment {
             ("availableReplicas", available),
         ] {
             if value > replicas {
-                errors.invalid(&path.child(field), value, "cannot be greater than status.replicas");
+                errors.invalid(
+                    &path.child(field),
+                    value,
+                    "cannot be greater than status.replicas",
+                );
             }
         }
         if available > ready {
@@ -105,7 +133,9 @@ impl Kind for Deployment {
 
     fn warnings(&self, old: Option<&Self>) -> Warnings {
         let template = self.spec.as_ref().map(|spec| &spec.template);
-        let old = old.and_then(|old| old.spec.as_ref()).map(|spec| &spec.template);
+        let old = old
+            .and_then(|old| old.spec.as_ref())
+            .map(|spec| &spec.template);
         template_warnings(template, old, "spec.template")
     }
 
@@ -118,13 +148,23 @@ fn set_strategy_defaults(strategy: &mut DeploymentStrategy) {
     fill(&mut strategy.type_, "RollingUpdate");
     if strategy.type_.text() == "RollingUpdate" {
         let rolling = strategy.rolling_update.get_or_insert_default();
-        set(&mut rolling.max_unavailable, IntOrString::String("25%".to_owned()));
-        set(&mut rolling.max_surge, IntOrString::String("25%".to_owned()));
+        set(
+            &mut rolling.max_unavailable,
+            IntOrString::String("25%".to_owned()),
+        );
+        set(
+            &mut rolling.max_surge,
+            IntOrString::String("25%".to_owned()),
+        );
     }
 }
 
 fn validate_spec(spec: &DeploymentSpec, path: &Path<'_>, errors: &mut Errors) {
-    validate_non_negative(spec.replicas.unwrap_or(0).into(), &path.child("replicas"), errors);
+    validate_non_negative(
+        spec.replicas.unwrap_or(0).into(),
+        &path.child("replicas"),
+        errors,
+    );
     validate_required_selector(&spec.selector, "deployment", path, errors);
     validate_workload_template(
         &spec.template,
@@ -194,11 +234,17 @@ fn validate_strategy(strategy: &DeploymentStrategy, path: &Path<'_>, errors: &mu
 
 /// Whether a rollout is on hold.
 pub fn is_paused(deployment: &Deployment) -> bool {
-    deployment.spec.as_ref().is_some_and(|spec| spec.paused.is_true())
+    deployment
+        .spec
+        .as_ref()
+        .is_some_and(|spec| spec.paused.is_true())
 }
 
 /// A condition of `status.conditions` by its type.
 pub fn condition_status<'a>(deployment: &'a Deployment, type_: &str) -> Option<&'a str> {
     let conditions = deployment.status.as_ref()?.conditions.items();
-    conditions.iter().find(|one| one.type_ == type_).map(|one| one.status.as_str())
+    conditions
+        .iter()
+        .find(|one| one.type_ == type_)
+        .map(|one| one.status.as_str())
 }

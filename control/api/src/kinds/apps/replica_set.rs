@@ -9,7 +9,8 @@ use crate::{
     validation::{
         numbers::{validate_non_negative, validate_replica_counts},
         template::{
-            template_warnings, validate_required_selector, validate_selector_unchanged, validate_workload_template,
+            template_warnings, validate_required_selector, validate_selector_unchanged,
+            validate_workload_template,
         },
     },
     zero::set,
@@ -27,7 +28,11 @@ impl Kind for ReplicaSet {
     fn validate(&self, errors: &mut Errors) {
         let Some(spec) = &self.spec else { return };
         let path = Path::new("spec");
-        validate_non_negative(spec.replicas.unwrap_or(0).into(), &path.child("replicas"), errors);
+        validate_non_negative(
+            spec.replicas.unwrap_or(0).into(),
+            &path.child("replicas"),
+            errors,
+        );
         let min_ready = spec.min_ready_seconds.unwrap_or(0);
         validate_non_negative(min_ready.into(), &path.child("minReadySeconds"), errors);
         validate_required_selector(&spec.selector, "ReplicaSet", &path, errors);
@@ -62,7 +67,9 @@ impl Kind for ReplicaSet {
 
     fn warnings(&self, old: Option<&Self>) -> Warnings {
         let template = self.spec.as_ref().and_then(|spec| spec.template.as_ref());
-        let old = old.and_then(|old| old.spec.as_ref()).and_then(|spec| spec.template.as_ref());
+        let old = old
+            .and_then(|old| old.spec.as_ref())
+            .and_then(|spec| spec.template.as_ref());
         template_warnings(template, old, "spec.template")
     }
 
@@ -71,12 +78,19 @@ impl Kind for ReplicaSet {
     }
 
     fn selectable() -> Option<&'static [Selectable]> {
-        const FIELDS: &[Selectable] = &[Selectable { name: "status.replicas", get: replicas }];
+        const FIELDS: &[Selectable] = &[Selectable {
+            name: "status.replicas",
+            get: replicas,
+        }];
         Some(FIELDS)
     }
 }
 
 /// Also for ReplicationControllers.
 pub(crate) fn replicas(object: &Value) -> String {
-    object.pointer("/status/replicas").and_then(Value::as_i64).unwrap_or(0).to_string()
+    object
+        .pointer("/status/replicas")
+        .and_then(Value::as_i64)
+        .unwrap_or(0)
+        .to_string()
 }

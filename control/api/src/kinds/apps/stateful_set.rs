@@ -41,7 +41,9 @@ impl Kind for StatefulSet {
                 set(&mut rolling.partition, 0);
             }
         }
-        let retention = spec.persistent_volume_claim_retention_policy.get_or_insert_default();
+        let retention = spec
+            .persistent_volume_claim_retention_policy
+            .get_or_insert_default();
         fill(&mut retention.when_deleted, "Retain");
         fill(&mut retention.when_scaled, "Retain");
         set(&mut spec.replicas, 1);
@@ -56,7 +58,9 @@ impl Kind for StatefulSet {
 
     fn validate_update(&self, old: &Self, errors: &mut Errors) {
         self.validate(errors);
-        let (Some(new), Some(old)) = (&self.spec, &old.spec) else { return };
+        let (Some(new), Some(old)) = (&self.spec, &old.spec) else {
+            return;
+        };
         let mut kept = new.clone();
         kept.replicas = old.replicas;
         kept.template = old.template.clone();
@@ -105,7 +109,11 @@ impl Kind for StatefulSet {
             ("availableReplicas", available),
         ] {
             if value > status.replicas {
-                errors.invalid(&root.child(field), value, "cannot be greater than status.replicas");
+                errors.invalid(
+                    &root.child(field),
+                    value,
+                    "cannot be greater than status.replicas",
+                );
             }
         }
         if available > ready {
@@ -115,7 +123,10 @@ impl Kind for StatefulSet {
                 "cannot be greater than status.readyReplicas",
             );
         }
-        let old = old.status.as_ref().and_then(|status| status.collision_count);
+        let old = old
+            .status
+            .as_ref()
+            .and_then(|status| status.collision_count);
         if status.collision_count.unwrap_or(0) < old.unwrap_or(0) {
             errors.invalid(
                 &root.child("collisionCount"),
@@ -127,10 +138,15 @@ impl Kind for StatefulSet {
 
     fn warnings(&self, old: Option<&Self>) -> Warnings {
         let template = self.spec.as_ref().map(|spec| &spec.template);
-        let old = old.and_then(|old| old.spec.as_ref()).map(|spec| &spec.template);
+        let old = old
+            .and_then(|old| old.spec.as_ref())
+            .map(|spec| &spec.template);
         let mut warnings = template_warnings(template, old, "spec.template");
-        let negative =
-            self.spec.as_ref().and_then(|spec| spec.revision_history_limit).is_some_and(|limit| limit < 0);
+        let negative = self
+            .spec
+            .as_ref()
+            .and_then(|spec| spec.revision_history_limit)
+            .is_some_and(|limit| limit < 0);
         if negative {
             warnings.push("spec.revisionHistoryLimit: a negative value retains all historical revisions; a value >= 0 is recommended".to_owned());
         }
@@ -156,16 +172,21 @@ fn validate_spec(spec: &StatefulSetSpec, path: &Path<'_>, errors: &mut Errors) {
     validate_update_strategy(&strategy, &path.child("updateStrategy"), errors);
     if let Some(retention) = &spec.persistent_volume_claim_retention_policy {
         let path = path.child("persistentVolumeClaimRetentionPolicy");
-        for (field, value) in
-            [("whenDeleted", &retention.when_deleted), ("whenScaled", &retention.when_scaled)]
-        {
+        for (field, value) in [
+            ("whenDeleted", &retention.when_deleted),
+            ("whenScaled", &retention.when_scaled),
+        ] {
             let value = value.text();
             if !matches!(value, "Retain" | "Delete") {
                 errors.not_supported(&path.child(field), value, &["Delete", "Retain"]);
             }
         }
     }
-    validate_non_negative(spec.replicas.unwrap_or(0).into(), &path.child("replicas"), errors);
+    validate_non_negative(
+        spec.replicas.unwrap_or(0).into(),
+        &path.child("replicas"),
+        errors,
+    );
     let min_ready = spec.min_ready_seconds.unwrap_or(0);
     validate_non_negative(min_ready.into(), &path.child("minReadySeconds"), errors);
     if let Some(ordinals) = &spec.ordinals {
@@ -197,7 +218,11 @@ fn validate_spec(spec: &StatefulSetSpec, path: &Path<'_>, errors: &mut Errors) {
     }
     if !spec.service_name.text().is_empty() {
         let name = spec.service_name.text();
-        errors.invalid_each(&path.child("serviceName"), name, text::dns1123_subdomain(name));
+        errors.invalid_each(
+            &path.child("serviceName"),
+            name,
+            text::dns1123_subdomain(name),
+        );
     }
 }
 
@@ -217,7 +242,8 @@ fn validate_update_strategy(
                     rolling
                         .max_unavailable
                         .as_ref()
-                        .map_or("null".to_owned(), |value| serde_json::json!(value).to_string())
+                        .map_or("null".to_owned(), |value| serde_json::json!(value)
+                            .to_string())
                 );
                 errors.invalid(
                     &rolling_path,
@@ -227,7 +253,9 @@ fn validate_update_strategy(
             }
         }
         "RollingUpdate" => {
-            let Some(rolling) = &strategy.rolling_update else { return };
+            let Some(rolling) = &strategy.rolling_update else {
+                return;
+            };
             let partition = rolling.partition.unwrap_or(0);
             validate_non_negative(partition.into(), &rolling_path.child("partition"), errors);
             if rolling.max_unavailable.is_some() {

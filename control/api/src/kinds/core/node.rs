@@ -1,0 +1,162 @@
+use std::collections::BTreeSet;
+
+use k8s_openapi::api::core::v1::Node;
+use serde_json::{Value, json};
+
+use crate::{
+    defaults::pod_spec::round_up,
+    field::{Bad, Errors, Path},
+    kinds::{Kind, Rules, Selectable},
+    quantity::Amount,
+    validation::{
+        net::{is_dual_stack, parse_cidr, validate_cidr},
+        resources::validate_resource_quantity,
+        scheduling::validate_taints,
+    },
+    zero::{List, Text},
+};
+
+impl Kind for Node {
+    const RULES: Rules = Rules::cluster().status().keep_status_on_create();
+
+    fn set_defaults(&mut self) {
+        let spec = self.spec.get_or_insert_default();
+        // `podCIDR` is the first of `podCIDRs`, whichever was written.
+        if spec.pod_cidrs.items().is_empty() {
+            if let Some(cidr) = spec.pod_cidr.clone().filter(|cidr| !cidr.is_empty()) {
+                spec.pod_cidrs = Some(vec![cidr]);
+            }
+        } else {
+            spec.pod_cidr = spec.pod_cidrs.items().first().cloned();
+        }
+        let Some(status) = &mut self.status else {
+            return;
+        };
+        round_up(status.capacity.as_mut());
+        round_up(status.allocatable.as_mut());
+        if status.allocatable.is_none() {
+            status.allocatable.clone_from(&status.capacity);
+        }
+    }
+
+    fn validate(&self, errors: &mut Errors) {
+        let spec = self.spec.clone().unwrap_or_default();
+        validate_taints(spec.taints.items(), &Path::new("metadata.taints"), errors);
+        validate_resources(self, errors);
+        let path = Path::new("spec.podCIDRs");
+        let cidrs = spec.pod_cidrs.items();
+        for (i, cidr) in cidrs.iter().enumerate() {
+            validate_cidr(cidr, &[], &path.index(i), errors);
+        }
+        if cidrs.len() > 1 {
+            let parsed: Vec<_> = cidrs
+                .iter()
+                .filter_map(|cidr| parse_cidr(cidr))
+                .map(|net| net.addr())
+                .collect();
+            if !is_dual_stack(&parsed) || cidrs.len() > 2 {
+                errors.invalid(
+                    &path,
+                    Bad::json(&cidrs),
+                    "may specify no more than one CIDR for each IP family",
+                );
+            }
+            let mut seen = BTreeSet::new();
+            for (i, cidr) in cidrs.iter().enumerate() {
+                if !seen.insert(cidr) {
+                    errors.duplicate(&path.index(i), cidr);
+                }
+            }
+        }
+    }
+
+    fn validate_update(&self, old: &Self, errors: &mut Errors) {
+        validate_change(self, old, errors);
+    }
+
+    fn validate_status_update(&self, old: &Self, errors: &mut Errors) {
+        validate_change(self, old, errors);
+    }
+
+    fn printer() -> std::sync::Arc<dyn crate::printer::Printer> {
+        crate::printers::core::node()
+    }
+
+    fn selectable() -> Option<&'static [Selectable]> {
+        const FIELDS: &[Selectable] = &[Selectable {
+            name: "spec.unschedulable",
+            get: |object| {
+                let flag = object
+                    .pointer("/spec/unschedulable")
+                    .and_then(Value::as_bool);
+                flag.unwrap_or(false).to_string()
+            },
+        }];
+        Some(FIELDS)
+    }
+}
+
+fn validate_resources(node: &Node, errors: &mut Errors) {
+    let status = node.status.clone().unwrap_or_default();
+    for (field, list) in [
+        ("status.capacity", &status.capacity),
+        ("status.allocatable", &status.allocatable),
+    ] {
+        let path = Path::new(field);
+        for (name, quantity) in list.iter().flatten() {
+            validate_resource_quantity(name, Amount::of(quantity), &path.child(name), errors);
+        }
+    }
+}
+
+fn validate_change(new: &Node, old: &Node, errors: &mut Errors) {
+    validate_resources(new, errors);
+    let addresses = new
+        .status
+        .clone()
+        .unwrap_or_default()
+        .addresses
+        .unwrap_or_default();
+    let path = Path::new("status.addresses");
+    for (i, address) in addresses.iter().enumerate() {
+        if addresses[..i].contains(address) {
+            let shown = format!(
+                r#"{{"Type":{},"Address":{}}}"#,
+                json!(address.type_),
+                json!(address.address)
+            );
+            errors.duplicate(&path.index(i), Bad::shown(shown));
+        }
+    }
+    let spec = new.spec.clone().unwrap_or_default();
+    let old_spec = old.spec.clone().unwrap_or_default();
+    let (cidrs, old_cidrs) = (spec.pod_cidrs.items(), old_spec.pod_cidrs.items());
+    if !old_cidrs.is_empty() {
+        let changes = if cidrs.len() == old_cidrs.len() {
+            cidrs
+                .iter()
+                .zip(old_cidrs)
+                .filter(|(new, old)| new != old)
+                .count()
+        } else {
+            1
+        };
+        for _ in 0..changes {
+            errors.forbidden(
+                &Path::new("spec.podCIDRs"),
+                "node updates may not change podCIDR except from \"\" to valid",
+            );
+        }
+    }
+    let provider = old_spec.provider_id.text();
+    if !provider.is_empty() && provider != spec.provider_id.text() {
+        errors.forbidden(
+            &Path::new("spec.providerID"),
+            "node updates may not change providerID except from \"\" to valid",
+        );
+    }
+    validate_taints(spec.taints.items(), &Path::new("metadata.taints"), errors);
+    if spec.external_id.text() != old_spec.external_id.text() {
+        errors.forbidden(&Path::new("spec.externalID"), "may not be updated");
+    }
+}

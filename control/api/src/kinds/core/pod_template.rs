@@ -1,0 +1,33 @@
+use k8s_openapi::api::core::v1::PodTemplate;
+
+use crate::{
+    defaults::pod_spec::set_template_defaults,
+    field::{Errors, Path},
+    kinds::{Generation, Kind, Rules},
+    strategy::Warnings,
+    validation::template::{template_warnings, validate_template},
+};
+
+impl Kind for PodTemplate {
+    const RULES: Rules = Rules::namespaced()
+        .generation(Generation::Object)
+        .create_on_update();
+
+    fn set_defaults(&mut self) {
+        set_template_defaults(self.template.get_or_insert_default());
+    }
+
+    fn validate(&self, errors: &mut Errors) {
+        let template = self.template.clone().unwrap_or_default();
+        validate_template(&template, &Path::new("template"), errors);
+    }
+
+    fn warnings(&self, old: Option<&Self>) -> Warnings {
+        let old = old.and_then(|old| old.template.as_ref());
+        template_warnings(self.template.as_ref(), old, "template")
+    }
+
+    fn printer() -> std::sync::Arc<dyn crate::printer::Printer> {
+        crate::printers::workloads::pod_template()
+    }
+}
