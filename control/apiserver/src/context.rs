@@ -52,6 +52,8 @@ pub struct Ctx {
     pub method: Method,
     pub info: RequestInfo,
     pub query: Query,
+    /// As it came.
+    pub query_text: Option<String>,
     pub headers: HeaderMap,
     pub user: User,
     /// Taken by whoever reads it.
@@ -72,6 +74,7 @@ impl Ctx {
             method: parts.method.clone(),
             info: RequestInfo::parse(&parts.method, parts.uri.path(), watch),
             query,
+            query_text: parts.uri.query().map(str::to_owned),
             headers: parts.headers.clone(),
             user,
             body: Mutex::new(Some(body)),

@@ -5,6 +5,8 @@ use std::{collections::HashMap, sync::Arc};
 
 use skep_api::resource::{ResourceDef, Scope, Verb};
 
+use crate::subresources::scale::ScalePaths;
+
 /// A row of the table with what the handlers derive from it.
 pub struct Resource {
     pub def: ResourceDef,
@@ -21,6 +23,8 @@ pub struct Resource {
     /// Group and version of the stored form.
     pub stored_group: String,
     pub stored_version: String,
+    /// Of a custom resource with a `scale` subresource; built-in kinds all use the default paths.
+    pub scale: Option<ScalePaths>,
 }
 
 impl Resource {
@@ -40,6 +44,7 @@ impl Resource {
             prefix: format!("/registry/{folder}/{}/", def.plural),
             head: crate::codec::head(&def.kind, &api_version),
             api_version,
+            scale: None,
             custom,
             stored_group,
             stored_version,
@@ -50,6 +55,11 @@ impl Resource {
     /// The complete schema of a custom resource; built-in kinds have theirs in the table of types.
     pub fn openapi_schema(&self) -> Option<serde_json::Value> {
         None
+    }
+
+    /// Where the kind keeps its replicas and selector, for its `scale` subresource.
+    pub fn scale_paths(&self) -> ScalePaths {
+        self.scale.clone().unwrap_or_default()
     }
 
     pub fn namespaced(&self) -> bool {

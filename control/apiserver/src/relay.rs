@@ -1,5 +1,270 @@
-//! Requests that are for a node, a pod or a Service and only pass through here.
+//! Requests that are for a node, a pod or a Service and only pass through here: logs, exec, attach, port-forward, proxy.
+//!
+//! A connection per request. What upgrades (WebSocket, SPDY/3.1) is then an opaque byte stream in both directions: the
+//! client speaks with the node agent, and we do not listen.
 
-/// How to reach nodes; see the handlers of `pods/log`, `pods/exec`, `*/proxy`.
-#[derive(Default)]
-pub struct Relay {}
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use axum::{body::Body, response::Response};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode, Uri, header};
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+use rustls_pki_types::ServerName;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+};
+use tokio_rustls::TlsConnector;
+
+use crate::{
+    context::Ctx,
+    status::{Failure, Result, Status},
+};
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a node may take to begin its answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+/// Streams open through here at once; more are refused with 429.
+const MAX_STREAMS: usize = 4096;
+
+/// How to reach nodes and pods.
+pub struct Relay {
+    /// Presents the API server's client certificate to node agents.
+    pub node_tls: Option<Arc<rustls::ClientConfig>>,
+    /// For `https:` targets of pod and Service proxies, whose certificates nobody can know.
+    pub proxy_tls: Option<Arc<rustls::ClientConfig>>,
+    streams: Arc<tokio::sync::Semaphore>,
+}
+
+impl Default for Relay {
+    fn default() -> Self {
+        Self {
+            node_tls: None,
+            proxy_tls: None,
+            streams: Arc::new(tokio::sync::Semaphore::new(MAX_STREAMS)),
+        }
+    }
+}
+
+impl Relay {
+    pub fn to_nodes(node_tls: Arc<rustls::ClientConfig>) -> Self {
+        Self {
+            node_tls: Some(node_tls),
+            ..Self::default()
+        }
+    }
+}
+
+/// Where a request goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Destination {
+    pub address: IpAddr,
+    pub port: u16,
+    pub tls: Tls,
+    /// Path and query.
+    pub path: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tls {
+    None,
+    Node,
+    Proxy,
+}
+
+/// Headers that concern one connection only (RFC 9110 §7.6.1), and credentials that are for us.
+const NOT_FORWARDED: [HeaderName; 9] = [
+    header::CONNECTION,
+    header::UPGRADE,
+    header::TRANSFER_ENCODING,
+    header::TE,
+    header::TRAILER,
+    header::PROXY_AUTHORIZATION,
+    header::PROXY_AUTHENTICATE,
+    header::AUTHORIZATION,
+    header::HOST,
+];
+
+fn unreachable(destination: &Destination, why: &str) -> Failure {
+    let Destination { address, port, .. } = destination;
+    let target = SocketAddr::new(*address, *port);
+    Status::service_unavailable(format!("error trying to reach service: dial tcp {target}: {why}"))
+}
+
+/// Sends the request on and streams the answer back.
+pub async fn forward(ctx: &Ctx, destination: &Destination) -> Result<Response> {
+    let relay = &ctx.api.relay;
+    let permit = relay.streams.clone().try_acquire_owned();
+    let permit = permit.map_err(|_| {
+        Status::too_many_requests("too many streams are relayed at once, please try again later", 1)
+    })?;
+    let upgrade = ctx.headers.get(header::UPGRADE).cloned();
+    let request = outgoing(ctx, destination, upgrade.as_ref())?;
+    let io = connect(relay, destination).await?;
+    let handshake = hyper::client::conn::http1::handshake::<_, Body>(TokioIo::new(io)).await;
+    let (mut sender, connection) =
+        handshake.map_err(|error| unreachable(destination, &error.to_string()))?;
+    let connection = tokio::spawn(async move {
+        if let Err(error) = connection.with_upgrades().await {
+            tracing::debug!(%error, "a relayed connection ended");
+        }
+    });
+    let answer = tokio::time::timeout(ANSWER_TIMEOUT, sender.send_request(request)).await;
+    let answer = match answer {
+        Ok(Ok(answer)) => answer,
+        Ok(Err(error)) => {
+            connection.abort();
+            return Err(unreachable(destination, &error.to_string()));
+        }
+        Err(_) => {
+            connection.abort();
+            return Err(unreachable(destination, "no answer in time"));
+        }
+    };
+    if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
+        return switch(ctx, answer, permit);
+    }
+    let (parts, body) = answer.into_parts();
+    let body = Held {
+        body,
+        _permit: permit,
+        _sender: sender,
+    };
+    let mut response = Response::new(Body::new(body));
+    *response.status_mut() = parts.status;
+    copy_headers(&parts.headers, response.headers_mut());
+    Ok(response)
+}
+
+/// Keeps a connection and its permit for as long as its body is read.
+struct Held {
+    body: hyper::body::Incoming,
+    _permit: tokio::sync::OwnedSemaphorePermit,
+    _sender: hyper::client::conn::http1::SendRequest<Body>,
+}
+
+impl http_body::Body for Held {
+    type Data = bytes::Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: std::pin::Pin<&mut Self>,
+        context: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<std::result::Result<http_body::Frame<Self::Data>, Self::Error>>> {
+        std::pin::Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        self.body.size_hint()
+    }
+}
+
+fn copy_headers(from: &HeaderMap, to: &mut HeaderMap) {
+    for (name, value) in from {
+        if !NOT_FORWARDED.contains(name) {
+            to.append(name, value.clone());
+        }
+    }
+}
+
+fn outgoing(
+    ctx: &Ctx,
+    destination: &Destination,
+    upgrade: Option<&HeaderValue>,
+) -> Result<Request<Body>> {
+    let uri: Uri = destination
+        .path
+        .parse()
+        .map_err(|_| Status::bad_request("the path to relay to is not valid"))?;
+    let mut request = Request::new(ctx.take_body());
+    *request.method_mut() = ctx.method.clone();
+    *request.uri_mut() = uri;
+    let headers = request.headers_mut();
+    copy_headers(&ctx.headers, headers);
+    for name in ["impersonate-user", "impersonate-group", "impersonate-uid"] {
+        headers.remove(name);
+    }
+    let host = SocketAddr::new(destination.address, destination.port).to_string();
+    if let Ok(host) = HeaderValue::from_str(&host) {
+        headers.insert(header::HOST, host);
+    }
+    if let Some(upgrade) = upgrade {
+        headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+        headers.insert(header::UPGRADE, upgrade.clone());
+    }
+    Ok(request)
+}
+
+trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
+
+async fn connect(relay: &Relay, destination: &Destination) -> Result<Box<dyn Io>> {
+    let target = SocketAddr::new(destination.address, destination.port);
+    let config = match destination.tls {
+        Tls::None => None,
+        Tls::Node => Some(&relay.node_tls),
+        Tls::Proxy => Some(&relay.proxy_tls),
+    };
+    let dial = async {
+        let stream = TcpStream::connect(target).await.map_err(|error| error.to_string())?;
+        stream.set_nodelay(true).map_err(|error| error.to_string())?;
+        let Some(config) = config else {
+            return Ok(Box::new(stream) as Box<dyn Io>);
+        };
+        let config = config.clone().ok_or("this server has no client certificate for it")?;
+        let name = ServerName::IpAddress(destination.address.into());
+        let tls = TlsConnector::from(config).connect(name, stream).await;
+        Ok(Box::new(tls.map_err(|error| error.to_string())?) as Box<dyn Io>)
+    };
+    match tokio::time::timeout(CONNECT_TIMEOUT, dial).await {
+        Ok(result) => result.map_err(|why: String| unreachable(destination, &why)),
+        Err(_) => Err(unreachable(destination, "i/o timeout")),
+    }
+}
+
+/// Joins the two upgraded connections.
+fn switch(
+    ctx: &Ctx,
+    answer: http::Response<hyper::body::Incoming>,
+    permit: tokio::sync::OwnedSemaphorePermit,
+) -> Result<Response> {
+    let client: OnUpgrade = ctx
+        .upgrade
+        .lock()
+        .take()
+        .ok_or_else(|| Status::bad_request("this connection cannot be upgraded"))?;
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    for (name, value) in answer.headers() {
+        response.headers_mut().append(name, value.clone());
+    }
+    let draining = ctx.api.readiness.draining();
+    tokio::spawn(async move {
+        let _permit = permit;
+        let both = async {
+            let (client, node) = tokio::try_join!(client, hyper::upgrade::on(answer))?;
+            let (mut client, mut node) = (TokioIo::new(client), TokioIo::new(node));
+            // Either side may simply hang up.
+            let copied = tokio::io::copy_bidirectional(&mut client, &mut node).await;
+            if let Err(error) = copied {
+                tracing::debug!(%error, "a relayed stream ended");
+            }
+            Ok::<_, hyper::Error>(())
+        };
+        tokio::select! {
+            ended = both => if let Err(error) = ended {
+                tracing::debug!(%error, "a relayed upgrade failed");
+            },
+            () = draining => {}
+        }
+    });
+    Ok(response)
+}

@@ -70,6 +70,11 @@ impl Ctx {
         output(&self.headers, offer, self.query.find("pretty"))
     }
 
+    /// For objects that no row describes, which still can be shown as a table.
+    pub fn plain_or_transformed(&self) -> Result<Output> {
+        output(&self.headers, Offer::Transforms, self.query.find("pretty"))
+    }
+
     pub fn plain_output(&self) -> Result<Output> {
         output(&self.headers, Offer::Plain, self.query.find("pretty"))
     }

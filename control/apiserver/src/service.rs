@@ -111,6 +111,16 @@ async fn route(ctx: &Ctx) -> Result<Response> {
     if let Some(answer) = openapi::handle(ctx).await {
         return answer;
     }
+    let keys = ctx.api.authenticator.as_ref().map(|a| &a.service_accounts);
+    match (ctx.info.path.as_str(), keys) {
+        ("/.well-known/openid-configuration", Some(keys)) => {
+            let host = ctx.headers.get(http::header::HOST).and_then(|h| h.to_str().ok());
+            let uri = format!("https://{}/openid/v1/jwks", host.unwrap_or("kubernetes.default.svc"));
+            return Ok(json_response(StatusCode::OK, &keys.discovery(&uri)));
+        }
+        ("/openid/v1/jwks", Some(keys)) => return Ok(jwks(&keys.jwks())),
+        _ => {}
+    }
     match ctx.info.path.as_str() {
         "/version" | "/version/" => Ok(json_response(StatusCode::OK, &health::version())),
         "/metrics" => Ok(text(
@@ -120,6 +130,13 @@ async fn route(ctx: &Ctx) -> Result<Response> {
         "/" => Ok(json_response(StatusCode::OK, &root_paths(ctx))),
         _ => Ok(text(StatusCode::NOT_FOUND, "404 page not found\n")),
     }
+}
+
+fn jwks(keys: &serde_json::Value) -> Response {
+    let mut response = json_response(StatusCode::OK, keys);
+    let content_type = http::HeaderValue::from_static("application/jwk-set+json");
+    response.headers_mut().insert(http::header::CONTENT_TYPE, content_type);
+    response
 }
 
 fn root_paths(ctx: &Ctx) -> serde_json::Value {
@@ -228,7 +245,10 @@ async fn verb(ctx: &Ctx, resource: &Arc<Resource>, shape: Shape) -> Result<Respo
         Verb::Get => handlers::read::get(ctx, resource).await,
         Verb::List => handlers::read::list(ctx, resource).await,
         Verb::Watch => handlers::watch::watch(ctx, resource).await,
-        Verb::Create => handlers::create::create(ctx, resource).await,
+        Verb::Create => match subresources::create(ctx, resource).await {
+            Some(answer) => answer,
+            None => handlers::create::create(ctx, resource).await,
+        },
         Verb::Update => handlers::update::update(ctx, resource).await,
         Verb::Patch => handlers::patch::patch(ctx, resource).await,
         Verb::Delete => handlers::delete::delete(ctx, resource).await,

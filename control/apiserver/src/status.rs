@@ -375,6 +375,11 @@ pub fn deleted(resource: &Resource, name: &str, uid: &str) -> Value {
     })
 }
 
+/// What creates answer that store no object of their own.
+pub fn created() -> Value {
+    json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201})
+}
+
 impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
         match &error {

@@ -34,7 +34,8 @@ pub struct Target<'a> {
 impl<'a> Target<'a> {
     pub fn of(self) -> UpdateOf<'a> {
         match self.subresource {
-            "" => UpdateOf::Main,
+            // A scale writes the object through its own rules.
+            "" | "scale" => UpdateOf::Main,
             "status" => UpdateOf::Status,
             other => UpdateOf::Subresource(other),
         }

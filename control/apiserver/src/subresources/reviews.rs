@@ -1,0 +1,259 @@
+//! Kinds that are questions: who am I, what may I, is this token good. Nothing is stored.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use axum::response::Response;
+use http::StatusCode;
+use serde_json::{Map, Value, json};
+use skep_api::field::{Bad, FieldError, FieldErrorKind};
+
+use crate::{
+    authz::{Attributes, Decision},
+    codec::{Expected, decode_body},
+    context::Ctx,
+    handlers::write::Target,
+    identity::User,
+    negotiate,
+    options::{WriteKind, WriteOptions},
+    registry::Resource,
+    status::{Result, Status},
+};
+
+/// Whether creating this resource asks a question instead of storing an object.
+pub fn is_review(resource: &Resource) -> bool {
+    matches!(
+        resource.def.group.as_ref(),
+        "authentication.k8s.io" | "authorization.k8s.io"
+    )
+}
+
+pub async fn create(ctx: &Ctx, resource: &Arc<Resource>) -> Result<Response> {
+    let out = ctx.output(resource)?;
+    let encoding = negotiate::input(&ctx.headers)?;
+    let body = ctx.read_body().await?;
+    let options = WriteOptions::parse(&ctx.query, WriteKind::Create)?;
+    let mut review = decode_body(
+        &body,
+        encoding,
+        &Expected::of(resource),
+        options.field_validation,
+        &mut ctx.warnings.lock(),
+    )?;
+    let target = Target {
+        resource,
+        namespace: &ctx.info.namespace,
+        name: "",
+        subresource: "",
+    };
+    target.track(ctx, &options, None, &mut review);
+    let answered = match resource.def.plural.as_ref() {
+        "selfsubjectreviews" => self_subject(ctx, review),
+        "tokenreviews" => token(ctx, review)?,
+        "selfsubjectrulesreviews" => rules(ctx, &review)?,
+        "localsubjectaccessreviews" => access(ctx, review, Subject::Local)?,
+        "selfsubjectaccessreviews" => access(ctx, review, Subject::Caller)?,
+        _ => access(ctx, review, Subject::Given)?,
+    };
+    ctx.value(StatusCode::CREATED, &answered, &out)
+}
+
+/// `authentication.k8s.io UserInfo`
+pub fn user_info(user: &User) -> Value {
+    let mut info = Map::new();
+    for (key, value) in [("username", &user.name), ("uid", &user.uid)] {
+        if !value.is_empty() {
+            info.insert(key.into(), value.as_str().into());
+        }
+    }
+    if !user.groups.is_empty() {
+        info.insert("groups".into(), json!(user.groups));
+    }
+    if !user.extra.is_empty() {
+        info.insert("extra".into(), json!(user.extra));
+    }
+    Value::Object(info)
+}
+
+fn self_subject(ctx: &Ctx, mut review: Value) -> Value {
+    review["metadata"] = json!({"creationTimestamp": ctx.now.to_string()});
+    review["status"] = json!({"userInfo": user_info(&ctx.user)});
+    review
+}
+
+fn token(ctx: &Ctx, mut review: Value) -> Result<Value> {
+    let token = review["spec"]["token"].as_str().unwrap_or_default().to_owned();
+    if token.is_empty() {
+        return Err(Status::bad_request(
+            "token is required for TokenReview in authentication",
+        ));
+    }
+    let authenticator = ctx.api.authenticator.as_ref();
+    let authenticator =
+        authenticator.ok_or_else(|| Status::service_unavailable("no authenticator is set up"))?;
+    let audiences = texts(&review["spec"]["audiences"]);
+    let audiences = if audiences.is_empty() {
+        authenticator.service_accounts.audiences().to_vec()
+    } else {
+        audiences
+    };
+    review["status"] = match authenticator.review(&token, &audiences, ctx.now) {
+        Ok((user, audiences)) => {
+            let mut status = json!({"authenticated": true, "user": user_info(&user)});
+            if !audiences.is_empty() {
+                status["audiences"] = json!(audiences);
+            }
+            status
+        }
+        Err(error) => {
+            tracing::info!(%error, "a reviewed token was refused");
+            json!({"user": {}, "error": "invalid bearer token"})
+        }
+    };
+    Ok(review)
+}
+
+fn texts(value: &Value) -> Vec<String> {
+    let values = value.as_array().into_iter().flatten();
+    values.filter_map(Value::as_str).map(str::to_owned).collect()
+}
+
+fn rules(ctx: &Ctx, review: &Value) -> Result<Value> {
+    let namespace = review["spec"]["namespace"].as_str().unwrap_or_default();
+    if namespace.is_empty() {
+        return Err(Status::bad_request("no namespace on request"));
+    }
+    let (mut resource_rules, mut path_rules) = (Vec::new(), Vec::new());
+    for rule in ctx.api.authorizer.rules(&ctx.user, namespace) {
+        if !rule.resources.is_empty() {
+            let mut entry = json!({
+                "verbs": rule.verbs, "apiGroups": rule.api_groups, "resources": rule.resources,
+            });
+            if !rule.resource_names.is_empty() {
+                entry["resourceNames"] = json!(rule.resource_names);
+            }
+            resource_rules.push(entry);
+        }
+        if !rule.non_resource_urls.is_empty() {
+            let entry = json!({"verbs": rule.verbs, "nonResourceURLs": rule.non_resource_urls});
+            path_rules.push(entry);
+        }
+    }
+    Ok(json!({
+        "kind": "SelfSubjectRulesReview", "apiVersion": "authorization.k8s.io/v1", "metadata": {},
+        "spec": {},
+        "status": {
+            "resourceRules": resource_rules, "nonResourceRules": path_rules, "incomplete": false,
+        },
+    }))
+}
+
+/// Who an access review is about.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Subject {
+    Caller,
+    Given,
+    /// As given, in the namespace of the request only.
+    Local,
+}
+
+fn access(ctx: &Ctx, mut review: Value, subject: Subject) -> Result<Value> {
+    let spec = &review["spec"];
+    let mut errors = Vec::new();
+    let mut invalid = |field: &str, bad: Bad, detail: &str| {
+        errors.push(FieldError::new(FieldErrorKind::Invalid, field, bad, detail));
+    };
+    let resource = spec.get("resourceAttributes").filter(|r| r.is_object());
+    let path = spec.get("nonResourceAttributes").filter(|r| r.is_object());
+    let text = |value: &Value, key: &str| value[key].as_str().unwrap_or_default().to_owned();
+    if let (Some(_), Some(path)) = (resource, path) {
+        let shown = format!(
+            "{{\"Path\":{:?},\"Verb\":{:?}}}",
+            text(path, "path"),
+            text(path, "verb")
+        );
+        invalid(
+            "spec.nonResourceAttributes",
+            Bad::shown(shown),
+            "cannot be specified in combination with resourceAttributes",
+        );
+    }
+    if resource.is_none() && path.is_none() {
+        invalid(
+            "spec.resourceAttributes",
+            Bad::shown("null"),
+            "exactly one of nonResourceAttributes or resourceAttributes must be specified",
+        );
+    }
+    let groups = texts(&spec["groups"]);
+    if subject != Subject::Caller && text(spec, "user").is_empty() && groups.is_empty() {
+        invalid("spec.user", Bad::from(""), "at least one of user or group must be specified");
+    }
+    let namespace = resource.map(|r| text(r, "namespace")).unwrap_or_default();
+    if subject == Subject::Local {
+        if namespace != ctx.info.namespace {
+            invalid(
+                "spec.resourceAttributes.namespace",
+                Bad::from(namespace.as_str()),
+                "must match metadata.namespace",
+            );
+        }
+        if path.is_some() {
+            invalid(
+                "spec.nonResourceAttributes",
+                Bad::omitted(),
+                "disallowed on this kind of request",
+            );
+        }
+    }
+    if !errors.is_empty() {
+        return Err(Status::invalid("authorization.k8s.io", "", "", &errors));
+    }
+    let given;
+    let user = if subject == Subject::Caller {
+        &ctx.user
+    } else {
+        let extra = spec["extra"].as_object().into_iter().flatten();
+        given = User {
+            name: text(spec, "user"),
+            uid: text(spec, "uid"),
+            groups,
+            extra: extra.map(|(k, v)| (k.clone(), texts(v))).collect::<BTreeMap<_, _>>(),
+        };
+        &given
+    };
+    let decision = match (resource, path) {
+        (Some(attributes), _) => {
+            let [verb, group, version, plural, subresource, name] =
+                ["verb", "group", "version", "resource", "subresource", "name"]
+                    .map(|key| text(attributes, key));
+            ctx.api.authorizer.authorize(&Attributes::Resource {
+                user,
+                verb: &verb,
+                group: &group,
+                version: &version,
+                resource: &plural,
+                subresource: &subresource,
+                namespace: &namespace,
+                name: &name,
+            })
+        }
+        (None, Some(attributes)) => ctx.api.authorizer.authorize(&Attributes::Path {
+            user,
+            verb: &text(attributes, "verb"),
+            path: &text(attributes, "path"),
+        }),
+        (None, None) => Decision::NoOpinion {
+            reason: String::new(),
+        },
+    };
+    let (allowed, reason) = match decision {
+        Decision::Allow { reason } => (true, reason),
+        Decision::NoOpinion { reason } => (false, reason),
+    };
+    let mut status = json!({"allowed": allowed});
+    if !reason.is_empty() {
+        status["reason"] = reason.into();
+    }
+    review["status"] = status;
+    Ok(review)
+}

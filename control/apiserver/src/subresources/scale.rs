@@ -1,0 +1,218 @@
+//! `scale`: the replica count of a workload, in a kind that autoscalers know.
+
+use std::sync::Arc;
+
+use axum::response::Response;
+use http::StatusCode;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector as SelectorObject;
+use serde_json::{Value, json};
+use skep_api::{
+    field::{Bad, FieldError, FieldErrorKind},
+    resource::Verb,
+    selector::LabelSelector,
+};
+
+use crate::{
+    codec::{self, Expected, decode_body, meta},
+    context::Ctx,
+    handlers::{
+        patch::{self, PatchType},
+        update::change_object,
+        write::{Target, match_name, match_namespace},
+    },
+    negotiate,
+    options::{WriteKind, WriteOptions},
+    registry::Resource,
+    respond::Object,
+    status::{Result, Status},
+    storage::read_object,
+};
+
+const GROUP: &str = "autoscaling";
+
+/// Where a kind keeps what a `Scale` shows, as JSON pointers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ScalePaths {
+    pub spec_replicas: String,
+    pub status_replicas: String,
+    /// A string, a label selector or a map of labels; empty for none.
+    pub selector: String,
+}
+
+impl Default for ScalePaths {
+    fn default() -> Self {
+        Self {
+            spec_replicas: "/spec/replicas".into(),
+            status_replicas: "/status/replicas".into(),
+            selector: "/spec/selector".into(),
+        }
+    }
+}
+
+pub async fn handle(ctx: &Ctx, resource: &Arc<Resource>, verb: Verb) -> Result<Response> {
+    let out = ctx.plain_or_transformed()?;
+    let name = ctx.info.name.as_str();
+    let namespace = if resource.namespaced() {
+        ctx.info.namespace.as_str()
+    } else {
+        ""
+    };
+    let paths = resource.scale_paths();
+    if verb == Verb::Get {
+        let entry = ctx.api.storage.get(&resource.key(namespace, name)).await?;
+        let entry = entry.ok_or_else(|| Status::missing(resource, name))?;
+        let object = read_object(resource, &entry.bytes)?;
+        return ctx.value(StatusCode::OK, &scale_of(&object, &paths), &out);
+    }
+    let target = Target {
+        resource,
+        namespace,
+        name,
+        subresource: "scale",
+    };
+    let updated = if verb == Verb::Update {
+        let encoding = negotiate::input(&ctx.headers)?;
+        let body = ctx.read_body().await?;
+        let options = WriteOptions::parse(&ctx.query, WriteKind::Update)?;
+        let schema = skep_schema::builtin(GROUP, "v1", "Scale");
+        let expected = Expected {
+            group: GROUP,
+            version: "v1",
+            kind: "Scale",
+            schema: schema.as_ref(),
+            custom: false,
+        };
+        let mut scale = decode_body(
+            &body,
+            encoding,
+            &expected,
+            options.field_validation,
+            &mut ctx.warnings.lock(),
+        )?;
+        match_namespace(&mut scale, namespace)?;
+        match_name(&scale, name)?;
+        let change = |old: Option<&Value>, _: &mut Vec<String>| {
+            let old = old.ok_or_else(|| Status::missing(resource, name))?;
+            scaled(ctx, target, &options, old, &scale, &paths)
+        };
+        let uid = meta(&scale, "uid");
+        change_object(ctx, target, &options, uid, false, &change).await?
+    } else {
+        let patch_type = PatchType::of(ctx, resource.custom)?;
+        let body = ctx.read_body().await?;
+        let apply = patch_type == PatchType::Apply;
+        let options = WriteOptions::parse(&ctx.query, WriteKind::Patch { apply })?;
+        let document =
+            patch::parse(&body, patch_type, options.field_validation, &mut ctx.warnings.lock())?;
+        let change = |old: Option<&Value>, _: &mut Vec<String>| {
+            let old = old.ok_or_else(|| Status::missing(resource, name))?;
+            let scale = scale_of(old, &paths);
+            let scale = match patch_type {
+                PatchType::Json => skep_apply::json_patch(&scale, &document)
+                    .map_err(patch::json_patch_failure)?,
+                _ => skep_apply::merge_patch(&scale, &document),
+            };
+            let scale = match skep_schema::builtin(GROUP, "v1", "Scale") {
+                Some(schema) => {
+                    let decoded = skep_schema::conform(scale, &schema)
+                        .map_err(|error| Status::bad_request(error.to_string()))?;
+                    decoded.value
+                }
+                None => scale,
+            };
+            match_name(&scale, name)?;
+            scaled(ctx, target, &options, old, &scale, &paths)
+        };
+        change_object(ctx, target, &options, "", false, &change).await?
+    };
+    let object = match updated.object {
+        Object::Value(value) => value,
+        Object::Bytes(bytes) => read_object_in_row_version(&bytes)?,
+    };
+    ctx.value(StatusCode::OK, &scale_of(&object, &paths), &out)
+}
+
+fn read_object_in_row_version(bytes: &[u8]) -> Result<Value> {
+    serde_json::from_slice(bytes)
+        .map_err(|error| Status::internal("decoding an object just written", &error))
+}
+
+/// The object with the replicas of `scale`.
+fn scaled(
+    ctx: &Ctx,
+    target: Target<'_>,
+    options: &WriteOptions,
+    old: &Value,
+    scale: &Value,
+    paths: &ScalePaths,
+) -> Result<Value> {
+    let replicas = scale["spec"]["replicas"].as_i64().unwrap_or(0);
+    if replicas < 0 {
+        let error = FieldError::new(
+            FieldErrorKind::Invalid,
+            "spec.replicas",
+            Bad::json(&replicas),
+            "must be greater than or equal to 0",
+        );
+        return Err(Status::invalid(GROUP, "Scale", target.name, &[error]));
+    }
+    let mut new = old.clone();
+    set_pointer(&mut new, &paths.spec_replicas, replicas.into());
+    let version = codec::meta(scale, "resourceVersion");
+    new["metadata"]["resourceVersion"] = version.into();
+    target.track(ctx, options, Some(old), &mut new);
+    Ok(new)
+}
+
+fn set_pointer(object: &mut Value, pointer: &str, value: Value) {
+    let mut at = object;
+    for part in pointer.trim_start_matches('/').split('/') {
+        if !at.is_object() {
+            *at = json!({});
+        }
+        at = &mut at[part];
+    }
+    *at = value;
+}
+
+/// An object as its `Scale`.
+pub fn scale_of(object: &Value, paths: &ScalePaths) -> Value {
+    let metadata = &object["metadata"];
+    let mut scale = json!({
+        "kind": "Scale", "apiVersion": "autoscaling/v1", "metadata": {},
+        "spec": {}, "status": {"replicas": 0},
+    });
+    for field in ["name", "namespace", "uid", "resourceVersion", "creationTimestamp"] {
+        if let Some(value) = metadata.get(field) {
+            scale["metadata"][field] = value.clone();
+        }
+    }
+    let number = |pointer: &str| object.pointer(pointer).and_then(Value::as_i64).unwrap_or(0);
+    match number(&paths.spec_replicas) {
+        0 => {}
+        replicas => scale["spec"]["replicas"] = replicas.into(),
+    }
+    scale["status"]["replicas"] = number(&paths.status_replicas).into();
+    let selector = object.pointer(&paths.selector).map(selector_text).unwrap_or_default();
+    if !selector.is_empty() {
+        scale["status"]["selector"] = selector.into();
+    }
+    scale
+}
+
+fn selector_text(selector: &Value) -> String {
+    match selector {
+        Value::String(text) => text.clone(),
+        Value::Object(map) if map.values().all(Value::is_string) => {
+            let pairs = map.iter().map(|(k, v)| format!("{k}={}", v.as_str().unwrap_or_default()));
+            pairs.collect::<Vec<_>>().join(",")
+        }
+        other => {
+            let selector: Option<SelectorObject> =
+                serde_json::from_value(other.clone()).unwrap_or_default();
+            LabelSelector::from_object(selector.as_ref())
+                .map(|s| s.to_string())
+                .unwrap_or_default()
+        }
+    }
+}
