@@ -233,34 +233,28 @@ fn decode_json(body: &[u8], expected: &Expected<'_>) -> Result<Decoded> {
             summary(body)
         ))
     };
-    let peeked = serde_json::from_slice::<Peek>(body);
-    match peeked {
-        Ok(peek) => {
+    let first = body.iter().find(|b| !b.is_ascii_whitespace());
+    match serde_json::from_slice::<Peek>(body) {
+        Ok(peek) if first == Some(&b'{') => {
             let value = serde_json::json!({"apiVersion": peek.api_version, "kind": peek.kind});
             check_kind(&value, expected)?;
         }
-        Err(_) => {
-            // Wrong in some way; the decoder knows Go's words for it.
-            match serde_json::from_slice::<Value>(body) {
-                Err(error) => {
-                    let why = go_syntax_error(body).unwrap_or_else(|| error.to_string());
-                    return Err(unrecognized(&why));
-                }
-                Ok(value) => match &value {
-                    Value::Object(_) | Value::Null => {}
-                    other => {
-                        let what = match other {
-                            Value::Array(_) => "array",
-                            Value::String(_) => "string",
-                            Value::Bool(_) => "bool",
-                            _ => "number",
-                        };
-                        return Err(unrecognized(&format!(
-                            "json: cannot unmarshal {what} into Go value of type struct {{ APIVersion string \
-                             \"json:\\\"apiVersion,omitempty\\\"\"; Kind string \"json:\\\"kind,omitempty\\\"\" }}"
-                        )));
-                    }
-                },
+        _ => {
+            if let Some(why) = go_syntax_error(body) {
+                return Err(unrecognized(&why));
+            }
+            let what = match first {
+                Some(b'[') => Some("array"),
+                Some(b'"') => Some("string"),
+                Some(b't' | b'f') => Some("bool"),
+                Some(b'-' | b'0'..=b'9') => Some("number"),
+                _ => None,
+            };
+            if let Some(what) = what {
+                return Err(unrecognized(&format!(
+                    "json: cannot unmarshal {what} into Go value of type struct {{ APIVersion string \
+                     \"json:\\\"apiVersion,omitempty\\\"\"; Kind string \"json:\\\"kind,omitempty\\\"\" }}"
+                )));
             }
         }
     }

@@ -92,7 +92,9 @@ const NOT_FORWARDED: [HeaderName; 9] = [
 fn unreachable(destination: &Destination, why: &str) -> Failure {
     let Destination { address, port, .. } = destination;
     let target = SocketAddr::new(*address, *port);
-    Status::service_unavailable(format!("error trying to reach service: dial tcp {target}: {why}"))
+    Status::service_unavailable(format!(
+        "error trying to reach service: dial tcp {target}: {why}"
+    ))
 }
 
 /// Sends the request on and streams the answer back.
@@ -100,7 +102,10 @@ pub async fn forward(ctx: &Ctx, destination: &Destination) -> Result<Response> {
     let relay = &ctx.api.relay;
     let permit = relay.streams.clone().try_acquire_owned();
     let permit = permit.map_err(|_| {
-        Status::too_many_requests("too many streams are relayed at once, please try again later", 1)
+        Status::too_many_requests(
+            "too many streams are relayed at once, please try again later",
+            1,
+        )
     })?;
     let upgrade = ctx.headers.get(header::UPGRADE).cloned();
     let request = outgoing(ctx, destination, upgrade.as_ref())?;
@@ -154,7 +159,8 @@ impl http_body::Body for Held {
     fn poll_frame(
         mut self: std::pin::Pin<&mut Self>,
         context: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<Option<std::result::Result<http_body::Frame<Self::Data>, Self::Error>>> {
+    ) -> std::task::Poll<Option<std::result::Result<http_body::Frame<Self::Data>, Self::Error>>>
+    {
         std::pin::Pin::new(&mut self.body).poll_frame(context)
     }
 
@@ -214,12 +220,18 @@ async fn connect(relay: &Relay, destination: &Destination) -> Result<Box<dyn Io>
         Tls::Proxy => Some(&relay.proxy_tls),
     };
     let dial = async {
-        let stream = TcpStream::connect(target).await.map_err(|error| error.to_string())?;
-        stream.set_nodelay(true).map_err(|error| error.to_string())?;
+        let stream = TcpStream::connect(target)
+            .await
+            .map_err(|error| error.to_string())?;
+        stream
+            .set_nodelay(true)
+            .map_err(|error| error.to_string())?;
         let Some(config) = config else {
             return Ok(Box::new(stream) as Box<dyn Io>);
         };
-        let config = config.clone().ok_or("this server has no client certificate for it")?;
+        let config = config
+            .clone()
+            .ok_or("this server has no client certificate for it")?;
         let name = ServerName::IpAddress(destination.address.into());
         let tls = TlsConnector::from(config).connect(name, stream).await;
         Ok(Box::new(tls.map_err(|error| error.to_string())?) as Box<dyn Io>)

@@ -114,8 +114,14 @@ async fn route(ctx: &Ctx) -> Result<Response> {
     let keys = ctx.api.authenticator.as_ref().map(|a| &a.service_accounts);
     match (ctx.info.path.as_str(), keys) {
         ("/.well-known/openid-configuration", Some(keys)) => {
-            let host = ctx.headers.get(http::header::HOST).and_then(|h| h.to_str().ok());
-            let uri = format!("https://{}/openid/v1/jwks", host.unwrap_or("kubernetes.default.svc"));
+            let host = ctx
+                .headers
+                .get(http::header::HOST)
+                .and_then(|h| h.to_str().ok());
+            let uri = format!(
+                "https://{}/openid/v1/jwks",
+                host.unwrap_or("kubernetes.default.svc")
+            );
             return Ok(json_response(StatusCode::OK, &keys.discovery(&uri)));
         }
         ("/openid/v1/jwks", Some(keys)) => return Ok(jwks(&keys.jwks())),
@@ -135,7 +141,9 @@ async fn route(ctx: &Ctx) -> Result<Response> {
 fn jwks(keys: &serde_json::Value) -> Response {
     let mut response = json_response(StatusCode::OK, keys);
     let content_type = http::HeaderValue::from_static("application/jwk-set+json");
-    response.headers_mut().insert(http::header::CONTENT_TYPE, content_type);
+    response
+        .headers_mut()
+        .insert(http::header::CONTENT_TYPE, content_type);
     response
 }
 

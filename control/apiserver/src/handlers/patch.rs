@@ -194,8 +194,9 @@ fn patched(
             PatchType::Json => skep_apply::json_patch(old, patch).map_err(json_patch_failure)?,
             PatchType::Merge => skep_apply::merge_patch(old, patch),
             PatchType::Strategic | PatchType::Apply => match &resource.def.schema {
-                Some(schema) => skep_apply::strategic_merge(old, patch, schema)
-                    .map_err(json_patch_failure)?,
+                Some(schema) => {
+                    skep_apply::strategic_merge(old, patch, schema).map_err(json_patch_failure)?
+                }
                 None => skep_apply::merge_patch(old, patch),
             },
         }

@@ -170,8 +170,12 @@ impl ContinueToken {
                 "invalid continue token: continue key is not valid: {why}"
             ))
         };
-        let bytes = URL_SAFE_NO_PAD
-            .decode(text.trim_end_matches('='))
+        // As lenient as Go about the bits after the last whole byte.
+        let lenient = GeneralPurposeConfig::new()
+            .with_decode_allow_trailing_bits(true)
+            .with_decode_padding_mode(DecodePaddingMode::Indifferent);
+        let bytes = GeneralPurpose::new(&URL_SAFE, lenient)
+            .decode(text)
             .map_err(|error| {
                 let at = match error {
                     base64::DecodeError::InvalidByte(at, _)

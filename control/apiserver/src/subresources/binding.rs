@@ -82,12 +82,19 @@ fn check_target(binding: &Value) -> Result<&str> {
 fn bound(old: &Value, binding: &Value, name: &str, node: &str, ctx: &Ctx) -> Result<Value> {
     let refuse = |why: String| Err(Status::conflict("", "pods/binding", name, &why));
     if !old["metadata"]["deletionTimestamp"].is_null() {
-        return refuse(format!("pod {name} is being deleted, cannot be assigned to a host"));
+        return refuse(format!(
+            "pod {name} is being deleted, cannot be assigned to a host"
+        ));
     }
     if let Some(present) = old["spec"]["nodeName"].as_str().filter(|n| !n.is_empty()) {
-        return refuse(format!("pod {name} is already assigned to node {present:?}"));
+        return refuse(format!(
+            "pod {name} is already assigned to node {present:?}"
+        ));
     }
-    if old["spec"]["schedulingGates"].as_array().is_some_and(|g| !g.is_empty()) {
+    if old["spec"]["schedulingGates"]
+        .as_array()
+        .is_some_and(|g| !g.is_empty())
+    {
         return refuse(format!("pod {name} has non-empty .spec.schedulingGates"));
     }
     let mut pod = old.clone();
@@ -126,7 +133,10 @@ pub fn set_condition(status: &mut Value, mut condition: Value) {
     let Some(conditions) = conditions.as_array_mut() else {
         return;
     };
-    match conditions.iter_mut().find(|c| c["type"] == condition["type"]) {
+    match conditions
+        .iter_mut()
+        .find(|c| c["type"] == condition["type"])
+    {
         Some(present) => {
             if present["status"] == condition["status"] {
                 condition["lastTransitionTime"] = present["lastTransitionTime"].clone();

@@ -12,11 +12,7 @@ use super::binding::set_condition;
 use crate::{
     codec::{Expected, decode_body, meta},
     context::Ctx,
-    handlers::{
-        delete::delete_object,
-        update::change_object,
-        write::Target,
-    },
+    handlers::{delete::delete_object, update::change_object, write::Target},
     negotiate,
     options::{DeleteOptions, WriteKind, WriteOptions},
     registry::Resource,
@@ -49,7 +45,9 @@ pub async fn create(ctx: &Ctx, pods: &Arc<Resource>) -> Result<Response> {
     )?;
     let (namespace, name) = (ctx.info.namespace.as_str(), ctx.info.name.as_str());
     if meta(&eviction, "name") != name {
-        return Err(Status::bad_request("name in URL does not match name in Eviction object"));
+        return Err(Status::bad_request(
+            "name in URL does not match name in Eviction object",
+        ));
     }
     let mut delete = match &eviction["deleteOptions"] {
         Value::Null => DeleteOptions::default(),
@@ -89,7 +87,11 @@ async fn budget_of(ctx: &Ctx, namespace: &str, pod: &crate::cache::Entry) -> Res
     let Some(budgets) = ctx.registry.get("policy", "v1", "poddisruptionbudgets") else {
         return Ok(None);
     };
-    let snapshot = ctx.api.storage.cache.snapshot(&budgets.scope_prefix(namespace));
+    let snapshot = ctx
+        .api
+        .storage
+        .cache
+        .snapshot(&budgets.scope_prefix(namespace));
     let labels: BTreeMap<String, String> = pod
         .labels
         .iter()
@@ -100,7 +102,8 @@ async fn budget_of(ctx: &Ctx, namespace: &str, pod: &crate::cache::Entry) -> Res
         let budget = read_object(budgets, &entry.bytes)?;
         let selector: Option<SelectorObject> =
             serde_json::from_value(budget["spec"]["selector"].clone()).unwrap_or_default();
-        let matches = LabelSelector::from_object(selector.as_ref()).is_ok_and(|s| s.matches(&labels));
+        let matches =
+            LabelSelector::from_object(selector.as_ref()).is_ok_and(|s| s.matches(&labels));
         if matches && found.replace(budget).is_some() {
             return Err(Status::internal_message(
                 "This pod has more than one PodDisruptionBudget, which the eviction subresource does not support.",
@@ -114,7 +117,13 @@ async fn budget_of(ctx: &Ctx, namespace: &str, pod: &crate::cache::Entry) -> Res
 ///
 /// # Errors
 /// 429 while there is none.
-async fn spend(ctx: &Ctx, budget: &Value, namespace: &str, pod: &Value, dry_run: bool) -> Result<()> {
+async fn spend(
+    ctx: &Ctx,
+    budget: &Value,
+    namespace: &str,
+    pod: &Value,
+    dry_run: bool,
+) -> Result<()> {
     let number = |field: &str| budget["status"][field].as_i64().unwrap_or(0);
     if !is_ready(pod) {
         let healthy = number("currentHealthy") >= number("desiredHealthy");
@@ -181,7 +190,10 @@ fn check(budget: &Value) -> Result<i64> {
             "pdb disruptions allowed is negative",
         ));
     }
-    if budget["status"]["disruptedPods"].as_object().is_some_and(|p| p.len() > MAX_DISRUPTED_PODS) {
+    if budget["status"]["disruptedPods"]
+        .as_object()
+        .is_some_and(|p| p.len() > MAX_DISRUPTED_PODS)
+    {
         return Err(Status::forbidden(
             "policy",
             "poddisruptionbudget",

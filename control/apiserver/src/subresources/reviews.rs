@@ -81,7 +81,10 @@ fn self_subject(ctx: &Ctx, mut review: Value) -> Value {
 }
 
 fn token(ctx: &Ctx, mut review: Value) -> Result<Value> {
-    let token = review["spec"]["token"].as_str().unwrap_or_default().to_owned();
+    let token = review["spec"]["token"]
+        .as_str()
+        .unwrap_or_default()
+        .to_owned();
     if token.is_empty() {
         return Err(Status::bad_request(
             "token is required for TokenReview in authentication",
@@ -114,7 +117,10 @@ fn token(ctx: &Ctx, mut review: Value) -> Result<Value> {
 
 fn texts(value: &Value) -> Vec<String> {
     let values = value.as_array().into_iter().flatten();
-    values.filter_map(Value::as_str).map(str::to_owned).collect()
+    values
+        .filter_map(Value::as_str)
+        .map(str::to_owned)
+        .collect()
 }
 
 fn rules(ctx: &Ctx, review: &Value) -> Result<Value> {
@@ -186,7 +192,11 @@ fn access(ctx: &Ctx, mut review: Value, subject: Subject) -> Result<Value> {
     }
     let groups = texts(&spec["groups"]);
     if subject != Subject::Caller && text(spec, "user").is_empty() && groups.is_empty() {
-        invalid("spec.user", Bad::from(""), "at least one of user or group must be specified");
+        invalid(
+            "spec.user",
+            Bad::from(""),
+            "at least one of user or group must be specified",
+        );
     }
     let namespace = resource.map(|r| text(r, "namespace")).unwrap_or_default();
     if subject == Subject::Local {
@@ -217,15 +227,23 @@ fn access(ctx: &Ctx, mut review: Value, subject: Subject) -> Result<Value> {
             name: text(spec, "user"),
             uid: text(spec, "uid"),
             groups,
-            extra: extra.map(|(k, v)| (k.clone(), texts(v))).collect::<BTreeMap<_, _>>(),
+            extra: extra
+                .map(|(k, v)| (k.clone(), texts(v)))
+                .collect::<BTreeMap<_, _>>(),
         };
         &given
     };
     let decision = match (resource, path) {
         (Some(attributes), _) => {
-            let [verb, group, version, plural, subresource, name] =
-                ["verb", "group", "version", "resource", "subresource", "name"]
-                    .map(|key| text(attributes, key));
+            let [verb, group, version, plural, subresource, name] = [
+                "verb",
+                "group",
+                "version",
+                "resource",
+                "subresource",
+                "name",
+            ]
+            .map(|key| text(attributes, key));
             ctx.api.authorizer.authorize(&Attributes::Resource {
                 user,
                 verb: &verb,

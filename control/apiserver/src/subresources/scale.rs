@@ -102,14 +102,19 @@ pub async fn handle(ctx: &Ctx, resource: &Arc<Resource>, verb: Verb) -> Result<R
         let body = ctx.read_body().await?;
         let apply = patch_type == PatchType::Apply;
         let options = WriteOptions::parse(&ctx.query, WriteKind::Patch { apply })?;
-        let document =
-            patch::parse(&body, patch_type, options.field_validation, &mut ctx.warnings.lock())?;
+        let document = patch::parse(
+            &body,
+            patch_type,
+            options.field_validation,
+            &mut ctx.warnings.lock(),
+        )?;
         let change = |old: Option<&Value>, _: &mut Vec<String>| {
             let old = old.ok_or_else(|| Status::missing(resource, name))?;
             let scale = scale_of(old, &paths);
             let scale = match patch_type {
-                PatchType::Json => skep_apply::json_patch(&scale, &document)
-                    .map_err(patch::json_patch_failure)?,
+                PatchType::Json => {
+                    skep_apply::json_patch(&scale, &document).map_err(patch::json_patch_failure)?
+                }
                 _ => skep_apply::merge_patch(&scale, &document),
             };
             let scale = match skep_schema::builtin(GROUP, "v1", "Scale") {
@@ -182,7 +187,13 @@ pub fn scale_of(object: &Value, paths: &ScalePaths) -> Value {
         "kind": "Scale", "apiVersion": "autoscaling/v1", "metadata": {},
         "spec": {}, "status": {"replicas": 0},
     });
-    for field in ["name", "namespace", "uid", "resourceVersion", "creationTimestamp"] {
+    for field in [
+        "name",
+        "namespace",
+        "uid",
+        "resourceVersion",
+        "creationTimestamp",
+    ] {
         if let Some(value) = metadata.get(field) {
             scale["metadata"][field] = value.clone();
         }
@@ -193,7 +204,10 @@ pub fn scale_of(object: &Value, paths: &ScalePaths) -> Value {
         replicas => scale["spec"]["replicas"] = replicas.into(),
     }
     scale["status"]["replicas"] = number(&paths.status_replicas).into();
-    let selector = object.pointer(&paths.selector).map(selector_text).unwrap_or_default();
+    let selector = object
+        .pointer(&paths.selector)
+        .map(selector_text)
+        .unwrap_or_default();
     if !selector.is_empty() {
         scale["status"]["selector"] = selector.into();
     }
@@ -204,7 +218,9 @@ fn selector_text(selector: &Value) -> String {
     match selector {
         Value::String(text) => text.clone(),
         Value::Object(map) if map.values().all(Value::is_string) => {
-            let pairs = map.iter().map(|(k, v)| format!("{k}={}", v.as_str().unwrap_or_default()));
+            let pairs = map
+                .iter()
+                .map(|(k, v)| format!("{k}={}", v.as_str().unwrap_or_default()));
             pairs.collect::<Vec<_>>().join(",")
         }
         other => {

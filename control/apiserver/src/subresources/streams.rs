@@ -7,8 +7,8 @@ use http::{Method, StatusCode, header};
 use serde_json::Value;
 
 use crate::{
-    context::Ctx,
     codec::meta,
+    context::Ctx,
     relay::{self, Destination, Tls},
     respond::text,
     status::{Result, Status},
@@ -28,13 +28,20 @@ async fn stored(ctx: &Ctx, plural: &str, namespace: &str, name: &str) -> Result<
 /// Address and agent port of a node; upstream's order of address types.
 async fn node(ctx: &Ctx, name: &str) -> Result<(IpAddr, u16)> {
     let node = stored(ctx, "nodes", "", name).await?;
-    let addresses = node["status"]["addresses"].as_array().cloned().unwrap_or_default();
-    let address = ["InternalIP", "ExternalIP", "Hostname"].iter().find_map(|wanted| {
-        let mut of_type = addresses.iter().filter(|a| a["type"] == *wanted);
-        of_type.find_map(|a| a["address"].as_str()?.parse().ok())
-    });
+    let addresses = node["status"]["addresses"]
+        .as_array()
+        .cloned()
+        .unwrap_or_default();
+    let address = ["InternalIP", "ExternalIP", "Hostname"]
+        .iter()
+        .find_map(|wanted| {
+            let mut of_type = addresses.iter().filter(|a| a["type"] == *wanted);
+            of_type.find_map(|a| a["address"].as_str()?.parse().ok())
+        });
     let address = address.ok_or_else(|| {
-        Status::internal_message(&format!("no preferred addresses found; known addresses: {addresses:?}"))
+        Status::internal_message(&format!(
+            "no preferred addresses found; known addresses: {addresses:?}"
+        ))
     })?;
     let port = node["status"]["daemonEndpoints"]["kubeletEndpoint"]["Port"].as_u64();
     let port = port.and_then(|p| u16::try_from(p).ok()).filter(|p| *p != 0);
@@ -50,14 +57,24 @@ fn escape(text: &str) -> String {
 fn container(ctx: &Ctx, pod: &Value) -> Result<String> {
     let names = |field: &str| -> Vec<String> {
         let containers = pod["spec"][field].as_array().into_iter().flatten();
-        containers.filter_map(|c| c["name"].as_str()).map(str::to_owned).collect()
+        containers
+            .filter_map(|c| c["name"].as_str())
+            .map(str::to_owned)
+            .collect()
     };
-    let (main, init, ephemeral) =
-        (names("containers"), names("initContainers"), names("ephemeralContainers"));
+    let (main, init, ephemeral) = (
+        names("containers"),
+        names("initContainers"),
+        names("ephemeralContainers"),
+    );
     let wanted = ctx.query.get("container");
     let pod_name = meta(pod, "name");
     if !wanted.is_empty() {
-        let known = main.iter().chain(&init).chain(&ephemeral).any(|name| name == wanted);
+        let known = main
+            .iter()
+            .chain(&init)
+            .chain(&ephemeral)
+            .any(|name| name == wanted);
         return if known {
             Ok(wanted.to_owned())
         } else {
@@ -75,7 +92,10 @@ fn container(ctx: &Ctx, pod: &Value) -> Result<String> {
                 main.join(" ")
             );
             if !init.is_empty() {
-                why.push_str(&format!(" or one of the init containers: [{}]", init.join(" ")));
+                why.push_str(&format!(
+                    " or one of the init containers: [{}]",
+                    init.join(" ")
+                ));
             }
             Err(Status::bad_request(why))
         }
@@ -134,7 +154,12 @@ pub async fn log(ctx: &Ctx) -> Result<Response> {
         address,
         port,
         tls: Tls::Node,
-        path: format!("/containerLogs/{}/{}/{}{query}", escape(namespace), escape(name), escape(&container)),
+        path: format!(
+            "/containerLogs/{}/{}/{}{query}",
+            escape(namespace),
+            escape(name),
+            escape(&container)
+        ),
     };
     relay::forward(ctx, &destination).await
 }
@@ -151,7 +176,9 @@ fn check_log_options(ctx: &Ctx) -> Result<()> {
             continue;
         };
         let number: i64 = text.parse().map_err(|_| {
-            Status::bad_request(format!("strconv.ParseInt: parsing {text:?}: invalid syntax"))
+            Status::bad_request(format!(
+                "strconv.ParseInt: parsing {text:?}: invalid syntax"
+            ))
         })?;
         if number < least {
             errors.push(FieldError::new(Invalid, field, Bad::json(&number), why));
@@ -168,7 +195,12 @@ fn check_log_options(ctx: &Ctx) -> Result<()> {
     if errors.is_empty() {
         Ok(())
     } else {
-        Err(Status::invalid("", "PodLogOptions", &ctx.info.name, &errors))
+        Err(Status::invalid(
+            "",
+            "PodLogOptions",
+            &ctx.info.name,
+            &errors,
+        ))
     }
 }
 
@@ -185,7 +217,9 @@ pub async fn stream(ctx: &Ctx, subresource: &str) -> Result<Response> {
     let pod = stored(ctx, "pods", namespace, name).await?;
     let phase = pod["status"]["phase"].as_str().unwrap_or_default();
     let Some(node_name) = pod["spec"]["nodeName"].as_str().filter(|n| !n.is_empty()) else {
-        return Err(Status::bad_request(format!("pod {name} does not have a host assigned")));
+        return Err(Status::bad_request(format!(
+            "pod {name} does not have a host assigned"
+        )));
     };
     if matches!(phase, "Succeeded" | "Failed") {
         return Err(Status::bad_request(format!(
@@ -198,10 +232,17 @@ pub async fn stream(ctx: &Ctx, subresource: &str) -> Result<Response> {
         format!("/portForward/{}/{}{query}", escape(namespace), escape(name))
     } else {
         let container = container(ctx, &pod)?;
-        let mut names = vec![("stdin", "input"), ("stdout", "output"), ("stderr", "error"), ("tty", "tty")];
+        let mut names = vec![
+            ("stdin", "input"),
+            ("stdout", "output"),
+            ("stderr", "error"),
+            ("tty", "tty"),
+        ];
         if subresource == "exec" {
             if ctx.query.all("command").is_empty() {
-                return Err(Status::bad_request("you must specify at least 1 command for the container"));
+                return Err(Status::bad_request(
+                    "you must specify at least 1 command for the container",
+                ));
             }
             names.push(("command", "command"));
         }
@@ -231,14 +272,24 @@ fn split_target(text: &str) -> Result<Target<'_>> {
         [name] => ("", *name, ""),
         [name, port] => ("", *name, *port),
         [scheme @ ("" | "http" | "https"), name, port] => (*scheme, *name, *port),
-        _ => return Err(Status::bad_request(format!("invalid proxy target {text:?}"))),
+        _ => {
+            return Err(Status::bad_request(format!(
+                "invalid proxy target {text:?}"
+            )));
+        }
     };
     Ok(Target { scheme, name, port })
 }
 
 fn proxy_path(ctx: &Ctx, path: Option<&str>) -> String {
-    let rest = path.unwrap_or(ctx.info.rest.as_str()).trim_start_matches('/');
-    let query = ctx.query_text.as_deref().map(|q| format!("?{q}")).unwrap_or_default();
+    let rest = path
+        .unwrap_or(ctx.info.rest.as_str())
+        .trim_start_matches('/');
+    let query = ctx
+        .query_text
+        .as_deref()
+        .map(|q| format!("?{q}"))
+        .unwrap_or_default();
     format!("/{rest}{query}")
 }
 
@@ -257,24 +308,44 @@ pub async fn proxy(ctx: &Ctx) -> Result<Response> {
             let port = number(target.port).unwrap_or(own_port);
             // Only the agent's own port speaks our TLS.
             let tls = if port == own_port { Tls::Node } else { tls };
-            Destination { address, port, tls, path }
+            Destination {
+                address,
+                port,
+                tls,
+                path,
+            }
         }
         "pods" => {
             let pod = stored(ctx, "pods", namespace, target.name).await?;
-            let address = pod["status"]["podIP"].as_str().and_then(|ip| ip.parse().ok());
+            let address = pod["status"]["podIP"]
+                .as_str()
+                .and_then(|ip| ip.parse().ok());
             let address = address.ok_or_else(|| {
-                Status::bad_request(format!("address not allowed: pod {} has no IP", target.name))
+                Status::bad_request(format!(
+                    "address not allowed: pod {} has no IP",
+                    target.name
+                ))
             })?;
             let containers = pod["spec"]["containers"].as_array().into_iter().flatten();
             let ports = containers.flat_map(|c| c["ports"].as_array().into_iter().flatten());
             let first = ports.into_iter().find_map(|p| p["containerPort"].as_u64());
             let first = first.and_then(|p| u16::try_from(p).ok());
             let port = number(target.port).or(first).unwrap_or(80);
-            Destination { address, port, tls, path }
+            Destination {
+                address,
+                port,
+                tls,
+                path,
+            }
         }
         _ => {
             let (address, port) = endpoint(ctx, namespace, &target).await?;
-            Destination { address, port, tls, path }
+            Destination {
+                address,
+                port,
+                tls,
+                path,
+            }
         }
     };
     if destination.address.is_loopback() || is_link_local(destination.address) {
@@ -293,24 +364,39 @@ fn is_link_local(address: IpAddr) -> bool {
 /// A ready endpoint of a Service, at random.
 async fn endpoint(ctx: &Ctx, namespace: &str, target: &Target<'_>) -> Result<(IpAddr, u16)> {
     let service = stored(ctx, "services", namespace, target.name).await?;
-    let ports = service["spec"]["ports"].as_array().cloned().unwrap_or_default();
+    let ports = service["spec"]["ports"]
+        .as_array()
+        .cloned()
+        .unwrap_or_default();
     let wanted = match (target.port, ports.as_slice()) {
         ("", [only]) => Some(only),
-        ("", _) => ports.iter().find(|p| p["name"].as_str().unwrap_or_default().is_empty()),
-        (text, _) => ports
+        ("", _) => ports
             .iter()
-            .find(|p| p["name"] == text || p["port"].as_u64().is_some_and(|n| n.to_string() == text)),
+            .find(|p| p["name"].as_str().unwrap_or_default().is_empty()),
+        (text, _) => ports.iter().find(|p| {
+            p["name"] == text || p["port"].as_u64().is_some_and(|n| n.to_string() == text)
+        }),
     };
     let wanted = wanted.ok_or_else(|| {
-        Status::service_unavailable(format!("no service port {:?} found for service {:?}", target.port, target.name))
+        Status::service_unavailable(format!(
+            "no service port {:?} found for service {:?}",
+            target.port, target.name
+        ))
     })?;
     let name = wanted["name"].as_str().unwrap_or_default();
     let none = || {
-        Status::service_unavailable(format!("no endpoints available for service {:?}", target.name))
+        Status::service_unavailable(format!(
+            "no endpoints available for service {:?}",
+            target.name
+        ))
     };
     let slices = ctx.registry.get("discovery.k8s.io", "v1", "endpointslices");
     let slices = slices.ok_or_else(none)?;
-    let snapshot = ctx.api.storage.cache.snapshot(&slices.scope_prefix(namespace));
+    let snapshot = ctx
+        .api
+        .storage
+        .cache
+        .snapshot(&slices.scope_prefix(namespace));
     let mut found = Vec::new();
     let of_service = snapshot
         .iter()
@@ -328,7 +414,9 @@ async fn endpoint(ctx: &Ctx, namespace: &str, target: &Target<'_>) -> Result<(Ip
             if endpoint["conditions"]["ready"] == false {
                 continue;
             }
-            let address = endpoint["addresses"][0].as_str().and_then(|a| a.parse().ok());
+            let address = endpoint["addresses"][0]
+                .as_str()
+                .and_then(|a| a.parse().ok());
             found.extend(address.map(|address: IpAddr| (address, port)));
         }
     }

@@ -78,9 +78,15 @@ pub async fn create(ctx: &Ctx, resource: &Arc<Resource>) -> Result<Response> {
     let account = account.ok_or_else(|| Status::missing(resource, name))?;
     let seconds = request["spec"]["expirationSeconds"].as_i64().unwrap_or(0);
     check_seconds(seconds)?;
-    let given = request["spec"]["audiences"].as_array().filter(|a| !a.is_empty());
+    let given = request["spec"]["audiences"]
+        .as_array()
+        .filter(|a| !a.is_empty());
     let audiences: Vec<String> = match given {
-        Some(given) => given.iter().filter_map(Value::as_str).map(str::to_owned).collect(),
+        Some(given) => given
+            .iter()
+            .filter_map(Value::as_str)
+            .map(str::to_owned)
+            .collect(),
         None => keys.audiences().to_vec(),
     };
     request["spec"]["audiences"] = json!(audiences);
@@ -117,7 +123,8 @@ pub async fn create(ctx: &Ctx, resource: &Arc<Resource>) -> Result<Response> {
         sub: username(namespace, name),
         binding,
     };
-    let expires = Timestamp::from_second(now).unwrap_or(ctx.now) + SignedDuration::from_secs(seconds);
+    let expires =
+        Timestamp::from_second(now).unwrap_or(ctx.now) + SignedDuration::from_secs(seconds);
     request["metadata"]["uid"] = new_uid().into();
     request["metadata"]["creationTimestamp"] = ctx.now.to_string().into();
     request["status"] = json!({
@@ -149,11 +156,15 @@ async fn bind(ctx: &Ctx, reference: &mut Value, binding: &mut Binding) -> Result
         return Ok(());
     }
     let text = |key: &str| reference[key].as_str().unwrap_or_default();
-    let (api_version, kind, name, uid) = (text("apiVersion"), text("kind"), text("name"), text("uid"));
+    let (api_version, kind, name, uid) =
+        (text("apiVersion"), text("kind"), text("name"), text("uid"));
     let namespace = &binding.namespace;
     let (plural, key) = match (api_version, kind) {
         ("v1", "Pod") => ("pods", format!("/registry/core/pods/{namespace}/{name}")),
-        ("v1", "Secret") => ("secrets", format!("/registry/core/secrets/{namespace}/{name}")),
+        ("v1", "Secret") => (
+            "secrets",
+            format!("/registry/core/secrets/{namespace}/{name}"),
+        ),
         ("v1", "Node") => ("nodes", format!("/registry/core/nodes/{name}")),
         _ => {
             let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
@@ -167,7 +178,9 @@ async fn bind(ctx: &Ctx, reference: &mut Value, binding: &mut Binding) -> Result
     let object: Value = serde_json::from_slice(&found.bytes)
         .map_err(|error| Status::internal("decoding a stored object", &error))?;
     if kind == "Pod" {
-        let account = object["spec"]["serviceAccountName"].as_str().unwrap_or_default();
+        let account = object["spec"]["serviceAccountName"]
+            .as_str()
+            .unwrap_or_default();
         let wanted = &binding.serviceaccount.name;
         if account != wanted {
             return Err(Status::bad_request(format!(
@@ -175,7 +188,11 @@ async fn bind(ctx: &Ctx, reference: &mut Value, binding: &mut Binding) -> Result
             )));
         }
         if let Some(node) = object["spec"]["nodeName"].as_str() {
-            let entry = ctx.api.storage.find(&format!("/registry/core/nodes/{node}")).await?;
+            let entry = ctx
+                .api
+                .storage
+                .find(&format!("/registry/core/nodes/{node}"))
+                .await?;
             if let Some(entry) = entry {
                 binding.node = Some(ObjectReference {
                     name: node.to_owned(),
