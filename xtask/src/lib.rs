@@ -12,6 +12,7 @@ pub mod bench;
 pub mod build;
 pub mod check;
 pub mod cluster;
+pub mod codegen;
 pub mod command;
 pub mod progress;
 pub mod setup;

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use xtask::{bench, build, check, cluster, setup, test};
+use xtask::{bench, build, check, cluster, codegen, setup, test};
 
 #[derive(Parser)]
 #[command(
@@ -33,6 +33,8 @@ enum Task {
     Check,
     /// Set up, build and run every test
     Test(test::Options),
+    /// Derive control/schema/src/table.bin from published type definitions (needs the crate registry)
+    Codegen,
     /// Measure an area and print the figures
     Bench(bench::Options),
     /// Keep a program of a cluster running (used by `up`)
@@ -65,6 +67,7 @@ fn run(task: &Task) -> Result<()> {
         Task::Down(options) => cluster::down::run(options),
         Task::Check => check::run(),
         Task::Test(options) => test::run(options),
+        Task::Codegen => codegen::run(),
         Task::Bench(options) => bench::run(options),
         Task::Supervise(options) => cluster::supervisor::run(options),
         Task::Fetch(options) => cluster::fetch::run(options),
