@@ -54,6 +54,18 @@ pub struct Options {
     )]
     pub etcd_endpoints: Vec<String>,
 
+    /// The CA of etcd's serving certificate (PEM).
+    #[arg(long, value_name = "FILE")]
+    pub etcd_cafile: Option<PathBuf>,
+
+    /// The client certificate for etcd (PEM).
+    #[arg(long, value_name = "FILE", requires_all = ["etcd_keyfile", "etcd_cafile"])]
+    pub etcd_certfile: Option<PathBuf>,
+
+    /// Its key (PEM).
+    #[arg(long, value_name = "FILE", requires = "etcd_certfile")]
+    pub etcd_keyfile: Option<PathBuf>,
+
     /// Static bearer tokens: lines of `token,user,uid,"group1,group2"`.
     #[arg(long, value_name = "FILE")]
     pub token_auth_file: Option<PathBuf>,

@@ -44,7 +44,7 @@ const CLUSTER_DOMAIN: &str = "cluster.local";
 
 pub async fn run(options: Options, shutdown: CancellationToken) -> Result<()> {
     let mut tasks: JoinSet<Result<()>> = JoinSet::new();
-    let (components, _pki) = if options.roles.contains(&Role::Api) {
+    let (components, pki) = if options.roles.contains(&Role::Api) {
         let (router, pki) = serve_api(&options, &mut tasks, &shutdown).await?;
         let components = Components::InProcess(router);
         if options.roles.contains(&Role::Controllers) {
@@ -72,6 +72,15 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<()> {
         let shutdown = shutdown.clone();
         tasks.spawn(async move {
             skep_scheduler::run(config, shutdown).await;
+            Ok(())
+        });
+    }
+    if options.roles.contains(&Role::Controllers) {
+        let client = components.client("system:kube-controller-manager").await?;
+        let config = controllers(&options, client, pki.as_ref(), identity, &shutdown)?;
+        let shutdown = shutdown.clone();
+        tasks.spawn(async move {
+            skep_controllers::run(config, shutdown).await;
             Ok(())
         });
     }
@@ -205,8 +214,37 @@ async fn open_store(options: &Options) -> Result<Arc<dyn Store>> {
             let path = options.data_dir.join("skep.redb");
             Arc::new(skep_store::redb::RedbStore::open(path)?)
         }
-        StoreKind::Etcd => bail!("--store etcd is not built in yet"),
+        StoreKind::Etcd => {
+            let endpoints = options.etcd_endpoints.clone();
+            let doing = format!("connecting to etcd at {}", endpoints.join(", "));
+            let etcd = skep_store::etcd::Options {
+                endpoints,
+                tls: etcd_tls(options)?,
+                user: None,
+            };
+            Arc::new(
+                skep_store::etcd::EtcdStore::connect(etcd)
+                    .await
+                    .context(doing)?,
+            )
+        }
     })
+}
+
+fn etcd_tls(options: &Options) -> Result<Option<skep_store::etcd::Tls>> {
+    let read =
+        |path: &PathBuf| std::fs::read(path).with_context(|| format!("reading {}", path.display()));
+    let Some(ca) = &options.etcd_cafile else {
+        return Ok(None);
+    };
+    let identity = match (&options.etcd_certfile, &options.etcd_keyfile) {
+        (Some(certificate), Some(key)) => Some((read(certificate)?, read(key)?)),
+        _ => None,
+    };
+    Ok(Some(skep_store::etcd::Tls {
+        ca: read(ca)?,
+        identity,
+    }))
 }
 
 /// The address that nodes and pods use.
@@ -361,6 +399,37 @@ fn identity(options: &Options) -> String {
     let host = host.unwrap_or_else(|| "skep-control".into());
     // Several control planes on one machine differ by their port.
     format!("{host}_{}", options.listen.port())
+}
+
+fn controllers(
+    options: &Options,
+    client: Client,
+    pki: Option<&Pki>,
+    identity: String,
+    shutdown: &CancellationToken,
+) -> Result<skep_controllers::Config> {
+    let informers = Informers::new(client, shutdown.clone());
+    let mut config = skep_controllers::Config::new(informers, identity);
+    config.cluster_cidrs = vec![options.cluster_cidr];
+    config.node_monitor_grace = options.node_monitor_grace_period;
+    let (certificate, key) = match pki {
+        Some(pki) => (pki.ca.certificate.clone(), pki.ca.key.clone()),
+        None => {
+            let read = |name: &str| {
+                let path = options.data_dir.join("pki").join(name);
+                std::fs::read_to_string(&path).with_context(|| {
+                    format!("reading {} (the controllers sign with it)", path.display())
+                })
+            };
+            (read("ca.crt")?, read("ca.key")?)
+        }
+    };
+    config.signer = Some(skep_controllers::Authority {
+        certificate_pem: certificate.clone(),
+        key_pem: key,
+    });
+    config.root_ca_pem = certificate;
+    Ok(config)
 }
 
 #[cfg(test)]
