@@ -10,4 +10,5 @@
 
 pub mod kubelet;
 pub mod network;
+pub mod proxy;
 pub mod runtime;

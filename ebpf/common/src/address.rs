@@ -21,8 +21,19 @@ impl PartialEq for Address {
 }
 
 impl Address {
-    /// `::`: in a [`crate::service::FrontendKey`], every address of the node.
+    /// `::`; also "no address" where one is optional.
     pub const ANY: Self = Self([0; 4]);
+
+    /// `::` or `0.0.0.0`, whichever is this address's family: in a
+    /// [`crate::service::FrontendKey`], every address of the node.
+    #[inline(always)]
+    pub const fn unspecified(&self) -> Self {
+        if self.is_v4() {
+            Self::from_v4_be(0)
+        } else {
+            Self::ANY
+        }
+    }
 
     /// `word` is in network byte order.
     #[inline(always)]

@@ -16,7 +16,7 @@ use crate::{Address, PortBe};
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct FrontendKey {
-    /// [`Address::ANY`]: a NodePort, valid on every address of the node.
+    /// [`Address::unspecified`]: a NodePort, valid on every address of the node.
     pub address: Address,
     pub port: PortBe,
     pub protocol: u8,

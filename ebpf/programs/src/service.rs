@@ -33,7 +33,7 @@ pub fn find(
     if !(loopback_too && address.is_loopback()) && !is_node_address(address) {
         return false;
     }
-    key.address = Address::ANY;
+    key.address = address.unspecified();
     // SAFETY: as above.
     match unsafe { FRONTENDS.get(&key) } {
         Some(frontend) => {

@@ -37,11 +37,13 @@ pub struct Endpoint {
 /// One address and port that clients connect to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct FrontendAddress {
-    /// `None`: a NodePort, on every address of the node.
-    pub ip: Option<IpAddr>,
+    /// Unspecified (`0.0.0.0`, `::`): a NodePort, on every address of the node of this family.
+    pub ip: IpAddr,
     pub port: u16,
     /// Reachable from outside the cluster.
     pub external: bool,
+    /// Only for clients in [`ServicePort::source_ranges`], if there are any.
+    pub restricted: bool,
 }
 
 /// One port of a Service.
@@ -68,7 +70,8 @@ pub struct ServicePort {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FrontendView {
     pub name: Option<String>,
-    pub ip: Option<IpAddr>,
+    /// Unspecified: a NodePort.
+    pub ip: IpAddr,
     pub port: u16,
     pub protocol: u8,
     pub service: u32,
@@ -314,7 +317,7 @@ impl ServiceTables {
             };
             views.push(FrontendView {
                 name: names.get(&frontend.service).map(|name| (*name).clone()),
-                ip: (key.address != Address::ANY).then(|| key.address.to_ip()),
+                ip: key.address.to_ip(),
                 port: key.port.get(),
                 protocol: key.protocol,
                 service: frontend.service,
@@ -631,7 +634,7 @@ impl ServiceTables {
 }
 
 fn key_of(frontend: &FrontendAddress, protocol: u8) -> FrontendKey {
-    let address = frontend.ip.map_or(Address::ANY, Address::from);
+    let address = Address::from(frontend.ip);
     FrontendKey::new(address, PortBe::new(frontend.port), protocol)
 }
 
@@ -649,7 +652,7 @@ fn flags_of(frontend: &FrontendAddress, wanted: &ServicePort) -> u32 {
     if wanted.maglev && !wanted.external.is_empty() {
         flags |= frontend_flags::EXTERNAL_MAGLEV;
     }
-    if !wanted.source_ranges.is_empty() {
+    if frontend.restricted && !wanted.source_ranges.is_empty() {
         flags |= frontend_flags::SOURCE_RANGES;
     }
     flags

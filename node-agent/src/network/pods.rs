@@ -4,7 +4,7 @@
 //! address with a permanent neighbour entry for the host's end. So nothing about the node shows in
 //! the pod, and nothing in the pod changes when the node's addresses do.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -36,6 +36,8 @@ pub struct Pods {
     netlink: Netlink,
     mtu: u32,
     ipam: Mutex<Ipam>,
+    /// Of attached pods, by uid; those of a predecessor come with their next attach.
+    namespaces: parking_lot::Mutex<HashMap<String, File>>,
 }
 
 impl Pods {
@@ -55,6 +57,7 @@ impl Pods {
             netlink,
             mtu,
             ipam: Mutex::new(ipam),
+            namespaces: parking_lot::Mutex::default(),
         };
         pods.adopt().await?;
         Ok(pods)
@@ -67,6 +70,16 @@ impl Pods {
             info!(?ranges, "pod address ranges");
             ipam.set_ranges(ranges);
         }
+    }
+
+    /// The network namespaces of the attached pods.
+    pub fn namespaces(&self) -> Vec<File> {
+        // A descriptor limit costs a pod's UDP sockets their quick change of backend, no more.
+        self.namespaces
+            .lock()
+            .values()
+            .filter_map(|netns| netns.try_clone().ok())
+            .collect()
     }
 
     /// Gives the pods of a predecessor this agent's programs.
@@ -200,6 +213,7 @@ impl Pods {
         let Some(lease) = ipam.lease(uid).cloned() else {
             return Ok(());
         };
+        self.namespaces.lock().remove(uid);
         let host = self
             .netlink
             .interface(&lease.interface)
@@ -235,6 +249,7 @@ impl PodNetwork for Pods {
                     }
                 }
             })?;
+        let held = netns.try_clone().map_err(other)?;
         let mut ipam = self.ipam.lock().await;
         let known = ipam.lease(&pod.uid).is_some();
         let lease = ipam.allocate(&pod.uid, |ips| Lease {
@@ -245,6 +260,7 @@ impl PodNetwork for Pods {
         })?;
         match self.connect(&lease, netns).await {
             Ok(()) => {
+                self.namespaces.lock().insert(pod.uid.clone(), held);
                 let (namespace, name, uid) = (&pod.namespace, &pod.name, &pod.uid);
                 info!(%namespace, %name, %uid, ips = ?lease.ips, "pod attached");
                 Ok(PodAddresses { ips: lease.ips })

@@ -13,17 +13,19 @@ const VIP: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 96, 0, 50));
 
 fn cluster_ip(port: u16) -> FrontendAddress {
     FrontendAddress {
-        ip: Some(VIP),
+        ip: VIP,
         port,
         external: false,
+        restricted: false,
     }
 }
 
 fn node_port(port: u16) -> FrontendAddress {
     FrontendAddress {
-        ip: None,
+        ip: IpAddr::from([0, 0, 0, 0]),
         port,
         external: true,
+        restricted: false,
     }
 }
 

@@ -155,9 +155,10 @@ fn node_port_on_loopback_and_node_address(datapath: &Datapath) {
     let backend = Echo::tcp(b'n');
     let mut wanted = service(TCP, 82, &[backend.address]);
     wanted.frontends.push(FrontendAddress {
-        ip: None,
+        ip: IpAddr::from([0, 0, 0, 0]),
         port: 30_082,
         external: true,
+        restricted: false,
     });
     set(datapath, "default/port:http", &wanted);
     assert_eq!(ask("127.0.0.1:30082".parse().unwrap()), b'n');
@@ -259,9 +260,10 @@ fn service(protocol: u8, port: u16, backends: &[SocketAddr]) -> ServicePort {
     ServicePort {
         protocol,
         frontends: vec![FrontendAddress {
-            ip: Some(IpAddr::from(VIP)),
+            ip: IpAddr::from(VIP),
             port,
             external: false,
+            restricted: false,
         }],
         internal: endpoints.clone(),
         external: endpoints,

@@ -1,0 +1,356 @@
+//! The Service proxy: Services and EndpointSlices of the API into the datapath's tables.
+//!
+//! ```text
+//! informers ─► changed Services ─► plan_service (pure) ─► differences ─► tables, sockets, health ports
+//! ```
+//! One Service is planned at a time: a change costs what its Service costs. Nothing is written
+//! before both informers have synced, since half a list would take backends away; what a
+//! predecessor left and no Service claims goes after the first full pass.
+
+mod health;
+pub mod plan;
+mod sockets;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fs::File;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::core::v1::{Node, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use parking_lot::Mutex;
+use skep_client::informer::BY_SERVICE;
+use skep_client::{Informer, Informers, ObjectKey};
+use skep_datapath::Datapath;
+use skep_datapath::layout::{TCP, UDP};
+use skep_datapath::services::{Endpoint, FrontendAddress, ServicePort};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use health::HealthServers;
+use plan::{NodeView, ServicePlan, plan_service};
+
+/// After a failure to write a Service.
+const RETRY: Duration = Duration::from_secs(2);
+
+const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
+const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
+
+#[derive(Clone, Debug, Default)]
+pub struct ProxyConfig {
+    pub node_name: String,
+    /// The cluster DNS address, and where this agent's DNS server listens.
+    pub dns: Option<(IpAddr, SocketAddr)>,
+    /// The `kubernetes` Service's address, and an API server to begin with.
+    pub api: Option<(SocketAddr, SocketAddr)>,
+}
+
+/// Network namespaces whose sockets may be connected to backends: the pods' and `None`, the node's.
+pub type NetnsOfPods = Arc<dyn Fn() -> Vec<File> + Send + Sync>;
+
+/// Services that work before, and without, the API: the agent's DNS server, and the way to the API
+/// server itself. Writes them at once.
+pub fn program_static(
+    datapath: &Datapath,
+    config: &ProxyConfig,
+) -> Result<(), skep_datapath::Error> {
+    let mut tables = datapath.services().lock();
+    let port = |protocol: u8, frontend: SocketAddr, backend: SocketAddr| {
+        let endpoints = vec![Endpoint {
+            ip: backend.ip(),
+            port: backend.port(),
+            local: true,
+        }];
+        ServicePort {
+            protocol,
+            frontends: vec![FrontendAddress {
+                ip: frontend.ip(),
+                port: frontend.port(),
+                external: false,
+                restricted: false,
+            }],
+            internal: endpoints.clone(),
+            external: endpoints,
+            ..ServicePort::default()
+        }
+    };
+    if let Some((ip, server)) = config.dns {
+        let frontend = SocketAddr::new(ip, 53);
+        tables.set("node/dns:udp", &port(UDP, frontend, server))?;
+        tables.set("node/dns:tcp", &port(TCP, frontend, server))?;
+    }
+    if let Some((frontend, server)) = config.api {
+        tables.set(BOOTSTRAP, &port(TCP, frontend, server))?;
+    }
+    Ok(())
+}
+
+const BOOTSTRAP: &str = "node/kubernetes:tcp";
+
+/// Keeps the tables what the API says until `stop`.
+pub async fn run(
+    informers: Informers,
+    datapath: Arc<Datapath>,
+    config: ProxyConfig,
+    pods: NetnsOfPods,
+    stop: CancellationToken,
+) {
+    let services = informers.of::<Service>();
+    let slices = informers.of::<EndpointSlice>();
+    let nodes = informers.of::<Node>();
+    let changed = Arc::new(Changed::default());
+    let (mark, all) = (changed.clone(), changed.clone());
+    services.on_change(move |change| mark.service(ObjectKey::of(&change.object().metadata)));
+    let mark = changed.clone();
+    slices.on_change(move |change| {
+        for slice in change.each() {
+            let name = slice
+                .metadata
+                .labels
+                .as_ref()
+                .and_then(|l| l.get(SERVICE_NAME_LABEL));
+            if let Some(name) = name {
+                let namespace = slice.metadata.namespace.as_deref().unwrap_or_default();
+                mark.service(ObjectKey::new(namespace, name));
+            }
+        }
+    });
+    let own_name = config.node_name.clone();
+    nodes.on_change(move |change| {
+        let zone = |node: &Node| node.metadata.labels.as_ref()?.get(ZONE_LABEL).cloned();
+        let ours = change.object().metadata.name.as_ref() == Some(&own_name);
+        let before = change.old.as_deref().and_then(zone);
+        if ours && before != change.new.as_deref().and_then(zone) {
+            all.everything();
+        }
+    });
+    tokio::select! {
+        () = async { tokio::join!(services.synced(), slices.synced(), nodes.synced()); } => {}
+        () = stop.cancelled() => return,
+    }
+
+    let mut proxy = Proxy {
+        datapath,
+        config,
+        services,
+        slices,
+        nodes,
+        pods,
+        programmed: HashMap::new(),
+        health: HealthServers::default(),
+    };
+    changed.everything();
+    let mut first = true;
+    loop {
+        let began = Instant::now();
+        let (keys, everything) = changed.take();
+        let keys: HashSet<ObjectKey> = if everything {
+            let existing = proxy.services.all();
+            let existing = existing
+                .iter()
+                .map(|service| ObjectKey::of(&service.metadata));
+            existing
+                .chain(proxy.programmed.keys().cloned())
+                .chain(keys)
+                .collect()
+        } else {
+            keys
+        };
+        let count = keys.len();
+        let failed = proxy.sync(keys);
+        if first && failed.is_empty() {
+            first = false;
+            match proxy.datapath.services().lock().remove_unclaimed() {
+                Ok(removed) => info!(
+                    services = count,
+                    removed,
+                    elapsed_ms = began.elapsed().as_millis() as u64,
+                    "Services programmed"
+                ),
+                Err(error) => warn!(%error, "stale Services remain"),
+            }
+        } else {
+            debug!(
+                services = count,
+                elapsed_us = began.elapsed().as_micros() as u64,
+                "synced"
+            );
+        }
+        let retry = !failed.is_empty();
+        for key in failed {
+            changed.later(key);
+        }
+        tokio::select! {
+            () = changed.wake.notified() => {}
+            () = tokio::time::sleep(RETRY), if retry => {}
+            () = stop.cancelled() => return,
+        }
+    }
+}
+
+/// Services to look at again. A set: bounded by their number however often they change.
+#[derive(Default)]
+struct Changed {
+    keys: Mutex<(HashSet<ObjectKey>, bool)>,
+    wake: Notify,
+}
+
+impl Changed {
+    fn service(&self, key: ObjectKey) {
+        self.keys.lock().0.insert(key);
+        self.wake.notify_one();
+    }
+
+    /// Without waking: for a retry after a pause.
+    fn later(&self, key: ObjectKey) {
+        self.keys.lock().0.insert(key);
+    }
+
+    fn everything(&self) {
+        self.keys.lock().1 = true;
+        self.wake.notify_one();
+    }
+
+    fn take(&self) -> (HashSet<ObjectKey>, bool) {
+        std::mem::take(&mut *self.keys.lock())
+    }
+}
+
+struct Proxy {
+    datapath: Arc<Datapath>,
+    config: ProxyConfig,
+    services: Informer<Service>,
+    slices: Informer<EndpointSlice>,
+    nodes: Informer<Node>,
+    pods: NetnsOfPods,
+    /// What was last written.
+    programmed: HashMap<ObjectKey, ServicePlan>,
+    health: HealthServers,
+}
+
+impl Proxy {
+    /// Returns the Services that could not be written.
+    fn sync(&mut self, keys: HashSet<ObjectKey>) -> Vec<ObjectKey> {
+        let view = self.view();
+        let mut failed = Vec::new();
+        let mut gone: Vec<SocketAddr> = Vec::new();
+        for key in keys {
+            let service = self.services.get(&key);
+            let index = format!("{}/{}", key.namespace, key.name);
+            let mut plan = service.map_or_else(ServicePlan::default, |service| {
+                plan_service(&service, &self.slices.by_index(BY_SERVICE, &index), &view)
+            });
+            let is_api = key.namespace == "default" && key.name == "kubernetes";
+            if is_api && plan.ports.values().all(|port| port.internal.is_empty()) {
+                // The way to the API server never shrinks to nothing: its endpoints would be
+                // learned through it.
+                plan.ports = self.programmed.get(&key).cloned().unwrap_or_default().ports;
+            }
+            let before = self.programmed.get(&key);
+            if before == Some(&plan) {
+                continue;
+            }
+            let empty = BTreeMap::new();
+            let before_ports = before.map_or(&empty, |plan| &plan.ports);
+            gone.extend(lost_udp_backends(before_ports, &plan.ports));
+            match self.write(before_ports, &plan.ports) {
+                Ok(()) => {
+                    if is_api && !plan.ports.is_empty() {
+                        self.release_bootstrap();
+                    }
+                    self.health.set(&key, plan.health.as_ref());
+                    if plan == ServicePlan::default() {
+                        self.programmed.remove(&key);
+                    } else {
+                        self.programmed.insert(key, plan);
+                    }
+                }
+                Err(error) => {
+                    warn!(namespace = key.namespace, name = key.name, %error, "Service not programmed");
+                    failed.push(key);
+                }
+            }
+        }
+        if !gone.is_empty() {
+            self.release_clients(gone);
+        }
+        failed
+    }
+
+    fn view(&self) -> NodeView {
+        let own = self.nodes.get(&ObjectKey::new("", &self.config.node_name));
+        let zone = own
+            .as_ref()
+            .and_then(|node| node.metadata.labels.as_ref())
+            .and_then(|labels| labels.get(ZONE_LABEL).cloned());
+        NodeView {
+            name: self.config.node_name.clone(),
+            zone,
+            cluster_dns: self.config.dns.map(|(ip, _)| ip),
+        }
+    }
+
+    fn write(
+        &self,
+        before: &BTreeMap<String, ServicePort>,
+        wanted: &BTreeMap<String, ServicePort>,
+    ) -> Result<(), skep_datapath::Error> {
+        let mut tables = self.datapath.services().lock();
+        for (name, port) in wanted {
+            if before.get(name) != Some(port) {
+                tables.set(name, port)?;
+            }
+        }
+        for name in before.keys().filter(|name| !wanted.contains_key(*name)) {
+            tables.remove(name)?;
+        }
+        Ok(())
+    }
+
+    /// The Service itself is programmed now.
+    fn release_bootstrap(&self) {
+        if self.config.api.is_some()
+            && let Err(error) = self.datapath.services().lock().remove(BOOTSTRAP)
+        {
+            warn!(%error, "the bootstrap entry of the kubernetes Service remains");
+        }
+    }
+
+    /// UDP clients of backends that are gone choose anew with their next datagram.
+    fn release_clients(&self, gone: Vec<SocketAddr>) {
+        let datapath = self.datapath.clone();
+        let pods = self.pods.clone();
+        tokio::task::spawn_blocking(move || {
+            let backends: Vec<(IpAddr, u16)> = gone
+                .iter()
+                .map(|backend| (backend.ip(), backend.port()))
+                .collect();
+            if let Err(error) = datapath.forget_backends(&backends) {
+                warn!(%error, "UDP flows to removed backends remain");
+            }
+            let namespaces = pods().into_iter().map(Some).chain([None]);
+            for netns in namespaces {
+                if let Err(error) = sockets::destroy_connected(netns, gone.clone()) {
+                    debug!(%error, "UDP sockets of a namespace were not looked at");
+                }
+            }
+        });
+    }
+}
+
+fn lost_udp_backends(
+    before: &BTreeMap<String, ServicePort>,
+    wanted: &BTreeMap<String, ServicePort>,
+) -> Vec<SocketAddr> {
+    let of = |ports: &BTreeMap<String, ServicePort>| -> HashSet<SocketAddr> {
+        ports
+            .values()
+            .filter(|port| port.protocol == UDP)
+            .flat_map(|port| port.internal.iter().chain(&port.external))
+            .map(|endpoint| SocketAddr::new(endpoint.ip, endpoint.port))
+            .collect()
+    };
+    of(before).difference(&of(wanted)).copied().collect()
+}

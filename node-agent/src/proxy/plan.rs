@@ -1,0 +1,671 @@
+//! From a Service and its EndpointSlices to what the datapath should have. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use k8s_openapi::api::core::v1::{Service, ServicePort as ApiPort, ServiceSpec};
+use k8s_openapi::api::discovery::v1::{Endpoint as ApiEndpoint, EndpointSlice};
+use skep_datapath::layout::{SCTP, TCP, UDP};
+use skep_datapath::services::{Endpoint, FrontendAddress, ServicePort};
+
+/// Set on a Service: another proxy serves it.
+const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
+/// Set on a Service: `maglev` or `random`, for clients outside.
+const BALANCE_ANNOTATION: &str = "skep.dev/load-balancing";
+/// `sessionAffinityConfig.clientIP.timeoutSeconds` when it is not given.
+const DEFAULT_AFFINITY: Duration = Duration::from_secs(10_800);
+
+/// What of this node the choice of endpoints depends on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeView {
+    pub name: String,
+    /// Label `topology.kubernetes.io/zone`.
+    pub zone: Option<String>,
+    /// The cluster DNS address, served by the agent itself on port 53.
+    pub cluster_dns: Option<IpAddr>,
+}
+
+/// What one Service should be in the datapath.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ServicePlan {
+    /// By a name that stays the same as long as it is the same port of the same Service.
+    pub ports: BTreeMap<String, ServicePort>,
+    pub health: Option<HealthPlan>,
+}
+
+/// What to answer on `spec.healthCheckNodePort`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HealthPlan {
+    pub port: u16,
+    pub local_endpoints: usize,
+}
+
+/// # Guarantees
+/// A function of its arguments; equal inputs in another order give an equal plan.
+pub fn plan_service(
+    service: &Service,
+    slices: &[Arc<EndpointSlice>],
+    node: &NodeView,
+) -> ServicePlan {
+    let mut plan = ServicePlan::default();
+    let Some(spec) = &service.spec else {
+        return plan;
+    };
+    let elsewhere = service
+        .metadata
+        .labels
+        .iter()
+        .flatten()
+        .any(|(label, _)| label == PROXY_NAME_LABEL);
+    if elsewhere || spec.type_.as_deref() == Some("ExternalName") {
+        return plan;
+    }
+    let namespace = service.metadata.namespace.as_deref().unwrap_or_default();
+    let name = service.metadata.name.as_deref().unwrap_or_default();
+    let maglev = service
+        .metadata
+        .annotations
+        .iter()
+        .flatten()
+        .any(|(key, value)| key == BALANCE_ANNOTATION && value == "maglev");
+
+    let mut local_ready = BTreeSet::new();
+    for cluster_ip in cluster_ips(spec) {
+        let family = if cluster_ip.is_ipv4() { "ipv4" } else { "ipv6" };
+        for port in spec.ports.iter().flatten() {
+            let Some(protocol) = protocol_of(port) else {
+                continue;
+            };
+            let port_name = port.name.as_deref().unwrap_or_default();
+            let endpoints = endpoints_of(slices, port, protocol, &cluster_ip, node);
+            local_ready.extend(
+                endpoints
+                    .iter()
+                    .filter(|endpoint| endpoint.local && endpoint.ready)
+                    .map(|endpoint| endpoint.ip),
+            );
+            let frontends = frontends_of(service, spec, port, cluster_ip, node);
+            let base = format!(
+                "{namespace}/{name}:{port_name}/{}/{family}",
+                protocol_name(protocol)
+            );
+            for (suffix, wanted) in plan_port(spec, protocol, &frontends, &endpoints, node, maglev)
+            {
+                plan.ports.insert(format!("{base}{suffix}"), wanted);
+            }
+        }
+    }
+    let health_port = spec
+        .health_check_node_port
+        .and_then(|port| u16::try_from(port).ok());
+    if let Some(port) = health_port.filter(|port| *port != 0)
+        && spec.type_.as_deref() == Some("LoadBalancer")
+        && spec.external_traffic_policy.as_deref() == Some("Local")
+    {
+        plan.health = Some(HealthPlan {
+            port,
+            local_endpoints: local_ready.len(),
+        });
+    }
+    plan
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Candidate {
+    ip: IpAddr,
+    port: u16,
+    local: bool,
+    ready: bool,
+    /// Still serves, but on its way out.
+    draining: bool,
+    for_zones: BTreeSet<String>,
+    for_nodes: BTreeSet<String>,
+}
+
+fn plan_port(
+    spec: &ServiceSpec,
+    protocol: u8,
+    frontends: &[FrontendAddress],
+    candidates: &[Candidate],
+    node: &NodeView,
+    maglev: bool,
+) -> Vec<(&'static str, ServicePort)> {
+    let cluster = usable(candidates, |_| true, Some(node));
+    let local = usable(candidates, |candidate| candidate.local, None);
+    let internal_local = spec.internal_traffic_policy.as_deref() == Some("Local");
+    let external_local = spec.external_traffic_policy.as_deref() == Some("Local");
+    let affinity = (spec.session_affinity.as_deref() == Some("ClientIP")).then(|| {
+        spec.session_affinity_config
+            .as_ref()
+            .and_then(|config| config.client_ip.as_ref())
+            .and_then(|client_ip| client_ip.timeout_seconds)
+            .and_then(|seconds| u64::try_from(seconds).ok())
+            .map_or(DEFAULT_AFFINITY, Duration::from_secs)
+    });
+    let wanted = |frontends: Vec<FrontendAddress>, internal: &[Endpoint]| ServicePort {
+        protocol,
+        frontends,
+        internal: internal.to_vec(),
+        external: if external_local {
+            local.clone()
+        } else {
+            cluster.clone()
+        },
+        affinity,
+        external_local,
+        maglev,
+        source_ranges: source_ranges(spec),
+    };
+    let (external, internal): (Vec<_>, Vec<_>) = frontends
+        .iter()
+        .copied()
+        .partition(|frontend| frontend.external);
+    if !internal_local {
+        let all = internal.into_iter().chain(external).collect();
+        return vec![("", wanted(all, &cluster))];
+    }
+    // internalTrafficPolicy is about the ClusterIP alone: clients inside reach external addresses
+    // through every endpoint (KEP-2086).
+    let mut ports = vec![("", wanted(internal, &local))];
+    if !external.is_empty() {
+        ports.push(("/external", wanted(external, &cluster)));
+    }
+    ports
+}
+
+/// The endpoints that traffic may go to: ready ones, or when there are none, those that still
+/// serve while they terminate (KEP-1669). Hints apply to the ready ones (KEP-2433, KEP-3015).
+fn usable(
+    candidates: &[Candidate],
+    filter: impl Fn(&Candidate) -> bool,
+    topology: Option<&NodeView>,
+) -> Vec<Endpoint> {
+    let ready: Vec<&Candidate> = candidates
+        .iter()
+        .filter(|candidate| candidate.ready && filter(candidate))
+        .collect();
+    let chosen = if ready.is_empty() {
+        candidates
+            .iter()
+            .filter(|candidate| candidate.draining && filter(candidate))
+            .collect()
+    } else {
+        match topology {
+            Some(node) => nearest(ready, node),
+            None => ready,
+        }
+    };
+    chosen
+        .into_iter()
+        .map(|candidate| Endpoint {
+            ip: candidate.ip,
+            port: candidate.port,
+            local: candidate.local,
+        })
+        .collect()
+}
+
+/// Hints count only if every ready endpoint has them, and never leave a client without endpoint.
+fn nearest<'a>(ready: Vec<&'a Candidate>, node: &NodeView) -> Vec<&'a Candidate> {
+    let for_node = |candidate: &&Candidate| candidate.for_nodes.contains(&node.name);
+    if ready
+        .iter()
+        .all(|candidate| !candidate.for_nodes.is_empty())
+        && ready.iter().any(|candidate| for_node(candidate))
+    {
+        return ready.into_iter().filter(for_node).collect();
+    }
+    let Some(zone) = &node.zone else { return ready };
+    let for_zone = |candidate: &&Candidate| candidate.for_zones.contains(zone);
+    if ready
+        .iter()
+        .all(|candidate| !candidate.for_zones.is_empty())
+        && ready.iter().any(|candidate| for_zone(candidate))
+    {
+        return ready.into_iter().filter(for_zone).collect();
+    }
+    ready
+}
+
+fn endpoints_of(
+    slices: &[Arc<EndpointSlice>],
+    port: &ApiPort,
+    protocol: u8,
+    cluster_ip: &IpAddr,
+    node: &NodeView,
+) -> Vec<Candidate> {
+    let address_type = if cluster_ip.is_ipv4() { "IPv4" } else { "IPv6" };
+    let mut candidates: BTreeMap<(IpAddr, u16), Candidate> = BTreeMap::new();
+    for slice in slices
+        .iter()
+        .filter(|slice| slice.address_type == address_type)
+    {
+        let port_name = port.name.as_deref().unwrap_or_default();
+        let number = slice.ports.iter().flatten().find_map(|slice_port| {
+            let same = slice_port.name.as_deref().unwrap_or_default() == port_name
+                && protocol_number(slice_port.protocol.as_deref()) == Some(protocol);
+            same.then_some(slice_port.port).flatten()
+        });
+        let Some(number) = number.and_then(|number| u16::try_from(number).ok()) else {
+            continue;
+        };
+        for endpoint in slice.endpoints.iter().flatten() {
+            // Only the first address counts; the others are the same endpoint's.
+            let Some(ip) = endpoint
+                .addresses
+                .first()
+                .and_then(|ip| ip.parse::<IpAddr>().ok())
+            else {
+                continue;
+            };
+            let candidate = candidate(endpoint, ip, number, node);
+            // While slices are being rearranged an endpoint can be in two: ready anywhere counts.
+            candidates
+                .entry((ip, number))
+                .and_modify(|known| {
+                    if candidate.ready && !known.ready {
+                        *known = candidate.clone();
+                    }
+                })
+                .or_insert(candidate);
+        }
+    }
+    candidates.into_values().collect()
+}
+
+fn candidate(endpoint: &ApiEndpoint, ip: IpAddr, port: u16, node: &NodeView) -> Candidate {
+    let conditions = endpoint.conditions.as_ref();
+    let ready = conditions
+        .and_then(|conditions| conditions.ready)
+        .unwrap_or(true);
+    let serving = conditions
+        .and_then(|conditions| conditions.serving)
+        .unwrap_or(ready);
+    let terminating = conditions
+        .and_then(|conditions| conditions.terminating)
+        .unwrap_or(false);
+    let hints = endpoint.hints.as_ref();
+    Candidate {
+        ip,
+        port,
+        local: endpoint.node_name.as_deref() == Some(node.name.as_str()),
+        ready,
+        draining: serving && terminating,
+        for_zones: hints
+            .and_then(|hints| hints.for_zones.as_ref())
+            .into_iter()
+            .flatten()
+            .map(|zone| zone.name.clone())
+            .collect(),
+        for_nodes: hints
+            .and_then(|hints| hints.for_nodes.as_ref())
+            .into_iter()
+            .flatten()
+            .map(|node| node.name.clone())
+            .collect(),
+    }
+}
+
+fn frontends_of(
+    service: &Service,
+    spec: &ServiceSpec,
+    port: &ApiPort,
+    cluster_ip: IpAddr,
+    node: &NodeView,
+) -> Vec<FrontendAddress> {
+    let Ok(number) = u16::try_from(port.port) else {
+        return Vec::new();
+    };
+    let same_family = |ip: &IpAddr| ip.is_ipv4() == cluster_ip.is_ipv4();
+    let external = |ip: IpAddr, restricted| FrontendAddress {
+        ip,
+        port: number,
+        external: true,
+        restricted,
+    };
+    let mut frontends = Vec::new();
+    // The agent's own DNS server answers there.
+    if !(node.cluster_dns == Some(cluster_ip) && number == 53) {
+        frontends.push(FrontendAddress {
+            ip: cluster_ip,
+            port: number,
+            external: false,
+            restricted: false,
+        });
+    }
+    let node_port = port
+        .node_port
+        .and_then(|port| u16::try_from(port).ok())
+        .unwrap_or(0);
+    if node_port != 0 {
+        let ip = if cluster_ip.is_ipv4() {
+            IpAddr::V4(Ipv4Addr::UNSPECIFIED)
+        } else {
+            IpAddr::V6(Ipv6Addr::UNSPECIFIED)
+        };
+        frontends.push(FrontendAddress {
+            ip,
+            port: node_port,
+            external: true,
+            restricted: false,
+        });
+    }
+    let external_ips = spec
+        .external_ips
+        .iter()
+        .flatten()
+        .filter_map(|ip| ip.parse().ok());
+    frontends.extend(
+        external_ips
+            .filter(same_family)
+            .map(|ip| external(ip, false)),
+    );
+    if spec.type_.as_deref() == Some("LoadBalancer") {
+        let ingress = service
+            .status
+            .as_ref()
+            .and_then(|status| status.load_balancer.as_ref())
+            .and_then(|balancer| balancer.ingress.as_ref());
+        let ips = ingress
+            .into_iter()
+            .flatten()
+            .filter(|ingress| ingress.ip_mode.as_deref() != Some("Proxy"))
+            .filter_map(|ingress| ingress.ip.as_ref()?.parse().ok());
+        frontends.extend(ips.filter(same_family).map(|ip| external(ip, true)));
+    }
+    frontends.sort();
+    frontends.dedup();
+    frontends
+}
+
+fn cluster_ips(spec: &ServiceSpec) -> Vec<IpAddr> {
+    let ips = match &spec.cluster_ips {
+        Some(ips) if !ips.is_empty() => ips.clone(),
+        _ => spec.cluster_ip.clone().into_iter().collect(),
+    };
+    // `None` (headless) and an empty string (not allocated yet) do not parse.
+    ips.iter().filter_map(|ip| ip.parse().ok()).collect()
+}
+
+fn source_ranges(spec: &ServiceSpec) -> Vec<IpNet> {
+    let mut ranges: Vec<IpNet> = spec
+        .load_balancer_source_ranges
+        .iter()
+        .flatten()
+        .filter_map(|range| range.trim().parse().ok())
+        .collect();
+    ranges.sort();
+    ranges
+}
+
+fn protocol_of(port: &ApiPort) -> Option<u8> {
+    protocol_number(port.protocol.as_deref())
+}
+
+fn protocol_number(name: Option<&str>) -> Option<u8> {
+    match name.unwrap_or("TCP") {
+        "TCP" => Some(TCP),
+        "UDP" => Some(UDP),
+        "SCTP" => Some(SCTP),
+        _ => None,
+    }
+}
+
+fn protocol_name(protocol: u8) -> &'static str {
+    match protocol {
+        UDP => "udp",
+        SCTP => "sctp",
+        _ => "tcp",
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn node() -> NodeView {
+        NodeView {
+            name: "node1".into(),
+            zone: Some("a".into()),
+            cluster_dns: Some("10.96.0.10".parse().unwrap()),
+        }
+    }
+
+    fn service(spec: Value) -> Service {
+        let mut base = json!({
+            "type": "ClusterIP", "clusterIP": "10.96.0.5", "clusterIPs": ["10.96.0.5"],
+            "ports": [{"name": "http", "port": 80, "protocol": "TCP"}],
+        });
+        for (key, value) in spec.as_object().unwrap() {
+            base[key] = value.clone();
+        }
+        serde_json::from_value(
+            json!({"metadata": {"namespace": "default", "name": "web"}, "spec": base}),
+        )
+        .unwrap()
+    }
+
+    fn endpoint(ip: &str, node: &str, conditions: Value) -> Value {
+        json!({"addresses": [ip], "nodeName": node, "conditions": conditions})
+    }
+
+    fn slice(endpoints: Vec<Value>) -> Vec<Arc<EndpointSlice>> {
+        vec![Arc::new(
+            serde_json::from_value(json!({
+                "metadata": {"name": "web-1", "namespace": "default"},
+                "addressType": "IPv4",
+                "ports": [{"name": "http", "port": 8080, "protocol": "TCP"}],
+                "endpoints": endpoints,
+            }))
+            .unwrap(),
+        )]
+    }
+
+    fn ready(ip: &str, node: &str) -> Value {
+        endpoint(ip, node, json!({"ready": true}))
+    }
+
+    fn ips(endpoints: &[Endpoint]) -> Vec<String> {
+        endpoints
+            .iter()
+            .map(|endpoint| endpoint.ip.to_string())
+            .collect()
+    }
+
+    #[track_caller]
+    fn check(spec: Value, endpoints: Vec<Value>, internal: &[&str], external: &[&str]) {
+        let plan = plan_service(&service(spec), &slice(endpoints), &node());
+        let port = &plan.ports["default/web:http/tcp/ipv4"];
+        assert_eq!(ips(&port.internal), internal, "internal");
+        assert_eq!(ips(&port.external), external, "external");
+    }
+
+    #[test]
+    fn ready_endpoints_serve() {
+        check(
+            json!({}),
+            vec![
+                ready("10.244.0.2", "node1"),
+                endpoint(
+                    "10.244.0.3",
+                    "node1",
+                    json!({"ready": false, "serving": false}),
+                ),
+                endpoint("10.244.1.4", "node2", json!({})),
+            ],
+            &["10.244.0.2", "10.244.1.4"],
+            &["10.244.0.2", "10.244.1.4"],
+        );
+    }
+
+    #[test]
+    fn terminating_endpoints_serve_when_nothing_else_does() {
+        let draining = json!({"ready": false, "serving": true, "terminating": true});
+        let gone = json!({"ready": false, "serving": false, "terminating": true});
+        check(
+            json!({}),
+            vec![
+                endpoint("10.244.0.2", "node1", draining.clone()),
+                endpoint("10.244.0.3", "node1", gone),
+            ],
+            &["10.244.0.2"],
+            &["10.244.0.2"],
+        );
+        check(
+            json!({}),
+            vec![
+                endpoint("10.244.0.2", "node1", draining),
+                ready("10.244.0.4", "node1"),
+            ],
+            &["10.244.0.4"],
+            &["10.244.0.4"],
+        );
+    }
+
+    #[test]
+    fn traffic_policies_keep_to_the_node() {
+        let endpoints = || vec![ready("10.244.0.2", "node1"), ready("10.244.1.2", "node2")];
+        check(
+            json!({"externalTrafficPolicy": "Local", "type": "NodePort"}),
+            endpoints(),
+            &["10.244.0.2", "10.244.1.2"],
+            &["10.244.0.2"],
+        );
+        check(
+            json!({"internalTrafficPolicy": "Local"}),
+            endpoints(),
+            &["10.244.0.2"],
+            &["10.244.0.2", "10.244.1.2"],
+        );
+    }
+
+    #[test]
+    fn internal_policy_is_about_the_cluster_ip_alone() {
+        let spec = json!({
+            "internalTrafficPolicy": "Local", "type": "NodePort",
+            "ports": [{"name": "http", "port": 80, "nodePort": 30080}],
+        });
+        let endpoints = vec![ready("10.244.0.2", "node1"), ready("10.244.1.2", "node2")];
+        let plan = plan_service(&service(spec), &slice(endpoints), &node());
+        let external = &plan.ports["default/web:http/tcp/ipv4/external"];
+        assert_eq!(ips(&external.internal), ["10.244.0.2", "10.244.1.2"]);
+        assert_eq!(external.frontends.len(), 1);
+        assert_eq!(external.frontends[0].port, 30080);
+        assert!(external.frontends[0].ip.is_unspecified());
+    }
+
+    #[test]
+    fn hints_choose_the_zone_only_if_all_have_them() {
+        let hinted = |ip: &str, zone: &str| {
+            let mut endpoint = ready(ip, "node2");
+            endpoint["hints"] = json!({"forZones": [{"name": zone}]});
+            endpoint
+        };
+        check(
+            json!({}),
+            vec![hinted("10.244.1.2", "a"), hinted("10.244.1.3", "b")],
+            &["10.244.1.2"],
+            &["10.244.1.2"],
+        );
+        check(
+            json!({}),
+            vec![hinted("10.244.1.2", "a"), ready("10.244.1.3", "node2")],
+            &["10.244.1.2", "10.244.1.3"],
+            &["10.244.1.2", "10.244.1.3"],
+        );
+        check(
+            json!({}),
+            vec![hinted("10.244.1.2", "b"), hinted("10.244.1.3", "b")],
+            &["10.244.1.2", "10.244.1.3"],
+            &["10.244.1.2", "10.244.1.3"],
+        );
+    }
+
+    #[test]
+    fn every_address_is_a_frontend() {
+        let mut object = service(json!({
+            "type": "LoadBalancer", "externalIPs": ["198.51.100.7"],
+            "ports": [{"name": "http", "port": 80, "nodePort": 30080}],
+            "loadBalancerSourceRanges": ["203.0.113.0/24"],
+            "sessionAffinity": "ClientIP",
+            "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 60}},
+        }));
+        object.status = serde_json::from_value(
+            json!({"loadBalancer": {"ingress": [{"ip": "198.51.100.9"}, {"ip": "198.51.100.10", "ipMode": "Proxy"}]}}),
+        )
+        .unwrap();
+        let plan = plan_service(&object, &[], &node());
+        let port = &plan.ports["default/web:http/tcp/ipv4"];
+        let addresses: Vec<(String, u16, bool, bool)> = port
+            .frontends
+            .iter()
+            .map(|f| (f.ip.to_string(), f.port, f.external, f.restricted))
+            .collect();
+        assert_eq!(
+            addresses,
+            [
+                ("10.96.0.5".to_string(), 80, false, false),
+                ("0.0.0.0".to_string(), 30080, true, false),
+                ("198.51.100.7".to_string(), 80, true, false),
+                ("198.51.100.9".to_string(), 80, true, true),
+            ]
+        );
+        assert_eq!(port.affinity, Some(Duration::from_secs(60)));
+        assert_eq!(
+            port.source_ranges,
+            ["203.0.113.0/24".parse::<IpNet>().unwrap()]
+        );
+    }
+
+    #[test]
+    fn some_services_are_not_ours() {
+        for spec in [
+            json!({"clusterIP": "None", "clusterIPs": ["None"]}),
+            json!({"type": "ExternalName"}),
+        ] {
+            assert_eq!(
+                plan_service(&service(spec), &[], &node()),
+                ServicePlan::default()
+            );
+        }
+        let mut object = service(json!({}));
+        object.metadata.labels = Some([(PROXY_NAME_LABEL.to_string(), "other".to_string())].into());
+        assert_eq!(plan_service(&object, &[], &node()), ServicePlan::default());
+    }
+
+    #[test]
+    fn the_agent_answers_dns_itself() {
+        let object = service(json!({
+            "clusterIP": "10.96.0.10", "clusterIPs": ["10.96.0.10"],
+            "ports": [{"name": "dns", "port": 53, "protocol": "UDP"}, {"name": "metrics", "port": 9153}],
+        }));
+        let plan = plan_service(&object, &[], &node());
+        assert!(plan.ports["default/web:dns/udp/ipv4"].frontends.is_empty());
+        assert_eq!(
+            plan.ports["default/web:metrics/tcp/ipv4"].frontends.len(),
+            1
+        );
+    }
+
+    #[test]
+    fn health_counts_local_ready_endpoints() {
+        let object = service(json!({
+            "type": "LoadBalancer", "externalTrafficPolicy": "Local", "healthCheckNodePort": 32000,
+        }));
+        let endpoints = vec![ready("10.244.0.2", "node1"), ready("10.244.1.2", "node2")];
+        let plan = plan_service(&object, &slice(endpoints), &node());
+        assert_eq!(
+            plan.health,
+            Some(HealthPlan {
+                port: 32000,
+                local_endpoints: 1
+            })
+        );
+    }
+}
