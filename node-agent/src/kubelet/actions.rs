@@ -55,6 +55,12 @@ pub async fn perform(shared: Shared, pod: Option<Arc<Pod>>, action: Action) -> O
         (Action::StartSandbox { attempt }, Some(pod)) => {
             let result = sandbox(&shared, &pod, attempt).await;
             if let Err(message) = &result {
+                warn!(
+                    namespace = shared.who.namespace,
+                    name = shared.who.name,
+                    message,
+                    "cannot make the pod's sandbox; will retry"
+                );
                 let about = reference(&pod, None);
                 let text = format!("Failed to create pod sandbox: {message}");
                 shared
@@ -155,6 +161,8 @@ async fn volumes(shared: &Shared, pod: &Pod) -> Result<VolumePaths, String> {
     };
     let node = shared.ctx.facts(&shared.ips);
     volumes.prepare(pod, &node).await.map_err(|e| {
+        warn!(namespace = shared.who.namespace, name = shared.who.name, error = %e,
+            "cannot prepare the pod's volumes; will retry");
         shared
             .ctx
             .recorder

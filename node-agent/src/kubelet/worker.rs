@@ -87,6 +87,7 @@ struct Worker {
     seen_at: Timestamp,
     refresh_at: tokio::time::Instant,
     observe_failed: bool,
+    abandoned: bool,
 }
 
 impl Worker {
@@ -123,6 +124,7 @@ impl Worker {
             seen_at: Timestamp::now(),
             refresh_at: tokio::time::Instant::now() + REFRESH,
             observe_failed: false,
+            abandoned: false,
         }
     }
 
@@ -147,6 +149,10 @@ impl Worker {
                 return;
             }
             stale = self.wait(plan.wake_at).await;
+            if self.abandoned {
+                // The agent shuts down: pods stay as they are, as after a crash.
+                return;
+            }
         }
     }
 
@@ -182,8 +188,7 @@ impl Worker {
             Some(report) = self.reports.1.recv() => self.report(report),
             changed = self.desired.changed() => match changed {
                 Ok(()) => self.adopt(),
-                // The agent shuts down: pods stay as they are.
-                Err(_) => std::future::pending().await,
+                Err(_) => self.abandoned = true,
             },
             () = self.wake.notified() => stale = true,
             () = tokio::time::sleep(sleep) => stale = self.observe_failed,

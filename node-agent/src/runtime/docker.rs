@@ -55,6 +55,8 @@ pub struct DockerRuntime {
     scope: Arc<str>,
     host_network: HostNetwork,
     daemon_pid: Option<u32>,
+    /// The least `oom_score_adj` that the daemon may give.
+    least_oom_score: i64,
 }
 
 impl DockerRuntime {
@@ -73,6 +75,7 @@ impl DockerRuntime {
             scope: scope.into(),
             host_network,
             daemon_pid,
+            least_oom_score: least_oom_score(daemon_pid),
         })
     }
 
@@ -165,6 +168,35 @@ impl DockerRuntime {
 async fn daemon_pid(socket: &Path) -> Option<u32> {
     let stream = tokio::net::UnixStream::connect(socket).await.ok()?;
     u32::try_from(stream.peer_cred().ok()?.pid()?).ok()
+}
+
+/// Without CAP_SYS_RESOURCE (a daemon inside a confined machine) a score cannot be lowered, and a
+/// container that asks for it does not start at all.
+fn least_oom_score(daemon: Option<u32>) -> i64 {
+    const CAP_SYS_RESOURCE: u64 = 1 << 24;
+    let Some(pid) = daemon else { return -1000 };
+    let read = |file: &str| std::fs::read_to_string(format!("/proc/{pid}/{file}"));
+    let capabilities = read("status").ok().and_then(|status| {
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("CapEff:"))?
+            .trim();
+        u64::from_str_radix(line, 16).ok()
+    });
+    match capabilities {
+        Some(held) if held & CAP_SYS_RESOURCE == 0 => {
+            let least = read("oom_score_adj")
+                .ok()
+                .and_then(|n| n.trim().parse().ok())
+                .unwrap_or(0);
+            warn!(
+                least,
+                "Docker lacks CAP_SYS_RESOURCE: containers keep at least this OOM score"
+            );
+            least
+        }
+        _ => -1000,
+    }
 }
 
 fn host_network(daemon: Option<u32>) -> HostNetwork {
@@ -490,7 +522,7 @@ impl Runtime for DockerRuntime {
                 .into(),
             ),
             cgroup_parent: Some(spec.cgroup_parent.clone()),
-            oom_score_adj: Some(-998),
+            oom_score_adj: Some(self.least_oom_score.max(-998)),
             cpu_shares: Some(2),
             sysctls: (!spec.sysctls.is_empty()).then(|| {
                 spec.sysctls
@@ -574,7 +606,9 @@ impl Runtime for DockerRuntime {
             memory: limits.memory_bytes,
             // Equal means no swap beyond the limit.
             memory_swap: limits.memory_bytes,
-            oom_score_adj: limits.oom_score_adj,
+            oom_score_adj: limits
+                .oom_score_adj
+                .map(|score| score.max(self.least_oom_score)),
             pids_limit: limits.pids,
             mounts: Some(spec.mounts.iter().map(mount).collect()),
             privileged: Some(security.privileged),

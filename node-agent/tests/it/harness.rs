@@ -1,0 +1,282 @@
+//! One node of its own for each test: scope, cgroup and folder are unique and removed afterwards.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Once};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use skep_agent::kubelet::volumes::{MountNamespace, Volumes};
+use skep_agent::kubelet::{Config, Context, Kubelet, cgroup, events, node, objects};
+use skep_agent::network::HollowNetwork;
+use skep_agent::runtime::Runtime;
+use skep_agent::runtime::docker::DockerRuntime;
+use tokio_util::sync::CancellationToken;
+
+use crate::api::FakeApi;
+
+pub const IMAGE: &str = "skep-kubelet-test/busybox:1";
+const SOCKET: &str = "/var/run/docker.sock";
+const PATIENCE: Duration = Duration::from_secs(60);
+
+pub struct Node {
+    pub api: FakeApi,
+    pub docker: DockerRuntime,
+    pub name: String,
+    pub dir: tempfile::TempDir,
+    stop: CancellationToken,
+    task: Option<tokio::task::JoinHandle<()>>,
+}
+
+pub fn docker(arguments: &[&str]) -> String {
+    let output = Command::new("docker")
+        .args(arguments)
+        .output()
+        .expect("docker runs");
+    assert!(
+        output.status.success(),
+        "docker {arguments:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8_lossy(&output.stdout).trim().to_string()
+}
+
+/// A static busybox with its applets, made from the machine's own.
+fn ensure_image() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let mut tar = tar::Builder::new(Vec::new());
+        let busybox = std::fs::read("/bin/busybox").expect("busybox-static is installed");
+        let mut header = tar::Header::new_gnu();
+        header.set_size(busybox.len() as u64);
+        header.set_mode(0o755);
+        tar.append_data(&mut header, "bin/busybox", busybox.as_slice())
+            .expect("in memory");
+        for applet in [
+            "sh", "sleep", "cat", "echo", "kill", "ls", "id", "test", "true", "false", "stat",
+            "nc", "httpd", "wget", "hostname", "ps", "mount", "grep", "touch", "date", "stty",
+            "tar",
+        ] {
+            let mut header = tar::Header::new_gnu();
+            header.set_entry_type(tar::EntryType::Symlink);
+            header.set_size(0);
+            header.set_mode(0o777);
+            tar.append_link(&mut header, format!("bin/{applet}"), "busybox")
+                .expect("in memory");
+        }
+        for folder in ["tmp/", "etc/", "proc/", "sys/", "dev/"] {
+            let mut header = tar::Header::new_gnu();
+            header.set_entry_type(tar::EntryType::Directory);
+            header.set_size(0);
+            header.set_mode(0o777);
+            tar.append_data(&mut header, folder, std::io::empty())
+                .expect("in memory");
+        }
+        let bytes = tar.into_inner().expect("in memory");
+        let file = tempfile::NamedTempFile::new().expect("a temporary file");
+        std::fs::write(file.path(), bytes).expect("written");
+        docker(&[
+            "import",
+            "-c",
+            "CMD [\"sleep\",\"1000000\"]",
+            &file.path().to_string_lossy(),
+            IMAGE,
+        ]);
+    });
+}
+
+impl Node {
+    /// `None` when there is no Docker here.
+    pub async fn start() -> Option<Self> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let able = nix::unistd::geteuid().is_root()
+            && Command::new("docker")
+                .arg("version")
+                .output()
+                .is_ok_and(|o| o.status.success());
+        if !able {
+            eprintln!("skipped: needs root and a Docker daemon");
+            return None;
+        }
+        let _ = tracing_subscriber::fmt()
+            .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+            .with_test_writer()
+            .try_init();
+        ensure_image();
+        let number = NEXT.fetch_add(1, Ordering::SeqCst);
+        let name = format!("kubelet-test-{}-{number}", std::process::id());
+        let dir = tempfile::tempdir().expect("a folder");
+        let docker = DockerRuntime::connect(SOCKET.as_ref(), &name)
+            .await
+            .expect("docker answers");
+        docker
+            .ensure_pause_image()
+            .await
+            .expect("the pause image loads");
+        let mut node = Self {
+            api: FakeApi::new(),
+            docker,
+            name,
+            dir,
+            stop: CancellationToken::new(),
+            task: None,
+        };
+        node.run();
+        Some(node)
+    }
+
+    fn config(&self) -> Config {
+        Config {
+            node_name: self.name.clone(),
+            node_ip: [192, 0, 2, 1].into(),
+            state_dir: self.dir.path().to_path_buf(),
+            cgroup_parent: format!("/skep/{}", self.name),
+            cluster_dns: Some([10, 96, 0, 10].into()),
+            cluster_domain: "cluster.local".into(),
+            resolv_conf: PathBuf::from("/etc/resolv.conf"),
+            port: 0,
+            max_pods: 110,
+        }
+    }
+
+    pub fn run(&mut self) {
+        let client = self.api.client();
+        let config = self.config();
+        let objects = objects::Objects::new(client.clone());
+        let ctx = Arc::new(Context {
+            recorder: events::Recorder::start(client.clone(), &self.name),
+            runtime: Arc::new(self.docker.clone()),
+            runtime_name: "docker",
+            network: Arc::new(HollowNetwork::new()),
+            volumes: Some(Volumes::new(
+                self.dir.path(),
+                objects.clone(),
+                MountNamespace::own(),
+            )),
+            objects,
+            cgroups: Some(cgroup::Cgroups::discover()),
+            services: None,
+            host_ips: vec![config.node_ip],
+            allocatable: parking_lot::RwLock::new(node::capacity(&config)),
+            memory_capacity: 1 << 34,
+            starts: Context::starts(),
+            pods: parking_lot::RwLock::default(),
+            client,
+            config,
+        });
+        self.stop = CancellationToken::new();
+        self.task = Some(tokio::spawn(Kubelet::new(ctx).run(self.stop.clone())));
+    }
+
+    /// The agent dies and comes back; containers go on.
+    pub async fn restart(&mut self) {
+        self.stop.cancel();
+        if let Some(task) = self.task.take() {
+            task.await.expect("the kubelet ends");
+        }
+        self.run();
+    }
+
+    pub fn path(&self, pod: &str) -> String {
+        format!("/api/v1/pods/default/{pod}")
+    }
+
+    pub fn create(&self, name: &str, spec: Value) -> String {
+        let mut spec = spec;
+        spec["nodeName"] = json!(self.name);
+        if spec["terminationGracePeriodSeconds"].is_null() {
+            spec["terminationGracePeriodSeconds"] = json!(1);
+        }
+        let pod = json!({"apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": name, "namespace": "default", "labels": {"app": name}},
+            "spec": spec, "status": {"phase": "Pending"}});
+        let made = self.api.put(&self.path(name), pod);
+        made["metadata"]["uid"].as_str().expect("a uid").to_string()
+    }
+
+    pub fn delete(&self, name: &str) {
+        let mut pod = self.api.get(&self.path(name)).expect("the pod exists");
+        pod["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+        let grace = pod["spec"]["terminationGracePeriodSeconds"].clone();
+        pod["metadata"]["deletionGracePeriodSeconds"] = grace;
+        self.api.put(&self.path(name), pod);
+    }
+
+    /// Waits until `check` gives something, and says what was seen last if it never does.
+    pub async fn wait<T>(&self, what: &str, mut check: impl FnMut() -> Result<T, String>) -> T {
+        let begun = Instant::now();
+        loop {
+            match check() {
+                Ok(found) => return found,
+                Err(seen) if begun.elapsed() > PATIENCE => panic!("no {what}; last seen: {seen}"),
+                Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+            }
+        }
+    }
+
+    pub async fn wait_pod(&self, name: &str, what: &str, check: impl Fn(&Value) -> bool) -> Value {
+        self.wait(&format!("{name} {what}"), || {
+            match self.api.get(&self.path(name)) {
+                Some(pod) if check(&pod) => Ok(pod),
+                Some(pod) => Err(pod["status"].to_string()),
+                None => Err("no such pod".into()),
+            }
+        })
+        .await
+    }
+
+    pub async fn wait_phase(&self, name: &str, phase: &str) -> Value {
+        self.wait_pod(name, phase, |pod| pod["status"]["phase"] == phase)
+            .await
+    }
+
+    pub async fn wait_gone(&self, name: &str) {
+        self.wait(&format!("end of {name}"), || {
+            match self.api.get(&self.path(name)) {
+                None => Ok(()),
+                Some(pod) => Err(pod["status"].to_string()),
+            }
+        })
+        .await;
+    }
+
+    pub async fn wait_event(&self, pod: &str, reason: &str, text: &str) {
+        self.wait(&format!("event {reason} {text}"), || {
+            let all = self.api.list("/api/v1/events/default/");
+            let of: Vec<&Value> = all
+                .iter()
+                .filter(|e| e["involvedObject"]["name"] == pod)
+                .collect();
+            let hit = of.iter().any(|e| {
+                e["reason"] == reason && e["message"].as_str().unwrap_or_default().contains(text)
+            });
+            let seen = || {
+                of.iter()
+                    .map(|e| format!("{} {}", e["reason"], e["message"]))
+                    .collect::<Vec<_>>()
+                    .join("; ")
+            };
+            if hit { Ok(()) } else { Err(seen()) }
+        })
+        .await;
+    }
+
+    pub async fn containers(&self) -> usize {
+        self.docker.list().await.expect("docker lists").len()
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.stop.cancel();
+        let label = format!("label=io.skep.scope={}", self.name);
+        let ids = docker(&["ps", "-aq", "--filter", &label]);
+        let ids: Vec<&str> = ids.split_whitespace().collect();
+        if !ids.is_empty() {
+            docker(&[&["rm", "-f"], ids.as_slice()].concat());
+        }
+        let group = format!("/skep/{}", self.name);
+        let _ = cgroup::Cgroups::discover().remove(&group);
+    }
+}
