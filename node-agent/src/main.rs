@@ -6,61 +6,106 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail};
-use clap::{Parser, ValueEnum};
+use clap::{Parser, Subcommand, ValueEnum};
+use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Service;
-use kube::Api;
-use kube::runtime::{WatchStreamExt, reflector, watcher};
 use skep_agent::kubelet::volumes::{MountNamespace, Volumes};
 use skep_agent::kubelet::{
     self, Config, Context, Kubelet, bootstrap, cgroup, events, node, objects,
 };
-use skep_agent::network::{HollowNetwork, PodNetwork};
+use skep_agent::network::node::cleanup as network_cleanup;
+use skep_agent::network::{HollowNetwork, NodeNetwork, NodeNetworkConfig, PodNetwork};
 use skep_agent::runtime::Runtime;
 use skep_agent::runtime::docker::DockerRuntime;
 use skep_agent::runtime::hollow::HollowRuntime;
+use skep_client::informer::Informers;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{info, warn};
 
 /// Runs the pods of this node and carries their traffic.
 #[derive(Debug, Parser)]
 #[command(name = "skep-agent", version)]
 struct Options {
+    #[command(subcommand)]
+    command: Option<Command>,
     /// The node's access to the API; written when joining with --bootstrap-kubeconfig.
-    #[arg(long, value_name = "FILE")]
-    kubeconfig: PathBuf,
+    /// Default: `kubeconfig` in the state folder.
+    #[arg(long, value_name = "FILE", global = true)]
+    kubeconfig: Option<PathBuf>,
     /// A kubeconfig with a bootstrap token, for a node that has no identity yet.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", global = true)]
     bootstrap_kubeconfig: Option<PathBuf>,
     /// Default: the machine's host name.
-    #[arg(long)]
+    #[arg(long, global = true)]
     node_name: Option<String>,
     /// Default: the address that the way to the API starts from.
-    #[arg(long)]
+    #[arg(long, global = true)]
     node_ip: Option<IpAddr>,
-    #[arg(long, default_value = "/var/lib/skep/agent", value_name = "DIR")]
+    #[arg(
+        long,
+        default_value = "/var/lib/skep/agent",
+        value_name = "DIR",
+        global = true
+    )]
     state_dir: PathBuf,
-    #[arg(long, default_value = "/skep", value_name = "PATH")]
+    #[arg(long, default_value = "/skep", value_name = "PATH", global = true)]
     cgroup_parent: String,
-    #[arg(long, default_value = "/sys/fs/bpf/skep", value_name = "DIR")]
+    #[arg(
+        long,
+        default_value = "/sys/fs/bpf/skep",
+        value_name = "DIR",
+        global = true
+    )]
     bpf_dir: PathBuf,
-    #[arg(long, default_value = "/var/run/docker.sock", value_name = "PATH")]
+    #[arg(
+        long,
+        default_value = "/var/run/docker.sock",
+        value_name = "PATH",
+        global = true
+    )]
     docker_socket: PathBuf,
-    #[arg(long, default_value = "10.96.0.10", value_name = "IP")]
+    #[arg(long, default_value = "10.96.0.10", value_name = "IP", global = true)]
     cluster_dns: IpAddr,
-    #[arg(long, default_value = "cluster.local")]
+    #[arg(long, default_value = "cluster.local", global = true)]
     cluster_domain: String,
+    /// The range of all pods; traffic to it keeps its source address.
+    #[arg(
+        long,
+        default_value = "10.244.0.0/16",
+        value_name = "CIDR",
+        global = true
+    )]
+    cluster_cidr: Vec<IpNet>,
+    #[arg(
+        long,
+        default_value = "10.96.0.0/16",
+        value_name = "CIDR",
+        global = true
+    )]
+    service_cidr: Vec<IpNet>,
     /// The device to other nodes. Default: the one that holds the node's address.
-    #[arg(long, value_name = "IFACE")]
+    #[arg(long, value_name = "IFACE", global = true)]
     uplink: Option<String>,
-    #[arg(long, value_enum, default_value = "docker")]
+    #[arg(long, value_enum, default_value = "docker", global = true)]
     runtime: Which,
-    #[arg(long, default_value_t = 10250)]
+    #[arg(long, default_value_t = 10250, global = true)]
     port: u16,
-    #[arg(long, default_value_t = 110)]
+    #[arg(long, default_value_t = 110, global = true)]
     max_pods: u32,
-    #[arg(long, default_value = "/etc/resolv.conf", value_name = "FILE")]
+    #[arg(
+        long,
+        default_value = "/etc/resolv.conf",
+        value_name = "FILE",
+        global = true
+    )]
     resolv_conf: PathBuf,
+}
+
+#[derive(Debug, Clone, Subcommand)]
+enum Command {
+    /// Removes what the agent made on this machine: containers, mounts, cgroups, network.
+    Cleanup,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -89,32 +134,66 @@ fn main() -> Result<()> {
         .enable_all()
         .build()
         .context("cannot start the runtime")?
-        .block_on(run(options))
+        .block_on(async {
+            match options.command {
+                Some(Command::Cleanup) => cleanup(options).await,
+                None => run(options).await,
+            }
+        })
+}
+
+fn node_name(options: &Options) -> Result<String> {
+    match &options.node_name {
+        Some(name) => Ok(name.clone()),
+        None => Ok(nix::unistd::gethostname()?.to_string_lossy().to_lowercase()),
+    }
+}
+
+/// Names this node among all agents that use one Docker daemon.
+fn scope(options: &Options, node_name: &str) -> String {
+    format!("{}@{node_name}", options.cgroup_parent)
+}
+
+fn network_config(options: &Options, node_name: &str, node_ip: IpAddr) -> NodeNetworkConfig {
+    NodeNetworkConfig {
+        node_name: node_name.into(),
+        uplink: options.uplink.clone(),
+        node_ips: vec![node_ip],
+        state_dir: options.state_dir.clone(),
+        bpf_dir: options.bpf_dir.clone(),
+        cgroup: cgroup::Cgroups::discover()
+            .unified(&options.cgroup_parent)
+            .unwrap_or_else(|| PathBuf::from("/sys/fs/cgroup")),
+        cluster_cidrs: options.cluster_cidr.clone(),
+        service_cidrs: options.service_cidr.clone(),
+    }
 }
 
 async fn run(options: Options) -> Result<()> {
-    let node_name = match &options.node_name {
-        Some(name) => name.clone(),
-        None => nix::unistd::gethostname()?.to_string_lossy().to_lowercase(),
-    };
+    let node_name = node_name(&options)?;
     std::fs::create_dir_all(&options.state_dir)
         .with_context(|| format!("cannot make {}", options.state_dir.display()))?;
-    if !options.kubeconfig.exists() {
+    let kubeconfig = options
+        .kubeconfig
+        .clone()
+        .unwrap_or_else(|| options.state_dir.join("kubeconfig"));
+    if !kubeconfig.exists() {
         let Some(token) = &options.bootstrap_kubeconfig else {
             bail!(
                 "{} does not exist; give --bootstrap-kubeconfig to join with a token",
-                options.kubeconfig.display()
+                kubeconfig.display()
             );
         };
-        bootstrap::join(token, &options.kubeconfig, &node_name).await?;
+        bootstrap::join(token, &kubeconfig, &node_name).await?;
     }
-    let api = bootstrap::config(&options.kubeconfig).await?;
+    let api = bootstrap::config(&kubeconfig).await?;
     let node_ip = match options.node_ip {
         Some(ip) => ip,
         None => source_address(&api.cluster_url).context("give --node-ip")?,
     };
     let client = kube::Client::try_from(api)?;
     let stop = CancellationToken::new();
+    let informers = Informers::new(client.clone(), stop.clone());
 
     let config = Config {
         node_name: node_name.clone(),
@@ -128,38 +207,39 @@ async fn run(options: Options) -> Result<()> {
         max_pods: options.max_pods,
     };
     let objects = objects::Objects::new(client.clone());
+    let mut tasks: Vec<tokio::task::JoinHandle<()>> = Vec::new();
     let (runtime, volumes, cgroups): (Arc<dyn Runtime>, _, _) = match options.runtime {
         Which::Hollow => (Arc::new(HollowRuntime::new()), None, None),
         Which::Docker => {
-            let scope = format!("{}@{node_name}", options.cgroup_parent);
-            let docker = DockerRuntime::connect(&options.docker_socket, &scope).await?;
-            docker.ensure_pause_image().await?;
-            let namespace = match docker.daemon_pid() {
-                Some(pid) => MountNamespace::of_process(pid),
-                None => MountNamespace::own(),
-            };
-            let volumes = Volumes::new(&options.state_dir, objects.clone(), namespace);
-            (
-                Arc::new(docker),
-                Some(volumes),
-                Some(cgroup::Cgroups::discover()),
-            )
+            let docker =
+                DockerRuntime::connect(&options.docker_socket, &scope(&options, &node_name))
+                    .await?;
+            if let Err(e) = docker.ensure_pause_image().await {
+                // Docker may come later; sandboxes load the image when they need it.
+                warn!(error = %e, "cannot load the pause image yet");
+            }
+            let volumes = Volumes::new(
+                &options.state_dir,
+                objects.clone(),
+                mount_namespace(&docker),
+            );
+            let cgroups = cgroup::Cgroups::discover();
+            cgroups.enter(&options.cgroup_parent)?;
+            (Arc::new(docker), Some(volumes), Some(cgroups))
         }
     };
-    let network: Arc<dyn PodNetwork> = Arc::new(HollowNetwork::new());
-    let (services, writer) = reflector::store::<Service>();
-    let watched = reflector(
-        writer,
-        watcher(
-            Api::<Service>::all(client.clone()),
-            watcher::Config::default(),
-        ),
-    );
-    tokio::spawn(async move {
-        use futures::StreamExt;
-        let mut applied = Box::pin(watched.default_backoff().applied_objects());
-        while applied.next().await.is_some() {}
-    });
+    let network: Arc<dyn PodNetwork> = match options.runtime {
+        Which::Hollow => Arc::new(HollowNetwork::new()),
+        Which::Docker => {
+            let node = NodeNetwork::open(network_config(&options, &node_name, node_ip))
+                .await
+                .context("cannot set up the node's network")?;
+            let node = Arc::new(node);
+            let pods = node.pods.clone();
+            tasks.push(tokio::spawn(node.run(informers.clone(), stop.clone())));
+            pods
+        }
+    };
 
     let ctx = Arc::new(Context {
         recorder: events::Recorder::start(client.clone(), &node_name),
@@ -172,7 +252,7 @@ async fn run(options: Options) -> Result<()> {
         objects,
         volumes,
         cgroups,
-        services: Some(services),
+        services: Some(informers.of::<Service>()),
         host_ips: vec![node_ip],
         allocatable: parking_lot::RwLock::new(node::capacity(&config)),
         memory_capacity: i64::try_from(node::memory_kib() * 1024).unwrap_or(i64::MAX),
@@ -182,17 +262,14 @@ async fn run(options: Options) -> Result<()> {
         config,
     });
     info!(node = node_name, ip = %node_ip, "starting");
-    let tasks = [
-        tokio::spawn(node::run(ctx.clone(), stop.clone())),
-        tokio::spawn(Kubelet::new(ctx.clone()).run(stop.clone())),
-    ];
+    tasks.push(tokio::spawn(node::run(ctx.clone(), stop.clone())));
+    tasks.push(tokio::spawn(Kubelet::new(ctx.clone()).run(stop.clone())));
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut all = futures::future::select_all(tasks);
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
-        (ended, _, _) = &mut all => {
+        (ended, _, _) = futures::future::select_all(tasks) => {
             // A dead task ends the process; whoever runs it starts it again.
             ended.context("a task panicked")?;
             bail!("a task ended by itself");
@@ -201,6 +278,66 @@ async fn run(options: Options) -> Result<()> {
     info!("stopping; pods and their traffic go on");
     stop.cancel();
     Ok(())
+}
+
+fn mount_namespace(docker: &DockerRuntime) -> MountNamespace {
+    match docker.daemon_pid() {
+        Some(pid) => MountNamespace::of_process(pid),
+        None => MountNamespace::own(),
+    }
+}
+
+/// Every step is tried, whatever became of the one before.
+async fn cleanup(options: Options) -> Result<()> {
+    let node_name = node_name(&options)?;
+    let mut failures: Vec<String> = Vec::new();
+    let mut namespace = MountNamespace::own();
+    match DockerRuntime::connect(&options.docker_socket, &scope(&options, &node_name)).await {
+        Ok(docker) => {
+            namespace = mount_namespace(&docker);
+            match docker.list().await {
+                Ok(containers) => {
+                    let removals = containers.iter().map(|c| docker.remove(&c.id));
+                    let removed = futures::future::join_all(removals).await;
+                    failures.extend(
+                        removed
+                            .into_iter()
+                            .filter_map(Result::err)
+                            .map(|e| e.to_string()),
+                    );
+                }
+                Err(e) => failures.push(e.to_string()),
+            }
+        }
+        Err(e) => failures.push(e.to_string()),
+    }
+    let pods = options.state_dir.join("pods");
+    if let Err(e) = namespace.unmount_below(&pods) {
+        failures.push(format!(
+            "cannot unmount what is below {}: {e}",
+            pods.display()
+        ));
+    }
+    match std::fs::remove_dir_all(&pods) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            failures.push(format!("cannot remove {}: {e}", pods.display()));
+        }
+        _ => {}
+    }
+    let group = format!("{}/kubepods", options.cgroup_parent.trim_end_matches('/'));
+    if let Err(e) = cgroup::Cgroups::discover().remove(&group) {
+        failures.push(format!("cannot remove cgroup {group}: {e}"));
+    }
+    let node_ip = options
+        .node_ip
+        .unwrap_or(IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED));
+    if let Err(e) = network_cleanup(&network_config(&options, &node_name, node_ip)).await {
+        failures.push(format!("cannot remove the network: {e}"));
+    }
+    if failures.is_empty() {
+        return Ok(());
+    }
+    bail!("{}", failures.join("; "))
 }
 
 /// The address that packets to the API leave from. Nothing is sent.

@@ -359,7 +359,7 @@ async fn start(
             .extend(found.map(|secret| (name.to_string(), secret)));
     }
     let node = ctx.facts(&shared.ips);
-    let services = ctx.services();
+    let services = ctx.services(namespace);
     let environment = env::environment(pod, c, &sources, &services, &node).map_err(bad_config)?;
     let dir = ctx.pod_dir(&shared.who.uid);
     if ctx.volumes.is_some() {

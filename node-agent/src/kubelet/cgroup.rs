@@ -48,6 +48,28 @@ impl Cgroups {
             .map(|(mount, _)| mount.join(group.trim_start_matches('/')))
     }
 
+    /// The group's folder in the version 2 hierarchy.
+    pub fn unified(&self, group: &str) -> Option<PathBuf> {
+        self.folder("unified", group)
+    }
+
+    /// Moves this process into a leaf below `parent`, if it is in `parent` itself: a version 2 group
+    /// with processes of its own cannot give controllers to its children.
+    pub fn enter(&self, parent: &str) -> io::Result<()> {
+        let Some(folder) = self.unified(parent) else {
+            return Ok(());
+        };
+        fs::create_dir_all(&folder)?;
+        let own = fs::read_to_string("/proc/self/cgroup")?;
+        let here = own.lines().find_map(|line| line.strip_prefix("0::"));
+        if here.map(|path| path.trim_matches('/')) != Some(parent.trim_matches('/')) {
+            return Ok(());
+        }
+        let leaf = folder.join("agent");
+        fs::create_dir_all(&leaf)?;
+        fs::write(leaf.join("cgroup.procs"), std::process::id().to_string())
+    }
+
     /// Makes the group with these limits. A limit that cannot be set is an error; a controller that
     /// is not mounted is not.
     pub fn create(&self, group: &str, limits: &ResourceLimits) -> io::Result<()> {

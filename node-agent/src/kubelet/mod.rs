@@ -32,10 +32,10 @@ use std::time::Duration;
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-use kube::runtime::reflector::Store;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, ResourceExt};
 use parking_lot::RwLock;
+use skep_client::informer::Informer;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
@@ -96,7 +96,7 @@ pub struct Context {
     pub volumes: Option<Volumes>,
     pub cgroups: Option<cgroup::Cgroups>,
     pub recorder: Recorder,
-    pub services: Option<Store<Service>>,
+    pub services: Option<Informer<Service>>,
     pub host_ips: Vec<IpAddr>,
     pub allocatable: RwLock<BTreeMap<String, Quantity>>,
     pub memory_capacity: i64,
@@ -115,11 +115,16 @@ impl Context {
         }
     }
 
-    pub fn services(&self) -> Vec<Service> {
-        let Some(store) = &self.services else {
+    /// The Services whose variables a pod of this namespace gets.
+    pub fn services(&self, namespace: &str) -> Vec<Service> {
+        let Some(informer) = &self.services else {
             return Vec::new();
         };
-        store.state().iter().map(|s| (**s).clone()).collect()
+        let mut found = informer.in_namespace(namespace);
+        if namespace != "default" {
+            found.extend(informer.in_namespace("default"));
+        }
+        found.iter().map(|s| (**s).clone()).collect()
     }
 
     pub fn pod_dir(&self, uid: &str) -> PathBuf {
