@@ -19,7 +19,7 @@ use hyper_util::{
     },
     service::TowerToHyperService,
 };
-use rustls::{RootCertStore, ServerConfig, server::WebPkiClientVerifier};
+use rustls::{ClientConfig, RootCertStore, ServerConfig, server::WebPkiClientVerifier};
 use skep_apiserver::identity::Peer;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{
@@ -79,11 +79,7 @@ pub fn inherited() -> Result<Vec<StdListener>> {
 }
 
 pub fn tls_config(pki: &Pki) -> Result<ServerConfig> {
-    let mut roots = RootCertStore::empty();
-    for certificate in pki.ca.chain()? {
-        roots.add(certificate)?;
-    }
-    let verifier = WebPkiClientVerifier::builder(Arc::new(roots))
+    let verifier = WebPkiClientVerifier::builder(Arc::new(roots(pki)?))
         .allow_unauthenticated()
         .build()?;
     let mut config = ServerConfig::builder()
@@ -91,6 +87,27 @@ pub fn tls_config(pki: &Pki) -> Result<ServerConfig> {
         .with_single_cert(pki.apiserver.chain()?, pki.apiserver.private_key()?)?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(config)
+}
+
+/// How the API server calls node agents: their serving certificates are signed by the cluster's CA.
+pub fn node_tls_config(pki: &Pki) -> Result<ClientConfig> {
+    let mut config = ClientConfig::builder()
+        .with_root_certificates(roots(pki)?)
+        .with_client_auth_cert(
+            pki.kubelet_client.chain()?,
+            pki.kubelet_client.private_key()?,
+        )?;
+    // Streams are upgraded connections, which HTTP/2 has not.
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(config)
+}
+
+fn roots(pki: &Pki) -> Result<RootCertStore> {
+    let mut roots = RootCertStore::empty();
+    for certificate in pki.ca.chain()? {
+        roots.add(certificate)?;
+    }
+    Ok(roots)
 }
 
 /// Accepts until `shutdown`, then lets requests under way finish. `tls` = `None`: plain text, for loopback only.

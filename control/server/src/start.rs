@@ -22,6 +22,7 @@ use skep_apiserver::{
     authn::{Authenticator, service_account::TokenKeys, token_file::StaticTokens},
     authz, build, builtin_registry,
     identity::User,
+    relay::Relay,
     services::Allocators,
     start_cache,
 };
@@ -177,7 +178,7 @@ async fn serve_api(
         store,
         registry,
         services,
-        relay: Default::default(),
+        relay: Relay::to_nodes(Arc::new(listen::node_tls_config(&pki)?)),
         advertise: Some(advertise),
         admission: None,
     })
