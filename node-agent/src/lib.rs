@@ -8,6 +8,7 @@
 //! Read `kubelet/plan.rs` first: it decides what happens to a pod.
 #![forbid(unsafe_code)]
 
+pub mod dns;
 pub mod kubelet;
 pub mod network;
 pub mod proxy;

@@ -1,7 +1,7 @@
 //! `skep-agent`: configuration, wiring and shutdown of one node.
 #![forbid(unsafe_code)]
 
-use std::net::{IpAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -9,12 +9,14 @@ use anyhow::{Context as _, Result, bail};
 use clap::{Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Service;
+use skep_agent::dns::{Dns, DnsConfig};
 use skep_agent::kubelet::volumes::{MountNamespace, Volumes};
 use skep_agent::kubelet::{
     self, Config, Context, Kubelet, bootstrap, cgroup, events, node, objects,
 };
 use skep_agent::network::node::cleanup as network_cleanup;
 use skep_agent::network::{HollowNetwork, NodeNetwork, NodeNetworkConfig, PodNetwork};
+use skep_agent::proxy::{self, ProxyConfig};
 use skep_agent::runtime::Runtime;
 use skep_agent::runtime::docker::DockerRuntime;
 use skep_agent::runtime::hollow::HollowRuntime;
@@ -191,6 +193,7 @@ async fn run(options: Options) -> Result<()> {
         Some(ip) => ip,
         None => source_address(&api.cluster_url).context("give --node-ip")?,
     };
+    let api_address = socket_address(&api.cluster_url);
     let client = kube::Client::try_from(api)?;
     let stop = CancellationToken::new();
     let informers = Informers::new(client.clone(), stop.clone());
@@ -235,7 +238,32 @@ async fn run(options: Options) -> Result<()> {
                 .await
                 .context("cannot set up the node's network")?;
             let node = Arc::new(node);
+            let dns = Dns::bind(DnsConfig {
+                domain: options.cluster_domain.clone(),
+                node_ip,
+                port: DNS_PORT,
+                resolv_conf: options.resolv_conf.clone(),
+                cluster_dns: options.cluster_dns,
+            })
+            .await
+            .context("cannot serve DNS on the node's address")?;
+            let proxy_config = ProxyConfig {
+                node_name: node_name.clone(),
+                dns: Some((options.cluster_dns, dns.address())),
+                api: kubernetes_service(&options.service_cidr).zip(api_address),
+            };
+            proxy::program_static(&node.datapath, &proxy_config)
+                .context("cannot program the cluster DNS address")?;
+            tasks.push(tokio::spawn(dns.run(informers.clone(), stop.clone())));
             let pods = node.pods.clone();
+            let namespaces = pods.clone();
+            tasks.push(tokio::spawn(proxy::run(
+                informers.clone(),
+                node.datapath.clone(),
+                proxy_config,
+                Arc::new(move || namespaces.namespaces()),
+                stop.clone(),
+            )));
             tasks.push(tokio::spawn(node.run(informers.clone(), stop.clone())));
             pods
         }
@@ -338,6 +366,24 @@ async fn cleanup(options: Options) -> Result<()> {
         return Ok(());
     }
     bail!("{}", failures.join("; "))
+}
+
+/// Where this node's DNS server listens; pods reach it at the cluster DNS address.
+const DNS_PORT: u16 = 10_053;
+
+/// The API server's own address; `None` when the kubeconfig names it.
+fn socket_address(api: &http::Uri) -> Option<SocketAddr> {
+    let host = api.host()?.trim_matches(['[', ']']);
+    Some(SocketAddr::new(
+        host.parse().ok()?,
+        api.port_u16().unwrap_or(443),
+    ))
+}
+
+/// The first address of the Service range is the API's own.
+fn kubernetes_service(ranges: &[IpNet]) -> Option<SocketAddr> {
+    let first = ranges.first()?.hosts().next()?;
+    Some(SocketAddr::new(first, 443))
 }
 
 /// The address that packets to the API leave from. Nothing is sent.

@@ -1,0 +1,112 @@
+//! Names by address, for PTR: what the informers' caches do not index.
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::IpAddr;
+
+use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use parking_lot::RwLock;
+use skep_client::ObjectKey;
+
+use super::zone::{cluster_ips, host_label, ready_endpoints};
+
+/// Names below the cluster domain, without it.
+#[derive(Debug, Default)]
+pub struct Reverse {
+    tables: RwLock<Tables>,
+}
+
+#[derive(Debug, Default)]
+struct Tables {
+    by_ip: HashMap<IpAddr, BTreeSet<String>>,
+    /// What each object contributed, to take it back.
+    by_service: HashMap<ObjectKey, Vec<(IpAddr, String)>>,
+    by_slice: HashMap<ObjectKey, Vec<(IpAddr, String)>>,
+}
+
+impl Reverse {
+    pub fn names(&self, ip: IpAddr) -> Vec<String> {
+        self.tables
+            .read()
+            .by_ip
+            .get(&ip)
+            .into_iter()
+            .flatten()
+            .cloned()
+            .collect()
+    }
+
+    pub fn set_service(&self, service: &Service) {
+        let key = ObjectKey::of(&service.metadata);
+        let name = format!("{}.{}.svc", key.name, key.namespace);
+        let names = cluster_ips(service)
+            .into_iter()
+            .map(|ip| (ip, name.clone()))
+            .collect();
+        let tables = &mut *self.tables.write();
+        let before = tables.by_service.remove(&key).unwrap_or_default();
+        replace(&mut tables.by_ip, &before, &names);
+        if !names.is_empty() {
+            tables.by_service.insert(key, names);
+        }
+    }
+
+    pub fn remove_service(&self, key: &ObjectKey) {
+        let tables = &mut *self.tables.write();
+        let before = tables.by_service.remove(key).unwrap_or_default();
+        replace(&mut tables.by_ip, &before, &Vec::new());
+    }
+
+    /// Only endpoints of headless Services have names of their own; those with a hostname, or all
+    /// of a Service without a ClusterIP.
+    pub fn set_slice(&self, slice: &EndpointSlice) {
+        let key = ObjectKey::of(&slice.metadata);
+        let labels = slice.metadata.labels.as_ref();
+        let service = labels.and_then(|labels| labels.get("kubernetes.io/service-name"));
+        let names: Vec<(IpAddr, String)> = service
+            .into_iter()
+            .flat_map(|service| {
+                let namespace = &key.namespace;
+                ready_endpoints(slice)
+                    .into_iter()
+                    .filter(|(endpoint, _)| endpoint.hostname.is_some())
+                    .map(move |(endpoint, ip)| {
+                        (
+                            ip,
+                            format!("{}.{service}.{namespace}.svc", host_label(endpoint, ip)),
+                        )
+                    })
+            })
+            .collect();
+        let tables = &mut *self.tables.write();
+        let before = tables.by_slice.remove(&key).unwrap_or_default();
+        replace(&mut tables.by_ip, &before, &names);
+        if !names.is_empty() {
+            tables.by_slice.insert(key, names);
+        }
+    }
+
+    pub fn remove_slice(&self, key: &ObjectKey) {
+        let tables = &mut *self.tables.write();
+        let before = tables.by_slice.remove(key).unwrap_or_default();
+        replace(&mut tables.by_ip, &before, &Vec::new());
+    }
+}
+
+fn replace(
+    by_ip: &mut HashMap<IpAddr, BTreeSet<String>>,
+    before: &Vec<(IpAddr, String)>,
+    names: &Vec<(IpAddr, String)>,
+) {
+    for (ip, name) in before {
+        if let Some(known) = by_ip.get_mut(ip) {
+            known.remove(name);
+            if known.is_empty() {
+                by_ip.remove(ip);
+            }
+        }
+    }
+    for (ip, name) in names {
+        by_ip.entry(*ip).or_default().insert(name.clone());
+    }
+}
