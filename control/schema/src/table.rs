@@ -26,7 +26,7 @@ pub struct Table {
 }
 
 /// One type.
-#[derive(Debug, Default, Deserialize, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
 pub struct Type {
     /// Definition id (`io.k8s.api.core.v1.Pod`); empty for types that exist only as part of another.
     #[serde(rename = "n", default, skip_serializing_if = "String::is_empty")]
@@ -45,7 +45,7 @@ pub struct Type {
 pub struct Gvk(pub String, pub String, pub String);
 
 /// How a value of a type looks.
-#[derive(Debug, Default, Deserialize, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
 pub enum Shape {
     /// An object with known fields.
     #[serde(rename = "o")]
@@ -91,7 +91,7 @@ pub enum Shape {
     Duration,
     #[serde(rename = "ios")]
     IntOrString,
-    /// Any JSON (apiextensions' `JSON`, custom resources' free parts). Merged as one value.
+    /// Any JSON (apiextensions' `JSON`).
     #[default]
     #[serde(rename = "any")]
     Any,
@@ -114,7 +114,7 @@ pub enum Shape {
     OrStringArray(TypeIndex),
 }
 
-#[derive(Debug, Default, Deserialize, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
 pub struct Object {
     /// Sorted by name.
     #[serde(rename = "f")]
@@ -151,7 +151,7 @@ impl ListType {
     }
 }
 
-#[derive(Debug, Default, Deserialize, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
 pub struct Field {
     #[serde(rename = "n")]
     pub name: String,
@@ -384,6 +384,9 @@ pub fn builtin(group: &str, version: &str, kind: &str) -> Option<TypeRef> {
     };
     TypeRef::new(BUILTIN.table.clone(), index)
 }
+
+/// The definition id of ObjectMeta, the one typed part of a custom resource.
+pub const META_OBJECT: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta";
 
 /// Kinds that upstream registers in every group and version.
 const META_KINDS: [&str; 13] = [

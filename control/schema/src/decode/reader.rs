@@ -15,7 +15,7 @@ use super::{
     DecodeError, Decoded, MAX_DEPTH, Problem, canonical_quantity, parse_micro_time, parse_time,
     syntax,
 };
-use crate::table::{Field, Node, Object, Shape, Zero};
+use crate::table::{Field, META_OBJECT, Node, Object, Shape, Zero};
 
 /// Upstream keeps this many problems of one document.
 const MAX_PROBLEMS: usize = 100;
@@ -774,7 +774,7 @@ impl<'a> Reader<'a> {
     fn free(&mut self, node: Option<Node<'a>>) -> Parsed<Value> {
         match self.peek()? {
             b'{' => {
-                if let Some(node) = node.filter(|node| node.ty().name == OBJECT_META) {
+                if let Some(node) = node.filter(|node| node.ty().name == META_OBJECT) {
                     return self.typed(node);
                 }
                 self.free_object(node)
@@ -855,8 +855,6 @@ impl<'a> Reader<'a> {
         }
     }
 }
-
-const OBJECT_META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta";
 
 /// Whether the round trip keeps a value of a field.
 fn keeps(field: &Field, value: &Value) -> bool {

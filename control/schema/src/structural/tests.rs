@@ -1,0 +1,285 @@
+use serde_json::json;
+
+use super::*;
+use crate::decode_json;
+
+fn widgets() -> TypeRef {
+    structural(&json!({
+        "type": "object",
+        "properties": {"spec": {
+            "type": "object",
+            "required": ["size"],
+            "properties": {
+                "size": {"type": "integer", "minimum": 1, "maximum": 10, "exclusiveMaximum": true},
+                "color": {"type": "string", "default": "red", "enum": ["red", "blue"]},
+                "opt": {"type": "string", "nullable": true},
+                "free": {"type": "object", "x-kubernetes-preserve-unknown-fields": true},
+                "port": {"x-kubernetes-int-or-string": true},
+                "emb": {"type": "object", "x-kubernetes-embedded-resource": true,
+                        "x-kubernetes-preserve-unknown-fields": true},
+                "set": {"type": "array", "x-kubernetes-list-type": "set", "items": {"type": "string"}},
+                "map": {"type": "array", "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["k"],
+                        "items": {"type": "object", "required": ["k"], "properties": {
+                            "k": {"type": "string"}, "v": {"type": "integer", "default": 7}}}},
+                "any": {"anyOf": [{"required": ["a"]}, {"required": ["b"]}], "type": "object",
+                        "properties": {"a": {"type": "string"}, "b": {"type": "string"}}},
+                "when": {"type": "string", "format": "date-time"},
+                "small": {"type": "integer", "format": "int32"},
+                "name": {"type": "string", "maxLength": 3, "pattern": "^[a-z]+$"},
+            },
+        }},
+    }))
+    .expect("a schema")
+}
+
+#[test]
+fn unknown_fields_are_pruned_and_values_kept() {
+    let decoded = decode_json(
+        br#"{"apiVersion":"e/v1","kind":"W","metadata":{"name":"w","bogus":1},
+             "spec":{"size":"many","unknown":{"a":1,"a":2},"free":{"x":[{"y":null}]},
+                     "emb":{"apiVersion":"v1","kind":"Pod","metadata":{"nam":"x"},"more":1}},
+             "top":1}"#,
+        &widgets(),
+    )
+    .expect("decodes");
+    assert_eq!(
+        decoded.value,
+        json!({
+            "apiVersion": "e/v1", "kind": "W", "metadata": {"name": "w"},
+            "spec": {
+                "size": "many",
+                "free": {"x": [{"y": null}]},
+                "emb": {"apiVersion": "v1", "kind": "Pod", "metadata": {}, "more": 1},
+            },
+        })
+    );
+    let texts: Vec<String> = decoded.problems.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        texts,
+        [
+            r#"duplicate field "spec.unknown.a""#,
+            r#"unknown field "metadata.bogus""#,
+            r#"unknown field "spec.emb.metadata.nam""#,
+            r#"unknown field "spec.unknown""#,
+            r#"unknown field "top""#,
+        ]
+    );
+}
+
+#[test]
+fn defaults_fill_gaps_and_forbidden_nulls() {
+    let mut value = json!({"spec": {"opt": null, "color": null, "when": null, "map": [{"k": "a"}, {"k": "b", "v": 1}]}});
+    apply_defaults(&mut value, &widgets());
+    assert_eq!(
+        value,
+        json!({"spec": {"opt": null, "color": "red", "map": [{"k": "a", "v": 7}, {"k": "b", "v": 1}]}})
+    );
+}
+
+fn check_spec(spec: Value, expected: &[(InvalidKind, &str, Value, &str)]) {
+    let found = validate(&json!({"spec": spec}), &widgets());
+    let expected: Vec<Invalid> = expected
+        .iter()
+        .map(|(kind, field, bad, detail)| Invalid::new(*kind, *field, bad.clone(), *detail))
+        .collect();
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn violations_are_worded_as_upstream_s() {
+    use InvalidKind::*;
+    check_spec(
+        json!({"size": 0}),
+        &[(
+            Invalid,
+            "spec.size",
+            json!(0),
+            "spec.size in body should be greater than or equal to 1",
+        )],
+    );
+    check_spec(
+        json!({"size": 10}),
+        &[(
+            Invalid,
+            "spec.size",
+            json!(10),
+            "spec.size in body should be less than 10",
+        )],
+    );
+    check_spec(
+        json!({"size": "x"}),
+        &[(
+            TypeInvalid,
+            "spec.size",
+            json!("string"),
+            "spec.size in body must be of type integer: \"string\"",
+        )],
+    );
+    check_spec(
+        json!({"size": 1.5}),
+        &[
+            (
+                TypeInvalid,
+                "spec.size",
+                json!("number"),
+                "spec.size in body must be of type integer: \"number\"",
+            ),
+            (
+                Invalid,
+                "<nil>",
+                json!(""),
+                "Checked value must be of type integer (default format) in spec.size",
+            ),
+        ],
+    );
+    check_spec(json!({}), &[(Required, "spec.size", json!(""), "")]);
+    check_spec(
+        json!({"size": 1, "color": "green"}),
+        &[(
+            NotSupported,
+            "spec.color",
+            json!("green"),
+            "supported values: \"red\", \"blue\"",
+        )],
+    );
+    check_spec(
+        json!({"size": 1, "set": ["a", "a"]}),
+        &[(Duplicate, "spec.set[1]", json!("a"), "")],
+    );
+    check_spec(
+        json!({"size": 1, "map": [{"k": "a"}, {"k": "a", "v": 1}]}),
+        &[(Duplicate, "spec.map[1]", json!({"k": "a"}), "")],
+    );
+    check_spec(
+        json!({"size": 1, "set": [null]}),
+        &[(
+            TypeInvalid,
+            "spec.set[0]",
+            json!("null"),
+            "spec.set[0] in body must be of type string: \"null\"",
+        )],
+    );
+    check_spec(
+        json!({"size": 1, "any": {}}),
+        &[
+            (
+                Invalid,
+                "<nil>",
+                json!(""),
+                "\"spec.any\" must validate at least one schema (anyOf)",
+            ),
+            (Required, "spec.any.a", json!(""), ""),
+        ],
+    );
+    check_spec(
+        json!({"size": 1, "when": "yesterday"}),
+        &[(
+            TypeInvalid,
+            "spec.when",
+            json!("yesterday"),
+            "spec.when in body must be of type date-time: \"yesterday\"",
+        )],
+    );
+    check_spec(
+        json!({"size": 1, "small": 3_000_000_000u64}),
+        &[(
+            Invalid,
+            "<nil>",
+            json!(""),
+            "Checked value must be of type integer with format int32 in spec.small",
+        )],
+    );
+    check_spec(
+        json!({"size": 1, "name": "ABCD"}),
+        &[(
+            TooLong,
+            "spec.name",
+            json!("ABCD"),
+            "may not be more than 3 bytes",
+        )],
+    );
+    check_spec(
+        json!({"size": 1, "name": "A"}),
+        &[(
+            Invalid,
+            "spec.name",
+            json!("A"),
+            "spec.name in body should match '^[a-z]+$'",
+        )],
+    );
+    check_spec(
+        json!({"size": 1, "emb": {"kind": "Pod"}}),
+        &[(Required, "spec.emb.apiVersion", json!(""), "")],
+    );
+    check_spec(json!({"size": 1, "port": "http", "opt": null}), &[]);
+}
+
+#[test]
+fn schemas_are_checked() {
+    let fields = |schema: Value| -> Vec<(String, String)> {
+        check(&schema)
+            .into_iter()
+            .map(|invalid| (invalid.field, invalid.detail))
+            .collect()
+    };
+    let field = |field: &str, detail: &str| (field.to_owned(), detail.to_owned());
+    assert_eq!(
+        fields(json!({"properties": {"x": {}}})),
+        [
+            field(
+                "properties[x].type",
+                "must not be empty for specified object fields"
+            ),
+            field("type", "must not be empty at the root"),
+        ]
+    );
+    assert_eq!(
+        fields(json!({"type": "string"})),
+        [field("type", "must be object at the root")]
+    );
+    let with = |property: Value| fields(json!({"type": "object", "properties": {"x": property}}));
+    assert_eq!(
+        with(json!({"type": "integer", "default": "a"})),
+        [field(
+            "properties[x].default",
+            " in body must be of type integer: \"string\""
+        )]
+    );
+    assert_eq!(
+        with(
+            json!({"type": "array", "items": {"type": "string"}, "x-kubernetes-list-type": "bag"})
+        ),
+        [field(
+            "properties[x].x-kubernetes-list-type",
+            "supported values: \"atomic\", \"set\", \"map\""
+        )]
+    );
+    assert_eq!(
+        with(
+            json!({"type": "array", "items": {"type": "object"}, "x-kubernetes-list-type": "map"})
+        ),
+        [field(
+            "properties[x].x-kubernetes-list-map-keys",
+            "must not be empty if x-kubernetes-list-type is map"
+        )]
+    );
+    assert_eq!(
+        with(
+            json!({"type": "object", "properties": {"a": {"type": "string"}}, "additionalProperties": {"type": "string"}})
+        ),
+        [field(
+            "properties[x].additionalProperties",
+            "additionalProperties and properties are mutual exclusive"
+        )]
+    );
+    assert!(
+        with(json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true})).is_empty()
+    );
+    // JSON in which nothing stops the nesting.
+    let mut deep = json!({"type": "object"});
+    for _ in 0..110 {
+        deep = json!({"type": "object", "additionalProperties": deep});
+    }
+    assert!(!check(&deep).is_empty());
+    assert!(structural(&deep).is_err());
+}

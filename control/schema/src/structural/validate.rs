@@ -1,0 +1,382 @@
+//! Values against a schema, in the words of kube-openapi's validator as apiextensions reports them.
+
+use serde_json::{Map, Value, json};
+
+use super::{Additional, Invalid, InvalidKind, Schema, format, join, root_of};
+use crate::TypeRef;
+
+/// Most violations that are reported of one object.
+const MAX_ERRORS: usize = 500;
+
+/// Checks a value against the schema's value validations (`minimum`, `pattern`, `enum`, `required`, …) and the
+/// uniqueness of sets and keyed lists. Nothing for built-in types.
+pub fn validate(value: &Value, ty: &TypeRef) -> Vec<Invalid> {
+    let Some(schema) = root_of(ty) else {
+        return Vec::new();
+    };
+    let mut found = Vec::new();
+    schema.validate(value, "", &mut found);
+    if found.is_empty() {
+        schema.unique(value, "", &mut found);
+    }
+    found.truncate(MAX_ERRORS);
+    found
+}
+
+/// Checks one value against one schema, given as JSON (a default, an item of an enum).
+pub(super) fn validate_default(value: &Value, schema: &Schema) -> Vec<Invalid> {
+    let mut found = Vec::new();
+    schema.validate(value, "", &mut found);
+    found
+}
+
+/// JSON schema's name of a value's type.
+fn type_of(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "boolean",
+        Value::Number(number) if number.is_f64() => "number",
+        Value::Number(_) => "integer",
+        Value::String(_) => "string",
+        Value::Array(_) => "array",
+        Value::Object(_) => "object",
+    }
+}
+
+/// Go prints floats without a fraction as integers.
+fn number_text(value: f64) -> String {
+    if value.fract() == 0.0 && value.abs() < 1.0e15 {
+        format!("{}", value as i64)
+    } else {
+        format!("{value}")
+    }
+}
+
+impl Schema {
+    fn validate(&self, value: &Value, path: &str, found: &mut Vec<Invalid>) {
+        if found.len() >= MAX_ERRORS || (value.is_null() && self.nullable) {
+            return;
+        }
+        self.validate_type(value, path, found);
+        self.validate_combinations(value, path, found);
+        match value {
+            Value::String(text) => self.validate_string(text, path, found),
+            Value::Number(number) => {
+                self.validate_number(value, number.as_f64().unwrap_or_default(), path, found);
+            }
+            Value::Array(list) => self.validate_list(list, path, found),
+            _ => {}
+        }
+        if !self.one_of_values.is_empty() && !self.one_of_values.contains(value) {
+            let values: Vec<String> = self.one_of_values.iter().map(Value::to_string).collect();
+            let detail = format!("supported values: {}", values.join(", "));
+            found.push(Invalid::new(
+                InvalidKind::NotSupported,
+                path,
+                value.clone(),
+                detail,
+            ));
+        }
+        if let Value::Object(map) = value {
+            self.validate_object(map, path, found);
+        }
+    }
+
+    fn validate_type(&self, value: &Value, path: &str, found: &mut Vec<Invalid>) {
+        let is = type_of(value);
+        if self.int_or_string {
+            if !matches!(is, "integer" | "string") {
+                let detail = format!("{path} in body must be of type integer,string: {is:?}");
+                found.push(Invalid::new(InvalidKind::TypeInvalid, path, is, detail));
+            }
+            return;
+        }
+        if self.ty.is_empty() {
+            return;
+        }
+        let fits = match self.ty.as_str() {
+            "number" => matches!(is, "number" | "integer"),
+            ty => ty == is,
+        };
+        if !fits {
+            let detail = format!("{path} in body must be of type {}: {is:?}", self.ty);
+            found.push(Invalid::new(InvalidKind::TypeInvalid, path, is, detail));
+            if self.ty == "integer" && is == "number" {
+                self.odd_number("integer (default format)", path, found);
+            }
+            return;
+        }
+        if let Value::String(text) = value
+            && !self.format.is_empty()
+            && format::matches(&self.format, text) == Some(false)
+        {
+            let detail = format!("{path} in body must be of type {}: {text:?}", self.format);
+            found.push(Invalid::new(
+                InvalidKind::TypeInvalid,
+                path,
+                text.as_str(),
+                detail,
+            ));
+        }
+        let integer = value.as_i64();
+        let overflows = match self.format.as_str() {
+            "int32" => integer.is_none_or(|wide| i32::try_from(wide).is_err()),
+            "int64" => integer.is_none(),
+            _ => false,
+        };
+        if self.ty == "integer" && overflows {
+            self.odd_number(&format!("integer with format {}", self.format), path, found);
+        }
+    }
+
+    #[expect(clippy::unused_self, reason = "reads as one of the checks of a schema")]
+    fn odd_number(&self, wanted: &str, path: &str, found: &mut Vec<Invalid>) {
+        let detail = format!("Checked value must be of type {wanted} in {path}");
+        found.push(Invalid::new(InvalidKind::Invalid, "<nil>", "", detail));
+    }
+
+    fn validate_combinations(&self, value: &Value, path: &str, found: &mut Vec<Invalid>) {
+        let results = |schemas: &[Schema]| -> Vec<Vec<Invalid>> {
+            schemas
+                .iter()
+                .map(|schema| {
+                    let mut found = Vec::new();
+                    schema.validate(value, path, &mut found);
+                    found
+                })
+                .collect()
+        };
+        let mut nameless = |detail: String, more: Vec<Invalid>| {
+            found.push(Invalid::new(InvalidKind::Invalid, "<nil>", "", detail));
+            found.extend(more);
+        };
+        // What the closest alternative complains of is shown too.
+        let closest = |results: Vec<Vec<Invalid>>| {
+            results.into_iter().min_by_key(Vec::len).unwrap_or_default()
+        };
+        if !self.any_of.is_empty() {
+            let results = results(&self.any_of);
+            if results.iter().all(|found| !found.is_empty()) {
+                let detail = format!("{path:?} must validate at least one schema (anyOf)");
+                nameless(detail, closest(results));
+            }
+        }
+        if !self.one_of.is_empty() {
+            let results = results(&self.one_of);
+            match results.iter().filter(|found| found.is_empty()).count() {
+                1 => {}
+                0 => nameless(
+                    format!(
+                        "{path:?} must validate one and only one schema (oneOf). Found none valid"
+                    ),
+                    closest(results),
+                ),
+                count => nameless(
+                    format!(
+                        "{path:?} must validate one and only one schema (oneOf). Found {count} valid alternatives"
+                    ),
+                    Vec::new(),
+                ),
+            }
+        }
+        if !self.all_of.is_empty() {
+            let results = results(&self.all_of);
+            let valid = results.iter().filter(|found| found.is_empty()).count();
+            if valid != results.len() {
+                let none = if valid == 0 { ". None validated" } else { "" };
+                nameless(
+                    format!("{path:?} must validate all the schemas (allOf){none}"),
+                    results.into_iter().flatten().collect(),
+                );
+            }
+        }
+        if let Some(not) = &self.not {
+            let mut inner = Vec::new();
+            not.validate(value, path, &mut inner);
+            if inner.is_empty() {
+                nameless(
+                    format!("{path:?} must not validate the schema (not)"),
+                    Vec::new(),
+                );
+            }
+        }
+    }
+
+    fn validate_string(&self, text: &str, path: &str, found: &mut Vec<Invalid>) {
+        // Characters, although the text says bytes.
+        let length = text.chars().count() as u64;
+        if let Some(max) = self.max_length.filter(|max| length > *max) {
+            let detail = format!("may not be more than {max} bytes");
+            found.push(Invalid::new(InvalidKind::TooLong, path, text, detail));
+        } else if let Some(min) = self.min_length.filter(|min| length < *min) {
+            let detail = format!("{path} in body should be at least {min} chars long");
+            found.push(Invalid::new(InvalidKind::Invalid, path, text, detail));
+        } else if let Some(pattern) = &self.pattern
+            && !pattern.matches(text)
+        {
+            let detail = format!("{path} in body should match '{}'", pattern.text);
+            found.push(Invalid::new(InvalidKind::Invalid, path, text, detail));
+        }
+    }
+
+    fn validate_number(&self, value: &Value, number: f64, path: &str, found: &mut Vec<Invalid>) {
+        let mut fail = |detail: String| {
+            found.push(Invalid::new(
+                InvalidKind::Invalid,
+                path,
+                value.clone(),
+                detail,
+            ));
+        };
+        if let Some(factor) = self.multiple_of.filter(|factor| *factor > 0.0) {
+            let quotient = number / factor;
+            if (quotient - quotient.round()).abs() > 1e-9 * quotient.abs().max(1.0) {
+                fail(format!(
+                    "{path} in body should be a multiple of {}",
+                    number_text(factor)
+                ));
+            }
+        }
+        if let Some(bound) = self.maximum {
+            let text = number_text(bound.value);
+            if bound.exclusive && number >= bound.value {
+                fail(format!("{path} in body should be less than {text}"));
+            } else if number > bound.value {
+                fail(format!(
+                    "{path} in body should be less than or equal to {text}"
+                ));
+            }
+        }
+        if let Some(bound) = self.minimum {
+            let text = number_text(bound.value);
+            if bound.exclusive && number <= bound.value {
+                fail(format!("{path} in body should be greater than {text}"));
+            } else if number < bound.value {
+                fail(format!(
+                    "{path} in body should be greater than or equal to {text}"
+                ));
+            }
+        }
+    }
+
+    fn validate_list(&self, list: &[Value], path: &str, found: &mut Vec<Invalid>) {
+        if let Some(items) = &self.items {
+            for (at, item) in list.iter().enumerate() {
+                items.validate(item, &format!("{path}[{at}]"), found);
+            }
+        }
+        let length = list.len() as u64;
+        if let Some(min) = self.min_items.filter(|min| length < *min) {
+            let detail = format!("{path} in body should have at least {min} items");
+            found.push(Invalid::new(InvalidKind::Invalid, path, length, detail));
+        }
+        if let Some(max) = self.max_items.filter(|max| length > *max) {
+            let detail = format!("must have at most {max} items");
+            found.push(Invalid::new(InvalidKind::TooMany, path, length, detail));
+        }
+        if self.unique_items && has_duplicates(list) {
+            let detail = format!("{path} in body shouldn't contain duplicates");
+            found.push(Invalid::new(InvalidKind::Duplicate, path, "", detail));
+        }
+    }
+
+    fn validate_object(&self, map: &Map<String, Value>, path: &str, found: &mut Vec<Invalid>) {
+        let length = map.len() as u64;
+        if let Some(min) = self.min_properties.filter(|min| length < *min) {
+            let detail = format!("{path} in body should have at least {min} properties");
+            found.push(Invalid::new(InvalidKind::Invalid, path, length, detail));
+        }
+        if let Some(max) = self.max_properties.filter(|max| length > *max) {
+            let detail = format!("must have at most {max} items");
+            found.push(Invalid::new(InvalidKind::TooMany, path, length, detail));
+        }
+        let needed = ["apiVersion", "kind"];
+        let embedded = needed.iter().filter(|name| {
+            self.embedded_resource
+                && map
+                    .get(**name)
+                    .and_then(Value::as_str)
+                    .unwrap_or_default()
+                    .is_empty()
+        });
+        for name in embedded {
+            found.push(Invalid::new(
+                InvalidKind::Required,
+                join(path, name),
+                "",
+                "",
+            ));
+        }
+        for name in self.required.iter().filter(|name| !map.contains_key(*name)) {
+            if !(self.embedded_resource && needed.contains(&name.as_str())) {
+                found.push(Invalid::new(
+                    InvalidKind::Required,
+                    join(path, name),
+                    "",
+                    "",
+                ));
+            }
+        }
+        for (name, value) in map {
+            let below = match (self.properties.get(name), &self.additional) {
+                (Some(schema), _) => schema,
+                (None, Additional::Schema(schema)) => schema,
+                (None, _) => continue,
+            };
+            below.validate(value, &join(path, name), found);
+        }
+    }
+
+    /// Sets and keyed lists hold each item once.
+    fn unique(&self, value: &Value, path: &str, found: &mut Vec<Invalid>) {
+        match value {
+            Value::Array(list) => {
+                let mut seen: Vec<Value> = Vec::new();
+                for (at, item) in list.iter().enumerate() {
+                    let item_path = format!("{path}[{at}]");
+                    let identity = match self.list_type.as_str() {
+                        "set" => Some(item.clone()),
+                        "map" => {
+                            let mut key = Map::new();
+                            for name in &self.list_map_keys {
+                                let value = item.get(name).cloned();
+                                key.extend(value.map(|value| (name.clone(), value)));
+                            }
+                            Some(Value::Object(key))
+                        }
+                        _ => None,
+                    };
+                    if let Some(identity) = identity {
+                        if seen.contains(&identity) {
+                            let kind = InvalidKind::Duplicate;
+                            found.push(Invalid::new(kind, item_path.as_str(), identity, ""));
+                        } else {
+                            seen.push(identity);
+                        }
+                    }
+                    if let Some(items) = &self.items {
+                        items.unique(item, &item_path, found);
+                    }
+                }
+            }
+            Value::Object(map) => {
+                for (name, value) in map {
+                    match (self.properties.get(name), &self.additional) {
+                        (Some(schema), _) => schema.unique(value, &join(path, name), found),
+                        (None, Additional::Schema(schema)) => {
+                            schema.unique(value, &join(path, name), found);
+                        }
+                        (None, _) => {}
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+fn has_duplicates(list: &[Value]) -> bool {
+    let mut texts: Vec<String> = list.iter().map(|item| json!(item).to_string()).collect();
+    texts.sort_unstable();
+    texts.windows(2).any(|pair| pair[0] == pair[1])
+}
