@@ -3,12 +3,27 @@
 //! Mutating plugins run first, all in order; validating ones see the final object. A plugin gets the object in the
 //! request's version.
 
+mod certificates;
+mod limit_ranger;
+mod namespaces;
+mod nodes;
+mod pod_security;
+mod pods;
+mod quota;
+mod service_account;
+mod storage;
+
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use serde_json::Value;
 
-use crate::{context::Api, identity::User, registry::Resource, status::Result};
+use crate::{
+    context::Api,
+    identity::User,
+    registry::Resource,
+    status::{Failure, Result, Status},
+};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {
@@ -95,5 +110,69 @@ impl Chain {
 
 /// The plugins that are on by default, in upstream's order.
 pub fn default_chain() -> Chain {
-    Chain(Vec::new())
+    Chain(vec![
+        Arc::new(namespaces::NamespaceLifecycle),
+        Arc::new(limit_ranger::LimitRanger),
+        Arc::new(service_account::ServiceAccount),
+        Arc::new(nodes::TaintNodesByCondition),
+        Arc::new(pod_security::PodSecurity),
+        Arc::new(pods::Priority),
+        Arc::new(pods::DefaultTolerationSeconds::default()),
+        Arc::new(storage::DefaultStorageClass),
+        Arc::new(storage::StorageObjectInUseProtection),
+        Arc::new(storage::PersistentVolumeClaimResize),
+        Arc::new(pods::RuntimeClass),
+        Arc::new(certificates::CertificateApproval),
+        Arc::new(certificates::CertificateSigning),
+        Arc::new(certificates::CertificateSubjectRestriction),
+        Arc::new(nodes::DefaultIngressClass),
+        Arc::new(quota::ResourceQuota),
+    ])
+}
+
+/// 403 about the object of this write.
+pub fn forbidden(attributes: &Attributes<'_>, why: &str) -> Failure {
+    let metadata = match attributes.operation {
+        Operation::Delete => &attributes.old["metadata"],
+        _ => &attributes.object["metadata"],
+    };
+    let named = |field: &str| metadata[field].as_str().filter(|n| !n.is_empty());
+    let name = Some(attributes.name).filter(|n| !n.is_empty());
+    let name = name.or_else(|| named("name")).or_else(|| named("generateName"));
+    let def = &attributes.resource.def;
+    Status::forbidden(&def.group, &def.plural, name.unwrap_or("Unknown"), why)
+}
+
+/// Several reasons in one text, as apimachinery's aggregate shows them.
+pub fn joined(reasons: &[String]) -> String {
+    match reasons {
+        [one] => one.clone(),
+        _ => format!("[{}]", reasons.join(", ")),
+    }
+}
+
+/// Every object of a resource in a namespace (empty: of a cluster-scoped resource), decoded.
+pub fn objects(api: &Api, group: &str, plural: &str, namespace: &str) -> Vec<Value> {
+    let registry = api.registry.load();
+    let Some(resource) = registry.any_version(group, plural) else {
+        return Vec::new();
+    };
+    let snapshot = api.storage.cache.snapshot(&resource.scope_prefix(namespace));
+    let decode = |entry: &Arc<crate::cache::Entry>| serde_json::from_slice(&entry.bytes).ok();
+    snapshot.iter().filter_map(decode).collect()
+}
+
+/// One stored object; looked up in the store when the cache does not have it.
+pub async fn object(
+    api: &Api,
+    group: &str,
+    plural: &str,
+    namespace: &str,
+    name: &str,
+) -> Result<Option<Value>> {
+    let registry = api.registry.load_full();
+    let Some(resource) = registry.any_version(group, plural) else {
+        return Ok(None);
+    };
+    api.storage.find_value(&resource.key(namespace, name)).await
 }
