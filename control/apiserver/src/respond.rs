@@ -128,9 +128,12 @@ impl Ctx {
         let schema = skep_schema::builtin(group, version, kind);
         match out.transform {
             Transform::Table if kind != "Status" => {
-                let printer = skep_api::printer::NameAndAge::new();
+                let printer: Box<dyn Printer> = match kind {
+                    "Scale" => Box::new(crate::subresources::scale::ScalePrinter::default()),
+                    _ => Box::new(skep_api::printer::NameAndAge::new()),
+                };
                 let table = self.table(
-                    &printer,
+                    printer.as_ref(),
                     &[value],
                     codec::meta(value, "resourceVersion"),
                     out,

@@ -11,6 +11,7 @@ use std::{
 use ipnet::Ipv4Net;
 use serde_json::{Value, json};
 use skep_api::field::{Bad, FieldError, FieldErrorKind};
+use skep_apply::managed::{self, Writer};
 use skep_store::{Guard, Key, Op};
 
 use crate::{
@@ -123,17 +124,27 @@ fn port_key(port: u16) -> Key {
 /// The stored `IPAddress` of an address that belongs to a Service.
 pub fn ip_address_object(ip: &str, namespace: &str, service: &str, now: jiff::Timestamp) -> Value {
     let family = if ip.contains(':') { "IPv6" } else { "IPv4" };
-    json!({
+    let mut object = json!({
         "kind": "IPAddress", "apiVersion": "networking.k8s.io/v1",
         "metadata": {
-            "name": ip, "uid": new_uid(), "creationTimestamp": now.to_string(), "generation": 1,
+            "name": ip, "uid": new_uid(), "creationTimestamp": now.to_string(),
             "labels": {
                 "ipaddress.kubernetes.io/ip-family": family,
                 "ipaddress.kubernetes.io/managed-by": "ipallocator.k8s.io",
             },
         },
         "spec": {"parentRef": {"resource": "services", "namespace": namespace, "name": service}},
-    })
+    });
+    if let Some(schema) = skep_schema::builtin("networking.k8s.io", "v1", "IPAddress") {
+        let writer = Writer {
+            manager: "kube-apiserver".to_owned(),
+            api_version: "networking.k8s.io/v1".to_owned(),
+            subresource: String::new(),
+            time: now,
+        };
+        managed::update(None, &mut object, &schema, &writer, &[]);
+    }
+    object
 }
 
 /// Gives a Service what it needs, keeps what it has, and frees what it no longer needs.
@@ -151,6 +162,20 @@ pub async fn allocate(ctx: &Ctx, service: &mut Value, old: Option<&Value>) -> Re
     let name = meta(service, "name").to_owned();
     let namespace = meta(service, "namespace").to_owned();
     let invalid = |error: FieldError| Status::invalid("", "Service", &name, &[error]);
+    let policy = &service["spec"]["ipFamilyPolicy"];
+    let was_dual = old.is_some_and(|old| old["spec"]["ipFamilyPolicy"] == *policy);
+    if needs_ip(service)
+        && !is_selectorless_headless(service)
+        && policy == "RequireDualStack"
+        && !was_dual
+    {
+        return Err(invalid(FieldError::new(
+            FieldErrorKind::Invalid,
+            "spec.ipFamilyPolicy",
+            Bad::from("RequireDualStack"),
+            "this cluster is not configured for dual-stack services",
+        )));
+    }
     let (old_ips, old_ports) = match old {
         Some(old) => (held_ips(old), held_ports(old)),
         None => Default::default(),
@@ -246,30 +271,29 @@ fn keep_allocated(new: &mut Value, old: &Value) {
     }
 }
 
+/// Somebody else makes its endpoints, of whatever families.
+fn is_selectorless_headless(service: &Value) -> bool {
+    let spec = &service["spec"];
+    let headless = spec["clusterIP"] == "None" || spec["clusterIPs"][0] == "None";
+    headless && spec["selector"].as_object().is_none_or(serde_json::Map::is_empty)
+}
+
 /// `ipFamilies`, `ipFamilyPolicy` and the agreement of `clusterIP` with `clusterIPs`, on an IPv4 cluster.
 fn default_families(service: &mut Value) {
     if !needs_ip(service) {
         return;
     }
+    let selectorless = is_selectorless_headless(service);
     let spec = &mut service["spec"];
     let ip = spec["clusterIP"].as_str().unwrap_or_default().to_owned();
-    let first = spec["clusterIPs"][0]
-        .as_str()
-        .unwrap_or_default()
-        .to_owned();
     if !spec["clusterIPs"].is_array() && !ip.is_empty() {
         spec["clusterIPs"] = json!([ip]);
-    } else if ip.is_empty() && !first.is_empty() {
-        spec["clusterIP"] = first.into();
     }
-    let headless = spec["clusterIP"] == json!("None");
-    let has_selector = spec["selector"].as_object().is_some_and(|s| !s.is_empty());
-    if headless && !has_selector {
-        // Somebody else makes its endpoints, of whatever families.
+    if selectorless {
         if spec["ipFamilyPolicy"].is_null() {
             spec["ipFamilyPolicy"] = "RequireDualStack".into();
         }
-        let dual = spec["ipFamilyPolicy"] != json!("SingleStack");
+        let dual = spec["ipFamilyPolicy"] != "SingleStack";
         if !spec["ipFamilies"].is_array() {
             spec["ipFamilies"] = if dual {
                 json!(["IPv4", "IPv6"])
@@ -298,6 +322,15 @@ fn allocate_ips(
     let pool = &api.services;
     let taken = |ip: &str| api.storage.cache.get(&ip_key(ip)).is_some();
     let wanted: Vec<String> = held_ips(service).into_iter().collect();
+    if service["spec"]["clusterIP"]
+        .as_str()
+        .unwrap_or_default()
+        .is_empty()
+        && !wanted.is_empty()
+    {
+        // Only half of the pair is given: refused by the Service's validation.
+        return Ok(());
+    }
     if wanted.is_empty() {
         let ip = free_ip(pool, taken).ok_or_else(|| {
             FieldError::new(
@@ -322,9 +355,9 @@ fn allocate_ips(
                 let network = pool.service_cidr;
                 let by = u32::from(address).wrapping_sub(u32::from(network.network()));
                 if !network.contains(&address) || by == 0 || by > pool.last_offset() {
-                    return Err(refuse(format!(
-                        "the provided IP ({ip}) is not in the valid range. The range of valid IPs is {network}"
-                    )));
+                    return Err(refuse(
+                        "the provided network does not match the current range".to_owned(),
+                    ));
                 }
                 if taken(ip) {
                     return Err(refuse("provided IP is already allocated".to_owned()));

@@ -6,12 +6,7 @@ use serde_json::Value;
 use x509_parser::{certification_request::X509CertificationRequest, pem::Pem, prelude::FromDer};
 
 use super::{Attributes, Operation, Plugin, forbidden};
-use crate::{
-    authz,
-    context::Api,
-    identity::MASTERS,
-    status::Result,
-};
+use crate::{authz, context::Api, identity::MASTERS, status::Result};
 
 const GROUP: &str = "certificates.k8s.io";
 const PLURAL: &str = "certificatesigningrequests";
@@ -105,7 +100,9 @@ impl Plugin for CertificateSubjectRestriction {
         {
             return Ok(());
         }
-        let request = attributes.object["spec"]["request"].as_str().unwrap_or_default();
+        let request = attributes.object["spec"]["request"]
+            .as_str()
+            .unwrap_or_default();
         if organizations(request).iter().any(|o| o == MASTERS) {
             let why = format!("use of {SIGNER} signer with {MASTERS} group is not allowed");
             return Err(forbidden(attributes, &why));

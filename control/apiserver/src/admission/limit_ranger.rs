@@ -72,10 +72,16 @@ fn fill_defaults(pod: &mut Value, range: &Value) {
         return;
     }
     let mut notes = Vec::new();
-    for (field, kind) in [("containers", "container"), ("initContainers", "init container")] {
+    for (field, kind) in [
+        ("containers", "container"),
+        ("initContainers", "init container"),
+    ] {
         for container in pod["spec"][field].as_array_mut().into_iter().flatten() {
             let name = container["name"].as_str().unwrap_or_default().to_owned();
-            for (key, defaults, word) in [("requests", &requests, "request"), ("limits", &limits, "limit")] {
+            for (key, defaults, word) in [
+                ("requests", &requests, "request"),
+                ("limits", &limits, "limit"),
+            ] {
                 let set = fill(&mut container["resources"], key, defaults);
                 if !set.is_empty() {
                     notes.push(format!("{} {word} for {kind} {name}", set.join(", ")));
@@ -114,7 +120,9 @@ type Amounts = BTreeMap<String, Amount>;
 fn amounts(list: &Value) -> Amounts {
     let pairs = list.as_object().into_iter().flatten();
     let parse = |value: &Value| value.as_str().and_then(Amount::parse);
-    pairs.filter_map(|(k, v)| Some((k.clone(), parse(v)?))).collect()
+    pairs
+        .filter_map(|(k, v)| Some((k.clone(), parse(v)?)))
+        .collect()
 }
 
 /// What something asks for, and what it may use at most.
@@ -164,7 +172,11 @@ fn total(main: &[Usage], init: &[Usage], get: fn(&Usage) -> &Amounts) -> Amounts
     let mut sum = Amounts::new();
     for (name, amount) in main.iter().flat_map(get) {
         let entry = sum.entry(name.clone()).or_insert(Amount::ZERO);
-        *entry = if entry.is_zero() { *amount } else { *entry + *amount };
+        *entry = if entry.is_zero() {
+            *amount
+        } else {
+            *entry + *amount
+        };
     }
     for (name, amount) in init.iter().flat_map(get) {
         let entry = sum.entry(name.clone()).or_insert(*amount);
@@ -176,7 +188,10 @@ fn total(main: &[Usage], init: &[Usage], get: fn(&Usage) -> &Amounts) -> Amounts
 fn check(limit: &Value, of: &str, usage: &Usage, broken: &mut Vec<String>) {
     let shown = |list: &Value, name: &str| list[name].as_str().unwrap_or_default().to_owned();
     for (name, least) in amounts(&limit["min"]) {
-        let rule = format!("minimum {name} usage per {of} is {}", shown(&limit["min"], &name));
+        let rule = format!(
+            "minimum {name} usage per {of} is {}",
+            shown(&limit["min"], &name)
+        );
         match (usage.requests.get(&name), usage.limits.get(&name)) {
             (None, _) => broken.push(format!("{rule}.  No request is specified")),
             (Some(request), _) if *request < least => {
@@ -189,7 +204,10 @@ fn check(limit: &Value, of: &str, usage: &Usage, broken: &mut Vec<String>) {
         }
     }
     for (name, most) in amounts(&limit["max"]) {
-        let rule = format!("maximum {name} usage per {of} is {}", shown(&limit["max"], &name));
+        let rule = format!(
+            "maximum {name} usage per {of} is {}",
+            shown(&limit["max"], &name)
+        );
         match (usage.requests.get(&name), usage.limits.get(&name)) {
             (_, None) => broken.push(format!("{rule}.  No limit is specified")),
             (_, Some(limit)) if *limit > most => {
@@ -206,7 +224,9 @@ fn check(limit: &Value, of: &str, usage: &Usage, broken: &mut Vec<String>) {
         let rule = format!("{name} max limit to request ratio per {of} is {shown}");
         let positive = |list: &Amounts| list.get(&name).copied().filter(|a| a.is_positive());
         match (positive(&usage.requests), positive(&usage.limits)) {
-            (None, _) => broken.push(format!("{rule}, but no request is specified or request is 0")),
+            (None, _) => broken.push(format!(
+                "{rule}, but no request is specified or request is 0"
+            )),
             (_, None) => broken.push(format!("{rule}, but no limit is specified or limit is 0")),
             (Some(request), Some(limit)) => {
                 let ratio = limit.as_f64() / request.as_f64();
@@ -223,7 +243,10 @@ fn claim_violations(claim: &Value, range: &Value) -> Vec<String> {
     let requests = amounts(&claim["spec"]["resources"]["requests"]);
     let mut broken = Vec::new();
     for limit in limits_of(range, OF) {
-        for (word, list, min) in [("minimum", &limit["min"], true), ("maximum", &limit["max"], false)] {
+        for (word, list, min) in [
+            ("minimum", &limit["min"], true),
+            ("maximum", &limit["max"], false),
+        ] {
             for (name, bound) in amounts(list) {
                 let shown = list[name.as_str()].as_str().unwrap_or_default();
                 let rule = format!("{word} {name} usage per {OF} is {shown}");
@@ -256,7 +279,10 @@ mod tests {
     fn defaults_are_noted_and_then_hold() {
         let mut pod = json!({"metadata": {}, "spec": {"containers": [{"name": "c"}]}});
         fill_defaults(&mut pod, &range());
-        assert_eq!(pod["spec"]["containers"][0]["resources"]["limits"]["cpu"], "500m");
+        assert_eq!(
+            pod["spec"]["containers"][0]["resources"]["limits"]["cpu"],
+            "500m"
+        );
         assert_eq!(
             pod["metadata"]["annotations"][ANNOTATION],
             "LimitRanger plugin set: cpu request for container c; cpu limit for container c"

@@ -138,7 +138,9 @@ pub fn forbidden(attributes: &Attributes<'_>, why: &str) -> Failure {
     };
     let named = |field: &str| metadata[field].as_str().filter(|n| !n.is_empty());
     let name = Some(attributes.name).filter(|n| !n.is_empty());
-    let name = name.or_else(|| named("name")).or_else(|| named("generateName"));
+    let name = name
+        .or_else(|| named("name"))
+        .or_else(|| named("generateName"));
     let def = &attributes.resource.def;
     Status::forbidden(&def.group, &def.plural, name.unwrap_or("Unknown"), why)
 }
@@ -157,7 +159,10 @@ pub fn objects(api: &Api, group: &str, plural: &str, namespace: &str) -> Vec<Val
     let Some(resource) = registry.any_version(group, plural) else {
         return Vec::new();
     };
-    let snapshot = api.storage.cache.snapshot(&resource.scope_prefix(namespace));
+    let snapshot = api
+        .storage
+        .cache
+        .snapshot(&resource.scope_prefix(namespace));
     let decode = |entry: &Arc<crate::cache::Entry>| serde_json::from_slice(&entry.bytes).ok();
     snapshot.iter().filter_map(decode).collect()
 }

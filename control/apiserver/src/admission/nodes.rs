@@ -31,7 +31,9 @@ impl Plugin for TaintNodesByCondition {
             spec["taints"] = json!([]);
         }
         if let Some(taints) = spec["taints"].as_array_mut()
-            && !taints.iter().any(|t| t["key"] == KEY && t["effect"] == "NoSchedule")
+            && !taints
+                .iter()
+                .any(|t| t["key"] == KEY && t["effect"] == "NoSchedule")
         {
             taints.push(json!({"key": KEY, "effect": "NoSchedule"}));
         }
@@ -65,7 +67,9 @@ impl Plugin for DefaultIngressClass {
             None => return Ok(()),
         }
         if attributes.object["spec"]["ingressClassName"].is_null() {
-            return Err(Status::internal_message("default ingress class without a name"));
+            return Err(Status::internal_message(
+                "default ingress class without a name",
+            ));
         }
         Ok(())
     }
@@ -75,8 +79,12 @@ impl Plugin for DefaultIngressClass {
 pub fn newest(mut objects: Vec<Value>) -> Option<String> {
     objects.sort_by(|a, b| {
         let (a, b) = (&a["metadata"], &b["metadata"]);
-        let by_age = b["creationTimestamp"].as_str().cmp(&a["creationTimestamp"].as_str());
+        let by_age = b["creationTimestamp"]
+            .as_str()
+            .cmp(&a["creationTimestamp"].as_str());
         by_age.then_with(|| a["name"].as_str().cmp(&b["name"].as_str()))
     });
-    objects.first()?["metadata"]["name"].as_str().map(str::to_owned)
+    objects.first()?["metadata"]["name"]
+        .as_str()
+        .map(str::to_owned)
 }

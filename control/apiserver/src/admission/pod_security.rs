@@ -62,7 +62,9 @@ impl Policy {
             level: level.map_or(Level::Privileged, |l| {
                 Level::parse(l).unwrap_or(Level::Restricted)
             }),
-            version: label(format!("{PREFIX}{mode}-version")).unwrap_or("latest").to_owned(),
+            version: label(format!("{PREFIX}{mode}-version"))
+                .unwrap_or("latest")
+                .to_owned(),
         }
     }
 
@@ -92,19 +94,29 @@ impl Plugin for PodSecurity {
         let Some((metadata, spec)) = pod_of(attributes) else {
             return Ok(());
         };
-        if attributes.resource.is("", "pods") && attributes.operation == Operation::Update && !significant(attributes) {
+        if attributes.resource.is("", "pods")
+            && attributes.operation == Operation::Update
+            && !significant(attributes)
+        {
             return Ok(());
         }
         let namespace = object(api, "", "namespaces", "", attributes.namespace).await?;
         let namespace = namespace.unwrap_or(Value::Null);
-        let (enforce, warn) = (Policy::of(&namespace, "enforce"), Policy::of(&namespace, "warn"));
+        let (enforce, warn) = (
+            Policy::of(&namespace, "enforce"),
+            Policy::of(&namespace, "warn"),
+        );
         let describe = |policy: &Policy| -> Option<String> {
             let broken = violations(metadata, spec, policy.level);
             if broken.is_empty() {
                 return None;
             }
             let texts: Vec<String> = broken.iter().map(ToString::to_string).collect();
-            Some(format!("PodSecurity {:?}: {}", policy.name(), texts.join(", ")))
+            Some(format!(
+                "PodSecurity {:?}: {}",
+                policy.name(),
+                texts.join(", ")
+            ))
         };
         let is_pod = attributes.resource.is("", "pods");
         if is_pod && let Some(broken) = describe(&enforce) {
@@ -136,7 +148,9 @@ fn pod_of<'a>(attributes: &'a Attributes<'_>) -> Option<(&'a Value, &'a Value)> 
         ("batch", "cronjobs") => &object["spec"]["jobTemplate"]["spec"]["template"],
         _ => return None,
     };
-    template["spec"].is_object().then(|| (&template["metadata"], &template["spec"]))
+    template["spec"]
+        .is_object()
+        .then(|| (&template["metadata"], &template["spec"]))
 }
 
 /// Only what runs may change in a pod: other updates were checked when it was created.
@@ -160,14 +174,20 @@ fn check_namespace(api: &Api, attributes: &mut Attributes<'_>) -> Result<()> {
         let name = crate::codec::meta(&attributes.object, "name").to_owned();
         return Err(Status::invalid("", "Namespace", &name, &errors));
     }
-    let (new, old) = (Policy::of(&attributes.object, "enforce"), Policy::of(attributes.old, "enforce"));
+    let (new, old) = (
+        Policy::of(&attributes.object, "enforce"),
+        Policy::of(attributes.old, "enforce"),
+    );
     if attributes.operation == Operation::Create || new == old || new.level == Level::Privileged {
         return Ok(());
     }
     let name = crate::codec::meta(&attributes.object, "name").to_owned();
     // Pods that break the new level in the same ways share a line.
     let mut groups: Vec<(String, Vec<String>)> = Vec::new();
-    for pod in objects(api, "", "pods", &name).into_iter().take(MAX_EXISTING_PODS) {
+    for pod in objects(api, "", "pods", &name)
+        .into_iter()
+        .take(MAX_EXISTING_PODS)
+    {
         let broken = violations(&pod["metadata"], &pod["spec"], new.level);
         if broken.is_empty() {
             continue;
@@ -195,7 +215,9 @@ fn check_namespace(api: &Api, attributes: &mut Attributes<'_>) -> Result<()> {
             n => format!(" (and {} other pods)", n - 1),
         };
         let first = pods.first().map(String::as_str).unwrap_or_default();
-        attributes.warnings.push(format!("{first}{others}: {reasons}"));
+        attributes
+            .warnings
+            .push(format!("{first}{others}: {reasons}"));
     }
     Ok(())
 }
@@ -217,7 +239,12 @@ fn label_errors(namespace: &Value) -> Vec<FieldError> {
                 && !valid(value)
             {
                 let field = format!("metadata.labels[{label}]");
-                errors.push(FieldError::new(FieldErrorKind::Invalid, field, Bad::from(value), why));
+                errors.push(FieldError::new(
+                    FieldErrorKind::Invalid,
+                    field,
+                    Bad::from(value),
+                    why,
+                ));
             }
         }
     }

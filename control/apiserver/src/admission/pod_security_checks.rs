@@ -57,7 +57,9 @@ pub fn violations(metadata: &Value, spec: &Value, level: Level) -> Vec<Violation
     }
     let pod = Pod { metadata, spec };
     let restricted = level == Level::Restricted;
-    let baseline = BASELINE.iter().filter(|(_, replaced)| !(restricted && *replaced));
+    let baseline = BASELINE
+        .iter()
+        .filter(|(_, replaced)| !(restricted && *replaced));
     let mut found: Vec<Violation> = baseline.filter_map(|(check, _)| check(&pod)).collect();
     if restricted {
         found.extend(RESTRICTED.iter().filter_map(|check| check(&pod)));
@@ -107,7 +109,11 @@ fn plural<'a>(one: &'a str, many: &'a str, count: usize) -> &'a str {
 
 /// `container "a"`, `containers "a", "b"`
 fn containers(names: &[&str]) -> String {
-    format!("{} {}", plural("container", "containers", names.len()), quoted(names))
+    format!(
+        "{} {}",
+        plural("container", "containers", names.len()),
+        quoted(names)
+    )
 }
 
 fn app_armor(pod: &Pod<'_>) -> Option<Violation> {
@@ -120,10 +126,16 @@ fn app_armor(pod: &Pod<'_>) -> Option<Violation> {
     let names = pod.which(|c| forbidden(&c["securityContext"]["appArmorProfile"]));
     if !names.is_empty() {
         let which = containers(&names);
-        details.push(format!("{which} must not set AppArmor profile type to \"Unconfined\""));
+        details.push(format!(
+            "{which} must not set AppArmor profile type to \"Unconfined\""
+        ));
     }
     let mut values = Vec::new();
-    for (key, value) in pod.metadata["annotations"].as_object().into_iter().flatten() {
+    for (key, value) in pod.metadata["annotations"]
+        .as_object()
+        .into_iter()
+        .flatten()
+    {
         let value = value.as_str().unwrap_or_default();
         let allowed = matches!(value, "" | "runtime/default") || value.starts_with("localhost/");
         if key.starts_with(ANNOTATION) && !allowed {
@@ -137,7 +149,11 @@ fn app_armor(pod: &Pod<'_>) -> Option<Violation> {
     if details.is_empty() {
         return None;
     }
-    let word = plural("forbidden AppArmor profile", "forbidden AppArmor profiles", details.len());
+    let word = plural(
+        "forbidden AppArmor profile",
+        "forbidden AppArmor profiles",
+        details.len(),
+    );
     violation(word, details.join("; "))
 }
 
@@ -195,11 +211,16 @@ fn capabilities_restricted(pod: &Pod<'_>) -> Option<Violation> {
     let mut details = Vec::new();
     if !keeping.is_empty() {
         let which = containers(&keeping);
-        details.push(format!("{which} must set securityContext.capabilities.drop=[\"ALL\"]"));
+        details.push(format!(
+            "{which} must set securityContext.capabilities.drop=[\"ALL\"]"
+        ));
     }
     if !adding.is_empty() {
-        let all: BTreeSet<&str> =
-            pod.containers().flat_map(added).filter(|cap| *cap != "NET_BIND_SERVICE").collect();
+        let all: BTreeSet<&str> = pod
+            .containers()
+            .flat_map(added)
+            .filter(|cap| *cap != "NET_BIND_SERVICE")
+            .collect();
         details.push(format!(
             "{} must not include {} in securityContext.capabilities.add",
             containers(&adding),
@@ -273,7 +294,11 @@ fn volume_types(pod: &Pod<'_>) -> Option<Violation> {
             plural("volume", "volumes", names.len()),
             quoted(&names),
             plural("uses", "use", names.len()),
-            plural("restricted volume type", "restricted volume types", types.len()),
+            plural(
+                "restricted volume type",
+                "restricted volume types",
+                types.len()
+            ),
             quoted(&types)
         ),
     )
@@ -314,7 +339,9 @@ fn probe_hosts(pod: &Pod<'_>) -> Option<Violation> {
             &container["lifecycle"]["postStart"],
             &container["lifecycle"]["preStop"],
         ];
-        let hosts = handlers.into_iter().flat_map(|h| [&h["httpGet"]["host"], &h["tcpSocket"]["host"]]);
+        let hosts = handlers
+            .into_iter()
+            .flat_map(|h| [&h["httpGet"]["host"], &h["tcpSocket"]["host"]]);
         let hosts = hosts.filter_map(Value::as_str);
         let local = |host: &str| matches!(host, "" | "localhost" | "127.0.0.1" | "::1");
         hosts.filter(|h| !local(h)).map(str::to_owned).collect()
@@ -342,7 +369,10 @@ fn privileged(pod: &Pod<'_>) -> Option<Violation> {
         return None;
     }
     let which = containers(&names);
-    violation("privileged", format!("{which} must not set securityContext.privileged=true"))
+    violation(
+        "privileged",
+        format!("{which} must not set securityContext.privileged=true"),
+    )
 }
 
 fn proc_mount(pod: &Pod<'_>) -> Option<Violation> {
@@ -369,8 +399,13 @@ fn proc_mount(pod: &Pod<'_>) -> Option<Violation> {
 }
 
 fn selinux(pod: &Pod<'_>) -> Option<Violation> {
-    const TYPES: [&str; 5] =
-        ["", "container_t", "container_init_t", "container_kvm_t", "container_engine_t"];
+    const TYPES: [&str; 5] = [
+        "",
+        "container_t",
+        "container_init_t",
+        "container_kvm_t",
+        "container_engine_t",
+    ];
     let options = |context: &Value| context["securityContext"]["seLinuxOptions"].clone();
     let type_of = |o: &Value| o["type"].as_str().unwrap_or_default().to_owned();
     let set = |o: &Value, field: &str| !o[field].as_str().unwrap_or_default().is_empty();
@@ -387,10 +422,14 @@ fn selinux(pod: &Pod<'_>) -> Option<Violation> {
     if !names.is_empty() {
         who.push(containers(&names));
     }
-    let all: Vec<Value> =
-        std::iter::once(options(pod.spec)).chain(pod.containers().map(options)).collect();
-    let types: BTreeSet<String> =
-        all.iter().map(type_of).filter(|t| !TYPES.contains(&t.as_str())).collect();
+    let all: Vec<Value> = std::iter::once(options(pod.spec))
+        .chain(pod.containers().map(options))
+        .collect();
+    let types: BTreeSet<String> = all
+        .iter()
+        .map(type_of)
+        .filter(|t| !TYPES.contains(&t.as_str()))
+        .collect();
     let mut what = Vec::new();
     if !types.is_empty() {
         let word = plural("type", "types", types.len());
@@ -412,11 +451,14 @@ fn selinux(pod: &Pod<'_>) -> Option<Violation> {
 }
 
 fn seccomp_type(context: &Value) -> &str {
-    context["securityContext"]["seccompProfile"]["type"].as_str().unwrap_or_default()
+    context["securityContext"]["seccompProfile"]["type"]
+        .as_str()
+        .unwrap_or_default()
 }
 
 fn seccomp(pod: &Pod<'_>) -> Option<Violation> {
-    let bad = |context: &Value| !matches!(seccomp_type(context), "" | "RuntimeDefault" | "Localhost");
+    let bad =
+        |context: &Value| !matches!(seccomp_type(context), "" | "RuntimeDefault" | "Localhost");
     let names = pod.which(bad);
     let mut who = Vec::new();
     if bad(pod.spec) {
@@ -458,8 +500,10 @@ fn seccomp_restricted(pod: &Pod<'_>) -> Option<Violation> {
             who.push(containers(&bad));
         }
         let contexts = std::iter::once(pod.spec).chain(pod.containers());
-        let values: BTreeSet<&str> =
-            contexts.filter(|c| explicitly_bad(c)).map(seccomp_type).collect();
+        let values: BTreeSet<&str> = contexts
+            .filter(|c| explicitly_bad(c))
+            .map(seccomp_type)
+            .collect();
         return violation(
             REASON,
             format!(
@@ -500,7 +544,10 @@ fn sysctls(pod: &Pod<'_>) -> Option<Violation> {
         "net.ipv4.tcp_rmem",
         "net.ipv4.tcp_wmem",
     ];
-    let sysctls = pod.spec["securityContext"]["sysctls"].as_array().into_iter().flatten();
+    let sysctls = pod.spec["securityContext"]["sysctls"]
+        .as_array()
+        .into_iter()
+        .flatten();
     let names = sysctls.filter_map(|s| s["name"].as_str());
     let bad: Vec<&str> = names.filter(|name| !ALLOWED.contains(name)).collect();
     if bad.is_empty() {
@@ -524,7 +571,10 @@ fn host_process(pod: &Pod<'_>) -> Option<Violation> {
     }
     violation(
         "hostProcess",
-        format!("{} must not set securityContext.windowsOptions.hostProcess=true", who.join(" and ")),
+        format!(
+            "{} must not set securityContext.windowsOptions.hostProcess=true",
+            who.join(" and ")
+        ),
     )
 }
 
@@ -559,7 +609,10 @@ fn run_as_non_root(pod: &Pod<'_>) -> Option<Violation> {
         if !bad.is_empty() {
             who.push(containers(&bad));
         }
-        let detail = format!("{} must not set securityContext.runAsNonRoot=false", who.join(" and "));
+        let detail = format!(
+            "{} must not set securityContext.runAsNonRoot=false",
+            who.join(" and ")
+        );
         return violation(REASON, detail);
     }
     if set(pod.spec) == Some(true) {
@@ -570,7 +623,10 @@ fn run_as_non_root(pod: &Pod<'_>) -> Option<Violation> {
         return None;
     }
     let which = containers(&missing);
-    violation(REASON, format!("pod or {which} must set securityContext.runAsNonRoot=true"))
+    violation(
+        REASON,
+        format!("pod or {which} must set securityContext.runAsNonRoot=true"),
+    )
 }
 
 fn run_as_user(pod: &Pod<'_>) -> Option<Violation> {
@@ -589,7 +645,10 @@ fn run_as_user(pod: &Pod<'_>) -> Option<Violation> {
     if who.is_empty() {
         return None;
     }
-    violation("runAsUser=0", format!("{} must not set runAsUser=0", who.join(" and ")))
+    violation(
+        "runAsUser=0",
+        format!("{} must not set runAsUser=0", who.join(" and ")),
+    )
 }
 
 #[cfg(test)]

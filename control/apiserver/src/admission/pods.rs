@@ -35,7 +35,10 @@ impl Plugin for Priority {
             return Ok(());
         }
         let spec = &attributes.object["spec"];
-        let name = spec["priorityClassName"].as_str().unwrap_or_default().to_owned();
+        let name = spec["priorityClassName"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned();
         let class = if name.is_empty() {
             default_class(api)
         } else {
@@ -45,7 +48,9 @@ impl Plugin for Priority {
         };
         let class = class.unwrap_or(Value::Null);
         let priority = class["value"].as_i64().unwrap_or(0);
-        let policy = class["preemptionPolicy"].as_str().unwrap_or("PreemptLowerPriority");
+        let policy = class["preemptionPolicy"]
+            .as_str()
+            .unwrap_or("PreemptLowerPriority");
         if let Some(given) = spec["priority"].as_i64().filter(|given| *given != priority) {
             let why = format!(
                 "the integer value of priority ({given}) must not be provided in pod spec; priority admission \
@@ -53,7 +58,10 @@ impl Plugin for Priority {
             );
             return Err(forbidden(attributes, &why));
         }
-        if let Some(given) = spec["preemptionPolicy"].as_str().filter(|given| *given != policy) {
+        if let Some(given) = spec["preemptionPolicy"]
+            .as_str()
+            .filter(|given| *given != policy)
+        {
             let why = format!(
                 "the string value of PreemptionPolicy ({given}) must not be provided in pod spec; priority admission \
                  controller computed {policy} from the given PriorityClass name"
@@ -130,7 +138,10 @@ impl Plugin for DefaultTolerationSeconds {
         if !spec.is_object() {
             return Ok(());
         }
-        for key in ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"] {
+        for key in [
+            "node.kubernetes.io/not-ready",
+            "node.kubernetes.io/unreachable",
+        ] {
             let tolerations = spec["tolerations"].as_array().into_iter().flatten();
             let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
             let tolerated = tolerations.into_iter().any(|t| {
@@ -210,7 +221,11 @@ impl Plugin for RuntimeClass {
         for (key, value) in selector.into_iter().flatten() {
             spec["nodeSelector"][key.as_str()] = value.clone();
         }
-        for toleration in class["scheduling"]["tolerations"].as_array().into_iter().flatten() {
+        for toleration in class["scheduling"]["tolerations"]
+            .as_array()
+            .into_iter()
+            .flatten()
+        {
             if !spec["tolerations"].is_array() {
                 spec["tolerations"] = json!([]);
             }

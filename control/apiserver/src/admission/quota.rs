@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
 use skep_api::{pod as pods, quantity::Amount};
+use skep_apply::managed::{self, Writer};
 
 use super::{Attributes, Operation, Plugin, forbidden};
 use crate::{
@@ -43,7 +44,10 @@ impl Plugin for ResourceQuota {
         let Some(quotas) = registry.get("", "v1", "resourcequotas") else {
             return Ok(());
         };
-        let snapshot = api.storage.cache.snapshot(&quotas.scope_prefix(attributes.namespace));
+        let snapshot = api
+            .storage
+            .cache
+            .snapshot(&quotas.scope_prefix(attributes.namespace));
         if snapshot.is_empty() {
             return Ok(());
         }
@@ -52,7 +56,15 @@ impl Plugin for ResourceQuota {
             return Ok(());
         }
         for entry in snapshot.iter() {
-            charge(api, quotas, &entry.key, Current::from(entry.as_ref()), attributes, &delta).await?;
+            charge(
+                api,
+                quotas,
+                &entry.key,
+                Current::from(entry.as_ref()),
+                attributes,
+                &delta,
+            )
+            .await?;
         }
         Ok(())
     }
@@ -102,22 +114,33 @@ async fn charge(
         if matching.is_empty() {
             return Ok(());
         }
-        let (enforced, used) = (amounts(&quota["status"]["hard"]), amounts(&quota["status"]["used"]));
+        let (enforced, used) = (
+            amounts(&quota["status"]["hard"]),
+            amounts(&quota["status"]["used"]),
+        );
         let unknown: Vec<&str> = matching
             .keys()
             .filter(|r| !enforced.contains_key(*r) || !used.contains_key(*r))
             .map(String::as_str)
             .collect();
         if !unknown.is_empty() {
-            let why = format!("status unknown for quota: {name}, resources: {}", unknown.join(","));
+            let why = format!(
+                "status unknown for quota: {name}, resources: {}",
+                unknown.join(",")
+            );
             return Err(forbidden(attributes, &why));
         }
         let mut exceeded: Vec<[String; 3]> = Vec::new();
         for (resource, amount) in &matching {
             let (limit, before) = (enforced[resource], used[resource]);
-            let after = if before.is_zero() { *amount } else { before + *amount };
+            let after = if before.is_zero() {
+                *amount
+            } else {
+                before + *amount
+            };
             if after > limit {
-                let shown = |list: &Value| list[resource.as_str()].as_str().unwrap_or("0").to_owned();
+                let shown =
+                    |list: &Value| list[resource.as_str()].as_str().unwrap_or("0").to_owned();
                 exceeded.push([
                     format!("{resource}={amount}"),
                     format!("{resource}={}", shown(&quota["status"]["used"])),
@@ -142,9 +165,21 @@ async fn charge(
         if attributes.dry_run {
             return Ok(());
         }
+        if let Some(schema) = &quotas.def.schema {
+            let writer = Writer {
+                manager: "kube-apiserver".to_owned(),
+                api_version: "v1".to_owned(),
+                subresource: "status".to_owned(),
+                time: crate::context::now(),
+            };
+            let live = current.value(quotas)?;
+            managed::update(Some(&live), &mut quota, schema, &writer, &[]);
+        }
         let stored = to_stored(quotas, &quota);
-        let written =
-            api.storage.update(key, stored, current.revision, None, Extra::default()).await?;
+        let written = api
+            .storage
+            .update(key, stored, current.revision, None, Extra::default())
+            .await?;
         match written {
             Written::At(_) => return Ok(()),
             Written::Conflict(Some(now)) => current = now,
@@ -159,7 +194,9 @@ async fn charge(
 fn amounts(list: &Value) -> Usage {
     let pairs = list.as_object().into_iter().flatten();
     let parse = |value: &Value| value.as_str().and_then(Amount::parse);
-    pairs.filter_map(|(k, v)| Some((k.clone(), parse(v)?))).collect()
+    pairs
+        .filter_map(|(k, v)| Some((k.clone(), parse(v)?)))
+        .collect()
 }
 
 fn one() -> Amount {
@@ -199,7 +236,9 @@ fn pod_usage(object: &Value, usage: &mut Usage) {
     usage.insert("pods".to_owned(), one());
     for (name, quantity) in pods::requests(&pod) {
         let amount = Amount::of(&quantity);
-        if matches!(name.as_str(), "cpu" | "memory" | "ephemeral-storage") || name.starts_with("hugepages-") {
+        if matches!(name.as_str(), "cpu" | "memory" | "ephemeral-storage")
+            || name.starts_with("hugepages-")
+        {
             usage.insert(name.clone(), amount);
         }
         usage.insert(format!("requests.{name}"), amount);
@@ -213,7 +252,9 @@ fn pod_usage(object: &Value, usage: &mut Usage) {
 
 fn service_usage(service: &Value, usage: &mut Usage) {
     usage.insert("services".to_owned(), one());
-    let ports = service["spec"]["ports"].as_array().map_or(&[][..], Vec::as_slice);
+    let ports = service["spec"]["ports"]
+        .as_array()
+        .map_or(&[][..], Vec::as_slice);
     match service["spec"]["type"].as_str() {
         Some("NodePort") => {
             usage.insert("services.nodeports".to_owned(), units(ports.len()));
@@ -221,7 +262,10 @@ fn service_usage(service: &Value, usage: &mut Usage) {
         Some("LoadBalancer") => {
             usage.insert("services.loadbalancers".to_owned(), one());
             let allocated = if service["spec"]["allocateLoadBalancerNodePorts"] == false {
-                ports.iter().filter(|p| p["nodePort"].as_u64().unwrap_or(0) != 0).count()
+                ports
+                    .iter()
+                    .filter(|p| p["nodePort"].as_u64().unwrap_or(0) != 0)
+                    .count()
             } else {
                 ports.len()
             };
@@ -240,7 +284,10 @@ fn claim_usage(claim: &Value, usage: &mut Usage) {
     if let Some(storage) = storage {
         usage.insert("requests.storage".to_owned(), storage);
     }
-    if let Some(class) = claim["spec"]["storageClassName"].as_str().filter(|c| !c.is_empty()) {
+    if let Some(class) = claim["spec"]["storageClassName"]
+        .as_str()
+        .filter(|c| !c.is_empty())
+    {
         let of_class = format!("{class}.storageclass.storage.k8s.io");
         usage.insert(format!("{of_class}/persistentvolumeclaims"), one());
         if let Some(storage) = storage {
@@ -294,7 +341,9 @@ fn in_scope(quota: &Value, attributes: &Attributes<'_>) -> bool {
     let object = &attributes.object;
     let pod = serde_json::from_value::<Pod>(object.clone()).unwrap_or_default();
     let best_effort = pods::qos_class(&pod) == "BestEffort";
-    let terminating = object["spec"]["activeDeadlineSeconds"].as_i64().is_some_and(|s| s >= 0);
+    let terminating = object["spec"]["activeDeadlineSeconds"]
+        .as_i64()
+        .is_some_and(|s| s >= 0);
     terms.iter().all(|term| match term["scopeName"].as_str() {
         Some("Terminating") => terminating,
         Some("NotTerminating") => !terminating,
@@ -307,7 +356,9 @@ fn in_scope(quota: &Value, attributes: &Attributes<'_>) -> bool {
 }
 
 fn priority_matches(pod: &Value, term: &Value) -> bool {
-    let class = pod["spec"]["priorityClassName"].as_str().unwrap_or_default();
+    let class = pod["spec"]["priorityClassName"]
+        .as_str()
+        .unwrap_or_default();
     let values = term["values"].as_array().into_iter().flatten();
     let listed = values.into_iter().any(|v| v == class);
     match term["operator"].as_str() {
@@ -326,7 +377,12 @@ fn crosses_namespaces(pod: &Value) -> bool {
             || term["namespaceSelector"].is_object()
     };
     ["podAffinity", "podAntiAffinity"].iter().any(|kind| {
-        let list = |field: &str| affinity[kind][field].as_array().cloned().unwrap_or_default();
+        let list = |field: &str| {
+            affinity[kind][field]
+                .as_array()
+                .cloned()
+                .unwrap_or_default()
+        };
         let required = list("requiredDuringSchedulingIgnoredDuringExecution");
         let preferred = list("preferredDuringSchedulingIgnoredDuringExecution");
         required.iter().any(crosses) || preferred.iter().any(|p| crosses(&p["podAffinityTerm"]))

@@ -26,14 +26,21 @@ impl Plugin for ServiceAccount {
             return Ok(());
         }
         let spec = &attributes.object["spec"];
-        let name = spec["serviceAccountName"].as_str().unwrap_or_default().to_owned();
+        let name = spec["serviceAccountName"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned();
         if !attributes.object["metadata"]["annotations"][MIRROR].is_null() {
             return match mirror_refusal(spec) {
                 Some(why) => Err(forbidden(attributes, why)),
                 None => Ok(()),
             };
         }
-        let name = if name.is_empty() { "default".to_owned() } else { name };
+        let name = if name.is_empty() {
+            "default".to_owned()
+        } else {
+            name
+        };
         let namespace = attributes.namespace;
         let Some(account) = object(api, "", "serviceaccounts", namespace, &name).await? else {
             let why = format!(
@@ -55,8 +62,14 @@ impl Plugin for ServiceAccount {
         if wanted.unwrap_or(true) {
             mount_token(spec);
         }
-        let none = spec["imagePullSecrets"].as_array().is_none_or(Vec::is_empty);
-        if none && account["imagePullSecrets"].as_array().is_some_and(|s| !s.is_empty()) {
+        let none = spec["imagePullSecrets"]
+            .as_array()
+            .is_none_or(Vec::is_empty);
+        if none
+            && account["imagePullSecrets"]
+                .as_array()
+                .is_some_and(|s| !s.is_empty())
+        {
             spec["imagePullSecrets"] = account["imagePullSecrets"].clone();
         }
         Ok(())
@@ -64,7 +77,11 @@ impl Plugin for ServiceAccount {
 }
 
 fn mirror_refusal(spec: &Value) -> Option<&'static str> {
-    if !spec["serviceAccountName"].as_str().unwrap_or_default().is_empty() {
+    if !spec["serviceAccountName"]
+        .as_str()
+        .unwrap_or_default()
+        .is_empty()
+    {
         return Some("a mirror pod may not reference service accounts");
     }
     let volumes = spec["volumes"].as_array().into_iter().flatten();
@@ -72,8 +89,14 @@ fn mirror_refusal(spec: &Value) -> Option<&'static str> {
         if !volume["secret"].is_null() {
             return Some("a mirror pod may not reference secrets");
         }
-        let sources = volume["projected"]["sources"].as_array().into_iter().flatten();
-        if sources.into_iter().any(|s| !s["serviceAccountToken"].is_null()) {
+        let sources = volume["projected"]["sources"]
+            .as_array()
+            .into_iter()
+            .flatten();
+        if sources
+            .into_iter()
+            .any(|s| !s["serviceAccountToken"].is_null())
+        {
             return Some("a mirror pod may not use ServiceAccountToken volume projections");
         }
     }

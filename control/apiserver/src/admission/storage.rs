@@ -98,9 +98,14 @@ impl Plugin for PersistentVolumeClaimResize {
             return Ok(());
         }
         if attributes.old["status"]["phase"] != "Bound" {
-            return Err(forbidden(attributes, "Only bound persistent volume claims can be expanded"));
+            return Err(forbidden(
+                attributes,
+                "Only bound persistent volume claims can be expanded",
+            ));
         }
-        let class = attributes.object["spec"]["storageClassName"].as_str().unwrap_or_default();
+        let class = attributes.object["spec"]["storageClassName"]
+            .as_str()
+            .unwrap_or_default();
         let class = object(api, GROUP, "storageclasses", "", class).await?;
         if class.is_some_and(|class| class["allowVolumeExpansion"] == true) {
             return Ok(());

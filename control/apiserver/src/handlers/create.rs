@@ -7,8 +7,8 @@ use http::StatusCode;
 use serde_json::Value;
 
 use super::write::{
-    Target, answer, dedup_owner_references, fill_system_metadata, generate_name, match_namespace,
-    resource_version, ttl,
+    Target, answer, dedup_owner_references, drop_server_metadata, fill_system_metadata,
+    generate_name, match_namespace, normalized, resource_version, ttl,
 };
 use crate::{
     admission::Operation,
@@ -51,6 +51,7 @@ pub async fn create_object(
     track: bool,
 ) -> Result<Object> {
     match_namespace(&mut object, namespace)?;
+    drop_server_metadata(&mut object);
     let strategy = &resource.def.strategy;
     strategy.default(&mut object);
     let name = meta(&object, "name").to_owned();
@@ -144,7 +145,7 @@ async fn attempt(
     let admitted = chain.validate(api, &mut attributes).await;
     ctx.warnings.lock().append(&mut attributes.warnings);
     admitted?;
-    let object = attributes.object;
+    let object = normalized(resource, attributes.object)?;
     if resource_version(&object)? != 0 {
         return Err(Status::unknown(
             "resourceVersion should not be set on objects to be created",

@@ -12,7 +12,7 @@ use super::{
     create::create_object,
     write::{
         Target, answer, dedup_owner_references, ignore_managed_times, match_name, match_namespace,
-        remove_meta, resource_version, ttl,
+        normalized, remove_meta, resource_version, ttl,
     },
 };
 use crate::{
@@ -186,14 +186,24 @@ async fn attempt(
     dedup_owner_references(&mut object, &mut warnings);
     check_version(target, &mut object, found.revision)?;
     let extra = hooks::before_update(ctx, target, &mut object, &old).await?;
+    let created_at = &old["metadata"]["creationTimestamp"];
+    if !created_at.is_null() {
+        object["metadata"]["creationTimestamp"] = created_at.clone();
+    }
     let strategy = &resource.def.strategy;
-    match strategy.update(&mut object, &old, target.of()) {
+    // A binding writes what no other endpoint may, and has checked it.
+    let checked = match target.subresource {
+        "binding" => Ok(Vec::new()),
+        _ => strategy.update(&mut object, &old, target.of()),
+    };
+    match checked {
         Ok(mut more) => warnings.append(&mut more),
         Err(errors) => {
             let def = &resource.def;
             return Err(Status::invalid(&def.group, &def.kind, name, &errors));
         }
     }
+    let mut object = normalized(resource, object)?;
     ignore_managed_times(&mut object, &old);
     let mut attributes = target.attributes(ctx, Operation::Update, options, object, &old);
     chain.validate(api, &mut attributes).await?;

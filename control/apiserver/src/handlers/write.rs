@@ -53,9 +53,26 @@ impl<'a> Target<'a> {
     /// Records in `new` who owns the fields that change.
     pub fn track(self, ctx: &Ctx, options: &WriteOptions, live: Option<&Value>, new: &mut Value) {
         if let Some(schema) = &self.resource.def.schema {
-            let reset = self.resource.def.strategy.reset_fields(self.of());
+            let untracked = |object: &Value| {
+                object["metadata"]["managedFields"]
+                    .as_array()
+                    .is_none_or(Vec::is_empty)
+            };
+            if live.is_some_and(untracked) && untracked(new) {
+                // Nobody ever asked for this object's fields to be tracked.
+                return;
+            }
+            let reset = self.reset_fields();
             let writer = self.writer(ctx, options);
             managed::update(live, new, schema, &writer, reset);
+        }
+    }
+
+    /// What this endpoint may not own.
+    pub fn reset_fields(self) -> &'static [&'static str] {
+        match self.subresource {
+            "finalize" => &["status"],
+            _ => self.resource.def.strategy.reset_fields(self.of()),
         }
     }
 
@@ -140,8 +157,8 @@ pub fn resource_version(object: &Value) -> Result<u64> {
     }
 }
 
-/// What only the server sets on a new object.
-pub fn fill_system_metadata(object: &mut Value, now: Timestamp) {
+/// Drops what a client may not set on a new object.
+pub fn drop_server_metadata(object: &mut Value) {
     for field in [
         "deletionTimestamp",
         "deletionGracePeriodSeconds",
@@ -149,6 +166,21 @@ pub fn fill_system_metadata(object: &mut Value, now: Timestamp) {
     ] {
         remove_meta(object, field);
     }
+}
+
+/// The form that upstream's typed round trip gives: what plugins and strategies left empty goes, what every object of
+/// the kind has comes.
+pub fn normalized(resource: &Resource, object: Value) -> Result<Value> {
+    let Some(schema) = &resource.def.schema else {
+        return Ok(object);
+    };
+    let decoded = skep_schema::conform(object, schema)
+        .map_err(|error| Status::internal("normalizing an object", &error))?;
+    Ok(decoded.value)
+}
+
+/// What only the server sets on a new object.
+pub fn fill_system_metadata(object: &mut Value, now: Timestamp) {
     object["metadata"]["uid"] = new_uid().into();
     object["metadata"]["creationTimestamp"] = now.to_string().into();
 }

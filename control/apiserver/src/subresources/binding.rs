@@ -53,9 +53,7 @@ pub async fn create(ctx: &Ctx) -> Result<Response> {
     };
     let change = |old: Option<&Value>, _: &mut Vec<String>| {
         let old = old.ok_or_else(|| Status::missing(pods, &name))?;
-        let mut pod = bound(old, &binding, &name, &node, ctx)?;
-        target.track(ctx, &options, Some(old), &mut pod);
-        Ok(pod)
+        bound(old, &binding, &name, &node, ctx)
     };
     let uid = meta(&binding, "uid");
     change_object(ctx, target, &options, uid, false, &change).await?;

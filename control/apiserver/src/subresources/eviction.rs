@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use axum::response::Response;
+use bytes::Bytes;
 use http::StatusCode;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector as SelectorObject;
 use serde_json::{Value, json};
@@ -13,7 +14,7 @@ use crate::{
     codec::{Expected, decode_body, meta},
     context::Ctx,
     handlers::{delete::delete_object, update::change_object, write::Target},
-    negotiate,
+    negotiate::{self, Encoding},
     options::{DeleteOptions, WriteKind, WriteOptions},
     registry::Resource,
     status::{Cause, Failure, Result, Status, created},
@@ -37,7 +38,7 @@ pub async fn create(ctx: &Ctx, pods: &Arc<Resource>) -> Result<Response> {
         custom: false,
     };
     let eviction = decode_body(
-        &body,
+        &as_v1(body, encoding),
         encoding,
         &expected,
         options.field_validation,
@@ -65,6 +66,20 @@ pub async fn create(ctx: &Ctx, pods: &Arc<Resource>) -> Result<Response> {
     }
     delete_object(ctx, pods, namespace, name, &delete).await?;
     ctx.value(StatusCode::CREATED, &created(), &out)
+}
+
+/// Older clients send the same object as `policy/v1beta1`.
+fn as_v1(body: Bytes, encoding: Encoding) -> Bytes {
+    if encoding != Encoding::Json {
+        return body;
+    }
+    match serde_json::from_slice::<Value>(&body) {
+        Ok(mut value) if value["apiVersion"] == "policy/v1beta1" => {
+            value["apiVersion"] = "policy/v1".into();
+            value.to_string().into()
+        }
+        _ => body,
+    }
 }
 
 /// A pod that does not serve disrupts nothing when it goes.
@@ -145,7 +160,10 @@ async fn spend(
         name,
         subresource: "status",
     };
-    let options = WriteOptions::default();
+    let options = WriteOptions {
+        field_manager: "kube-apiserver".to_owned(),
+        ..WriteOptions::default()
+    };
     let change = |old: Option<&Value>, _: &mut Vec<String>| {
         let old = old.ok_or_else(|| Status::missing(budgets, name))?;
         let left = check(old)? - 1;
@@ -166,6 +184,7 @@ async fn spend(
                 "observedGeneration": generation, "lastTransitionTime": ctx.now.to_string(),
             }),
         );
+        target.track(ctx, &options, Some(old), &mut new);
         Ok(new)
     };
     change_object(ctx, target, &options, "", false, &change).await?;

@@ -8,6 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector as SelectorObj
 use serde_json::{Value, json};
 use skep_api::{
     field::{Bad, FieldError, FieldErrorKind},
+    printer::{self, Column, Printer},
     resource::Verb,
     selector::LabelSelector,
 };
@@ -140,6 +141,41 @@ pub async fn handle(ctx: &Ctx, resource: &Arc<Resource>, verb: Verb) -> Result<R
 fn read_object_in_row_version(bytes: &[u8]) -> Result<Value> {
     serde_json::from_slice(bytes)
         .map_err(|error| Status::internal("decoding an object just written", &error))
+}
+
+/// Columns of `as=Table`.
+pub struct ScalePrinter(Vec<Column>);
+
+impl Default for ScalePrinter {
+    fn default() -> Self {
+        let desired = "replicas is the desired number of instances for the scaled object.";
+        let actual = "replicas is the actual number of observed instances of the scaled object.";
+        Self(vec![
+            Column::name().format(""),
+            Column::new("Desired", desired).typed("integer"),
+            Column::new("Available", actual).typed("integer"),
+            Column::age(),
+        ])
+    }
+}
+
+impl Printer for ScalePrinter {
+    fn columns(&self) -> &[Column] {
+        &self.0
+    }
+
+    fn cells(&self, scale: &Value, now: jiff::Timestamp) -> Vec<Value> {
+        let number = |pointer: &str| {
+            let found = scale.pointer(pointer).and_then(Value::as_i64);
+            Value::from(found.unwrap_or(0))
+        };
+        vec![
+            printer::name(scale),
+            number("/spec/replicas"),
+            number("/status/replicas"),
+            printer::age(scale, now),
+        ]
+    }
 }
 
 /// The object with the replicas of `scale`.
