@@ -20,7 +20,11 @@ pub mod etcd;
 pub mod memory;
 pub mod redb;
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{
+    collections::HashSet,
+    sync::{Arc, atomic::AtomicU64},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures::stream::BoxStream;
@@ -156,6 +160,25 @@ pub enum StoreError {
     TooLarge { key: Key, size: usize, limit: usize },
 }
 
+/// Gauges and counters, read with `Ordering::Relaxed`.
+#[derive(Debug, Default)]
+pub struct Metrics {
+    /// Transactions that were committed or met a conflict.
+    pub txns: AtomicU64,
+    pub conflicts: AtomicU64,
+    /// Commits of the file, each with one fsync; `txns` divided by this says how well they group.
+    pub fsyncs: AtomicU64,
+    /// Time spent in them.
+    pub fsync_ns: AtomicU64,
+    /// Times that requests waited for room in the writer's queue.
+    pub queue_full: AtomicU64,
+    /// Times that the file was opened again after an I/O error.
+    pub reopens: AtomicU64,
+    pub expired_keys: AtomicU64,
+    /// The file's size when it was last committed.
+    pub file_bytes: AtomicU64,
+}
+
 /// What the API server asks of a store.
 #[async_trait::async_trait]
 pub trait Store: Send + Sync + 'static {
@@ -176,6 +199,11 @@ pub trait Store: Send + Sync + 'static {
 
     /// Forgets history before `revision`; the live values stay.
     async fn compact(&self, revision: Revision) -> Result<(), StoreError>;
+
+    /// What the engine counts, if it does the work itself.
+    fn metrics(&self) -> Option<&Metrics> {
+        None
+    }
 }
 
 impl Op {

@@ -13,7 +13,7 @@ use super::{Shared, unavailable};
 use crate::{Event, Revision, StoreError, WatchBatch};
 
 /// How much of the newest commits stays in memory.
-const TAIL_BYTES: usize = 4 << 20;
+const TAIL_BYTES: usize = 2 << 20;
 
 /// How many commits a watch hands out at once.
 const BATCH_COMMITS: usize = 512;

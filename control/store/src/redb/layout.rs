@@ -3,12 +3,14 @@
 //! | table | key | value |
 //! |---|---|---|
 //! | `log` | position: revision, index within the commit | [`Record`]: what one operation wrote |
-//! | `heads` | key | [`Head`]: where the key's newest record is |
-//! | `due` | due time, key | nothing: the key is deleted at that time |
 //! | `meta` | name | number |
 //!
-//! A value stands once, in the log. Every record links to the one that it replaced, so that an older revision is read
-//! by going back from the head. Deleted keys keep their head until compaction passes.
+//! The log is all there is; a commit appends to it. Where the newest record of each key is, is known in memory only
+//! ([`Heads`], read from the log when the file is opened), as a tree of random keys on disk would cost each write a
+//! page. Every record links to the one that it replaced, so that an older revision is read by going back from the head.
+//! Deleted keys keep their head until compaction passes.
+
+use std::{collections::BTreeMap, ops::Bound};
 
 use bytes::Bytes;
 use redb::{ReadableTable, StorageError, TableDefinition};
@@ -16,13 +18,11 @@ use redb::{ReadableTable, StorageError, TableDefinition};
 use crate::{Entry, Event, Key, Revision};
 
 pub(super) const LOG: TableDefinition<'_, &[u8; 12], &[u8]> = TableDefinition::new("log");
-pub(super) const HEADS: TableDefinition<'_, &str, &[u8; 29]> = TableDefinition::new("heads");
-pub(super) const DUE: TableDefinition<'_, (u64, &str), ()> = TableDefinition::new("due");
 pub(super) const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 
 /// In `meta`: the layout's number.
 pub(super) const FORMAT: &str = "format";
-pub(super) const FORMAT_KNOWN: u64 = 1;
+pub(super) const FORMAT_KNOWN: u64 = 2;
 /// In `meta`: reads below this revision are refused.
 pub(super) const COMPACTED: &str = "compacted";
 /// In `meta`: what records before this revision replaced is deleted.
@@ -62,7 +62,8 @@ impl Position {
     }
 }
 
-#[derive(Clone, Copy, Debug)]
+/// The newest record of a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Head {
     pub(super) at: Position,
     pub(super) create_revision: Revision,
@@ -72,27 +73,46 @@ pub(super) struct Head {
     pub(super) live: bool,
 }
 
-impl Head {
-    pub(super) fn to_bytes(self) -> [u8; 29] {
-        let mut bytes = [0; 29];
-        bytes[..12].copy_from_slice(&self.at.to_bytes());
-        bytes[12..20].copy_from_slice(&self.create_revision.to_be_bytes());
-        bytes[20..28].copy_from_slice(&self.due_ms.to_be_bytes());
-        bytes[28] = self.live.into();
-        bytes
+/// The heads of all keys, as of one revision.
+#[derive(Default)]
+pub(super) struct Heads {
+    pub(super) by_key: BTreeMap<Key, Head>,
+    pub(super) newest: Revision,
+}
+
+impl Heads {
+    /// In key order, those after `start_after`.
+    pub(super) fn under<'a>(
+        &'a self,
+        prefix: &'a str,
+        start_after: Option<&str>,
+    ) -> impl Iterator<Item = (&'a Key, &'a Head)> {
+        let start = match start_after {
+            Some(key) if key >= prefix => Bound::Excluded(key),
+            _ => Bound::Included(prefix),
+        };
+        let keys = self.by_key.range::<str, _>((start, Bound::Unbounded));
+        keys.take_while(move |(key, _)| key.starts_with(prefix))
     }
 
-    pub(super) fn from_bytes(bytes: &[u8; 29]) -> Self {
-        let mut fields = Fields(bytes);
-        Self {
-            at: Position {
-                revision: fields.u64(),
-                index: fields.u32(),
-            },
-            create_revision: fields.u64(),
-            due_ms: fields.u64(),
-            live: fields.u8() != 0,
+    pub(super) fn read(
+        log: &impl ReadableTable<&'static [u8; 12], &'static [u8]>,
+    ) -> Result<Self, StorageError> {
+        let mut heads = Self::default();
+        for record in log.iter()? {
+            let (position, record) = record?;
+            let at = Position::from_bytes(position.value());
+            let record = Record::decode(record.value())?;
+            let head = record.head(at);
+            match heads.by_key.get_mut(record.key) {
+                Some(older) => *older = head,
+                None => {
+                    heads.by_key.insert(record.key.into(), head);
+                }
+            }
+            heads.newest = at.revision;
         }
+        Ok(heads)
     }
 }
 
@@ -103,11 +123,13 @@ pub(super) struct Record<'a> {
     /// `None`: a delete.
     pub(super) value: Option<&'a [u8]>,
     pub(super) create_revision: Revision,
+    /// As in [`Head`].
+    pub(super) due_ms: u64,
     /// The key's record before this one, which may be a delete or swept away.
     pub(super) replaced: Position,
 }
 
-const RECORD_HEADER: usize = 1 + 8 + 12 + 4;
+const RECORD_HEADER: usize = 1 + 8 + 8 + 12 + 4;
 
 impl<'a> Record<'a> {
     pub(super) fn encoded_len(&self) -> usize {
@@ -119,8 +141,9 @@ impl<'a> Record<'a> {
         let (header, rest) = out.split_at_mut(RECORD_HEADER);
         header[0] = self.value.is_some().into();
         header[1..9].copy_from_slice(&self.create_revision.to_be_bytes());
-        header[9..21].copy_from_slice(&self.replaced.to_bytes());
-        header[21..].copy_from_slice(&(self.key.len() as u32).to_be_bytes());
+        header[9..17].copy_from_slice(&self.due_ms.to_be_bytes());
+        header[17..29].copy_from_slice(&self.replaced.to_bytes());
+        header[29..].copy_from_slice(&(self.key.len() as u32).to_be_bytes());
         let (key, value) = rest.split_at_mut(self.key.len());
         key.copy_from_slice(self.key.as_bytes());
         value.copy_from_slice(self.value.unwrap_or_default());
@@ -134,6 +157,7 @@ impl<'a> Record<'a> {
         let mut fields = Fields(header);
         let put = fields.u8() != 0;
         let create_revision = fields.u64();
+        let due_ms = fields.u64();
         let replaced = Position {
             revision: fields.u64(),
             index: fields.u32(),
@@ -147,13 +171,24 @@ impl<'a> Record<'a> {
             key,
             value: put.then_some(value),
             create_revision,
+            due_ms,
             replaced,
         })
     }
 
-    fn entry(&self, mod_revision: Revision) -> Option<Entry> {
+    pub(super) fn head(&self, at: Position) -> Head {
+        Head {
+            at,
+            create_revision: self.create_revision,
+            due_ms: self.due_ms,
+            live: self.value.is_some(),
+        }
+    }
+
+    /// `key` is the record's, so that everybody shares one copy.
+    fn entry(&self, key: Key, mod_revision: Revision) -> Option<Entry> {
         Some(Entry {
-            key: self.key.into(),
+            key,
             value: Bytes::copy_from_slice(self.value?),
             create_revision: self.create_revision,
             mod_revision,
@@ -198,17 +233,19 @@ pub(super) fn newest(
 /// `None`: a delete, or swept.
 pub(super) fn entry_at(
     log: &impl ReadableTable<&'static [u8; 12], &'static [u8]>,
+    key: &Key,
     at: Position,
 ) -> Result<Option<Entry>, StorageError> {
     let Some(record) = log.get(&at.to_bytes())? else {
         return Ok(None);
     };
-    Ok(Record::decode(record.value())?.entry(at.revision))
+    Ok(Record::decode(record.value())?.entry(key.clone(), at.revision))
 }
 
 /// What the key of this head held at `revision`.
 pub(super) fn entry_seen_at(
     log: &impl ReadableTable<&'static [u8; 12], &'static [u8]>,
+    key: &Key,
     head: Head,
     revision: Revision,
 ) -> Result<Option<Entry>, StorageError> {
@@ -219,10 +256,9 @@ pub(super) fn entry_seen_at(
         };
         at = Record::decode(record.value())?.replaced;
     }
-    if at == Position::NONE {
-        Ok(None)
-    } else {
-        entry_at(log, at)
+    match at {
+        Position::NONE => Ok(None),
+        at => entry_at(log, key, at),
     }
 }
 
@@ -231,14 +267,15 @@ pub(super) fn event_at(
     at: Position,
     record: &Record<'_>,
 ) -> Result<Option<Event>, StorageError> {
+    let key = Key::from(record.key);
     let previous = match record.replaced {
         Position::NONE => None,
-        replaced => entry_at(log, replaced)?,
+        replaced => entry_at(log, &key, replaced)?,
     };
-    Ok(match (record.entry(at.revision), previous) {
+    Ok(match (record.entry(key.clone(), at.revision), previous) {
         (Some(entry), previous) => Some(Event::Put { entry, previous }),
         (None, Some(previous)) => Some(Event::Delete {
-            key: Key::from(record.key),
+            key,
             revision: at.revision,
             previous,
         }),

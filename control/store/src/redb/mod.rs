@@ -37,15 +37,18 @@ use tokio::sync::{mpsc, oneshot};
 
 use self::{
     feed::{Cursor, Feed},
-    layout::{
-        COMPACTED, DUE, FORMAT, FORMAT_KNOWN, HEADS, Head, LOG, META, Position, Record, SWEPT,
-    },
+    layout::{COMPACTED, FORMAT, FORMAT_KNOWN, Head, Heads, LOG, META, Position, Record, SWEPT},
     writer::{Request, Writer},
 };
 use crate::{
-    Entry, Guard, Op, RangeRequest, RangeResult, Revision, Store, StoreError, TxnOutcome,
-    WatchBatch, WatchStream, check_sizes,
+    Entry, Guard, Key, Metrics, Op, RangeRequest, RangeResult, Revision, Store, StoreError,
+    TxnOutcome, WatchBatch, WatchStream, check_sizes,
 };
+
+type LogReader = redb::ReadOnlyTable<&'static [u8; 12], &'static [u8]>;
+
+/// How many keys a range looks up at a time.
+const RANGE_SLICE: usize = 4096;
 
 /// How many requests may wait for the writer; more wait for room.
 const QUEUE_REQUESTS: usize = 1024;
@@ -54,12 +57,16 @@ const QUEUE_REQUESTS: usize = 1024;
 pub struct Options {
     /// What redb keeps of the file in memory. The kernel's page cache comes on top, and can be taken away.
     pub cache_bytes: usize,
+    #[cfg(test)]
+    fault: tests::Fault,
 }
 
 impl Default for Options {
     fn default() -> Self {
         Self {
-            cache_bytes: 32 << 20,
+            cache_bytes: 16 << 20,
+            #[cfg(test)]
+            fault: tests::Fault::default(),
         }
     }
 }
@@ -102,9 +109,12 @@ struct Shared {
     options: Options,
     /// `None` while the file is being opened again after an I/O error.
     database: RwLock<Option<Arc<Database>>>,
+    /// As of what is committed and about to be published.
+    heads: RwLock<Heads>,
     feed: Feed,
     /// Reads below are refused. The file has the same number.
     oldest: AtomicU64,
+    metrics: Metrics,
 }
 
 impl RedbStore {
@@ -116,13 +126,16 @@ impl RedbStore {
     pub fn open_with(path: impl AsRef<Path>, options: Options) -> Result<Self, OpenError> {
         let path = path.as_ref();
         let database = open_database(path, &options)?;
-        let start = Start::read(&database).map_err(|error| storage_error(path, error))?;
+        let (start, heads) = Start::read(&database).map_err(|error| storage_error(path, error))?;
+        let feed = Feed::new(heads.newest);
         let shared = Arc::new(Shared {
             path: path.to_owned(),
             options,
             database: RwLock::new(Some(Arc::new(database))),
-            feed: Feed::new(start.newest),
+            heads: RwLock::new(heads),
+            feed,
             oldest: start.compacted.into(),
+            metrics: Metrics::default(),
         });
         let (requests, queue) = mpsc::channel(QUEUE_REQUESTS);
         let writer = Writer::new(shared.clone(), queue, start);
@@ -148,6 +161,12 @@ impl RedbStore {
         let closed = || unavailable(doing, "the writer gave no answer");
         let (reply, answer) = oneshot::channel();
         let requests = self.requests.as_ref().ok_or_else(closed)?;
+        if requests.capacity() == 0 {
+            self.shared
+                .metrics
+                .queue_full
+                .fetch_add(1, Ordering::Relaxed);
+        }
         requests.send(request(reply)).await.map_err(|_| closed())?;
         answer.await.map_err(|_| closed())?
     }
@@ -200,31 +219,28 @@ impl Store for RedbStore {
         self.ask("compacting", |reply| Request::Compact { revision, reply })
             .await
     }
+
+    fn metrics(&self) -> Option<&Metrics> {
+        Some(&self.shared.metrics)
+    }
 }
 
-/// What the file says when it is opened.
+/// What the file says about compaction when it is opened.
 struct Start {
-    newest: Revision,
     compacted: Revision,
     swept: Revision,
-    next_due_ms: Option<u64>,
 }
 
 impl Start {
-    fn read(database: &Database) -> Result<Self, redb::Error> {
+    fn read(database: &Database) -> Result<(Self, Heads), redb::Error> {
         let transaction = database.begin_read()?;
         let meta = transaction.open_table(META)?;
         let number = |name| Ok::<_, StorageError>(meta.get(name)?.map_or(0, |n| n.value()));
-        let due = transaction
-            .open_table(DUE)?
-            .first()?
-            .map(|(due, _)| due.value().0);
-        Ok(Self {
-            newest: layout::newest(&transaction.open_table(LOG)?)?,
+        let start = Self {
             compacted: number(COMPACTED)?,
             swept: number(SWEPT)?,
-            next_due_ms: due,
-        })
+        };
+        Ok((start, Heads::read(&transaction.open_table(LOG)?)?))
     }
 }
 
@@ -251,76 +267,75 @@ impl Shared {
         Ok(())
     }
 
+    /// Its log has at least what the heads point to, as nothing is swept that was a head when it was begun.
+    fn begin_read_of(&self, _heads: &Heads) -> Result<LogReader, redb::Error> {
+        Ok(self.begin_read()?.open_table(LOG)?)
+    }
+
     fn get(&self, key: &str) -> Result<Option<Entry>, redb::Error> {
-        let transaction = self.begin_read()?;
-        let Some(head) = transaction
-            .open_table(HEADS)?
-            .get(key)?
-            .map(|h| Head::from_bytes(h.value()))
-        else {
+        let heads = self.heads.read();
+        let Some((key, head)) = heads.by_key.get_key_value(key) else {
             return Ok(None);
         };
-        Ok(layout::entry_at(&transaction.open_table(LOG)?, head.at)?)
+        if !head.live {
+            return Ok(None);
+        }
+        let (key, at) = (key.clone(), head.at);
+        let log = self.begin_read_of(&heads)?;
+        drop(heads);
+        Ok(layout::entry_at(&log, &key, at)?)
     }
 
     fn range(&self, request: &RangeRequest) -> Result<RangeResult, StoreError> {
         let failed = |error: redb::Error| unavailable("reading a range", error);
-        let transaction = self.begin_read().map_err(failed)?;
-        let log = transaction
-            .open_table(LOG)
-            .map_err(|error| failed(error.into()))?;
-        let newest = layout::newest(&log).map_err(|error| failed(error.into()))?;
-        let revision = request.revision.unwrap_or(newest);
-        if revision > newest {
-            return Err(StoreError::Future {
-                requested: revision,
-                newest,
-            });
-        }
-        let read = || -> Result<RangeResult, redb::Error> {
-            let heads = transaction.open_table(HEADS)?;
-            let start = request
-                .start_after
-                .as_deref()
-                .unwrap_or("")
-                .max(&request.prefix);
-            let limit = if request.limit == 0 {
-                usize::MAX
-            } else {
-                request.limit
-            };
-            let mut entries = Vec::new();
-            for head in heads.range(start..)? {
-                let (key, head) = head?;
-                if !key.value().starts_with(&request.prefix) {
-                    break;
-                }
-                if request.start_after.as_deref() == Some(key.value()) {
-                    continue;
-                }
-                let head = Head::from_bytes(head.value());
-                let Some(entry) = layout::entry_seen_at(&log, head, revision)? else {
-                    continue;
-                };
-                if entries.len() == limit {
-                    return Ok(RangeResult {
-                        entries,
-                        revision,
-                        more: true,
+        let limit = if request.limit == 0 {
+            usize::MAX
+        } else {
+            request.limit
+        };
+        let mut entries = Vec::new();
+        let mut start_after = request.start_after.clone();
+        let mut wanted = request.revision;
+        // In slices, so that the writer never waits long for the heads. A slice may find less than it looked at:
+        // at an old revision some keys were not there.
+        loop {
+            let slice = limit
+                .saturating_add(1)
+                .saturating_sub(entries.len())
+                .min(RANGE_SLICE);
+            let (found, revision, log) = {
+                let heads = self.heads.read();
+                let revision = *wanted.get_or_insert(heads.newest);
+                if revision > heads.newest {
+                    return Err(StoreError::Future {
+                        requested: revision,
+                        newest: heads.newest,
                     });
                 }
-                entries.push(entry);
+                let found: Vec<(Key, Head)> = heads
+                    .under(&request.prefix, start_after.as_deref())
+                    .take(slice)
+                    .map(|(key, head)| (key.clone(), *head))
+                    .collect();
+                (found, revision, self.begin_read_of(&heads).map_err(failed)?)
+            };
+            for (key, head) in &found {
+                let entry = layout::entry_seen_at(&log, key, *head, revision);
+                entries.extend(entry.map_err(|error| failed(error.into()))?);
             }
-            Ok(RangeResult {
-                entries,
-                revision,
-                more: false,
-            })
-        };
-        let result = read().map_err(failed)?;
-        // After reading: what was swept meanwhile was refused before it was swept.
-        self.check_kept(revision)?;
-        Ok(result)
+            let more = entries.len() > limit;
+            if more || found.len() < slice {
+                entries.truncate(limit);
+                // After reading: what was swept meanwhile was refused before it was swept.
+                self.check_kept(revision)?;
+                return Ok(RangeResult {
+                    entries,
+                    revision,
+                    more,
+                });
+            }
+            start_after = found.last().map(|(key, _)| key.clone());
+        }
     }
 
     /// Whole commits from `from` on, which exists.
@@ -399,8 +414,6 @@ fn prepare(database: &Database, path: &Path) -> Result<(), OpenError> {
         meta.insert(FORMAT, FORMAT_KNOWN)?;
         drop(meta);
         transaction.open_table(LOG)?;
-        transaction.open_table(HEADS)?;
-        transaction.open_table(DUE)?;
         transaction.commit()?;
         Ok(FORMAT_KNOWN)
     };

@@ -5,6 +5,84 @@ use proptest::prelude::*;
 use super::*;
 use crate::conformance;
 
+/// What goes wrong with the disk.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Fault(Arc<AtomicU64>);
+
+const BEFORE_COMMIT: u64 = 1;
+const AFTER_COMMIT: u64 = 2;
+
+impl Fault {
+    fn set(&self, fault: u64) {
+        self.0.store(fault, Ordering::SeqCst);
+    }
+
+    /// Once.
+    fn strike(&self, at: u64) -> Result<(), redb::Error> {
+        match self
+            .0
+            .compare_exchange(at, 0, Ordering::SeqCst, Ordering::SeqCst)
+        {
+            Ok(_) => Err(redb::Error::Io(io::Error::other("the disk is on fire"))),
+            Err(_) => Ok(()),
+        }
+    }
+
+    pub(super) fn before_commit(&self) -> Result<(), redb::Error> {
+        self.strike(BEFORE_COMMIT)
+    }
+
+    pub(super) fn after_commit(&self) -> Result<(), redb::Error> {
+        self.strike(AFTER_COMMIT)
+    }
+}
+
+#[tokio::test]
+async fn an_error_of_the_disk_is_survived() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = Options::default();
+    let fault = options.fault.clone();
+    let store = RedbStore::open_with(folder.path().join("store.redb"), options).unwrap();
+    let from = commit(&store, vec![put("a", "1")]).await;
+    let mut watch = store.watch("/", from).await.unwrap();
+    let reopens = || store.metrics().unwrap().reopens.load(Ordering::Relaxed);
+    for (fault_at, value) in [(BEFORE_COMMIT, "before"), (AFTER_COMMIT, "after")] {
+        let before = reopens();
+        fault.set(fault_at);
+        let error = store.txn(vec![], vec![put("a", value)]).await.unwrap_err();
+        assert!(matches!(error, StoreError::Unavailable { .. }), "{error:?}");
+        let deadline = std::time::Instant::now() + Duration::from_secs(10);
+        while reopens() == before {
+            assert!(
+                std::time::Instant::now() < deadline,
+                "it is not opened again"
+            );
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+    // The first failed commit is not there, the second is, and both were honestly unknown.
+    assert_eq!(store.get("/k/a").await.unwrap().unwrap().value, "after");
+    let last = commit(&store, vec![put("a", "2")]).await;
+    let mut values = Vec::new();
+    let mut seen = 0;
+    while seen < last {
+        let batch = watch.next().await.unwrap().unwrap();
+        seen = batch.revision;
+        for event in batch.events {
+            let crate::Event::Put { entry, .. } = event else {
+                panic!("{event:?}")
+            };
+            values.push(entry.value);
+        }
+    }
+    assert_eq!(
+        values,
+        ["1", "after", "2"],
+        "a running watch misses nothing"
+    );
+    assert_eq!(reopens(), 2);
+}
+
 fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)

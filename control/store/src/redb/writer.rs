@@ -6,24 +6,26 @@
 //!         every waiting request, in order; each that commits gets the next revision
 //!         every key that is due, each as a commit of its own
 //!         a slice of sweeping (compaction's actual deleting)
-//!       fsync ─► publish to watches ─► answer
+//!       fsync ─► heads in memory ─► publish to watches ─► answer
 //! ```
 //! An error in a turn answers its requests with `Unavailable` (what happened to them is unknown) and opens the file
 //! again.
 
 use std::{
+    collections::{BTreeSet, HashMap},
     sync::{Arc, atomic::Ordering},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use bytes::Bytes;
+use parking_lot::RwLock;
 use redb::{Database, ReadableTable, Table, WriteTransaction};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
     Shared, Start,
     feed::Commit,
-    layout::{self, COMPACTED, DUE, HEADS, Head, LOG, META, Position, Record, SWEPT},
+    layout::{self, COMPACTED, Head, Heads, LOG, META, Position, Record, SWEPT},
     open_database, unavailable,
 };
 use crate::{Entry, Event, Guard, Key, Op, Revision, StoreError, TxnOutcome, last_op_per_key};
@@ -61,27 +63,22 @@ enum Answer {
 pub(super) struct Writer {
     shared: Arc<Shared>,
     queue: mpsc::Receiver<Request>,
-    newest: Revision,
     compacted: Revision,
     swept: Revision,
-    next_due_ms: Option<u64>,
+    /// (due time, key) of every head that has one.
+    due: BTreeSet<(u64, Key)>,
 }
 
 impl Writer {
     pub(super) fn new(shared: Arc<Shared>, queue: mpsc::Receiver<Request>, start: Start) -> Self {
-        let Start {
-            newest,
-            compacted,
-            swept,
-            next_due_ms,
-        } = start;
+        let Start { compacted, swept } = start;
+        let due = due_of(&shared.heads.read());
         Self {
             shared,
             queue,
-            newest,
             compacted,
             swept,
-            next_due_ms,
+            due,
         }
     }
 
@@ -115,8 +112,8 @@ impl Writer {
         let sleep = if self.swept < self.compacted {
             Duration::ZERO
         } else {
-            self.next_due_ms.map_or(Duration::MAX, |due| {
-                Duration::from_millis(due.saturating_sub(now_ms()))
+            self.due.first().map_or(Duration::MAX, |(due_ms, _)| {
+                Duration::from_millis(due_ms.saturating_sub(now_ms()))
             })
         };
         tokio::select! {
@@ -131,8 +128,9 @@ impl Writer {
         let database: Arc<Database> = database.ok_or(redb::Error::DatabaseClosed)?;
         let transaction = database.begin_write()?;
         let mut answers = Vec::with_capacity(requests.len());
-        let mut turn = Turn::begin(&transaction, self.newest)?;
+        let mut turn = Turn::begin(&transaction, &self.shared.heads)?;
         let mut compacted = self.compacted;
+        let mut conflicts = 0;
         let idle = requests.is_empty();
         // The requests stay where they are until nothing can fail any more: an error drops them, which their
         // senders notice.
@@ -140,7 +138,10 @@ impl Writer {
             answers.push(match request {
                 Request::Txn { guards, ops, reply } => {
                     let outcome = match turn.first_conflict(&guards)? {
-                        Some(conflict) => conflict,
+                        Some(conflict) => {
+                            conflicts += 1;
+                            conflict
+                        }
                         None => TxnOutcome::Committed {
                             revision: turn.commit(ops)?,
                         },
@@ -162,8 +163,12 @@ impl Writer {
                 }
             });
         }
-        turn.expire(now_ms())?;
-        let next_due_ms = turn.due.first()?.map(|(due, _)| due.value().0);
+        let now_ms = now_ms();
+        let due = self.due.iter().take_while(|(due_ms, _)| *due_ms <= now_ms);
+        let mut expired = 0;
+        for (_, key) in due.take(MAX_EXPIRED) {
+            expired += u64::from(turn.expire(key, now_ms)?);
+        }
         // Sweeping goes up to what reads were refused below before this turn.
         let limit = if idle {
             SWEEP_RECORDS_IDLE
@@ -171,22 +176,40 @@ impl Writer {
             SWEEP_RECORDS
         };
         let swept = turn.sweep(self.swept, self.compacted, limit)?;
-        let (newest, commits, changed) = turn.finish();
-        if compacted != self.compacted || swept != self.swept {
+        let (changes, commits) = turn.finish();
+        let meta_changed = compacted != self.compacted || swept != self.swept;
+        if meta_changed {
             let mut meta = transaction.open_table(META)?;
             meta.insert(COMPACTED, compacted)?;
             meta.insert(SWEPT, swept)?;
-            drop(meta);
+        }
+        if meta_changed || !commits.is_empty() {
+            #[cfg(test)]
+            self.shared.options.fault.before_commit()?;
+            let started = Instant::now();
             transaction.commit()?;
-        } else if changed {
-            transaction.commit()?;
+            #[cfg(test)]
+            self.shared.options.fault.after_commit()?;
+            self.count_commit(started.elapsed());
         } else {
             transaction.abort()?;
         }
-        (self.newest, self.compacted, self.swept) = (newest, compacted, swept);
-        self.next_due_ms = next_due_ms;
+        (self.compacted, self.swept) = (compacted, swept);
+        self.apply(changes, commits.last().map(|commit| commit.revision));
         self.shared.oldest.store(compacted, Ordering::Release);
         self.shared.feed.publish(commits);
+        self.shared
+            .metrics
+            .expired_keys
+            .fetch_add(expired, Ordering::Relaxed);
+        self.shared
+            .metrics
+            .txns
+            .fetch_add(answers.len() as u64, Ordering::Relaxed);
+        self.shared
+            .metrics
+            .conflicts
+            .fetch_add(conflicts, Ordering::Relaxed);
         for answer in answers {
             // Nobody waits any more: the request was cancelled.
             let _ = match answer {
@@ -195,6 +218,37 @@ impl Writer {
             };
         }
         Ok(())
+    }
+
+    /// Makes what was committed visible to reads.
+    fn apply(&mut self, changes: HashMap<Key, Option<Head>>, newest: Option<Revision>) {
+        let mut heads = self.shared.heads.write();
+        for (key, head) in changes {
+            let before = match head {
+                Some(head) => heads.by_key.insert(key.clone(), head),
+                None => heads.by_key.remove(&key),
+            };
+            if let Some(before) = before.filter(|head| head.due_ms != 0) {
+                self.due.remove(&(before.due_ms, key.clone()));
+            }
+            if let Some(head) = head.filter(|head| head.due_ms != 0) {
+                self.due.insert((head.due_ms, key));
+            }
+        }
+        if let Some(newest) = newest {
+            heads.newest = newest;
+        }
+    }
+
+    fn count_commit(&self, took: Duration) {
+        let metrics = &self.shared.metrics;
+        metrics.fsyncs.fetch_add(1, Ordering::Relaxed);
+        let ns = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+        metrics.fsync_ns.fetch_add(ns, Ordering::Relaxed);
+        // Told by the file system without reading anything; if it cannot tell, the last size stays.
+        if let Ok(file) = std::fs::metadata(&self.shared.path) {
+            metrics.file_bytes.store(file.len(), Ordering::Relaxed);
+        }
     }
 
     /// Until it works. Meanwhile requests are refused. `false`: no more requests will come.
@@ -229,62 +283,76 @@ impl Writer {
 
     fn try_reopen(&mut self) -> Result<(), Box<dyn std::error::Error>> {
         let database = open_database(&self.shared.path, &self.shared.options)?;
-        let start = Start::read(&database)?;
-        if start.newest < self.newest {
+        let (start, heads) = Start::read(&database)?;
+        let (found, acknowledged) = (heads.newest, self.shared.heads.read().newest);
+        if found < acknowledged {
             return Err(format!(
-                "the file ends at revision {}, but {} was acknowledged: the disk lost writes",
-                start.newest, self.newest
+                "the file ends at revision {found}, but {acknowledged} was acknowledged: the disk lost writes"
             )
             .into());
         }
-        // The failed commit may have reached the disk after all.
-        if start.newest > self.newest {
-            self.shared.feed.skip_to(start.newest);
-        }
-        self.shared.oldest.store(start.compacted, Ordering::Release);
         Start {
-            newest: self.newest,
             compacted: self.compacted,
             swept: self.swept,
-            next_due_ms: self.next_due_ms,
         } = start;
+        self.due = due_of(&heads);
+        *self.shared.heads.write() = heads;
+        self.shared.oldest.store(self.compacted, Ordering::Release);
         *self.shared.database.write() = Some(Arc::new(database));
+        self.shared.metrics.reopens.fetch_add(1, Ordering::Relaxed);
+        // The failed commit may have reached the disk after all.
+        if found > acknowledged {
+            self.shared.feed.skip_to(found);
+        }
         Ok(())
     }
 }
 
-/// The tables, open for writing, and what the turn did so far.
+fn due_of(heads: &Heads) -> BTreeSet<(u64, Key)> {
+    let due = heads.by_key.iter().filter(|(_, head)| head.due_ms != 0);
+    due.map(|(key, head)| (head.due_ms, key.clone())).collect()
+}
+
+/// The log, open for writing, and what the turn did so far.
 struct Turn<'t> {
     log: Table<'t, &'static [u8; 12], &'static [u8]>,
-    heads: Table<'t, &'static str, &'static [u8; 29]>,
-    due: Table<'t, (u64, &'static str), ()>,
+    /// Without this turn's changes.
+    heads: &'t RwLock<Heads>,
+    /// `None`: nothing is left of the key.
+    changes: HashMap<Key, Option<Head>>,
     newest: Revision,
     commits: Vec<Commit>,
-    changed: bool,
 }
 
 impl<'t> Turn<'t> {
-    fn begin(transaction: &'t WriteTransaction, newest: Revision) -> Result<Self, redb::Error> {
+    fn begin(
+        transaction: &'t WriteTransaction,
+        heads: &'t RwLock<Heads>,
+    ) -> Result<Self, redb::Error> {
         Ok(Self {
             log: transaction.open_table(LOG)?,
-            heads: transaction.open_table(HEADS)?,
-            due: transaction.open_table(DUE)?,
-            newest,
+            heads,
+            changes: HashMap::new(),
+            newest: heads.read().newest,
             commits: Vec::new(),
-            changed: false,
         })
     }
 
-    /// Closes the tables.
-    fn finish(self) -> (Revision, Vec<Commit>, bool) {
-        (self.newest, self.commits, self.changed)
+    /// Closes the log.
+    fn finish(self) -> (HashMap<Key, Option<Head>>, Vec<Commit>) {
+        (self.changes, self.commits)
     }
 
-    fn head(&self, key: &str) -> Result<Option<Head>, redb::Error> {
-        Ok(self
-            .heads
-            .get(key)?
-            .map(|head| Head::from_bytes(head.value())))
+    /// With the one copy of the key that everybody shares.
+    fn head(&self, key: &str) -> Option<(Key, Head)> {
+        if let Some((key, head)) = self.changes.get_key_value(key) {
+            return head.map(|head| (key.clone(), head));
+        }
+        let heads = self.heads.read();
+        heads
+            .by_key
+            .get_key_value(key)
+            .map(|(key, head)| (key.clone(), *head))
     }
 
     fn first_conflict(&self, guards: &[Guard]) -> Result<Option<TxnOutcome>, redb::Error> {
@@ -293,10 +361,10 @@ impl<'t> Turn<'t> {
                 Guard::Missing(key) => (key, None),
                 Guard::Unchanged(key, revision) => (key, Some(*revision)),
             };
-            let head = self.head(key)?.filter(|head| head.live);
-            if head.map(|head| head.at.revision) != revision {
+            let head = self.head(key).filter(|(_, head)| head.live);
+            if head.as_ref().map(|(_, head)| head.at.revision) != revision {
                 let current = match head {
-                    Some(head) => layout::entry_at(&self.log, head.at)?,
+                    Some((key, head)) => layout::entry_at(&self.log, &key, head.at)?,
                     None => None,
                 };
                 return Ok(Some(TxnOutcome::Conflict { guard, current }));
@@ -319,12 +387,11 @@ impl<'t> Turn<'t> {
                     let due_ms = ttl.map_or(0, |ttl| due_after(ttl, now_ms()));
                     Some(self.put(at, key, value, due_ms)?)
                 }
-                Op::Delete { key } => self.delete(at, key)?,
+                Op::Delete { key } => self.delete(at, &key)?,
             });
         }
         if !events.is_empty() {
             self.newest = revision;
-            self.changed = true;
             self.commits.push(Commit { revision, events });
         }
         Ok(self.newest)
@@ -337,13 +404,23 @@ impl<'t> Turn<'t> {
         value: Bytes,
         due_ms: u64,
     ) -> Result<Event, redb::Error> {
-        let head = self.head(&key)?;
+        let (key, head) = match self.head(&key) {
+            Some((key, head)) => (key, Some(head)),
+            None => (key, None),
+        };
         let previous = match head {
-            Some(head) if head.live => layout::entry_at(&self.log, head.at)?,
+            Some(head) if head.live => layout::entry_at(&self.log, &key, head.at)?,
             _ => None,
         };
         let create_revision = previous.as_ref().map_or(at.revision, |p| p.create_revision);
-        self.write(at, &key, Some(&value), create_revision, due_ms, head)?;
+        let record = Record {
+            key: &key,
+            value: Some(&value),
+            create_revision,
+            due_ms,
+            replaced: head.map_or(Position::NONE, |head| head.at),
+        };
+        self.write(at, &key, &record)?;
         let entry = Entry {
             key,
             value,
@@ -353,14 +430,21 @@ impl<'t> Turn<'t> {
         Ok(Event::Put { entry, previous })
     }
 
-    fn delete(&mut self, at: Position, key: Key) -> Result<Option<Event>, redb::Error> {
-        let Some(head) = self.head(&key)?.filter(|head| head.live) else {
+    fn delete(&mut self, at: Position, key: &str) -> Result<Option<Event>, redb::Error> {
+        let Some((key, head)) = self.head(key).filter(|(_, head)| head.live) else {
             return Ok(None);
         };
-        let Some(previous) = layout::entry_at(&self.log, head.at)? else {
+        let Some(previous) = layout::entry_at(&self.log, &key, head.at)? else {
             return Ok(None);
         };
-        self.write(at, &key, None, 0, 0, Some(head))?;
+        let record = Record {
+            key: &key,
+            value: None,
+            create_revision: 0,
+            due_ms: 0,
+            replaced: head.at,
+        };
+        self.write(at, &key, &record)?;
         Ok(Some(Event::Delete {
             key,
             revision: at.revision,
@@ -368,55 +452,25 @@ impl<'t> Turn<'t> {
         }))
     }
 
-    fn write(
-        &mut self,
-        at: Position,
-        key: &str,
-        value: Option<&[u8]>,
-        create_revision: Revision,
-        due_ms: u64,
-        replaced: Option<Head>,
-    ) -> Result<(), redb::Error> {
-        let record = Record {
-            key,
-            value,
-            create_revision,
-            replaced: replaced.map_or(Position::NONE, |head| head.at),
-        };
+    fn write(&mut self, at: Position, key: &Key, record: &Record<'_>) -> Result<(), redb::Error> {
         let mut space = self
             .log
             .insert_reserve(&at.to_bytes(), record.encoded_len())?;
         record.encode(space.as_mut());
         drop(space);
-        let head = Head {
-            at,
-            create_revision,
-            due_ms,
-            live: value.is_some(),
-        };
-        self.heads.insert(key, &head.to_bytes())?;
-        if let Some(before) = replaced.filter(|head| head.due_ms != 0) {
-            self.due.remove((before.due_ms, key))?;
-        }
-        if due_ms != 0 {
-            self.due.insert((due_ms, key), ())?;
-        }
+        self.changes.insert(key.clone(), Some(record.head(at)));
         Ok(())
     }
 
-    /// Each as a commit of its own: clients resume watches by revision, between any two events.
-    fn expire(&mut self, now_ms: u64) -> Result<(), redb::Error> {
-        let mut all_due: Vec<(u64, Key)> = Vec::new();
-        for due in self.due.range(..(now_ms + 1, ""))?.take(MAX_EXPIRED) {
-            let (due, _) = due?;
-            let (due_ms, key) = due.value();
-            all_due.push((due_ms, key.into()));
+    /// As a commit of its own: clients resume watches by revision, between any two events. `false`: the key was
+    /// written again in this turn.
+    fn expire(&mut self, key: &Key, now_ms: u64) -> Result<bool, redb::Error> {
+        let is_due = |head: &Head| head.due_ms != 0 && head.due_ms <= now_ms;
+        if !self.head(key).is_some_and(|(_, head)| is_due(&head)) {
+            return Ok(false);
         }
-        for (due_ms, key) in all_due {
-            self.due.remove((due_ms, key.as_ref()))?;
-            self.commit(vec![Op::Delete { key }])?;
-        }
-        Ok(())
+        self.commit(vec![Op::Delete { key: key.clone() }])?;
+        Ok(true)
     }
 
     /// Deletes what records in `from..to` replaced, and the deletes among them. Returns how far it came.
@@ -460,11 +514,10 @@ impl<'t> Turn<'t> {
             self.log.remove(&at.to_bytes())?;
         }
         for (key, at) in deleted {
-            if self.head(&key)?.is_some_and(|head| head.at == at) {
-                self.heads.remove(key.as_ref())?;
+            if self.head(&key).is_some_and(|(_, head)| head.at == at) {
+                self.changes.insert(key, None);
             }
         }
-        self.changed = true;
         Ok(swept)
     }
 }
