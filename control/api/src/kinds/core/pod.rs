@@ -87,6 +87,10 @@ impl Kind for Pod {
     }
 
     fn prepare_subresource_update(&mut self, old: &Self, subresource: &str) {
+        // These two carry no pod: what changes is the server's own doing.
+        if matches!(subresource, "binding" | "eviction") {
+            return;
+        }
         let asked = std::mem::replace(self, old.clone());
         self.metadata.resource_version = asked.metadata.resource_version;
         self.metadata.managed_fields = asked.metadata.managed_fields;
