@@ -181,6 +181,24 @@ impl Metrics {
                 load(&metrics.relists),
             ),
             (
+                "skep_cache_watch_restarts_total",
+                "counter",
+                "Times that the watch on the store broke and was started again.",
+                load(&metrics.watch_restarts),
+            ),
+            (
+                "skep_store_compactions_total",
+                "counter",
+                "Compactions of the store that succeeded.",
+                load(&metrics.compactions),
+            ),
+            (
+                "skep_store_compacted_revision",
+                "gauge",
+                "Revision that the last compaction kept from.",
+                load(&metrics.compacted_revision),
+            ),
+            (
                 "skep_cache_revision",
                 "gauge",
                 "Newest revision visible.",
@@ -188,6 +206,60 @@ impl Metrics {
             ),
         ] {
             gauge(out, name, kind, help, value)?;
+        }
+        if let Some(metrics) = cache.store_metrics() {
+            for (name, kind, help, value) in [
+                (
+                    "skep_store_txns_total",
+                    "counter",
+                    "Transactions answered, conflicts included.",
+                    load(&metrics.txns),
+                ),
+                (
+                    "skep_store_conflicts_total",
+                    "counter",
+                    "Transactions whose guards did not hold.",
+                    load(&metrics.conflicts),
+                ),
+                (
+                    "skep_store_fsyncs_total",
+                    "counter",
+                    "Commits of the file, each of many transactions.",
+                    load(&metrics.fsyncs),
+                ),
+                (
+                    "skep_store_fsync_nanoseconds_total",
+                    "counter",
+                    "Time spent committing the file.",
+                    load(&metrics.fsync_ns),
+                ),
+                (
+                    "skep_store_queue_full_total",
+                    "counter",
+                    "Requests that waited for room in the writer's queue.",
+                    load(&metrics.queue_full),
+                ),
+                (
+                    "skep_store_reopens_total",
+                    "counter",
+                    "Times that the file was opened again after an I/O error.",
+                    load(&metrics.reopens),
+                ),
+                (
+                    "skep_store_expired_keys_total",
+                    "counter",
+                    "Keys deleted at the end of their time to live.",
+                    load(&metrics.expired_keys),
+                ),
+                (
+                    "skep_store_file_bytes",
+                    "gauge",
+                    "Size of the file.",
+                    load(&metrics.file_bytes),
+                ),
+            ] {
+                gauge(out, name, kind, help, value)?;
+            }
         }
         head(
             out,

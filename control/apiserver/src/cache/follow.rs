@@ -9,7 +9,8 @@ use futures::StreamExt;
 use skep_store::{Event as StoreEvent, RangeRequest, StoreError, WatchBatch};
 
 use super::{
-    Entry, Event, History, Index, Inner, Pairs, Resource, Sorted, State, resource_prefix, splice,
+    Entry, Event, History, Index, Inner, Pairs, Resource, Sorted, State, decode, resource_prefix,
+    splice,
 };
 
 /// How many entries one read of the store loads.
@@ -235,7 +236,8 @@ impl Inner {
         let read = readable.and_then(|json| {
             let bytes = splice::with_resource_version(&json, mod_revision)
                 .ok_or("it is not a JSON object with metadata")?;
-            let object = serde_json::from_slice(&json).map_err(|error| error.to_string())?;
+            let object =
+                decode::without_managed_fields(&json).map_err(|error| error.to_string())?;
             Ok((bytes, (self.options.indexer)(&key, &object)))
         });
         match read {
@@ -270,7 +272,7 @@ impl Inner {
         let mut state = self.state.write();
         let snapshot = state.snapshot(prefix);
         for entry in snapshot.iter() {
-            let Ok(object) = serde_json::from_slice(&entry.bytes) else {
+            let Ok(object) = decode::without_managed_fields(&entry.bytes) else {
                 continue;
             };
             let Index {

@@ -17,6 +17,7 @@
 //! forgets.
 
 mod compaction;
+mod decode;
 mod entry;
 mod follow;
 mod history;
@@ -45,7 +46,8 @@ pub use self::{
 };
 use self::{history::History, sorted::Sorted, watch::Watchers};
 
-/// Finds an object's uid, labels and selectable fields, given its key. Called once per write.
+/// Finds an object's uid, labels and selectable fields, given its key and itself, without `metadata.managedFields`.
+/// Called once per write.
 pub type Indexer = Arc<dyn Fn(&str, &Value) -> Index + Send + Sync>;
 
 /// Turns a stored value into the JSON to cache (decryption), given its key. `Err` says why it cannot be read.
@@ -270,6 +272,11 @@ impl Cache {
 
     pub fn metrics(&self) -> &Metrics {
         &self.inner.metrics
+    }
+
+    /// What the store under the cache counts.
+    pub fn store_metrics(&self) -> Option<&skep_store::Metrics> {
+        self.inner.store.metrics()
     }
 
     /// The objects under each resource's prefix, for metrics.

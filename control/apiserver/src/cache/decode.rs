@@ -1,0 +1,90 @@
+//! Decodes a stored object for the indexer, without `metadata.managedFields`: that is often half of the object, and
+//! nothing selects by it.
+
+use std::fmt;
+
+use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde_json::{Map, Value};
+
+pub(super) fn without_managed_fields(json: &[u8]) -> Result<Value, serde_json::Error> {
+    let mut deserializer = serde_json::Deserializer::from_slice(json);
+    let object = Part::Object.deserialize(&mut deserializer)?;
+    deserializer.end()?;
+    Ok(object)
+}
+
+#[derive(Clone, Copy)]
+enum Part {
+    Object,
+    Metadata,
+}
+
+impl<'de> DeserializeSeed<'de> for Part {
+    type Value = Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Part {
+    type Value = Value;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("a JSON object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Value, A::Error> {
+        let mut map = Map::new();
+        while let Some(name) = members.next_key::<String>()? {
+            let value = match (self, name.as_str()) {
+                (Self::Object, "metadata") => members.next_value_seed(Self::Metadata)?,
+                (Self::Metadata, "managedFields") => {
+                    members.next_value::<IgnoredAny>()?;
+                    continue;
+                }
+                _ => members.next_value()?,
+            };
+            map.insert(name, value);
+        }
+        Ok(Value::Object(map))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn leaves_out_nothing_else() {
+        let full = json!({
+            "kind": "Pod",
+            "metadata": {"name": "a", "labels": {"managedFields": "kept"}, "managedFields": [{"manager": "kubectl"}]},
+            "spec": {"metadata": {"managedFields": [1]}, "managedFields": null},
+        });
+        let mut expected = full.clone();
+        expected["metadata"]
+            .as_object_mut()
+            .unwrap()
+            .remove("managedFields");
+        let decoded = without_managed_fields(full.to_string().as_bytes()).unwrap();
+        assert_eq!(decoded, expected);
+    }
+
+    #[test]
+    fn refuses_what_is_no_object() {
+        for json in [
+            "",
+            "1",
+            "[]",
+            "{",
+            "{}x",
+            r#"{"metadata":1}"#,
+            r#"{"kind":"a","kind":"b"}"#,
+        ] {
+            assert!(without_managed_fields(json.as_bytes()).is_err(), "{json}");
+        }
+    }
+}
