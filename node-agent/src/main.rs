@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::{Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Service;
+use rustls::pki_types::CertificateDer;
 use skep_agent::dns::{Dns, DnsConfig};
 use skep_agent::kubelet::volumes::{MountNamespace, Volumes};
 use skep_agent::kubelet::{
@@ -23,7 +24,7 @@ use skep_agent::runtime::hollow::HollowRuntime;
 use skep_client::informer::Informers;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 /// Runs the pods of this node and carries their traffic.
 #[derive(Debug, Parser)]
@@ -194,6 +195,8 @@ async fn run(options: Options) -> Result<()> {
         None => source_address(&api.cluster_url).context("give --node-ip")?,
     };
     let api_address = socket_address(&api.cluster_url);
+    let roots = api.root_cert.clone().unwrap_or_default();
+    let roots = roots.into_iter().map(CertificateDer::from).collect();
     let client = kube::Client::try_from(api)?;
     let stop = CancellationToken::new();
     let informers = Informers::new(client.clone(), stop.clone());
@@ -292,6 +295,14 @@ async fn run(options: Options) -> Result<()> {
     info!(node = node_name, ip = %node_ip, "starting");
     tasks.push(tokio::spawn(node::run(ctx.clone(), stop.clone())));
     tasks.push(tokio::spawn(Kubelet::new(ctx.clone()).run(stop.clone())));
+    if options.runtime == Which::Docker {
+        let served = kubelet::server::run(ctx.clone(), roots, stop.clone());
+        tasks.push(tokio::spawn(async move {
+            if let Err(e) = served.await {
+                error!(error = format!("{e:#}"), "the agent's server ended");
+            }
+        }));
+    }
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     tokio::select! {

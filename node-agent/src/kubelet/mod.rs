@@ -18,6 +18,7 @@ pub mod plan;
 pub mod pod;
 pub mod probes;
 pub mod resources;
+pub mod server;
 pub mod spec;
 pub mod status;
 pub mod volumes;

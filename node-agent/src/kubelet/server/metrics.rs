@@ -1,0 +1,290 @@
+//! What the node and its pods use: Prometheus text and the summary API.
+
+use std::fmt::Write;
+use std::sync::atomic::Ordering;
+
+use axum::extract::State;
+use axum::response::Response;
+use futures::StreamExt;
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use super::App;
+use crate::kubelet::{events, node};
+use crate::runtime::{ContainerRole, ContainerStats, Observed, State as ContainerState};
+
+/// Containers that are asked at the same time.
+const AT_ONCE: usize = 8;
+
+async fn usage(app: &App) -> Vec<(Observed, ContainerStats)> {
+    let runtime = &app.ctx.runtime;
+    let listed = runtime.list().await.unwrap_or_default();
+    let running = listed
+        .into_iter()
+        .filter(|c| c.role == ContainerRole::App && c.state == ContainerState::Running);
+    futures::stream::iter(running)
+        .map(|c| async move {
+            let observed = runtime.inspect(&c.id).await.ok()?;
+            Some((observed, runtime.stats(&c.id).await.ok()?))
+        })
+        .buffer_unordered(AT_ONCE)
+        .filter_map(|found| async { found })
+        .collect()
+        .await
+}
+
+struct NodeUsage {
+    cpu_ns: u64,
+    memory_used: u64,
+    memory_available: u64,
+    memory_total: u64,
+}
+
+fn node_usage() -> NodeUsage {
+    let stat = std::fs::read_to_string("/proc/stat").unwrap_or_default();
+    let first = stat.lines().next().unwrap_or_default();
+    let ticks: Vec<u64> = first
+        .split_whitespace()
+        .skip(1)
+        .filter_map(|n| n.parse().ok())
+        .collect();
+    // user, nice, system, irq, softirq, steal: what is neither idle nor waiting. 100 ticks a second.
+    let busy: u64 = [0, 1, 2, 5, 6, 7]
+        .iter()
+        .filter_map(|i| ticks.get(*i))
+        .sum();
+    let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let available = meminfo
+        .lines()
+        .find_map(|line| {
+            line.strip_prefix("MemAvailable:")?
+                .split_whitespace()
+                .next()?
+                .parse()
+                .ok()
+        })
+        .unwrap_or(0u64)
+        * 1024;
+    let total = node::memory_kib() * 1024;
+    NodeUsage {
+        cpu_ns: busy * 10_000_000,
+        memory_used: total.saturating_sub(available),
+        memory_available: available,
+        memory_total: total,
+    }
+}
+
+pub(super) async fn resource(State(app): State<App>) -> String {
+    let all = usage(&app).await;
+    let node = node_usage();
+    let now = Timestamp::now().as_millisecond();
+    let mut out = String::new();
+    let mut family = |name: &str, kind: &str, help: &str, lines: Vec<String>| {
+        let _ = writeln!(out, "# HELP {name} [STABLE] {help}\n# TYPE {name} {kind}");
+        for line in lines {
+            let _ = writeln!(out, "{name}{line} {now}");
+        }
+    };
+    let labels = |o: &Observed| {
+        format!(
+            "{{container=\"{}\",namespace=\"{}\",pod=\"{}\"}}",
+            o.name, o.pod.namespace, o.pod.name
+        )
+    };
+    let seconds = |ns: u64| ns as f64 / 1e9;
+    family(
+        "container_cpu_usage_seconds_total",
+        "counter",
+        "Cumulative cpu time consumed by the container in core-seconds",
+        all.iter()
+            .map(|(o, s)| format!("{} {}", labels(o), seconds(s.cpu_usage_ns)))
+            .collect(),
+    );
+    family(
+        "container_memory_working_set_bytes",
+        "gauge",
+        "Current working set of the container in bytes",
+        all.iter()
+            .map(|(o, s)| format!("{} {}", labels(o), s.memory_working_set_bytes))
+            .collect(),
+    );
+    family(
+        "container_start_time_seconds",
+        "gauge",
+        "Start time of the container since unix epoch in seconds",
+        all.iter()
+            .filter_map(|(o, _)| {
+                Some(format!(
+                    "{} {}",
+                    labels(o),
+                    o.started_at?.as_millisecond() as f64 / 1e3
+                ))
+            })
+            .collect(),
+    );
+    family(
+        "node_cpu_usage_seconds_total",
+        "counter",
+        "Cumulative cpu time consumed by the node in core-seconds",
+        vec![format!(" {}", seconds(node.cpu_ns))],
+    );
+    family(
+        "node_memory_working_set_bytes",
+        "gauge",
+        "Current working set of the node in bytes",
+        vec![format!(" {}", node.memory_used)],
+    );
+    let mut pods: std::collections::BTreeMap<(String, String), (u64, u64)> = Default::default();
+    for (o, s) in &all {
+        let sum = pods
+            .entry((o.pod.namespace.clone(), o.pod.name.clone()))
+            .or_default();
+        sum.0 += s.cpu_usage_ns;
+        sum.1 += s.memory_working_set_bytes;
+    }
+    family(
+        "pod_cpu_usage_seconds_total",
+        "counter",
+        "Cumulative cpu time consumed by the pod in core-seconds",
+        pods.iter()
+            .map(|((ns, pod), (cpu, _))| {
+                format!("{{namespace=\"{ns}\",pod=\"{pod}\"}} {}", seconds(*cpu))
+            })
+            .collect(),
+    );
+    family(
+        "pod_memory_working_set_bytes",
+        "gauge",
+        "Current working set of the pod in bytes",
+        pods.iter()
+            .map(|((ns, pod), (_, memory))| {
+                format!("{{namespace=\"{ns}\",pod=\"{pod}\"}} {memory}")
+            })
+            .collect(),
+    );
+    let _ = writeln!(
+        out,
+        "# HELP resource_scrape_error [STABLE] 1 if there was an error while getting container metrics, 0 otherwise\n\
+         # TYPE resource_scrape_error gauge\nresource_scrape_error 0"
+    );
+    out
+}
+
+pub(super) async fn summary(State(app): State<App>) -> Response {
+    let all = usage(&app).await;
+    let node = node_usage();
+    let now = Timestamp::now().to_string();
+    let cpu = |ns: u64| json!({"time": now, "usageCoreNanoSeconds": ns});
+    let memory = |usage: u64, working: u64, rss: u64| json!({"time": now, "usageBytes": usage, "workingSetBytes": working, "rssBytes": rss});
+    let mut pods: Vec<Value> = Vec::new();
+    let mut uids: Vec<&str> = all.iter().map(|(o, _)| o.pod.uid.as_str()).collect();
+    uids.sort_unstable();
+    uids.dedup();
+    for uid in uids {
+        let of: Vec<_> = all.iter().filter(|(o, _)| o.pod.uid == uid).collect();
+        let Some((first, _)) = of.first() else {
+            continue;
+        };
+        let sum = |f: fn(&ContainerStats) -> u64| of.iter().map(|(_, s)| f(s)).sum::<u64>();
+        let containers: Vec<Value> = of
+            .iter()
+            .map(|(o, s)| {
+                json!({
+                    "name": o.name,
+                    "startTime": o.started_at.map(|t| t.to_string()),
+                    "cpu": cpu(s.cpu_usage_ns),
+                    "memory": memory(
+                        s.memory_usage_bytes, s.memory_working_set_bytes, s.memory_rss_bytes),
+                })
+            })
+            .collect();
+        pods.push(json!({
+            "podRef": {"name": first.pod.name, "namespace": first.pod.namespace, "uid": uid},
+            "startTime": first.created_at.to_string(),
+            "containers": containers,
+            "cpu": cpu(sum(|s| s.cpu_usage_ns)),
+            "memory": memory(
+                sum(|s| s.memory_usage_bytes),
+                sum(|s| s.memory_working_set_bytes),
+                sum(|s| s.memory_rss_bytes)),
+            "process_stats": {"process_count": sum(|s| s.pids)},
+        }));
+    }
+    super::json(&json!({
+        "node": {
+            "nodeName": app.ctx.config.node_name,
+            "cpu": cpu(node.cpu_ns),
+            "memory": {
+                "time": now,
+                "availableBytes": node.memory_available,
+                "usageBytes": node.memory_total.saturating_sub(node.memory_available),
+                "workingSetBytes": node.memory_used,
+            },
+        },
+        "pods": pods,
+    }))
+}
+
+/// cAdvisor's names for what `/metrics/resource` counts: dashboards ask for them.
+pub(super) async fn cadvisor(State(app): State<App>) -> String {
+    let mut out = String::new();
+    for (o, s) in usage(&app).await {
+        let labels = format!(
+            "{{container=\"{}\",id=\"{}\",image=\"{}\",namespace=\"{}\",pod=\"{}\"}}",
+            o.name, o.id, o.image, o.pod.namespace, o.pod.name
+        );
+        let seconds = s.cpu_usage_ns as f64 / 1e9;
+        let _ = writeln!(out, "container_cpu_usage_seconds_total{labels} {seconds}");
+        let _ = writeln!(
+            out,
+            "container_memory_working_set_bytes{labels} {}",
+            s.memory_working_set_bytes
+        );
+        let _ = writeln!(
+            out,
+            "container_memory_usage_bytes{labels} {}",
+            s.memory_usage_bytes
+        );
+        let _ = writeln!(out, "container_memory_rss{labels} {}", s.memory_rss_bytes);
+        let _ = writeln!(out, "container_processes{labels} {}", s.pids);
+    }
+    out
+}
+
+pub(super) async fn prometheus(State(app): State<App>) -> String {
+    let pods = app.ctx.pods.read().len();
+    let listed = app.ctx.runtime.list().await.unwrap_or_default();
+    let count = |role: ContainerRole, state: ContainerState| {
+        listed
+            .iter()
+            .filter(|c| c.role == role && c.state == state)
+            .count()
+    };
+    let memory = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages: u64 = memory
+        .split_whitespace()
+        .nth(1)
+        .and_then(|n| n.parse().ok())
+        .unwrap_or(0);
+    format!(
+        "# TYPE kubelet_desired_pods gauge\n\
+         kubelet_desired_pods {pods}\n\
+         # TYPE kubelet_running_pods gauge\n\
+         kubelet_running_pods {}\n\
+         # TYPE kubelet_running_containers gauge\n\
+         kubelet_running_containers{{container_state=\"running\"}} {}\n\
+         kubelet_running_containers{{container_state=\"exited\"}} {}\n\
+         # TYPE kubelet_node_name gauge\n\
+         kubelet_node_name{{node=\"{}\"}} 1\n\
+         # TYPE skep_kubelet_events_dropped_total counter\n\
+         skep_kubelet_events_dropped_total {}\n\
+         # TYPE process_resident_memory_bytes gauge\n\
+         process_resident_memory_bytes {}\n",
+        count(ContainerRole::Sandbox, ContainerState::Running),
+        count(ContainerRole::App, ContainerState::Running),
+        count(ContainerRole::App, ContainerState::Exited),
+        app.ctx.config.node_name,
+        events::EVENTS_DROPPED.load(Ordering::Relaxed),
+        pages * 4096,
+    )
+}
