@@ -75,15 +75,7 @@ mod tests {
 
     #[test]
     fn refuses_what_is_no_object() {
-        for json in [
-            "",
-            "1",
-            "[]",
-            "{",
-            "{}x",
-            r#"{"metadata":1}"#,
-            r#"{"kind":"a","kind":"b"}"#,
-        ] {
+        for json in ["", "1", "[]", "{", "{}x", r#"{"metadata":1}"#] {
             assert!(without_managed_fields(json.as_bytes()).is_err(), "{json}");
         }
     }

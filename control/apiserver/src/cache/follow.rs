@@ -6,7 +6,7 @@ use std::{
 };
 
 use futures::StreamExt;
-use skep_store::{Event as StoreEvent, RangeRequest, StoreError, WatchBatch};
+use skep_store::{Event as StoreEvent, RangeRequest, Revision, StoreError, WatchBatch};
 
 use super::{
     Entry, Event, History, Index, Inner, Pairs, Resource, Sorted, State, decode, resource_prefix,
@@ -62,8 +62,30 @@ fn source(error: &StoreError) -> String {
 
 impl Inner {
     /// Reads everything and replaces what was there; watches that ran have missed events and are ended.
+    ///
+    /// As of some time ago if the store still knows that, so that following fills the history and clients that
+    /// reconnect after a restart resume where they were.
     pub(super) async fn load(&self) -> Result<(), StoreError> {
-        let mut revision = None;
+        let newest = self.store.revision().await?;
+        let earlier = newest.saturating_sub(self.options.history_revisions);
+        // Revision 0 is before everything, and etcd does not know it.
+        let earlier = earlier.max(1).max(self.revision());
+        if earlier >= newest {
+            return self.load_at(None).await;
+        }
+        match self.load_at(Some(earlier)).await {
+            Err(StoreError::Compacted { oldest, .. }) if oldest < newest => {
+                match self.load_at(Some(oldest)).await {
+                    Err(StoreError::Compacted { .. }) => self.load_at(None).await,
+                    result => result,
+                }
+            }
+            Err(StoreError::Compacted { .. }) => self.load_at(None).await,
+            result => result,
+        }
+    }
+
+    async fn load_at(&self, mut revision: Option<Revision>) -> Result<(), StoreError> {
         let mut start_after = None;
         let mut resources = State::empty(0).resources;
         loop {

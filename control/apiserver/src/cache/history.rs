@@ -10,6 +10,9 @@ use skep_store::Revision;
 
 use super::{Event, sorted::Sorted};
 
+/// How many events of a resource stay however old they are, as long as the bytes allow it.
+const KEPT_EVENTS: usize = 100;
+
 pub(super) struct History {
     /// Sorted by revision; holds every event with a revision above `floor`.
     events: VecDeque<(Instant, Arc<Event>)>,
@@ -62,12 +65,12 @@ impl History {
         freed
     }
 
+    /// All but the newest [`KEPT_EVENTS`], which let watchers of quiet resources resume after any time.
     pub(super) fn forget_older_than(&mut self, age: Duration, now: Instant) -> usize {
         let mut freed = 0;
-        while self
-            .events
-            .front()
-            .is_some_and(|(at, _)| now.duration_since(*at) > age)
+        while self.events.len() > KEPT_EVENTS
+            && let Some((at, _)) = self.events.front()
+            && now.duration_since(*at) > age
         {
             freed += self.forget_oldest();
         }
@@ -97,5 +100,39 @@ impl History {
             };
         }
         Some(entries)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::Entry;
+
+    #[test]
+    fn old_events_go_and_a_few_stay() {
+        let start = Instant::now();
+        let mut history = History::after(0);
+        for revision in 1..=250u64 {
+            let entry = Entry {
+                key: "/registry/core/pods/default/a".into(),
+                bytes: Default::default(),
+                create_revision: 1,
+                revision,
+                uid: "".into(),
+                labels: Default::default(),
+                fields: Default::default(),
+            };
+            let event = Event::put(Arc::new(entry), None);
+            history.push(Arc::new(event), start + Duration::from_secs(revision));
+        }
+        let age = Duration::from_secs(60);
+        history.forget_older_than(age, start + Duration::from_secs(200));
+        assert_eq!(history.floor(), 139);
+        history.forget_older_than(age, start + Duration::from_secs(10_000));
+        assert_eq!(history.floor(), 150);
+        assert!(history.since(149).is_none());
+        assert_eq!(history.since(150).unwrap().count(), 100);
+        while history.forget_oldest() > 0 {}
+        assert_eq!((history.floor(), history.size_bytes()), (250, 0));
     }
 }

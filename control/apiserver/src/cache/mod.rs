@@ -53,6 +53,9 @@ pub type Indexer = Arc<dyn Fn(&str, &Value) -> Index + Send + Sync>;
 /// Turns a stored value into the JSON to cache (decryption), given its key. `Err` says why it cannot be read.
 pub type Reveal = Arc<dyn Fn(&str, Bytes) -> Result<Bytes, String> + Send + Sync>;
 
+/// How long the start may take to catch up with the store after the load.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
+
 #[derive(Clone)]
 pub struct Options {
     /// What of the store is cached; ends in `/`.
@@ -62,6 +65,8 @@ pub struct Options {
     /// Bounds of the events kept for watches that start in the past and for continued lists.
     pub history_bytes: usize,
     pub history_age: Duration,
+    /// How much of what happened before the start is read into the history.
+    pub history_revisions: u64,
     /// How many events may wait for one watcher before it is ended.
     pub watch_queue_events: usize,
     /// What the store is compacted to; `None`: somebody else does it.
@@ -76,6 +81,7 @@ impl Options {
             reveal: None,
             history_bytes: 24 << 20,
             history_age: Duration::from_secs(300),
+            history_revisions: 5_000,
             watch_queue_events: 1024,
             keep: Some(Keep::default()),
         }
@@ -178,7 +184,15 @@ impl Cache {
         if let Some(keep) = inner.options.keep {
             tasks.push(tokio::spawn(compaction::run(inner.clone(), keep)).abort_handle());
         }
-        Ok(Arc::new(Self { inner, tasks }))
+        let cache = Arc::new(Self { inner, tasks });
+        match cache.wait_fresh(START_TIMEOUT).await {
+            Ok(_) => Ok(cache),
+            Err(CacheError::Store(error)) => Err(error),
+            Err(error) => Err(StoreError::Unavailable {
+                doing: "reading what happened lately",
+                source: error.into(),
+            }),
+        }
     }
 
     /// Everything up to here is visible.

@@ -424,6 +424,45 @@ async fn history_is_bounded_and_quiet_resources_keep_theirs() {
 }
 
 #[tokio::test]
+async fn a_watch_resumes_after_a_restart() {
+    let fixture = Fixture::new(|_| {}).await;
+    for node in 1..=20 {
+        fixture.put("a", "web", &node.to_string()).await;
+    }
+    let start = |history_revisions| {
+        let options = Options {
+            history_revisions,
+            ..Options::new(indexer())
+        };
+        Cache::start(fixture.store.clone(), options)
+    };
+    let request = |after| WatchRequest {
+        prefix: PODS.into(),
+        from: WatchFrom::After(after),
+        field: None,
+    };
+    let restarted = start(10).await.unwrap();
+    let mut watch = restarted.watch(request(18)).unwrap();
+    assert_eq!(waiting(&mut watch), ["MODIFIED a 19", "MODIFIED a 20"]);
+    assert!(restarted.watch(request(10)).is_ok());
+    let too_old = restarted.watch(request(9)).err().unwrap();
+    assert_eq!(
+        too_old,
+        Gone::TooOld {
+            requested: 9,
+            oldest: 10
+        }
+    );
+    // What is compacted cannot be read into the history.
+    fixture.store.compact(15).await.unwrap();
+    let restarted = start(10).await.unwrap();
+    assert!(restarted.watch(request(15)).is_ok() && restarted.watch(request(14)).is_err());
+    fixture.store.compact(20).await.unwrap();
+    let restarted = start(10).await.unwrap();
+    assert!(restarted.watch(request(20)).is_ok() && restarted.watch(request(19)).is_err());
+}
+
+#[tokio::test]
 async fn the_store_is_compacted() {
     let fixture = Fixture::new(|options| {
         let age = Duration::from_millis(60);
