@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
-use skep_schema::table::{ListType, Node, Shape};
+use skep_schema::table::{ListType, Node, Shape, Zero};
 
 use crate::fieldset::{FieldSet, Step};
 
@@ -90,9 +90,19 @@ fn item_step(items: Ty<'_>, list_type: &ListType, item: &Value) -> Option<Step> 
     };
     let mut found = Map::new();
     for key in keys {
-        let default = || match items {
-            Ty::Known(node, _) => node.field(key)?.0.default.clone(),
-            Ty::Deduced => None,
+        let default = || {
+            let Ty::Known(node, _) = items else {
+                return None;
+            };
+            let (field, ty) = node.field(key)?;
+            // Upstream's document gives plain required fields their zero value as default.
+            let zero = match ty.shape() {
+                Shape::String => Value::from(""),
+                Shape::Int32 | Shape::Int64 => Value::from(0),
+                _ => Value::Null,
+            };
+            let zero = (field.zero == Zero::Keep && !zero.is_null()).then_some(zero);
+            field.default.clone().or(zero)
         };
         if let Some(value) = item.get(key).cloned().or_else(default) {
             found.insert(key.clone(), value);

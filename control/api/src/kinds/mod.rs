@@ -5,6 +5,7 @@ use std::{marker::PhantomData, sync::Arc};
 use k8s_openapi::{Metadata, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
+use skep_schema::TypeRef;
 
 use crate::{
     field::{Bad, Errors, FieldError, FieldErrorKind, Path},
@@ -165,11 +166,18 @@ pub trait Kind:
 }
 
 /// The [`Strategy`] of a built-in kind.
-pub struct Typed<T>(PhantomData<fn() -> T>);
+pub struct Typed<T> {
+    /// What an object of the kind looks like: our structs leave out fields that upstream's always show.
+    schema: Option<TypeRef>,
+    kind: PhantomData<fn() -> T>,
+}
 
-impl<T> Default for Typed<T> {
+impl<T: Kind> Default for Typed<T> {
     fn default() -> Self {
-        Self(PhantomData)
+        Self {
+            schema: skep_schema::builtin(T::GROUP, T::VERSION, T::KIND),
+            kind: PhantomData,
+        }
     }
 }
 
@@ -186,7 +194,7 @@ impl<T: Kind> Typed<T> {
         })
     }
 
-    fn write(typed: &T, object: &mut Value) -> Result<(), Vec<FieldError>> {
+    fn write(&self, typed: &T, object: &mut Value) -> Result<(), Vec<FieldError>> {
         *object = serde_json::to_value(typed).map_err(|problem| {
             vec![FieldError::new(
                 FieldErrorKind::Internal,
@@ -195,6 +203,9 @@ impl<T: Kind> Typed<T> {
                 problem.to_string(),
             )]
         })?;
+        if let Some(schema) = &self.schema {
+            skep_schema::complete(object, schema);
+        }
         Ok(())
     }
 }
@@ -207,7 +218,7 @@ impl<T: Kind> Strategy for Typed<T> {
         // What cannot be read is refused by `create` and `update`, which can say why.
         if let Ok(mut typed) = Self::read(object) {
             typed.set_defaults();
-            let _refused_later = Self::write(&typed, object);
+            let _refused_later = self.write(&typed, object);
         }
     }
 
@@ -236,7 +247,7 @@ impl<T: Kind> Strategy for Typed<T> {
             return Err(errors.0);
         }
         let warnings = typed.warnings(None);
-        Self::write(&typed, object)?;
+        self.write(&typed, object)?;
         Ok(warnings)
     }
 
@@ -259,7 +270,7 @@ impl<T: Kind> Strategy for Typed<T> {
             UpdateOf::Status => typed.prepare_status_update(&old_typed),
             UpdateOf::Subresource(name) => typed.prepare_subresource_update(&old_typed, name),
         }
-        Self::write(&typed, new)?;
+        self.write(&typed, new)?;
         if of != UpdateOf::Status && changed(T::RULES.generation, new, old) {
             let meta = typed.metadata_mut();
             meta.generation = Some(old_typed.metadata().generation.unwrap_or(0) + 1);
@@ -282,7 +293,7 @@ impl<T: Kind> Strategy for Typed<T> {
             UpdateOf::Main => typed.warnings(Some(&old_typed)),
             _ => Warnings::new(),
         };
-        Self::write(&typed, new)?;
+        self.write(&typed, new)?;
         Ok(warnings)
     }
 

@@ -884,6 +884,53 @@ fn fill(node: Node<'_>, object: &Object, map: &mut Map<String, Value>) {
     }
 }
 
+/// Brings a value whose parts are right into the form that decoding gives: nulls and dropped empties go, what is always
+/// there comes. For values that a typed struct of ours was turned into.
+pub(super) fn complete(value: &mut Value, node: Node<'_>) {
+    match (node.shape(), value) {
+        (Shape::Object(object), Value::Object(map)) => {
+            map.retain(|name, value| {
+                let Some(field) = object.field(name) else {
+                    return true;
+                };
+                complete(value, node.at(field.ty));
+                keeps(field, value)
+            });
+            fill(node, object, map);
+        }
+        (Shape::Map { values, .. }, Value::Object(map)) => {
+            let values = node.at(*values);
+            for value in map.values_mut() {
+                complete(value, values);
+                if value.is_null() {
+                    *value = zero(values);
+                }
+            }
+        }
+        (Shape::List { items, .. }, Value::Array(list)) => {
+            let items = node.at(*items);
+            for item in list {
+                complete(item, items);
+                if item.is_null() {
+                    *item = zero(items);
+                }
+            }
+        }
+        (Shape::OrArray(inner) | Shape::OrBool(inner) | Shape::OrStringArray(inner), value) => {
+            match value {
+                Value::Object(_) => complete(value, node.at(*inner)),
+                Value::Array(list) => {
+                    for item in list.iter_mut().filter(|item| item.is_object()) {
+                        complete(item, node.at(*inner));
+                    }
+                }
+                _ => {}
+            }
+        }
+        _ => {}
+    }
+}
+
 /// What Go's zero value of a type looks like in JSON.
 pub(crate) fn zero(node: Node<'_>) -> Value {
     match node.shape() {

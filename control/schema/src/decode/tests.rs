@@ -326,6 +326,15 @@ proptest! {
     }
 
     #[test]
+    fn completing_what_was_decoded_changes_nothing(value in any_json()) {
+        if let Ok(decoded) = conform(value, &pod()) {
+            let mut completed = decoded.value.clone();
+            complete(&mut completed, &pod());
+            prop_assert_eq!(decoded.value, completed);
+        }
+    }
+
+    #[test]
     fn quantities_are_stable(text in "[+-]?[0-9]{0,22}(\\.[0-9]{0,12})?([kMGTPE]|[KMGTPE]i|[num]|e-?[0-9]{1,2})?") {
         if let Ok(once) = canonical_quantity(&text) {
             prop_assert_eq!(canonical_quantity(&once), Ok(once.clone()));
