@@ -3,6 +3,7 @@
 //! - `kubelet`: the pods of this node, from the API object to containers and back to its status
 //! - `runtime`: the container runtime behind one trait: Docker, or hollow
 //! - `network`: the pod network behind one trait
+//! - `proxy`, `policy`, `dns`: Services, NetworkPolicy and names of the cluster, on this node
 //!
 //! The agent is a client of the API like any other; it must not know the API server's crates.
 //! Read `kubelet/plan.rs` first: it decides what happens to a pod.
@@ -11,5 +12,6 @@
 pub mod dns;
 pub mod kubelet;
 pub mod network;
+pub mod policy;
 pub mod proxy;
 pub mod runtime;

@@ -17,6 +17,7 @@ use skep_agent::kubelet::{
 };
 use skep_agent::network::node::cleanup as network_cleanup;
 use skep_agent::network::{HollowNetwork, NodeNetwork, NodeNetworkConfig, PodNetwork};
+use skep_agent::policy;
 use skep_agent::proxy::{self, ProxyConfig};
 use skep_agent::runtime::Runtime;
 use skep_agent::runtime::docker::DockerRuntime;
@@ -260,6 +261,13 @@ async fn run(options: Options) -> Result<()> {
             tasks.push(tokio::spawn(dns.run(informers.clone(), stop.clone())));
             let pods = node.pods.clone();
             let namespaces = pods.clone();
+            tasks.push(tokio::spawn(policy::run(
+                informers.clone(),
+                node.datapath.clone(),
+                node_name.clone(),
+                pods.clone(),
+                stop.clone(),
+            )));
             tasks.push(tokio::spawn(proxy::run(
                 informers.clone(),
                 node.datapath.clone(),

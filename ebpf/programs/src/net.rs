@@ -233,8 +233,11 @@ fn to_local_pod(skb: *mut __sk_buff, scratch: &mut Scratch, pod: &Pod) -> i32 {
     if !policy::allows_ingress(packet, pod, followed.as_ref()) {
         return drop(skb, packet, Reason::PolicyIngress, Hook::FromNet, 0);
     }
-    if packet.has_tuple() && followed.is_none() && pod.flags & ISOLATED != 0 {
-        policy::remember(scratch);
+    if packet.has_tuple() && pod.flags & ISOLATED != 0 {
+        match &followed {
+            Some(followed) => policy::renew(packet, followed),
+            None => policy::remember(scratch),
+        }
     }
     deliver(skb, &mut scratch.packet, pod, Hook::FromNet)
 }

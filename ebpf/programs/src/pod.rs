@@ -125,8 +125,11 @@ fn sent(skb: *mut __sk_buff, scratch: &mut Scratch) -> i32 {
     {
         return drop(skb, packet, Reason::PolicyIngress, Hook::FromPod, 0);
     }
-    if packet.has_tuple() && followed.is_none() && (pod.flags | flags_of(peer)) & ISOLATED != 0 {
-        policy::remember(scratch);
+    if packet.has_tuple() && (pod.flags | flags_of(peer)) & ISOLATED != 0 {
+        match &followed {
+            Some(followed) => policy::renew(packet, followed),
+            None => policy::remember(scratch),
+        }
     }
     match peer {
         Some(peer) => deliver(skb, &mut scratch.packet, peer, Hook::FromPod),

@@ -7,7 +7,7 @@ use skep_ebpf_common::node::{Pod, pod_flags};
 use skep_ebpf_common::policy::*;
 
 use crate::flow::{Followed, create};
-use crate::maps::{IDENTITIES, RULES, Scratch, config};
+use crate::maps::{FLOWS, IDENTITIES, RULES, Scratch, config};
 use crate::packet::{Packet, Shape};
 use crate::service::is_node_address;
 
@@ -53,6 +53,19 @@ pub fn remember(scratch: &mut Scratch) {
     wanted.service = 0;
     wanted.backend = 0;
     create(scratch);
+}
+
+/// Today's policy allows a connection of yesterday: it is not asked again until policy changes. A
+/// translated one, whose key is not at hand any more, is.
+#[inline(always)]
+pub fn renew(packet: &Packet, followed: &Followed) {
+    let Some(config) = config() else { return };
+    if followed.policy_generation != config.policy_generation
+        && let Some(flow) = FLOWS.get_ptr_mut(&packet.key)
+    {
+        // SAFETY: an element of the map; a plain store.
+        unsafe { (*flow).policy_generation = config.policy_generation };
+    }
 }
 
 #[inline(never)]

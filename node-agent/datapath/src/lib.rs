@@ -19,6 +19,7 @@ mod links;
 mod loader;
 mod memory;
 mod pods;
+pub mod policy;
 pub mod services;
 mod slots;
 mod sys;

@@ -20,6 +20,7 @@ use parking_lot::Mutex;
 use skep_ebpf_common::Address;
 use skep_ebpf_common::flow::MAX_FLOWS;
 use skep_ebpf_common::node::*;
+use skep_ebpf_common::policy::{MAX_IDENTITIES, MAX_RULES};
 use skep_ebpf_common::reason::MAX_REASONS;
 use skep_ebpf_common::service::*;
 
@@ -29,6 +30,7 @@ use crate::flows::{FlowEntry, FlowTable, Sweep, now};
 use crate::links::Links;
 use crate::memory::{BackendArray, SlotArray};
 use crate::pods::{NodeTables, PodLink};
+use crate::policy::{PolicyState, PolicyTables};
 use crate::services::ServiceTables;
 use crate::sys::{AttachType, Target, netns_cookie};
 use crate::table::{Plain, Table, possible_cpus};
@@ -79,6 +81,7 @@ pub struct Datapath {
     links: Links,
     services: Mutex<ServiceTables>,
     node: NodeTables,
+    policy: PolicyTables,
     flows: FlowTable,
     counters: Counters,
 }
@@ -166,6 +169,10 @@ impl Datapath {
             netns: table(&ebpf, "NETNS", MAX_NETNS)?,
             writer: Mutex::new(()),
         };
+        let policy = PolicyTables {
+            rules: table(&ebpf, "RULES", MAX_RULES)?,
+            identities: table(&ebpf, "IDENTITIES", MAX_IDENTITIES)?,
+        };
         let flows = FlowTable(table(&ebpf, "FLOWS", max_entries(&ebpf, "FLOWS")?)?);
         let counters = Counters {
             reasons: table(&ebpf, "REASONS", MAX_REASONS)?,
@@ -178,6 +185,7 @@ impl Datapath {
             links,
             services: Mutex::new(services),
             node,
+            policy,
             flows,
             counters,
         };
@@ -302,6 +310,12 @@ impl Datapath {
     /// Networks of the cluster (pods and nodes; never masqueraded) and of Services.
     pub fn set_networks(&self, cluster: &[IpNet], services: &[IpNet]) -> Result<(), Error> {
         self.node.set_networks(cluster, services)
+    }
+
+    /// Makes policy what `wanted` says; existing connections are judged by it too. Returns whether
+    /// anything changed.
+    pub fn set_policy(&self, wanted: &PolicyState) -> Result<bool, Error> {
+        self.policy.apply(&self.node, wanted)
     }
 
     pub fn services(&self) -> &Mutex<ServiceTables> {

@@ -15,7 +15,7 @@ use async_trait::async_trait;
 use ipnet::IpNet;
 use sha2::{Digest, Sha256};
 use skep_datapath::{Datapath, PodLink, netns_cookie};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Notify};
 use tracing::{info, warn};
 
 use super::ipam::{Ipam, Lease};
@@ -38,6 +38,7 @@ pub struct Pods {
     ipam: Mutex<Ipam>,
     /// Of attached pods, by uid; those of a predecessor come with their next attach.
     namespaces: parking_lot::Mutex<HashMap<String, File>>,
+    attached: Arc<Notify>,
 }
 
 impl Pods {
@@ -58,6 +59,7 @@ impl Pods {
             mtu,
             ipam: Mutex::new(ipam),
             namespaces: parking_lot::Mutex::default(),
+            attached: Arc::default(),
         };
         pods.adopt().await?;
         Ok(pods)
@@ -70,6 +72,19 @@ impl Pods {
             info!(?ranges, "pod address ranges");
             ipam.set_ranges(ranges);
         }
+    }
+
+    /// Addresses of the attached pods, by uid.
+    pub async fn addresses(&self) -> HashMap<String, Vec<IpAddr>> {
+        let ipam = self.ipam.lock().await;
+        ipam.leases()
+            .map(|(uid, lease)| (uid.clone(), lease.ips.clone()))
+            .collect()
+    }
+
+    /// Told whenever a pod was attached.
+    pub fn attached(&self) -> Arc<Notify> {
+        self.attached.clone()
     }
 
     /// The network namespaces of the attached pods.
@@ -261,6 +276,7 @@ impl PodNetwork for Pods {
         match self.connect(&lease, netns).await {
             Ok(()) => {
                 self.namespaces.lock().insert(pod.uid.clone(), held);
+                self.attached.notify_one();
                 let (namespace, name, uid) = (&pod.namespace, &pod.name, &pod.uid);
                 info!(%namespace, %name, %uid, ips = ?lease.ips, "pod attached");
                 Ok(PodAddresses { ips: lease.ips })

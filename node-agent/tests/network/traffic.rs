@@ -2,8 +2,10 @@
 
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use skep_datapath::layout::reason::Reason;
 use skep_datapath::layout::{TCP, UDP};
+use skep_datapath::policy::{Direction, PodPolicy, PolicyState, Rule};
 use skep_datapath::services::FrontendAddress;
 
 use crate::cluster::{TestCluster, TestNode};
@@ -229,4 +231,96 @@ fn pods_and_services_across_two_nodes() {
             .unwrap()
             .contains(&a2.ip)
     );
+}
+
+/// Policy written straight into the tables: the plan has tests of its own.
+#[test]
+fn policy_isolates_pods_and_their_open_connections() {
+    let Some(cluster) = TestCluster::start(2) else {
+        return;
+    };
+    let server = cluster.nodes[0].add_pod("server");
+    let friend = cluster.nodes[0].add_pod("friend");
+    let stranger = cluster.nodes[0].add_pod("stranger");
+    let remote_friend = cluster.nodes[1].add_pod("remote-friend");
+    let remote_stranger = cluster.nodes[1].add_pod("remote-stranger");
+    let _web = start(&server.place, "tcp 0.0.0.0:80 web");
+    let _other = start(&server.place, "tcp 0.0.0.0:81 other");
+    let _friend = start(&friend.place, "tcp 0.0.0.0:80 friend");
+    let at = |port: u16| format!("ask-tcp {}:{port} 1", server.ip);
+    let reaches =
+        |place: &crate::role::Place, role: &str| one(&run(place, role)).starts_with("answer");
+    assert!(reaches(&stranger.place, &at(80)));
+    let mut held = start(&stranger.place, &format!("hold-tcp {}:80", server.ip));
+    assert_eq!(held.say("before"), "alive");
+
+    // The server takes port 80 from friends only, and sends nothing of its own.
+    const FRIEND: u32 = 300;
+    let ips = |pods: &[&crate::cluster::TestPod]| -> Vec<IpNet> {
+        pods.iter().map(|pod| IpNet::from(pod.ip)).collect()
+    };
+    let mut state = PolicyState::default();
+    for net in ips(&[&friend, &remote_friend]) {
+        state.identities.insert(net, FRIEND);
+    }
+    for net in ips(&[&server, &stranger, &remote_stranger]) {
+        state.identities.insert(net, 301);
+    }
+    state.rules.insert(Rule {
+        policy: 7,
+        direction: Direction::Ingress,
+        identity: FRIEND,
+        protocol: TCP,
+        port: 80,
+        port_bits: 16,
+    });
+    state.pods.insert(
+        server.ip,
+        PodPolicy {
+            policy: 7,
+            ingress_isolated: true,
+            egress_isolated: true,
+        },
+    );
+    assert!(cluster.nodes[0].datapath().set_policy(&state).unwrap());
+    assert!(
+        !cluster.nodes[0].datapath().set_policy(&state).unwrap(),
+        "nothing left to change"
+    );
+
+    assert!(
+        reaches(&friend.place, &at(80)),
+        "the friend, and its answers come back"
+    );
+    assert!(reaches(&remote_friend.place, &at(80)));
+    assert!(!reaches(&friend.place, &at(81)), "another port");
+    assert!(!reaches(&stranger.place, &at(80)));
+    assert!(!reaches(&remote_stranger.place, &at(80)));
+    assert!(
+        reaches(&cluster.nodes[0].place(), &at(80)),
+        "the node's probes"
+    );
+    assert_eq!(
+        held.say("after"),
+        "dead",
+        "an open connection is judged anew"
+    );
+    assert!(
+        !reaches(&server.place, &format!("ask-tcp {}:80 1", friend.ip)),
+        "egress"
+    );
+    assert!(counted(&cluster.nodes[0], Reason::PolicyIngress) > 0);
+    assert!(counted(&cluster.nodes[0], Reason::PolicyEgress) > 0);
+
+    assert!(
+        cluster.nodes[0]
+            .datapath()
+            .set_policy(&PolicyState::default())
+            .unwrap()
+    );
+    assert!(reaches(&stranger.place, &at(80)));
+    assert!(reaches(
+        &server.place,
+        &format!("ask-tcp {}:80 1", friend.ip)
+    ));
 }
