@@ -522,7 +522,7 @@ mod tests {
         };
         let running = pod("a", "Running", true);
         check(3, &[], "create 3");
-        check(1, &[running.clone()], "settled");
+        check(1, std::slice::from_ref(&running), "settled");
         check(1, &[pod("f", "Failed", false)], "create 1");
         check(1, &[leaving("l")], "create 1");
         check(

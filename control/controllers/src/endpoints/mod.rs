@@ -95,6 +95,9 @@ pub async fn run(context: Arc<Context>) {
         .await;
 }
 
+/// By slice: the version that our write made, and when.
+type Written = HashMap<String, (String, Instant)>;
+
 struct Controller {
     services: Informer<Service>,
     pods: Informer<Pod>,
@@ -103,7 +106,7 @@ struct Controller {
     endpoints: Informer<Endpoints>,
     /// resourceVersions of our own latest writes by object, until the cache shows them: planning on an older slice would
     /// write a second one for the same endpoints.
-    written: Mutex<HashMap<ObjectKey, HashMap<String, (String, Instant)>>>,
+    written: Mutex<HashMap<ObjectKey, Written>>,
     events: Recorder,
     context: Arc<Context>,
 }

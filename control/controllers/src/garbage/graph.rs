@@ -91,6 +91,9 @@ pub(super) enum Plan {
     FinishForeground,
 }
 
+/// An object, and each of its owners with what the graph knows of it.
+pub(super) type View = (Node, Vec<(Owner, Option<OwnerState>)>);
+
 #[derive(Default)]
 pub(super) struct Graph {
     nodes: HashMap<String, Node>,
@@ -183,7 +186,7 @@ impl Graph {
     }
 
     /// The object, and each of its owners with what the graph knows of it.
-    pub(super) fn view(&self, uid: &str) -> Option<(Node, Vec<(Owner, Option<OwnerState>)>)> {
+    pub(super) fn view(&self, uid: &str) -> Option<View> {
         let node = self.nodes.get(uid)?.clone();
         let owners = node
             .owners
