@@ -9,7 +9,9 @@
 pub mod bootstrap_token;
 pub mod certificates;
 pub mod context;
+pub mod daemon_set;
 pub mod deployment;
+pub mod disruption;
 pub mod endpoints;
 pub mod garbage;
 pub mod namespace;
@@ -19,7 +21,9 @@ pub mod owners;
 pub mod pod_gc;
 pub mod pods;
 pub mod replica_set;
+pub mod revisions;
 pub mod service_account;
+pub mod stateful_set;
 pub mod taint_eviction;
 
 use std::sync::Arc;
@@ -50,6 +54,9 @@ pub async fn lead(config: Arc<Config>, term: CancellationToken) {
     tasks.spawn(replica_set::run_replica_sets(context.clone()));
     tasks.spawn(replica_set::run_replication_controllers(context.clone()));
     tasks.spawn(deployment::run(context.clone()));
+    tasks.spawn(daemon_set::run(context.clone()));
+    tasks.spawn(stateful_set::run(context.clone()));
+    tasks.spawn(disruption::run(context.clone()));
     tasks.spawn(endpoints::run(context.clone()));
     tasks.spawn(namespace::run(context.clone()));
     tasks.spawn(garbage::run(context.clone()));

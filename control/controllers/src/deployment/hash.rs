@@ -7,7 +7,7 @@ const ALPHABET: &[u8; 27] = b"bcdfghjklmnpqrstvwxz2456789";
 
 /// FNV-1a (32 bits) of the template, and of the collision count if there is one, encoded in upstream's alphabet.
 /// Upstream hashes a Go dump of the struct; ours hashes its JSON, so the values differ, their form does not.
-pub(super) fn template_hash(template: &PodTemplateSpec, collision_count: Option<i32>) -> String {
+pub(crate) fn template_hash(template: &PodTemplateSpec, collision_count: Option<i32>) -> String {
     // A template of plain data always serializes; an empty text would still be a valid hash.
     let text = serde_json::to_vec(template).unwrap_or_default();
     let mut hash = fnv1a(0x811c_9dc5, &text);

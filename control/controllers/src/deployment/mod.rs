@@ -21,6 +21,10 @@ use serde_json::json;
 use skep_client::{Action, Change, Informer, ObjectKey, Queue, Recorder, writes};
 
 use self::plan::{Input, Write};
+pub(crate) use self::{
+    hash::template_hash,
+    plan::{canonical_json, resolve},
+};
 use crate::{
     context::{Context, Doing, Error},
     owners, pods,

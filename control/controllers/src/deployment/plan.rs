@@ -905,26 +905,24 @@ fn without_hash(template: &PodTemplateSpec) -> PodTemplateSpec {
     template
 }
 
-/// JSON without what means the same as nothing: null, and empty lists and maps.
 fn canonical(template: &PodTemplateSpec) -> Value {
+    canonical_json(serde_json::to_value(template).unwrap_or_default())
+}
+
+/// JSON without what means the same as nothing: null and empty lists.
+pub(crate) fn canonical_json(mut value: Value) -> Value {
     fn prune(value: &mut Value) {
         match value {
             Value::Object(map) => {
                 map.values_mut().for_each(prune);
-                map.retain(|_, value| !is_empty(value));
+                map.retain(|_, value| {
+                    !value.is_null() && value.as_array().is_none_or(|items| !items.is_empty())
+                });
             }
             Value::Array(items) => items.iter_mut().for_each(prune),
             _ => {}
         }
     }
-    fn is_empty(value: &Value) -> bool {
-        match value {
-            Value::Null => true,
-            Value::Array(items) => items.is_empty(),
-            _ => false,
-        }
-    }
-    let mut value = serde_json::to_value(template).unwrap_or_default();
     prune(&mut value);
     value
 }

@@ -132,7 +132,10 @@ impl Cluster {
         let node: Node = serde_json::from_value(json!({
             "metadata": { "name": name, "labels": { "kubernetes.io/hostname": name } } }))
         .expect("a node");
-        self.all::<Node>().create(&PostParams::default(), &node).await.expect("registers");
+        self.all::<Node>()
+            .create(&PostParams::default(), &node)
+            .await
+            .expect("registers");
         let size = json!({ "cpu": "8", "memory": "16Gi", "pods": "110" });
         let status = json!({ "status": { "capacity": size, "allocatable": size,
             "addresses": [ { "type": "InternalIP", "address": "192.0.2.7" } ] } });
