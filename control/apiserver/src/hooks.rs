@@ -72,3 +72,32 @@ fn set_requester(ctx: &Ctx, object: &mut Value) {
         spec["extra"] = json!(user.extra);
     }
 }
+
+/// Fills in the times of conditions that a strategy, which has no clock, or a client left open.
+pub fn stamp_conditions(ctx: &Ctx, target: Target<'_>, object: &mut Value, old: Option<&Value>) {
+    let resource = target.resource;
+    let csr = resource.is("certificates.k8s.io", "certificatesigningrequests");
+    if !csr && !(resource.is("", "pods") && target.subresource.is_empty()) {
+        return;
+    }
+    let now = ctx.now.to_string();
+    let before = old.and_then(|old| old["status"]["conditions"].as_array());
+    for condition in object["status"]["conditions"]
+        .as_array_mut()
+        .into_iter()
+        .flatten()
+    {
+        if csr && condition["lastUpdateTime"].is_null() {
+            condition["lastUpdateTime"] = now.as_str().into();
+        }
+        if condition["lastTransitionTime"].is_null() {
+            let same =
+                |c: &&Value| c["type"] == condition["type"] && c["status"] == condition["status"];
+            let kept = before.into_iter().flatten().find(same);
+            let kept = kept
+                .map(|c| c["lastTransitionTime"].clone())
+                .filter(|t| !t.is_null());
+            condition["lastTransitionTime"] = kept.unwrap_or_else(|| now.as_str().into());
+        }
+    }
+}

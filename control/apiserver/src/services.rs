@@ -136,6 +136,9 @@ pub fn ip_address_object(ip: &str, namespace: &str, service: &str, now: jiff::Ti
         "spec": {"parentRef": {"resource": "services", "namespace": namespace, "name": service}},
     });
     if let Some(schema) = skep_schema::builtin("networking.k8s.io", "v1", "IPAddress") {
+        if let Ok(decoded) = skep_schema::conform(object.clone(), &schema) {
+            object = decoded.value;
+        }
         let writer = Writer {
             manager: "kube-apiserver".to_owned(),
             api_version: "networking.k8s.io/v1".to_owned(),
@@ -275,7 +278,10 @@ fn keep_allocated(new: &mut Value, old: &Value) {
 fn is_selectorless_headless(service: &Value) -> bool {
     let spec = &service["spec"];
     let headless = spec["clusterIP"] == "None" || spec["clusterIPs"][0] == "None";
-    headless && spec["selector"].as_object().is_none_or(serde_json::Map::is_empty)
+    headless
+        && spec["selector"]
+            .as_object()
+            .is_none_or(serde_json::Map::is_empty)
 }
 
 /// `ipFamilies`, `ipFamilyPolicy` and the agreement of `clusterIP` with `clusterIPs`, on an IPv4 cluster.

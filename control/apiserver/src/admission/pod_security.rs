@@ -102,10 +102,12 @@ impl Plugin for PodSecurity {
         }
         let namespace = object(api, "", "namespaces", "", attributes.namespace).await?;
         let namespace = namespace.unwrap_or(Value::Null);
-        let (enforce, warn) = (
-            Policy::of(&namespace, "enforce"),
-            Policy::of(&namespace, "warn"),
-        );
+        let enforce = Policy::of(&namespace, "enforce");
+        let warn = match &namespace["metadata"]["labels"][format!("{PREFIX}warn").as_str()] {
+            // What is enforced is warned about where it cannot be enforced: in templates.
+            Value::Null => enforce.clone(),
+            _ => Policy::of(&namespace, "warn"),
+        };
         let describe = |policy: &Policy| -> Option<String> {
             let broken = violations(metadata, spec, policy.level);
             if broken.is_empty() {

@@ -54,6 +54,7 @@ pub async fn create_object(
     drop_server_metadata(&mut object);
     let strategy = &resource.def.strategy;
     strategy.default(&mut object);
+    let mut object = normalized(resource, object)?;
     let name = meta(&object, "name").to_owned();
     let target = Target {
         resource,
@@ -130,6 +131,7 @@ async fn attempt(
         }
     }
     let name = meta(object, "name").to_owned();
+    hooks::stamp_conditions(ctx, target, object, None);
     let target = Target {
         name: &name,
         ..target

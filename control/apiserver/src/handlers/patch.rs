@@ -13,7 +13,7 @@ use skep_apply::{
 
 use super::{
     update::change_object,
-    write::{Target, match_namespace},
+    write::{Target, match_namespace, normalized},
 };
 use crate::{
     codec::{self, go_syntax_error},
@@ -222,6 +222,7 @@ fn patched(
     new["apiVersion"] = resource.api_version.as_str().into();
     match_namespace(&mut new, target.namespace)?;
     strategy.default(&mut new);
+    let mut new = normalized(resource, new)?;
     if patch_type != PatchType::Apply {
         target.track(ctx, options, old, &mut new);
     }

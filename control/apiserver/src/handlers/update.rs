@@ -63,6 +63,7 @@ pub async fn update(ctx: &Ctx, resource: &Arc<Resource>) -> Result<Response> {
     match_namespace(&mut object, target.namespace)?;
     match_name(&object, target.name)?;
     resource.def.strategy.default(&mut object);
+    let object = normalized(resource, object)?;
     let uid = meta(&object, "uid").to_owned();
     let change = |old: Option<&Value>, _: &mut Vec<String>| {
         let mut new = object.clone();
@@ -99,7 +100,7 @@ pub async fn change_object(
     let storage = &ctx.api.storage;
     let key = resource.key(namespace, name);
     let mut current = storage
-        .find(&key)
+        .get(&key)
         .await?
         .map(|entry| Current::from(entry.as_ref()));
     for _ in 0..ATTEMPTS {
@@ -203,6 +204,7 @@ async fn attempt(
             return Err(Status::invalid(&def.group, &def.kind, name, &errors));
         }
     }
+    hooks::stamp_conditions(ctx, target, &mut object, Some(&old));
     let mut object = normalized(resource, object)?;
     ignore_managed_times(&mut object, &old);
     let mut attributes = target.attributes(ctx, Operation::Update, options, object, &old);

@@ -58,6 +58,14 @@ impl<'a> Target<'a> {
                     .as_array()
                     .is_none_or(Vec::is_empty)
             };
+            let reset = &new["metadata"]["managedFields"];
+            if reset
+                .as_array()
+                .is_some_and(|m| m.len() == 1 && m[0] == json!({}))
+            {
+                remove_meta(new, "managedFields");
+                return;
+            }
             if live.is_some_and(untracked) && untracked(new) {
                 // Nobody ever asked for this object's fields to be tracked.
                 return;
