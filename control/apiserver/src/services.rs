@@ -251,8 +251,8 @@ fn keep_allocated(new: &mut Value, old: &Value) {
         let new_used = held_ports(new);
         let mut used: BTreeSet<u16> = held_ports(old).intersection(&new_used).copied().collect();
         let by_name = |name: &Value| {
-            let ports = old["spec"]["ports"].as_array().into_iter().flatten();
-            let port = ports.filter(|port| port["name"] == *name).last();
+            let mut ports = old["spec"]["ports"].as_array().into_iter().flatten();
+            let port = ports.rfind(|port| port["name"] == *name);
             port.and_then(|p| p["nodePort"].as_u64())
                 .and_then(|p| u16::try_from(p).ok())
         };

@@ -179,7 +179,13 @@ impl Storage {
         let mut ops = vec![op];
         ops.extend(extra.ops);
         match self.store.txn(guards, ops).await? {
-            TxnOutcome::Committed { revision } => Ok(Written::At(revision)),
+            TxnOutcome::Committed { revision } => {
+                // Whoever got the answer finds what it wrote in the cache too, which is what admission looks at.
+                if self.wait_until(revision).await.is_err() {
+                    tracing::warn!(revision, "the watch cache lags behind a write");
+                }
+                Ok(Written::At(revision))
+            }
             TxnOutcome::Conflict { guard: 0, current } => {
                 Ok(Written::Conflict(current.map(Current::from)))
             }

@@ -245,7 +245,12 @@ fn check_preconditions(
 ) -> Result<()> {
     let conflict = |why: String| -> Result<()> {
         let def = &resource.def;
-        Err(Status::conflict(&def.group, &def.kind, name, &why))
+        Err(Status::conflict(
+            &resource.stored_group,
+            &def.kind,
+            name,
+            &why,
+        ))
     };
     let uid = meta(object, "uid");
     if let Some(wanted) = options.uid.as_deref().filter(|wanted| *wanted != uid) {

@@ -1,6 +1,8 @@
 //! What every cluster has from the beginning: namespaces, the `kubernetes` Service, and other objects that clients
 //! expect to find. Present objects are left as they are.
 
+mod defaults;
+
 use std::{net::SocketAddr, sync::Arc};
 
 use serde_json::{Value, json};
@@ -10,7 +12,7 @@ use crate::{
     authz,
     codec::meta,
     context::{Api, now},
-    handlers::write::new_uid,
+    handlers::write::{new_uid, normalized},
     hooks::Extra,
     registry::Resource,
     services::ip_address_object,
@@ -38,6 +40,16 @@ pub async fn run(api: &Arc<Api>, advertise: Option<SocketAddr>) -> Result<(), Bo
     for role in authz::bootstrap::objects() {
         ensure(api, role.object).await?;
     }
+    let at = now().to_string();
+    let registry = api.registry.load_full();
+    let objects = defaults::priority_classes()
+        .into_iter()
+        .chain(defaults::priority_levels())
+        .chain(defaults::flow_schemas(&at))
+        .chain(defaults::api_services(&registry, &at));
+    for object in objects {
+        ensure(api, object).await?;
+    }
     ensure(api, service_cidr(&api.services.service_cidr.to_string())).await?;
     if let Some(advertise) = advertise {
         kubernetes_service(api, advertise).await?;
@@ -49,11 +61,11 @@ fn service_cidr(cidr: &str) -> Value {
     let at = now().to_string();
     json!({
         "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR",
-        "metadata": {"name": "kubernetes", "finalizers": ["networking.k8s.io/service-cidr-finalizer"]},
+        "metadata": {"name": "kubernetes"},
         "spec": {"cidrs": [cidr]},
         "status": {"conditions": [{
             "type": "Ready", "status": "True", "reason": "", "lastTransitionTime": at,
-            "message": "Kubernetes Service CIDR is ready",
+            "message": "Kubernetes default Service CIDR is ready",
         }]},
     })
 }
@@ -134,20 +146,27 @@ fn describe(object: &Value) -> String {
 /// When it does not validate or the store fails.
 pub async fn ensure(api: &Api, object: Value) -> Result<bool, BootstrapError> {
     let resource = row(api, &object)?;
+    let what = describe(&object);
     let failed = |status: Failure| BootstrapError::Write {
-        what: describe(&object),
+        what: what.clone(),
         message: status.message,
     };
     let key = resource.key(meta(&object, "namespace"), meta(&object, "name"));
     if api.storage.find(&key).await.map_err(failed)?.is_some() {
         return Ok(false);
     }
-    let stored = to_stored(&resource, &prepared(&resource, object.clone()));
+    let object = normalized(&resource, prepared(&resource, object.clone())).map_err(failed)?;
+    let stored = to_stored(&resource, &object);
     let written = api
         .storage
         .create(&key, stored, None, Extra::default())
         .await;
-    written.map_err(failed).map(|_| true)
+    written
+        .map(|_| true)
+        .map_err(|status| BootstrapError::Write {
+            what: describe(&object),
+            message: status.message,
+        })
 }
 
 async fn replace(api: &Api, object: Value) -> Result<(), BootstrapError> {

@@ -1,0 +1,141 @@
+use serde_json::{Value, json};
+
+use crate::cluster::{Cluster, MAPS, map};
+
+#[tokio::test]
+async fn nothing_is_made_where_there_is_no_namespace() {
+    let cluster = Cluster::start().await;
+    let missing = cluster
+        .post("/api/v1/namespaces/none/configmaps", map("a"))
+        .await
+        .expect(404);
+    assert_eq!(missing["details"]["kind"], "namespaces");
+    cluster
+        .post("/api/v1/namespaces", map("leaving"))
+        .await
+        .expect(201);
+    cluster
+        .delete("/api/v1/namespaces/leaving", Value::Null)
+        .await
+        .expect(200);
+    let refused = cluster
+        .post("/api/v1/namespaces/leaving/configmaps", map("a"))
+        .await
+        .expect(403);
+    assert_eq!(
+        refused["details"]["causes"][0]["reason"],
+        "NamespaceTerminating"
+    );
+    assert_eq!(
+        cluster
+            .delete("/api/v1/namespaces/default", Value::Null)
+            .await
+            .code,
+        403
+    );
+}
+
+#[tokio::test]
+async fn pods_get_an_account_a_token_and_tolerations() {
+    let cluster = Cluster::start().await;
+    let pod =
+        json!({"metadata": {"name": "p"}, "spec": {"containers": [{"name": "c", "image": "i"}]}});
+    let pod = cluster
+        .post("/api/v1/namespaces/default/pods", pod)
+        .await
+        .expect(201);
+    assert_eq!(pod["spec"]["serviceAccountName"], "default");
+    assert_eq!(pod["spec"]["tolerations"].as_array().map(Vec::len), Some(2));
+    assert_eq!(
+        pod["spec"]["containers"][0]["volumeMounts"][0]["mountPath"],
+        "/var/run/secrets/kubernetes.io/serviceaccount"
+    );
+    assert_eq!(pod["spec"]["priority"], 0);
+}
+
+#[tokio::test]
+async fn a_quota_counts_and_then_refuses() {
+    let cluster = Cluster::start().await;
+    let quotas = "/api/v1/namespaces/default/resourcequotas";
+    let hard = json!({"configmaps": "2"});
+    cluster
+        .post(
+            quotas,
+            json!({"metadata": {"name": "q"}, "spec": {"hard": hard}}),
+        )
+        .await
+        .expect(201);
+    let unknown = cluster.post(MAPS, map("early")).await.expect(403);
+    assert!(
+        unknown["message"]
+            .as_str()
+            .expect("text")
+            .contains("status unknown for quota")
+    );
+    let status = json!({"status": {"hard": hard, "used": {"configmaps": "0"}}});
+    cluster
+        .merge(&format!("{quotas}/q/status"), status)
+        .await
+        .expect(200);
+    // At once, so that they race for the last place.
+    let creates = (0..6).map(|n| {
+        let cluster = cluster.clone();
+        tokio::spawn(async move { cluster.post(MAPS, map(&format!("m{n}"))).await.code })
+    });
+    let mut codes = Vec::new();
+    for create in creates {
+        codes.push(create.await.expect("no panic"));
+    }
+    codes.sort();
+    assert_eq!(codes, [201, 201, 403, 403, 403, 403]);
+    let quota = cluster.get(&format!("{quotas}/q")).await.expect(200);
+    assert_eq!(quota["status"]["used"]["configmaps"], "2");
+}
+
+#[tokio::test]
+async fn an_eviction_spends_the_budget() {
+    let cluster = Cluster::start().await;
+    let pods = "/api/v1/namespaces/default/pods";
+    for name in ["a", "b"] {
+        let pod = json!({
+            "metadata": {"name": name, "labels": {"app": "x"}},
+            "spec": {"containers": [{"name": "c", "image": "i"}]},
+        });
+        cluster.post(pods, pod).await.expect(201);
+        let status = json!({"status": {
+            "phase": "Running", "conditions": [{"type": "Ready", "status": "True"}],
+        }});
+        cluster
+            .merge(&format!("{pods}/{name}/status"), status)
+            .await
+            .expect(200);
+    }
+    let budgets = "/apis/policy/v1/namespaces/default/poddisruptionbudgets";
+    let budget = json!({
+        "metadata": {"name": "x"},
+        "spec": {"minAvailable": 1, "selector": {"matchLabels": {"app": "x"}}},
+    });
+    cluster.post(budgets, budget).await.expect(201);
+    let status = json!({"status": {
+        "disruptionsAllowed": 1, "currentHealthy": 2, "desiredHealthy": 1, "expectedPods": 2,
+        "observedGeneration": 1,
+    }});
+    cluster
+        .merge(&format!("{budgets}/x/status"), status)
+        .await
+        .expect(200);
+    let evict = async |name: &str| {
+        let eviction = json!({
+            "apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": name},
+        });
+        cluster
+            .post(&format!("{pods}/{name}/eviction"), eviction)
+            .await
+    };
+    evict("a").await.expect(201);
+    let refused = evict("b").await.expect(429);
+    assert_eq!(
+        refused["details"]["causes"][0]["reason"],
+        "DisruptionBudget"
+    );
+}

@@ -1,0 +1,162 @@
+//! An API server in this process, and requests to it.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use bytes::Bytes;
+use http::{Request, header};
+use http_body_util::BodyExt;
+use serde_json::{Value, json};
+use skep_apiserver::{
+    Config, Server,
+    authz::{Attributes, Authorizer, Decision, rbac::Rule},
+    build, builtin_registry,
+    identity::User,
+    start_cache,
+};
+use skep_store::{Store, memory::MemoryStore};
+use tower::ServiceExt;
+
+struct MastersOnly;
+
+impl Authorizer for MastersOnly {
+    fn authorize(&self, attributes: &Attributes<'_>) -> Decision {
+        let masters = attributes
+            .user()
+            .groups
+            .iter()
+            .any(|g| g == "system:masters");
+        let reason = String::new();
+        if masters {
+            Decision::Allow { reason }
+        } else {
+            Decision::NoOpinion { reason }
+        }
+    }
+
+    fn rules(&self, _: &User, _: &str) -> Vec<Rule> {
+        Vec::new()
+    }
+}
+
+#[derive(Clone)]
+pub struct Cluster {
+    pub server: Server,
+}
+
+#[derive(Debug)]
+pub struct Answer {
+    pub code: u16,
+    pub headers: http::HeaderMap,
+    pub bytes: Bytes,
+}
+
+impl Answer {
+    #[track_caller]
+    pub fn json(&self) -> Value {
+        serde_json::from_slice(&self.bytes)
+            .unwrap_or_else(|e| panic!("{e}: {}", String::from_utf8_lossy(&self.bytes)))
+    }
+
+    #[track_caller]
+    pub fn expect(self, code: u16) -> Value {
+        assert_eq!(self.code, code, "{}", String::from_utf8_lossy(&self.bytes));
+        self.json()
+    }
+}
+
+impl Cluster {
+    pub async fn start() -> Self {
+        let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+        let registry = builtin_registry();
+        let cache = start_cache(store.clone(), &registry)
+            .await
+            .expect("a cache");
+        let config = Config {
+            cache,
+            store,
+            registry,
+            authorizer: Arc::new(MastersOnly),
+            authenticator: None,
+            services: Default::default(),
+            relay: Default::default(),
+            advertise: None,
+            admission: None,
+        };
+        let server = build(config).await.expect("a server");
+        let cluster = Self { server };
+        let account = json!({"metadata": {"name": "default"}});
+        cluster
+            .post("/api/v1/namespaces/default/serviceaccounts", account)
+            .await
+            .expect(201);
+        cluster
+    }
+
+    pub async fn send(&self, mut request: Request<Body>) -> http::Response<Body> {
+        request.extensions_mut().insert(User::component("tester"));
+        self.server
+            .service()
+            .oneshot(request)
+            .await
+            .expect("infallible")
+    }
+
+    pub async fn call(&self, request: Request<Body>) -> Answer {
+        let response = self.send(request).await;
+        let (parts, body) = response.into_parts();
+        Answer {
+            code: parts.status.as_u16(),
+            headers: parts.headers,
+            bytes: body.collect().await.expect("a body").to_bytes(),
+        }
+    }
+
+    pub async fn request(
+        &self,
+        method: &str,
+        path: &str,
+        content_type: &str,
+        body: &Value,
+    ) -> Answer {
+        let body = match body {
+            Value::Null => Body::empty(),
+            body => Body::from(body.to_string()),
+        };
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::CONTENT_TYPE, content_type)
+            .header(header::USER_AGENT, "tester/1");
+        self.call(request.body(body).expect("a request")).await
+    }
+
+    pub async fn get(&self, path: &str) -> Answer {
+        self.request("GET", path, "application/json", &Value::Null)
+            .await
+    }
+
+    pub async fn post(&self, path: &str, body: Value) -> Answer {
+        self.request("POST", path, "application/json", &body).await
+    }
+
+    pub async fn put(&self, path: &str, body: Value) -> Answer {
+        self.request("PUT", path, "application/json", &body).await
+    }
+
+    pub async fn merge(&self, path: &str, body: Value) -> Answer {
+        self.request("PATCH", path, "application/merge-patch+json", &body)
+            .await
+    }
+
+    pub async fn delete(&self, path: &str, body: Value) -> Answer {
+        self.request("DELETE", path, "application/json", &body)
+            .await
+    }
+}
+
+pub const MAPS: &str = "/api/v1/namespaces/default/configmaps";
+
+pub fn map(name: &str) -> Value {
+    json!({"metadata": {"name": name}})
+}

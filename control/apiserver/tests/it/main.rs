@@ -1,0 +1,7 @@
+//! The API server through its service, over the memory store: verbs, concurrency, limits.
+
+mod admission;
+mod cluster;
+mod concurrency;
+mod reads;
+mod writes;

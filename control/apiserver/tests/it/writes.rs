@@ -1,0 +1,227 @@
+use axum::body::Body;
+use http::{Request, header};
+use serde_json::{Value, json};
+use skep_apiserver::identity::User;
+
+use crate::cluster::{Cluster, MAPS, map};
+
+#[tokio::test]
+async fn an_object_lives_and_dies() {
+    let cluster = Cluster::start().await;
+    let created = cluster.post(MAPS, map("a")).await.expect(201);
+    assert_eq!(created["kind"], "ConfigMap");
+    assert_eq!(
+        cluster.post(MAPS, map("a")).await.expect(409)["reason"],
+        "AlreadyExists"
+    );
+    let one = format!("{MAPS}/a");
+    let got = cluster.get(&one).await.expect(200);
+    assert_eq!(got, created);
+    let stale = created["metadata"]["resourceVersion"].clone();
+    let changed = cluster
+        .put(&one, json!({"metadata": {"name": "a"}, "data": {"k": "v"}}))
+        .await
+        .expect(200);
+    assert_ne!(changed["metadata"]["resourceVersion"], stale);
+    assert_eq!(changed["metadata"]["uid"], created["metadata"]["uid"]);
+    let late = json!({"metadata": {"name": "a", "resourceVersion": stale}});
+    assert_eq!(
+        cluster.put(&one, late).await.expect(409)["reason"],
+        "Conflict"
+    );
+    assert_eq!(
+        cluster.delete(&one, Value::Null).await.expect(200)["status"],
+        "Success"
+    );
+    assert_eq!(cluster.get(&one).await.expect(404)["reason"], "NotFound");
+}
+
+#[tokio::test]
+async fn writing_the_same_again_writes_nothing() {
+    let cluster = Cluster::start().await;
+    let created = cluster.post(MAPS, map("a")).await.expect(201);
+    let again = cluster
+        .put(&format!("{MAPS}/a"), map("a"))
+        .await
+        .expect(200);
+    assert_eq!(
+        again["metadata"]["resourceVersion"],
+        created["metadata"]["resourceVersion"]
+    );
+}
+
+#[tokio::test]
+async fn dry_runs_store_nothing() {
+    let cluster = Cluster::start().await;
+    cluster
+        .post(&format!("{MAPS}?dryRun=All"), map("a"))
+        .await
+        .expect(201);
+    assert_eq!(cluster.get(&format!("{MAPS}/a")).await.code, 404);
+    cluster.post(MAPS, map("a")).await.expect(201);
+    cluster
+        .delete(&format!("{MAPS}/a?dryRun=All"), Value::Null)
+        .await
+        .expect(200);
+    assert_eq!(cluster.get(&format!("{MAPS}/a")).await.code, 200);
+    assert_eq!(
+        cluster
+            .post(&format!("{MAPS}?dryRun=Some"), map("b"))
+            .await
+            .code,
+        422
+    );
+}
+
+#[tokio::test]
+async fn finalizers_hold_an_object_until_the_last_goes() {
+    let cluster = Cluster::start().await;
+    cluster
+        .post(
+            MAPS,
+            json!({"metadata": {"name": "a", "finalizers": ["x.io/y"]}}),
+        )
+        .await
+        .expect(201);
+    let one = format!("{MAPS}/a");
+    let deleting = cluster.delete(&one, Value::Null).await.expect(200);
+    assert!(deleting["metadata"]["deletionTimestamp"].is_string());
+    let again = cluster.post(MAPS, map("a")).await.expect(409);
+    assert!(
+        again["message"]
+            .as_str()
+            .expect("text")
+            .starts_with("object is being deleted")
+    );
+    cluster
+        .merge(&one, json!({"metadata": {"finalizers": null}}))
+        .await
+        .expect(200);
+    assert_eq!(cluster.get(&one).await.code, 404);
+}
+
+#[tokio::test]
+async fn a_scheduled_pod_gets_its_grace_and_an_unscheduled_one_none() {
+    let cluster = Cluster::start().await;
+    let pods = "/api/v1/namespaces/default/pods";
+    let pod = |name: &str| json!({"metadata": {"name": name}, "spec": {"containers": [{"name": "c", "image": "i"}]}});
+    for name in ["a", "b"] {
+        cluster.post(pods, pod(name)).await.expect(201);
+    }
+    let binding = json!({"metadata": {"name": "a"}, "target": {"kind": "Node", "name": "n"}});
+    cluster
+        .post(&format!("{pods}/a/binding"), binding.clone())
+        .await
+        .expect(201);
+    assert_eq!(
+        cluster
+            .post(&format!("{pods}/a/binding"), binding)
+            .await
+            .code,
+        409
+    );
+    cluster
+        .delete(&format!("{pods}/b"), Value::Null)
+        .await
+        .expect(200);
+    assert_eq!(cluster.get(&format!("{pods}/b")).await.code, 404);
+    let leaving = cluster
+        .delete(&format!("{pods}/a"), Value::Null)
+        .await
+        .expect(200);
+    assert_eq!(leaving["metadata"]["deletionGracePeriodSeconds"], 30);
+    cluster.get(&format!("{pods}/a")).await.expect(200);
+    cluster
+        .delete(&format!("{pods}/a"), json!({"gracePeriodSeconds": 0}))
+        .await
+        .expect(200);
+    assert_eq!(cluster.get(&format!("{pods}/a")).await.code, 404);
+}
+
+#[tokio::test]
+async fn collections_go_by_selector() {
+    let cluster = Cluster::start().await;
+    for (name, label) in [("a", "x"), ("b", "y"), ("c", "x")] {
+        cluster
+            .post(
+                MAPS,
+                json!({"metadata": {"name": name, "labels": {"l": label}}}),
+            )
+            .await
+            .expect(201);
+    }
+    let gone = cluster
+        .delete(&format!("{MAPS}?labelSelector=l%3Dx"), Value::Null)
+        .await
+        .expect(200);
+    assert_eq!(gone["items"].as_array().map(Vec::len), Some(2));
+    let left = cluster.get(MAPS).await.expect(200);
+    assert_eq!(left["items"][0]["metadata"]["name"], "b");
+    assert_eq!(left["items"].as_array().map(Vec::len), Some(1));
+}
+
+#[tokio::test]
+async fn bad_bodies_get_their_4xx() {
+    let cluster = Cluster::start().await;
+    let raw = async |content_type: &str, body: Vec<u8>| {
+        let request = Request::post(MAPS).header(header::CONTENT_TYPE, content_type);
+        cluster
+            .call(request.body(Body::from(body)).expect("a request"))
+            .await
+            .code
+    };
+    assert_eq!(raw("application/json", b"{".to_vec()).await, 400);
+    assert_eq!(raw("application/json", b"[]".to_vec()).await, 400);
+    assert_eq!(raw("application/json", b"\xff\xfe".to_vec()).await, 400);
+    assert_eq!(raw("text/plain", b"{}".to_vec()).await, 415);
+    assert_eq!(
+        raw(
+            "application/vnd.kubernetes.protobuf",
+            b"k8s\0\xff\xff".to_vec()
+        )
+        .await,
+        400
+    );
+    assert_eq!(raw("application/json", vec![b' '; 4 << 20]).await, 413);
+    let deep = format!(
+        "{{\"metadata\":{}{}}}",
+        "[".repeat(100_000),
+        "]".repeat(100_000)
+    );
+    assert_eq!(raw("application/json", deep.into_bytes()).await, 400);
+}
+
+#[tokio::test]
+async fn who_may_not_is_told_so() {
+    let cluster = Cluster::start().await;
+    let mut request = Request::get(MAPS).body(Body::empty()).expect("a request");
+    request.extensions_mut().insert(User::anonymous());
+    let response = tower::ServiceExt::oneshot(cluster.server.service(), request)
+        .await
+        .expect("infallible");
+    assert_eq!(response.status(), 403);
+}
+
+#[tokio::test]
+async fn every_row_answers_list_and_refuses_nonsense() {
+    let cluster = Cluster::start().await;
+    let registry = cluster.server.api.registry.load_full();
+    for resource in registry.resources() {
+        let def = &resource.def;
+        let path = if def.group.is_empty() {
+            format!("/api/{}/{}", def.version, def.plural)
+        } else {
+            format!("/apis/{}/{}/{}", def.group, def.version, def.plural)
+        };
+        if resource.has_verb(skep_api::resource::Verb::List) {
+            let list = cluster.get(&path).await.expect(200);
+            assert_eq!(list["kind"], format!("{}List", def.kind), "{path}");
+        }
+        let nonsense = cluster.post(&path, json!({"metadata": 5})).await;
+        assert!(
+            (400..500).contains(&nonsense.code),
+            "{path}: {}",
+            nonsense.code
+        );
+    }
+}
