@@ -1,6 +1,6 @@
 //! Transactions per second by number of writers, and how fast ranges read, on every engine.
 //!
-//! `cargo bench -p skep-store -- [seconds per figure]`. etcd takes part if `SKEP_BENCH_ETCD` names its endpoint.
+//! `cargo bench -p skep-store --bench engines -- [seconds per figure]`. etcd takes part if `SKEP_BENCH_ETCD` names its endpoint.
 #![allow(clippy::unwrap_used, reason = "a bench ends where it fails")]
 
 use std::{
@@ -33,8 +33,18 @@ async fn main() {
     );
     measure("memory", Arc::new(MemoryStore::new()), run_for).await;
     let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("store.redb");
-    measure("redb", Arc::new(RedbStore::open(&path).unwrap()), run_for).await;
+    // Run it twice on one folder, killing the first, to see how long a large file takes to open.
+    let kept = std::env::var_os("SKEP_BENCH_FOLDER").map(std::path::PathBuf::from);
+    let path = kept.unwrap_or(folder.path().to_owned()).join("store.redb");
+    let started = Instant::now();
+    let store = RedbStore::open(&path).unwrap();
+    let size = std::fs::metadata(&path).unwrap().len();
+    println!(
+        "opening redb's file of {} MiB: {:.1?}",
+        size >> 20,
+        started.elapsed()
+    );
+    measure("redb", Arc::new(store), run_for).await;
     let size = std::fs::metadata(&path).unwrap().len();
     println!("redb's file: {} MiB", size >> 20);
     if let Ok(endpoint) = std::env::var("SKEP_BENCH_ETCD") {
@@ -55,7 +65,7 @@ async fn main() {
 async fn measure(engine: &str, store: Arc<dyn Store>, run_for: Duration) {
     let mut last = String::new();
     for writers in WRITERS {
-        last = format!("/bench/{writers}/");
+        last = format!("/bench/{}/{writers}/", std::process::id());
         creates(engine, store.clone(), writers, &last, run_for).await;
     }
     ranges(engine, store.as_ref(), &last).await;

@@ -33,6 +33,7 @@ use crate::{Entry, Event, Guard, Key, Op, Revision, StoreError, TxnOutcome, last
 /// Bounds of one turn, so that nobody waits long for the others.
 const MAX_REQUESTS: usize = 256;
 const MAX_EXPIRED: usize = 256;
+/// And twice the requests, so that sweeping keeps up with any load.
 const SWEEP_RECORDS: usize = 64;
 const SWEEP_RECORDS_IDLE: usize = 512;
 
@@ -131,7 +132,7 @@ impl Writer {
         let mut turn = Turn::begin(&transaction, &self.shared.heads)?;
         let mut compacted = self.compacted;
         let mut conflicts = 0;
-        let idle = requests.is_empty();
+        let asked = requests.len();
         // The requests stay where they are until nothing can fail any more: an error drops them, which their
         // senders notice.
         for request in requests.drain(..) {
@@ -170,10 +171,9 @@ impl Writer {
             expired += u64::from(turn.expire(key, now_ms)?);
         }
         // Sweeping goes up to what reads were refused below before this turn.
-        let limit = if idle {
-            SWEEP_RECORDS_IDLE
-        } else {
-            SWEEP_RECORDS
+        let limit = match asked {
+            0 => SWEEP_RECORDS_IDLE,
+            asked => SWEEP_RECORDS + 2 * asked,
         };
         let swept = turn.sweep(self.swept, self.compacted, limit)?;
         let (changes, commits) = turn.finish();
