@@ -20,7 +20,7 @@ use super::volumes::VolumePaths;
 use super::worker::{Shared, reference};
 use super::{hooks, images, objects, resources, spec};
 use crate::network::PodIdentity;
-use crate::runtime::{Image, LogOptions, Observed, Runtime, label};
+use crate::runtime::{Image, LogOptions, Observed, Runtime, State, label};
 
 /// A container gets this long after its preStop hook, whatever is left of the grace period.
 const LEAST_GRACE: Duration = Duration::from_secs(2);
@@ -366,7 +366,7 @@ async fn start(
         spec::write_etc(&ctx.config, pod, &node, &dir).map_err(bad_config)?;
     }
     let empty = Image::default();
-    let wanted = spec::container(&spec::Made {
+    let mut wanted = spec::container(&spec::Made {
         config: &ctx.config,
         pod,
         kind,
@@ -381,6 +381,10 @@ async fn start(
         dir,
     })
     .map_err(bad_config)?;
+
+    if kind == Kind::Ephemeral {
+        wanted.pid_of = target(shared, pod, &c.name).await.map_err(bad_config)?;
+    }
 
     let permit = ctx.starts.acquire().await;
     let id = ctx
@@ -405,7 +409,12 @@ async fn start(
 
     if let Some(handler) = c.lifecycle.as_ref().and_then(|l| l.post_start.as_ref()) {
         let ip = shared.ips.first().copied();
-        if let Err(message) = hooks::run(&*ctx.runtime, &id, c, handler, ip).await {
+        let outcome = tokio::select! {
+            outcome = hooks::run(&*ctx.runtime, &id, c, handler, ip) => outcome,
+            // The container is stopped as any other.
+            () = shared.ending.cancelled() => Ok(()),
+        };
+        if let Err(message) = outcome {
             warn!(
                 namespace,
                 name = shared.who.name,
@@ -421,6 +430,27 @@ async fn start(
         }
     }
     Ok(())
+}
+
+/// The container whose processes an ephemeral container is to see, if it names one.
+async fn target(shared: &Shared, pod: &Pod, name: &str) -> Result<Option<String>, String> {
+    let all = pod::spec(pod).ephemeral_containers.iter().flatten();
+    let target = all
+        .filter(|c| c.name == name)
+        .find_map(|c| c.target_container_name.clone());
+    let Some(target) = target.filter(|t| !t.is_empty()) else {
+        return Ok(None);
+    };
+    let observed = shared
+        .ctx
+        .runtime
+        .observe(&shared.who.uid)
+        .await
+        .map_err(|e| e.to_string())?;
+    match super::plan::attempts(&observed, &target).first() {
+        Some(o) if o.state == State::Running => Ok(Some(o.id.clone())),
+        _ => Err(format!("unable to find target container {target}")),
+    }
 }
 
 async fn kill(

@@ -51,6 +51,8 @@ use worker::Handle;
 
 /// Between two looks at every container; events say the same earlier.
 const RELIST: Duration = Duration::from_secs(20);
+const WATCH_RETRY: Duration = Duration::from_millis(200);
+const WATCH_RETRY_MAX: Duration = Duration::from_secs(3);
 /// Containers that Docker is asked to start at the same time.
 const STARTS: usize = 8;
 
@@ -137,6 +139,33 @@ impl Context {
     }
 }
 
+/// A control plane that restarts must not wait long for its nodes.
+struct WatchBackoff {
+    next: Duration,
+}
+
+impl WatchBackoff {
+    fn new() -> Self {
+        Self { next: WATCH_RETRY }
+    }
+}
+
+impl Iterator for WatchBackoff {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        let wait = self.next.mul_f64(0.75 + 0.5 * rand::random::<f64>());
+        self.next = (self.next * 2).min(WATCH_RETRY_MAX);
+        Some(wait)
+    }
+}
+
+impl kube::runtime::utils::Backoff for WatchBackoff {
+    fn reset(&mut self) {
+        self.next = WATCH_RETRY;
+    }
+}
+
 pub struct Kubelet {
     ctx: Arc<Context>,
     workers: HashMap<String, Handle>,
@@ -164,7 +193,7 @@ impl Kubelet {
         let api: Api<Pod> = Api::all(self.ctx.client.clone());
         let selector = format!("spec.nodeName={}", self.ctx.config.node_name);
         let config = watcher::Config::default().fields(&selector);
-        let mut pods = watcher(api, config).default_backoff().boxed();
+        let mut pods = watcher(api, config).backoff(WatchBackoff::new()).boxed();
         let mut events = self.ctx.runtime.events();
         let mut relist = tokio::time::interval(RELIST);
         relist.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);

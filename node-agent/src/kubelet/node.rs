@@ -45,7 +45,7 @@ pub fn reference(name: &str) -> ObjectReference {
 pub fn capacity(config: &Config) -> BTreeMap<String, Quantity> {
     let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let disk = nix::sys::statvfs::statvfs(&config.state_dir)
-        .map(|s| s.blocks() as u64 * s.fragment_size() as u64)
+        .map(|s| s.blocks() * s.fragment_size())
         .unwrap_or(0);
     let mut capacity = BTreeMap::from([
         ("cpu".into(), Quantity(cpus.to_string())),
@@ -319,7 +319,11 @@ async fn heartbeat(
             Err(e) => return Err(e),
         }
     }
-    renew(ctx.client.clone(), name).await
+    if !renew(ctx.client.clone(), name).await? {
+        // The lease goes with its node: make sure that the node is there too.
+        *registered = false;
+    }
+    Ok(())
 }
 
 async fn register(ctx: &Context, api: &Api<Node>) -> Result<Node, kube::Error> {
@@ -354,7 +358,8 @@ async fn register(ctx: &Context, api: &Api<Node>) -> Result<Node, kube::Error> {
     }
 }
 
-async fn renew(client: Client, node: &str) -> Result<(), kube::Error> {
+/// False when there was no lease to renew.
+async fn renew(client: Client, node: &str) -> Result<bool, kube::Error> {
     let api: Api<Lease> = Api::namespaced(client.clone(), LEASE_NAMESPACE);
     let now = MicroTime(Timestamp::now());
     let patch = serde_json::json!({"spec": {
@@ -364,7 +369,7 @@ async fn renew(client: Client, node: &str) -> Result<(), kube::Error> {
         .patch(node, &PatchParams::default(), &Patch::Merge(&patch))
         .await
     {
-        Ok(_) => return Ok(()),
+        Ok(_) => return Ok(true),
         Err(kube::Error::Api(status)) if status.code == 404 => {}
         Err(e) => return Err(e),
     }
@@ -393,7 +398,10 @@ async fn renew(client: Client, node: &str) -> Result<(), kube::Error> {
     };
     match api.create(&PostParams::default(), &lease).await {
         // Another heartbeat was quicker.
-        Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
-        other => other.map(|_| debug!(node, "made the node's lease")),
+        Err(kube::Error::Api(status)) if status.code == 409 => Ok(true),
+        other => other.map(|_| {
+            debug!(node, "made the node's lease");
+            false
+        }),
     }
 }

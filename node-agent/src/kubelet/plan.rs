@@ -408,16 +408,19 @@ fn run(input: &Input<'_>, pod: &Pod, plan: &mut Plan) {
             );
         }
     }
-    if sandbox.is_none() && !stale && !input.busy.keys().any(|k| matches!(k, Key::Container(_))) {
-        if !plan.waits_for(memory.sandbox_failure.as_ref(), input.now) {
-            let attempt = sandboxes(input.observed)
-                .first()
-                .map_or(0, |s| match s.state {
-                    State::Created => s.attempt,
-                    _ => s.attempt + 1,
-                });
-            plan.push(input, Action::StartSandbox { attempt });
-        }
+    let starting = input.busy.keys().any(|k| matches!(k, Key::Container(_)));
+    if sandbox.is_none()
+        && !stale
+        && !starting
+        && !plan.waits_for(memory.sandbox_failure.as_ref(), input.now)
+    {
+        let attempt = sandboxes(input.observed)
+            .first()
+            .map_or(0, |s| match s.state {
+                State::Created => s.attempt,
+                _ => s.attempt + 1,
+            });
+        plan.push(input, Action::StartSandbox { attempt });
     }
 
     // 4. Containers in order.

@@ -213,6 +213,7 @@ pub fn container(made: &Made<'_>) -> Result<ContainerSpec, String> {
             (_, Some(true)) => Namespace::Pod,
             _ => Namespace::Container,
         },
+        pid_of: None,
         resources: resources::container_limits(pod, c, made.memory_capacity),
         security: security(made)?,
         stdin: c.stdin == Some(true),

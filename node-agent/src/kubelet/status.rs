@@ -81,7 +81,7 @@ pub fn status(input: &Input<'_>) -> PodStatus {
         out.pod_ip = ips.first().cloned();
         out.pod_ips = some(ips.into_iter().map(|ip| PodIP { ip }).collect());
     }
-    out.conditions = Some(conditions(input, &phase, &containers, &init, &main));
+    out.conditions = Some(conditions(input, phase, &containers, &init, &main));
     out.init_container_statuses = some(init);
     out.container_statuses = some(main);
     out.ephemeral_container_statuses = some(ephemeral);

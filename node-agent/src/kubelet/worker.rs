@@ -12,6 +12,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ObjectReference, Pod, PodStatus};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::actions::{self, Outcome};
@@ -36,6 +37,8 @@ pub struct Shared {
     pub volumes: Arc<VolumePaths>,
     pub images: Arc<HashMap<String, Image>>,
     pub ips: Vec<IpAddr>,
+    /// Cancelled when the pod is to end: hooks of starting containers stop waiting.
+    pub ending: CancellationToken,
 }
 
 pub struct Handle {
@@ -105,6 +108,7 @@ impl Worker {
                 volumes: Arc::default(),
                 images: Arc::default(),
                 ips: Vec::new(),
+                ending: CancellationToken::new(),
             },
             desired,
             wake,
@@ -267,6 +271,15 @@ impl Worker {
         if self.observe_failed {
             // Without an observation nothing is known, least of all that nothing runs.
             return Plan::default();
+        }
+        if self.pod.as_ref().is_none_or(|pod| pod::is_terminating(pod)) {
+            self.shared.ending.cancel();
+            // A pull may take minutes; nobody needs the image any more.
+            for (key, handle) in &self.handles {
+                if matches!(key, Key::Image(_)) {
+                    handle.abort();
+                }
+            }
         }
         let pod = self.pod.clone();
         let input = plan::Input {

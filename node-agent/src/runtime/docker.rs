@@ -582,10 +582,8 @@ impl Runtime for DockerRuntime {
         let joined = format!("container:{sandbox}");
         let security = &spec.security;
         let mut options = Vec::new();
-        match &security.seccomp {
-            Some(profile) => options.push(format!("seccomp={profile}")),
-            None if security.privileged => {}
-            None => {}
+        if let Some(profile) = &security.seccomp {
+            options.push(format!("seccomp={profile}"));
         }
         if security.no_new_privileges {
             options.push("no-new-privileges".into());
@@ -594,10 +592,11 @@ impl Runtime for DockerRuntime {
         let host = HostConfig {
             network_mode: Some(joined.clone()),
             ipc_mode: Some(joined.clone()),
-            pid_mode: match spec.pid {
-                Namespace::Pod => Some(joined),
-                Namespace::Host => Some("host".into()),
-                Namespace::Container => None,
+            pid_mode: match (&spec.pid_of, spec.pid) {
+                (Some(target), _) => Some(format!("container:{target}")),
+                (None, Namespace::Pod) => Some(joined),
+                (None, Namespace::Host) => Some("host".into()),
+                (None, Namespace::Container) => None,
             },
             cgroup_parent: Some(spec.cgroup_parent.clone()),
             cpu_shares: limits.cpu_shares,

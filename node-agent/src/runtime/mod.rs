@@ -198,6 +198,8 @@ pub struct ContainerSpec {
     pub labels: BTreeMap<String, String>,
     pub cgroup_parent: String,
     pub pid: Namespace,
+    /// Joins the PID namespace of this container instead.
+    pub pid_of: Option<String>,
     pub resources: ResourceLimits,
     pub security: Security,
     pub stdin: bool,

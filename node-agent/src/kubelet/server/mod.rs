@@ -45,12 +45,26 @@ pub(crate) struct App {
     auth: Arc<auth::Auth>,
 }
 
-/// An answer in plain words, as the kubelet gives it.
+/// Why a request was not served. Sent as a Status, which the API server may pass on as it is and
+/// every client understands.
 pub(crate) struct Refused(StatusCode, String);
 
 impl IntoResponse for Refused {
     fn into_response(self) -> Response {
-        (self.0, self.1).into_response()
+        let Self(code, message) = self;
+        let reason = match code {
+            StatusCode::BAD_REQUEST => "BadRequest",
+            StatusCode::UNAUTHORIZED => "Unauthorized",
+            StatusCode::FORBIDDEN => "Forbidden",
+            StatusCode::NOT_FOUND => "NotFound",
+            _ => "InternalError",
+        };
+        let status = serde_json::json!({
+            "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+            "message": message, "reason": reason, "code": code.as_u16(),
+        });
+        let headers = [(http::header::CONTENT_TYPE, "application/json")];
+        (code, headers, status.to_string()).into_response()
     }
 }
 

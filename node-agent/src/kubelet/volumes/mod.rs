@@ -265,11 +265,7 @@ fn host_path(source: &HostPathVolumeSource) -> Result<PathBuf, String> {
     };
     let made = |result: io::Result<()>| result.map_err(|e| format!("{}: {e}", source.path));
     match wanted {
-        "" => {
-            if found.is_none() {
-                made(fs::create_dir_all(&path))?;
-            }
-        }
+        "" if found.is_none() => made(fs::create_dir_all(&path))?,
         "DirectoryOrCreate" => {
             if found.is_none() {
                 made(fs::create_dir_all(&path))?;
