@@ -25,6 +25,10 @@ pub enum Generation {
     Spec,
     /// One more when anything beside metadata and status changes.
     Object,
+    /// The same, labels and annotations included (EndpointSlices).
+    ObjectOrMetadata,
+    /// 1, for good.
+    CreateOnly,
     /// One more when `spec` or the annotations change (Deployments).
     SpecOrAnnotations,
     /// The kind does it in its `prepare_*`.
@@ -375,7 +379,17 @@ pub(crate) fn keep_system_metadata(new: &mut ObjectMeta, old: &ObjectMeta) {
 fn changed(generation: Generation, new: &Value, old: &Value) -> bool {
     let differs = |field: &str| new.get(field) != old.get(field);
     match generation {
-        Generation::Never | Generation::Own => false,
+        Generation::Never | Generation::Own | Generation::CreateOnly => false,
+        Generation::ObjectOrMetadata => {
+            let meta = |field: &str| {
+                let pointer = format!("/metadata/{field}");
+                new.pointer(&pointer) != old.pointer(&pointer)
+            };
+            changed(Generation::Object, new, old)
+                || ["labels", "annotations", "ownerReferences", "finalizers"]
+                    .into_iter()
+                    .any(meta)
+        }
         Generation::Spec => differs("spec"),
         Generation::SpecOrAnnotations => {
             differs("spec")
@@ -395,5 +409,12 @@ fn changed(generation: Generation, new: &Value, old: &Value) -> bool {
 }
 
 pub mod apps;
+pub mod batch;
+pub mod coordination;
 pub mod core;
+pub mod discovery;
+pub mod node;
 mod plain;
+pub mod policy;
+pub mod rbac;
+pub mod scheduling;

@@ -399,7 +399,8 @@ mod tests {
             }
             // An object that says nothing still has a cell for every column.
             let cells = row.printer.cells(&json!({}), now);
-            let extra = 0;
+            // Upstream prints an age that no column is declared for.
+            let extra = usize::from(row.plural == "ipaddresses");
             assert_eq!(cells.len(), columns.len() + extra, "{}", row.plural);
         }
     }

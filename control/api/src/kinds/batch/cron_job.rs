@@ -1,0 +1,166 @@
+use k8s_openapi::api::batch::v1::{CronJob, CronJobSpec};
+
+use super::{
+    job::{set_failure_policy_defaults, validate_spec as validate_job_spec},
+    schedule,
+};
+use crate::{
+    defaults::pod_spec::set_template_defaults,
+    field::{Bad, Errors, Path},
+    kinds::{Generation, Kind, Rules},
+    strategy::Warnings,
+    validation::{numbers::validate_non_negative, template::template_warnings, text},
+    zero::{Flag, Text, fill, set},
+};
+
+impl Kind for CronJob {
+    const RULES: Rules = Rules::namespaced().status().generation(Generation::Spec);
+
+    fn set_defaults(&mut self) {
+        let spec = &mut self.spec;
+        fill(&mut spec.concurrency_policy, "Allow");
+        set(&mut spec.suspend, false);
+        set(&mut spec.successful_jobs_history_limit, 3);
+        set(&mut spec.failed_jobs_history_limit, 1);
+        let job = spec.job_template.spec.get_or_insert_default();
+        set_template_defaults(&mut job.template);
+        set_failure_policy_defaults(job);
+    }
+
+    fn validate(&self, errors: &mut Errors) {
+        validate(self, None, errors);
+    }
+
+    fn validate_update(&self, old: &Self, errors: &mut Errors) {
+        validate(self, Some(old), errors);
+    }
+
+    fn warnings(&self, old: Option<&Self>) -> Warnings {
+        let template = |job: &CronJob| -> Option<k8s_openapi::api::core::v1::PodTemplateSpec> {
+            Some(job.spec.job_template.spec.as_ref()?.template.clone())
+        };
+        let mut warnings = Warnings::new();
+        let name = self.metadata.name.text();
+        if !text::dns1123_label(name).is_empty() {
+            warnings.push(format!(
+                "metadata.name: this is used in Pod names and hostnames, which can result in surprising behavior; a DNS label is recommended: {}",
+                super::job::go_list(&text::dns1123_label(name))
+            ));
+        }
+        warnings.extend(template_warnings(
+            template(self).as_ref(),
+            old.and_then(template).as_ref(),
+            "spec.jobTemplate.spec.template",
+        ));
+        if self.spec.schedule.contains("TZ") {
+            warnings.push("cannot use TZ or CRON_TZ in spec.schedule, use spec.timeZone instead, see https://kubernetes.io/docs/concepts/workloads/controllers/cron-jobs/#time-zones for more details".to_owned());
+        }
+        warnings
+    }
+
+    fn printer() -> std::sync::Arc<dyn crate::printer::Printer> {
+        crate::printers::workloads::cron_job()
+    }
+}
+
+fn validate(job: &CronJob, old: Option<&CronJob>, errors: &mut Errors) {
+    validate_spec(
+        &job.spec,
+        old.map(|old| &old.spec),
+        &Path::new("spec"),
+        errors,
+    );
+    // A Job's name is ours and eleven characters.
+    let name = job.metadata.name.text();
+    if old.is_none() && name.len() > 52 {
+        errors.invalid(
+            &Path::new("metadata.name"),
+            name,
+            "must be no more than 52 characters",
+        );
+    }
+}
+
+fn validate_spec(
+    spec: &CronJobSpec,
+    old: Option<&CronJobSpec>,
+    path: &Path<'_>,
+    errors: &mut Errors,
+) {
+    let at = path.child("schedule");
+    let with_zone = spec.schedule.contains("TZ");
+    let had_zone = old.is_some_and(|old| old.schedule.contains("TZ"));
+    if spec.schedule.is_empty() {
+        errors.required(&at, "");
+    } else if with_zone && !had_zone {
+        errors.invalid(
+            &at,
+            &spec.schedule,
+            "cannot use TZ or CRON_TZ in schedule, use timeZone field instead",
+        );
+    } else if let Err(problem) = check_schedule(&spec.schedule) {
+        errors.invalid(&at, &spec.schedule, problem);
+    }
+    if let Some(seconds) = spec.starting_deadline_seconds {
+        validate_non_negative(seconds, &path.child("startingDeadlineSeconds"), errors);
+    }
+    let at = path.child("concurrencyPolicy");
+    match spec.concurrency_policy.text() {
+        "Allow" | "Forbid" | "Replace" => {}
+        "" => errors.required(&at, ""),
+        other => errors.not_supported(&at, other, &["Allow", "Forbid", "Replace"]),
+    }
+    if let Some(zone) = &spec.time_zone
+        && old.is_none_or(|old| old.time_zone.as_ref() != Some(zone))
+    {
+        validate_time_zone(zone, &path.child("timeZone"), errors);
+    }
+    for (field, limit) in [
+        (
+            "successfulJobsHistoryLimit",
+            spec.successful_jobs_history_limit,
+        ),
+        ("failedJobsHistoryLimit", spec.failed_jobs_history_limit),
+    ] {
+        if let Some(limit) = limit {
+            validate_non_negative(limit.into(), &path.child(field), errors);
+        }
+    }
+    let job = spec.job_template.spec.clone().unwrap_or_default();
+    let at = path.child("jobTemplate.spec");
+    validate_job_spec(&job, &at, errors);
+    if job.selector.is_some() {
+        errors.invalid(
+            &at.child("selector"),
+            Bad::json(&job.selector),
+            "`selector` will be auto-generated",
+        );
+    }
+    if job.manual_selector.is_true() {
+        errors.not_supported(&at.child("manualSelector"), true, &["nil", "false"]);
+    }
+}
+
+/// A zone before the fields is only there in old objects.
+fn check_schedule(schedule: &str) -> Result<(), String> {
+    let rest = ["TZ=", "CRON_TZ="]
+        .iter()
+        .find_map(|prefix| schedule.strip_prefix(prefix));
+    schedule::check(rest.map_or(schedule, |rest| {
+        rest.split_once(' ').map_or("", |(_, rest)| rest)
+    }))
+}
+
+fn validate_time_zone(zone: &str, path: &Path<'_>, errors: &mut Errors) {
+    if zone.is_empty() {
+        errors.invalid(path, zone, "timeZone must be nil or non-empty string");
+    } else if zone.eq_ignore_ascii_case("local") {
+        errors.invalid(
+            path,
+            zone,
+            "timeZone must be an explicit time zone as defined in https://www.iana.org/time-zones",
+        );
+    } else if jiff::tz::TimeZone::get(zone).is_err() {
+        errors.invalid(path, zone, format!("unknown time zone {zone}"));
+    }
+}

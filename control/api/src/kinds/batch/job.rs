@@ -1,0 +1,753 @@
+use k8s_openapi::{
+    api::batch::v1::{
+        Job, JobSpec, PodFailurePolicyOnExitCodesRequirement, PodFailurePolicyRule, SuccessPolicy,
+    },
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
+use serde_json::{Value, json};
+
+use crate::{
+    defaults::pod_spec::set_template_defaults,
+    field::{Bad, Errors, Path},
+    kinds::{Generation, Kind, Rules, Selectable},
+    selector::LabelSelector,
+    strategy::Warnings,
+    validation::{
+        labels::{SelectorRules, validate_selector},
+        numbers::validate_non_negative,
+        template::{template_warnings, validate_template},
+        text,
+    },
+    zero::{Flag, List, Text, fill, set},
+};
+
+const UID_LABEL: &str = "batch.kubernetes.io/controller-uid";
+const NAME_LABEL: &str = "batch.kubernetes.io/job-name";
+const OLD_UID_LABEL: &str = "controller-uid";
+const OLD_NAME_LABEL: &str = "job-name";
+const ACTIONS: [&str; 4] = ["Count", "FailIndex", "FailJob", "Ignore"];
+
+impl Kind for Job {
+    const RULES: Rules = Rules::namespaced().status().generation(Generation::Spec);
+
+    fn set_defaults(&mut self) {
+        let spec = self.spec.get_or_insert_default();
+        set_template_defaults(&mut spec.template);
+        if spec.completions.is_none() && spec.parallelism.is_none() {
+            spec.completions = Some(1);
+        }
+        set(&mut spec.parallelism, 1);
+        let per_index = spec.backoff_limit_per_index.is_some();
+        set(
+            &mut spec.backoff_limit,
+            if per_index { i32::MAX } else { 6 },
+        );
+        let labels = spec
+            .template
+            .metadata
+            .as_ref()
+            .and_then(|meta| meta.labels.clone());
+        if self
+            .metadata
+            .labels
+            .as_ref()
+            .is_none_or(|own| own.is_empty())
+            && let Some(labels) = labels
+        {
+            self.metadata.labels = Some(labels);
+        }
+        set(&mut spec.completion_mode, "NonIndexed".to_owned());
+        set(&mut spec.suspend, false);
+        let policy = if spec.pod_failure_policy.is_some() {
+            "Failed"
+        } else {
+            "TerminatingOrFailed"
+        };
+        set(&mut spec.pod_replacement_policy, policy.to_owned());
+        set_failure_policy_defaults(spec);
+        set(&mut spec.manual_selector, false);
+    }
+
+    fn prepare_create(&mut self) {
+        let uid = self.metadata.uid.text().to_owned();
+        let name = self.metadata.name.text().to_owned();
+        let spec = self.spec.get_or_insert_default();
+        if !spec.manual_selector.is_true() {
+            generate_selector(spec, &uid, &name);
+        }
+    }
+
+    fn validate(&self, errors: &mut Errors) {
+        let spec = self.spec.clone().unwrap_or_default();
+        validate_generated_selector(&spec, &self.metadata, errors);
+        validate_with_selector(&spec, &Path::new("spec"), errors);
+        let indexed = spec.completion_mode.text() == "Indexed";
+        if let Some(completions) = spec.completions.filter(|count| indexed && *count > 0) {
+            let name = self.metadata.name.text();
+            let last = format!("{name}-{}", completions - 1);
+            if !text::dns1123_label(&last).is_empty() {
+                errors.invalid(
+                    &Path::new("metadata.name"),
+                    name,
+                    format!("will not able to create pod with invalid DNS label: {last}"),
+                );
+            }
+        }
+    }
+
+    fn validate_update(&self, old: &Self, errors: &mut Errors) {
+        let (spec, old_spec) = (
+            self.spec.clone().unwrap_or_default(),
+            old.spec.clone().unwrap_or_default(),
+        );
+        validate_change(&spec, &old_spec, old, errors);
+    }
+
+    fn validate_status_update(&self, _old: &Self, errors: &mut Errors) {
+        let status = self.status.clone().unwrap_or_default();
+        let path = Path::new("status");
+        for (field, value) in [
+            ("active", status.active),
+            ("succeeded", status.succeeded),
+            ("failed", status.failed),
+            ("ready", status.ready),
+            ("terminating", status.terminating),
+        ] {
+            validate_non_negative(value.unwrap_or(0).into(), &path.child(field), errors);
+        }
+    }
+
+    fn warnings(&self, old: Option<&Self>) -> Warnings {
+        let template = self.spec.as_ref().map(|spec| &spec.template);
+        let old = old
+            .and_then(|old| old.spec.as_ref())
+            .map(|spec| &spec.template);
+        let mut warnings = Warnings::new();
+        let name = self.metadata.name.text();
+        if !text::dns1123_label(name).is_empty() {
+            warnings.push(format!(
+                "metadata.name: this is used in Pod names and hostnames, which can result in surprising behavior; a DNS label is recommended: {}",
+                go_list(&text::dns1123_label(name))
+            ));
+        }
+        warnings.extend(template_warnings(template, old, "spec.template"));
+        warnings
+    }
+
+    fn printer() -> std::sync::Arc<dyn crate::printer::Printer> {
+        crate::printers::workloads::job()
+    }
+
+    fn selectable() -> Option<&'static [Selectable]> {
+        const FIELDS: &[Selectable] = &[Selectable {
+            name: "status.successful",
+            get: |job| {
+                job.pointer("/status/succeeded")
+                    .and_then(Value::as_i64)
+                    .unwrap_or(0)
+                    .to_string()
+            },
+        }];
+        Some(FIELDS)
+    }
+}
+
+/// Go's `%v` of a list of strings.
+pub(super) fn go_list(items: &[String]) -> String {
+    format!("[{}]", items.join(" "))
+}
+
+pub(super) fn set_failure_policy_defaults(spec: &mut JobSpec) {
+    let rules = spec
+        .pod_failure_policy
+        .iter_mut()
+        .flat_map(|policy| &mut policy.rules);
+    for condition in rules.flat_map(|rule| rule.on_pod_conditions.iter_mut().flatten()) {
+        fill(&mut condition.status, "True");
+    }
+}
+
+/// The labels by which a Job's pods are its own, unless the user wants to say so himself.
+fn generate_selector(spec: &mut JobSpec, uid: &str, name: &str) {
+    let labels = spec
+        .template
+        .metadata
+        .get_or_insert_default()
+        .labels
+        .get_or_insert_default();
+    for (label, value) in [
+        (OLD_NAME_LABEL, name),
+        (NAME_LABEL, name),
+        (OLD_UID_LABEL, uid),
+        (UID_LABEL, uid),
+    ] {
+        labels
+            .entry(label.to_owned())
+            .or_insert_with(|| value.to_owned());
+    }
+    let selector = spec.selector.get_or_insert_default();
+    let labels = selector.match_labels.get_or_insert_default();
+    labels
+        .entry(UID_LABEL.to_owned())
+        .or_insert_with(|| uid.to_owned());
+}
+
+fn validate_generated_selector(spec: &JobSpec, meta: &ObjectMeta, errors: &mut Errors) {
+    let Some(selector) = &spec.selector else {
+        return;
+    };
+    if spec.manual_selector.is_true() {
+        return;
+    }
+    let (uid, name) = (meta.uid.text(), meta.name.text());
+    if uid.is_empty() {
+        errors.required(&Path::new("metadata.uid"), "");
+    }
+    let labels = crate::validation::pod_spec::labels_of(spec.template.metadata.as_ref());
+    let path = Path::new("spec.template.metadata.labels");
+    let expected = [
+        (OLD_UID_LABEL, uid),
+        (OLD_NAME_LABEL, name),
+        (UID_LABEL, uid),
+        (NAME_LABEL, name),
+    ];
+    for (label, value) in expected {
+        let at = path.key(label);
+        match labels.get(label) {
+            None => errors.required(&at, format!("must be '{value}'")),
+            Some(actual) if actual != value => {
+                errors.invalid(&at, Bad::json(&labels), format!("must be '{value}'"));
+            }
+            Some(_) => {}
+        }
+    }
+    let expected = expected
+        .iter()
+        .map(|(label, value)| ((*label).to_owned(), (*value).to_owned()))
+        .collect();
+    if LabelSelector::from_object(Some(selector)).is_ok_and(|one| !one.matches(&expected)) {
+        errors.invalid(
+            &Path::new("spec.selector"),
+            Bad::json(selector),
+            "`selector` not auto-generated",
+        );
+    }
+}
+
+fn validate_with_selector(spec: &JobSpec, path: &Path<'_>, errors: &mut Errors) {
+    validate_spec(spec, path, errors);
+    let at = path.child("selector");
+    match &spec.selector {
+        None => errors.required(&at, ""),
+        Some(selector) => {
+            validate_selector(Some(selector), SelectorRules::default(), &at, errors);
+        }
+    }
+    let labels = spec
+        .template
+        .metadata
+        .as_ref()
+        .and_then(|meta| meta.labels.clone());
+    let selected = LabelSelector::from_object(spec.selector.as_ref());
+    if selected.is_ok_and(|one| !one.matches(&labels.clone().unwrap_or_default())) {
+        errors.invalid(
+            &path.child("template.metadata.labels"),
+            Bad::json(&labels),
+            "`selector` does not match template `labels`",
+        );
+    }
+}
+
+/// A Job's spec, or the part of it that a CronJob holds.
+pub(super) fn validate_spec(spec: &JobSpec, path: &Path<'_>, errors: &mut Errors) {
+    for (field, value) in [
+        ("parallelism", spec.parallelism.map(i64::from)),
+        ("completions", spec.completions.map(i64::from)),
+        ("activeDeadlineSeconds", spec.active_deadline_seconds),
+        ("backoffLimit", spec.backoff_limit.map(i64::from)),
+        (
+            "ttlSecondsAfterFinished",
+            spec.ttl_seconds_after_finished.map(i64::from),
+        ),
+        (
+            "backoffLimitPerIndex",
+            spec.backoff_limit_per_index.map(i64::from),
+        ),
+        ("maxFailedIndexes", spec.max_failed_indexes.map(i64::from)),
+    ] {
+        if let Some(value) = value {
+            validate_non_negative(value, &path.child(field), errors);
+        }
+    }
+    if spec.max_failed_indexes.is_some() && spec.backoff_limit_per_index.is_none() {
+        errors.required(
+            &path.child("backoffLimitPerIndex"),
+            "when maxFailedIndexes is specified",
+        );
+    }
+    if let Some(manager) = &spec.managed_by {
+        let at = path.child("managedBy");
+        validate_domain_prefixed_path(manager, &at, errors);
+        if manager.len() > 63 {
+            errors.too_long(&at, 63);
+        }
+    }
+    validate_completion_mode(spec, path, errors);
+    validate_failure_policy(spec, &path.child("podFailurePolicy"), errors);
+    if let Some(policy) = &spec.success_policy {
+        let at = path.child("successPolicy");
+        if spec.completion_mode.text() == "Indexed" {
+            validate_success_policy(policy, spec, &at, errors);
+        } else {
+            errors.invalid(&at, Bad::json(policy), "requires indexed completion mode");
+        }
+    }
+    if let Some(policy) = &spec.pod_replacement_policy {
+        let at = path.child("podReplacementPolicy");
+        if spec.pod_failure_policy.is_some() {
+            if policy != "Failed" {
+                errors.not_supported(&at, policy, &["Failed"]);
+            }
+        } else if !matches!(policy.as_str(), "Failed" | "TerminatingOrFailed") {
+            errors.not_supported(&at, policy, &["Failed", "TerminatingOrFailed"]);
+        }
+    }
+    let at = path.child("template");
+    validate_template(&spec.template, &at, errors);
+    let policy = spec
+        .template
+        .spec
+        .as_ref()
+        .map_or("", |spec| spec.restart_policy.text());
+    let at = at.child("spec.restartPolicy");
+    match policy {
+        "" | "Always" => errors.required(&at, "valid values: \"OnFailure\", \"Never\""),
+        "OnFailure" | "Never" => {
+            if spec.pod_failure_policy.is_some() && policy != "Never" {
+                errors.invalid(
+                    &at,
+                    policy,
+                    "only \"Never\" is supported when podFailurePolicy is specified",
+                );
+            }
+        }
+        other => errors.not_supported(&at, other, &["OnFailure", "Never"]),
+    }
+}
+
+/// `acme.io/foo`
+pub(crate) fn validate_domain_prefixed_path(value: &str, path: &Path<'_>, errors: &mut Errors) {
+    if value.is_empty() {
+        errors.required(path, "");
+        return;
+    }
+    let parts = value
+        .split_once('/')
+        .filter(|(host, rest)| !host.is_empty() && !rest.is_empty());
+    let Some((host, rest)) = parts else {
+        errors.invalid(
+            path,
+            value,
+            "must be a domain-prefixed path (such as \"acme.io/foo\")",
+        );
+        return;
+    };
+    errors.invalid_each(path, host, text::dns1123_subdomain(host));
+    let allowed = |c: u8| c.is_ascii_alphanumeric() || b"/-._~%!$&'()*+,;=:".contains(&c);
+    if !rest.bytes().all(allowed) {
+        errors.invalid_each(
+            path,
+            rest,
+            text::pattern(
+                false,
+                "Invalid path",
+                r"[A-Za-z0-9/\-._~%!$&'()*+,;=:]+",
+                &[],
+            ),
+        );
+    }
+}
+
+fn validate_completion_mode(spec: &JobSpec, path: &Path<'_>, errors: &mut Errors) {
+    let mode = spec.completion_mode.text();
+    if let Some(mode) = &spec.completion_mode
+        && !matches!(mode.as_str(), "NonIndexed" | "Indexed")
+    {
+        errors.not_supported(
+            &path.child("completionMode"),
+            mode,
+            &["NonIndexed", "Indexed"],
+        );
+    }
+    if mode != "Indexed" {
+        for (field, value) in [
+            ("backoffLimitPerIndex", spec.backoff_limit_per_index),
+            ("maxFailedIndexes", spec.max_failed_indexes),
+        ] {
+            if let Some(value) = value {
+                errors.invalid(
+                    &path.child(field),
+                    value,
+                    "requires indexed completion mode",
+                );
+            }
+        }
+        return;
+    }
+    match spec.completions {
+        None => errors.required(
+            &path.child("completions"),
+            "when completion mode is Indexed",
+        ),
+        Some(completions) => {
+            let at = path.child("maxFailedIndexes");
+            if let Some(most) = spec.max_failed_indexes
+                && most > completions
+            {
+                errors.invalid(&at, most, "must be less than or equal to completions");
+            }
+            if spec.backoff_limit_per_index.is_some() && completions > 100_000 {
+                match spec.max_failed_indexes {
+                    None => {
+                        errors.required(&at, "must be specified when completions is above 100000")
+                    }
+                    Some(most) if most > 10_000 => {
+                        errors.invalid(&at, most, "must be less than or equal to 10000");
+                    }
+                    Some(_) => {}
+                }
+            }
+        }
+    }
+    if let Some(parallelism) = spec.parallelism.filter(|count| *count > 100_000) {
+        errors.invalid(
+            &path.child("parallelism"),
+            parallelism,
+            "must be less than or equal to 100000 when completion mode is Indexed",
+        );
+    }
+}
+
+fn validate_failure_policy(spec: &JobSpec, path: &Path<'_>, errors: &mut Errors) {
+    let Some(policy) = &spec.pod_failure_policy else {
+        return;
+    };
+    let path = path.child("rules");
+    if policy.rules.len() > 20 {
+        errors.too_many(&path, policy.rules.len(), 20);
+    }
+    for (i, rule) in policy.rules.iter().enumerate() {
+        validate_failure_rule(rule, spec, &path.index(i), errors);
+    }
+}
+
+fn validate_failure_rule(
+    rule: &PodFailurePolicyRule,
+    spec: &JobSpec,
+    path: &Path<'_>,
+    errors: &mut Errors,
+) {
+    let at = path.child("action");
+    if rule.action.is_empty() {
+        errors.required(
+            &at,
+            "valid values: [\"Count\" \"FailIndex\" \"FailJob\" \"Ignore\"]",
+        );
+    } else if rule.action == "FailIndex" {
+        if spec.backoff_limit_per_index.is_none() {
+            errors.invalid(
+                &at,
+                &rule.action,
+                "requires the backoffLimitPerIndex to be set",
+            );
+        }
+    } else if !ACTIONS.contains(&rule.action.as_str()) {
+        errors.not_supported(&at, &rule.action, &ACTIONS);
+    }
+    if let Some(codes) = &rule.on_exit_codes {
+        validate_exit_codes(codes, spec, &path.child("onExitCodes"), errors);
+    }
+    let conditions = rule.on_pod_conditions.items();
+    let at = path.child("onPodConditions");
+    if conditions.len() > 20 {
+        errors.too_many(&at, conditions.len(), 20);
+    }
+    for (i, condition) in conditions.iter().enumerate() {
+        let at = at.index(i);
+        errors.invalid_each(
+            &at.child("type"),
+            &condition.type_,
+            text::qualified_name(&condition.type_),
+        );
+        let statuses = ["False", "True", "Unknown"];
+        match condition.status.text() {
+            "" => errors.required(
+                &at.child("status"),
+                "valid values: [\"False\" \"True\" \"Unknown\"]",
+            ),
+            status if !statuses.contains(&status) => {
+                errors.not_supported(&at.child("status"), status, &statuses);
+            }
+            _ => {}
+        }
+    }
+    match (rule.on_exit_codes.is_some(), !conditions.is_empty()) {
+        (true, true) => errors.invalid(
+            path,
+            Bad::omitted(),
+            "specifying both OnExitCodes and OnPodConditions is not supported",
+        ),
+        (false, false) => errors.invalid(
+            path,
+            Bad::omitted(),
+            "specifying one of OnExitCodes and OnPodConditions is required",
+        ),
+        _ => {}
+    }
+}
+
+fn validate_exit_codes(
+    codes: &PodFailurePolicyOnExitCodesRequirement,
+    spec: &JobSpec,
+    path: &Path<'_>,
+    errors: &mut Errors,
+) {
+    let operators = ["In", "NotIn"];
+    match codes.operator.as_str() {
+        "" => errors.required(&path.child("operator"), "valid values: [\"In\" \"NotIn\"]"),
+        operator if !operators.contains(&operator) => {
+            errors.not_supported(&path.child("operator"), operator, &operators);
+        }
+        _ => {}
+    }
+    if let Some(name) = &codes.container_name {
+        let pod = spec.template.spec.clone().unwrap_or_default();
+        let mut all = pod.containers.iter().chain(pod.init_containers.items());
+        if !all.any(|container| container.name == *name) {
+            errors.invalid(
+                &path.child("containerName"),
+                name,
+                "must be one of the container or initContainer names in the pod template",
+            );
+        }
+    }
+    let at = path.child("values");
+    let values = &codes.values;
+    if values.is_empty() {
+        errors.invalid(&at, Bad::json(values), "at least one value is required");
+    } else if values.len() > 255 {
+        errors.too_many(&at, values.len(), 255);
+    }
+    let mut ordered = true;
+    for (i, value) in values.iter().enumerate() {
+        if codes.operator == "In" && *value == 0 {
+            errors.invalid(&at.index(i), *value, "must not be 0 for the In operator");
+        }
+        if values[..i].contains(value) {
+            errors.duplicate(&at.index(i), *value);
+        }
+        if ordered && i > 0 && values[i - 1] > *value {
+            errors.invalid(&at, Bad::json(values), "must be ordered");
+            ordered = false;
+        }
+    }
+}
+
+fn validate_success_policy(
+    policy: &SuccessPolicy,
+    spec: &JobSpec,
+    path: &Path<'_>,
+    errors: &mut Errors,
+) {
+    let path = path.child("rules");
+    if policy.rules.is_empty() {
+        errors.required(
+            &path,
+            "at least one rules must be specified when the successPolicy is specified",
+        );
+    }
+    if policy.rules.len() > 20 {
+        errors.too_many(&path, policy.rules.len(), 20);
+    }
+    let completions = spec.completions.unwrap_or(0);
+    for (i, rule) in policy.rules.iter().enumerate() {
+        let path = path.index(i);
+        if rule.succeeded_count.is_none() && rule.succeeded_indexes.is_none() {
+            errors.required(
+                &path,
+                "at least one of succeededCount or succeededIndexes must be specified",
+            );
+        }
+        let mut listed = None;
+        if let Some(indexes) = &rule.succeeded_indexes {
+            let at = path.child("succeededIndexes");
+            if indexes.len() > 64 * 1024 {
+                errors.too_long(&at, 64 * 1024);
+            } else {
+                match count_indexes(indexes, completions) {
+                    Ok(count) => listed = Some(count),
+                    Err(problem) => {
+                        errors.invalid(
+                            &at,
+                            indexes,
+                            format!("error parsing succeededIndexes: {problem}"),
+                        );
+                    }
+                }
+            }
+        }
+        if let Some(count) = rule.succeeded_count {
+            let at = path.child("succeededCount");
+            validate_non_negative(count.into(), &at, errors);
+            if count > completions {
+                errors.invalid(
+                    &at,
+                    count,
+                    format!("must be less than or equal to {completions} (the number of specified completions)"),
+                );
+            }
+            if let Some(listed) = listed.filter(|listed| count > *listed) {
+                errors.invalid(
+                    &at,
+                    count,
+                    format!("must be less than or equal to {listed} (the number of indexes in the specified succeededIndexes field)"),
+                );
+            }
+        }
+    }
+}
+
+/// `1,3-5,7`: how many, if they are ascending and exist.
+fn count_indexes(indexes: &str, completions: i32) -> Result<i32, String> {
+    let mut count = 0;
+    let mut last = -1;
+    for interval in indexes.split(',') {
+        let number = |text: &str| {
+            text.parse::<i32>().map_err(|_| {
+                format!(
+                    "cannot convert string to integer for index: {}",
+                    crate::field::quoted(text)
+                )
+            })
+        };
+        let (first, end) = match interval.split_once('-') {
+            None => {
+                let only = number(interval)?;
+                (only, only)
+            }
+            Some((first, end)) if !end.contains('-') => (number(first)?, number(end)?),
+            Some(_) => {
+                return Err(format!(
+                    "the fragment {} violates the requirement that an index interval can have at most two parts separated by '-'",
+                    crate::field::quoted(interval)
+                ));
+            }
+        };
+        if first <= last {
+            return Err(format!(
+                "non-increasing order, previous: {last}, current: {first}"
+            ));
+        }
+        if first >= completions || end >= completions {
+            return Err(format!(
+                "too large index: {}",
+                crate::field::quoted(&first.max(end).to_string())
+            ));
+        }
+        if interval.contains('-') && end <= first {
+            return Err(format!(
+                "non-increasing order, previous: {first}, current: {end}"
+            ));
+        }
+        count += end - first + 1;
+        last = end;
+    }
+    Ok(count)
+}
+
+fn validate_change(spec: &JobSpec, old: &JobSpec, old_job: &Job, errors: &mut Errors) {
+    let path = Path::new("spec");
+    validate_with_selector(spec, &path, errors);
+    // An elastic indexed Job may change both counts together.
+    let elastic = spec.completion_mode.text() == "Indexed"
+        && spec.completions == spec.parallelism
+        && spec.completions.is_some()
+        && old.completions == old.parallelism;
+    if !elastic {
+        errors.immutable(
+            &path.child("completions"),
+            &spec.completions,
+            &old.completions,
+        );
+    }
+    errors.immutable(&path.child("selector"), &spec.selector, &old.selector);
+    let status = old_job.status.clone().unwrap_or_default();
+    // A Job that was never started may still be told where to run.
+    let suspended = old.suspend.is_true() && status.start_time.is_none();
+    let mut template = spec.template.clone();
+    if suspended {
+        keep_scheduling(&mut template, &old.template);
+    }
+    if template != old.template {
+        errors.invalid(
+            &path.child("template"),
+            Bad::json(&spec.template),
+            crate::field::IMMUTABLE,
+        );
+    }
+    errors.immutable(
+        &path.child("completionMode"),
+        &spec.completion_mode,
+        &old.completion_mode,
+    );
+    for (field, new, old) in [
+        (
+            "podFailurePolicy",
+            json!(spec.pod_failure_policy),
+            json!(old.pod_failure_policy),
+        ),
+        (
+            "backoffLimitPerIndex",
+            json!(spec.backoff_limit_per_index),
+            json!(old.backoff_limit_per_index),
+        ),
+        ("managedBy", json!(spec.managed_by), json!(old.managed_by)),
+        (
+            "successPolicy",
+            json!(spec.success_policy),
+            json!(old.success_policy),
+        ),
+    ] {
+        if new != old {
+            errors.invalid(&path.child(field), Bad::json(&new), crate::field::IMMUTABLE);
+        }
+    }
+}
+
+fn keep_scheduling(
+    template: &mut k8s_openapi::api::core::v1::PodTemplateSpec,
+    old: &k8s_openapi::api::core::v1::PodTemplateSpec,
+) {
+    if let (Some(meta), Some(old)) = (&mut template.metadata, &old.metadata) {
+        meta.annotations.clone_from(&old.annotations);
+        meta.labels.clone_from(&old.labels);
+    }
+    let (Some(spec), Some(old)) = (&mut template.spec, &old.spec) else {
+        return;
+    };
+    spec.node_selector.clone_from(&old.node_selector);
+    spec.tolerations.clone_from(&old.tolerations);
+    spec.scheduling_gates.clone_from(&old.scheduling_gates);
+    let old_node = old
+        .affinity
+        .as_ref()
+        .and_then(|affinity| affinity.node_affinity.clone());
+    match &mut spec.affinity {
+        Some(affinity) => affinity.node_affinity = old_node,
+        None => spec.affinity.clone_from(&old.affinity),
+    }
+    let all = spec.containers.iter_mut().zip(&old.containers);
+    for (container, old) in all {
+        container.resources.clone_from(&old.resources);
+    }
+}

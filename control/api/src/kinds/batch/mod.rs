@@ -1,0 +1,5 @@
+//! batch/v1
+
+pub mod cron_job;
+pub mod job;
+mod schedule;

@@ -1,0 +1,70 @@
+use k8s_openapi::api::node::v1::RuntimeClass;
+
+use crate::{
+    defaults::pod_spec::round_up,
+    field::{Bad, Errors, IMMUTABLE, Path},
+    kinds::{Kind, Rules},
+    quantity::ResourceList,
+    validation::{
+        labels::validate_labels,
+        resources::{validate_container_resource_name, validate_requirements},
+        scheduling::validate_tolerations,
+        text,
+    },
+    zero::List,
+};
+
+impl Kind for RuntimeClass {
+    const RULES: Rules = Rules::cluster().conditional_update();
+
+    fn set_defaults(&mut self) {
+        if let Some(overhead) = &mut self.overhead {
+            round_up(overhead.pod_fixed.as_mut());
+        }
+    }
+
+    fn validate(&self, errors: &mut Errors) {
+        let path = Path::new("handler");
+        if self.handler.is_empty() {
+            errors.required(&path, "");
+        } else {
+            errors.invalid_each(&path, &self.handler, text::dns1123_label(&self.handler));
+        }
+        if let Some(overhead) = &self.overhead {
+            let none = ResourceList::new();
+            validate_requirements(
+                overhead.pod_fixed.as_ref().unwrap_or(&none),
+                &none,
+                validate_container_resource_name,
+                &Path::new("overhead"),
+                errors,
+            );
+        }
+        if let Some(scheduling) = &self.scheduling {
+            let path = Path::new("scheduling");
+            validate_labels(
+                scheduling.node_selector.as_ref(),
+                &path.child("nodeSelector"),
+                errors,
+            );
+            let tolerations = scheduling.tolerations.items();
+            let at = path.child("tolerations");
+            for (i, toleration) in tolerations.iter().enumerate() {
+                validate_tolerations(std::slice::from_ref(toleration), &at, errors);
+                if tolerations[..i].contains(toleration) {
+                    errors.duplicate(&at.index(i), Bad::json(toleration));
+                }
+            }
+        }
+    }
+
+    fn validate_update(&self, old: &Self, errors: &mut Errors) {
+        if self.handler != old.handler {
+            errors.invalid(&Path::new("handler"), &self.handler, IMMUTABLE);
+        }
+    }
+
+    fn printer() -> std::sync::Arc<dyn crate::printer::Printer> {
+        crate::printers::workloads::runtime_class()
+    }
+}
