@@ -1,3 +1,4 @@
+use core::hash::{Hash, Hasher};
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// The middle word of an IPv4-mapped address, `0000:ffff` in network byte order.
@@ -6,7 +7,7 @@ const MAPPED: u32 = 0x0000_ffffu32.to_be();
 /// An IPv6 address, or an IPv4 address in mapped form. Four words in network byte order: 4-byte
 /// alignment and word-wise comparison are what the BPF verifier and its context accesses want.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialOrd, Ord)]
 pub struct Address(pub [u32; 4]);
 
 impl PartialEq for Address {
@@ -17,6 +18,13 @@ impl PartialEq for Address {
             && self.0[2] == other.0[2]
             && self.0[1] == other.0[1]
             && self.0[0] == other.0[0]
+    }
+}
+
+impl Hash for Address {
+    #[inline(always)]
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.hash(state);
     }
 }
 

@@ -28,7 +28,7 @@ mod table;
 pub use counters::{ReasonCount, ServiceCount};
 pub use error::Error;
 pub use flows::{FlowEntry, Sweep};
-pub use loader::{Datapath, DatapathConfig, Limits, cleanup, ensure_bpffs};
+pub use loader::{Datapath, DatapathConfig, Limits, PacketResult, Verdict, cleanup, ensure_bpffs};
 pub use pods::PodLink;
 pub use skep_ebpf_common as layout;
 pub use sys::netns_cookie;

@@ -10,9 +10,12 @@ use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use aya::maps::MapData;
-use aya::programs::{CgroupSockAddr, Program, ProgramError, SchedClassifier};
+use aya::programs::{
+    CgroupSockAddr, Program, ProgramError, SchedClassifier, TestRun, TestRunOptions,
+};
 use aya::{Ebpf, EbpfLoader};
 use ipnet::IpNet;
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
@@ -73,6 +76,25 @@ pub struct DatapathConfig {
     /// Hide pods behind the node's address when they leave the cluster.
     pub masquerade: bool,
     pub limits: Limits,
+}
+
+/// What a packet program decides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// To the stack, or on its way out.
+    Pass,
+    Drop,
+    /// Past the stack, into a pod or to a neighbour.
+    Redirect,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PacketResult {
+    pub verdict: Verdict,
+    /// As the program left it.
+    pub frame: Vec<u8>,
+    /// Mean of the runs.
+    pub duration: Duration,
 }
 
 /// The loaded programs and their tables. Dropping it leaves everything pinned and working.
@@ -310,6 +332,56 @@ impl Datapath {
     /// Networks of the cluster (pods and nodes; never masqueraded) and of Services.
     pub fn set_networks(&self, cluster: &[IpNet], services: &[IpNet]) -> Result<(), Error> {
         self.node.set_networks(cluster, services)
+    }
+
+    /// Runs a packet program over a frame as if it came by `ifindex`, with all its effects on the
+    /// tables but without sending anything (`BPF_PROG_TEST_RUN`): for tests and for finding out
+    /// what would happen to a packet.
+    pub fn try_packet(
+        &self,
+        program: &str,
+        ifindex: u32,
+        frame: &[u8],
+        repeat: u32,
+    ) -> Result<PacketResult, Error> {
+        /// `struct __sk_buff` up to `hwtstamp`; zero but for the interface.
+        const CONTEXT_LEN: usize = 192;
+        const IFINDEX: usize = 40;
+        let refused = |detail: String| Error::Program {
+            program: program.to_string(),
+            detail,
+        };
+        let ebpf = self.ebpf.lock();
+        let classifier: &SchedClassifier = ebpf
+            .program(program)
+            .ok_or_else(|| refused("not built".into()))?
+            .try_into()
+            .map_err(|error: ProgramError| refused(error.to_string()))?;
+        let mut context = [0u8; CONTEXT_LEN];
+        context[IFINDEX..IFINDEX + 4].copy_from_slice(&ifindex.to_ne_bytes());
+        let mut output = vec![0u8; frame.len() + 256];
+        let options = TestRunOptions {
+            data_in: Some(frame),
+            data_out: Some(&mut output),
+            ctx_in: Some(&context),
+            repeat: repeat.max(1),
+            ..TestRunOptions::new()
+        };
+        let result = classifier
+            .test_run(options)
+            .map_err(|error| refused(last_words(&error)))?;
+        output.truncate(result.data_size_out as usize);
+        let verdict = match result.return_value {
+            0 => Verdict::Pass,
+            2 => Verdict::Drop,
+            7 => Verdict::Redirect,
+            other => return Err(refused(format!("verdict {other}"))),
+        };
+        Ok(PacketResult {
+            verdict,
+            frame: output,
+            duration: result.duration,
+        })
     }
 
     /// Makes policy what `wanted` says; existing connections are judged by it too. Returns whether

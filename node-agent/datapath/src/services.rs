@@ -327,7 +327,7 @@ impl ServiceTables {
                 external: list(frontend.external),
             });
         })?;
-        views.sort_by(|a, b| (a.ip, a.port, a.protocol).cmp(&(b.ip, b.port, b.protocol)));
+        views.sort_by_key(|view| (view.ip, view.port, view.protocol));
         Ok(views)
     }
 
@@ -458,6 +458,9 @@ impl ServiceTables {
             let index = match port.backends.get(&key) {
                 Some(&index) if self.backends.get(index) == Some(wanted) => index,
                 _ => {
+                    if self.free_backends.is_empty() {
+                        self.wait_for_quarantine();
+                    }
                     let index = self.free_backends.pop().ok_or(Error::Full {
                         table: "BACKENDS",
                         limit: self.backends.len(),
@@ -525,7 +528,14 @@ impl ServiceTables {
             return Ok(());
         }
         let order = SlotAllocator::order_of(wanted.len() as u32);
-        let base = self.runs.allocate(order).ok_or(Error::Full {
+        let allocated = match self.runs.allocate(order) {
+            None => {
+                self.wait_for_quarantine();
+                self.runs.allocate(order)
+            }
+            allocated => allocated,
+        };
+        let base = allocated.ok_or(Error::Full {
             table: "SLOTS",
             limit: self.slots.len(),
             hint: "raise the limit of slots and restart the agent",
@@ -614,6 +624,15 @@ impl ServiceTables {
     fn discard_backend_later(&mut self, index: u32) {
         self.quarantine
             .push_back((Instant::now(), Waste::Backend(index)));
+    }
+
+    /// Before saying that a table is full: many changes within a second can fill it with what is
+    /// only waiting to be reused.
+    fn wait_for_quarantine(&mut self) {
+        if let Some((since, _)) = self.quarantine.back() {
+            std::thread::sleep(QUARANTINE.saturating_sub(since.elapsed()));
+        }
+        self.recycle(Instant::now());
     }
 
     fn recycle(&mut self, now: Instant) {

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::NetworkError;
+use super::{HostPort, NetworkError};
 
 /// An attached pod.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,6 +21,9 @@ pub struct Lease {
     pub ips: Vec<IpAddr>,
     /// The host's end of the veth pair.
     pub interface: String,
+    /// Here, so that a successor can serve them before it sees the pod.
+    #[serde(default)]
+    pub host_ports: Vec<HostPort>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -190,6 +193,7 @@ mod tests {
             name: "pod".into(),
             ips,
             interface: "sk0".into(),
+            host_ports: Vec::new(),
         }
     }
 

@@ -14,6 +14,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 
 pub use node::{NodeNetwork, NodeNetworkConfig};
 pub use pods::Pods;
@@ -27,7 +28,8 @@ pub struct PodIdentity {
 }
 
 /// One `ports[]` entry with a `hostPort`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct HostPort {
     /// `TCP`, `UDP` or `SCTP`.
     pub protocol: String,

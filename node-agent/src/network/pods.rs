@@ -14,6 +14,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use ipnet::IpNet;
 use sha2::{Digest, Sha256};
+use skep_datapath::layout::{SCTP, TCP, UDP};
+use skep_datapath::services::{Endpoint, FrontendAddress, ServicePort};
 use skep_datapath::{Datapath, PodLink, netns_cookie};
 use tokio::sync::{Mutex, Notify};
 use tracing::{info, warn};
@@ -114,6 +116,9 @@ impl Pods {
             .leases()
             .flat_map(|(_, lease)| lease.ips.iter().copied())
             .collect();
+        for (uid, lease) in ipam.leases() {
+            self.open_host_ports(uid, lease)?;
+        }
         for ip in self.datapath.pod_ips().map_err(datapath_error)? {
             if !known.contains(&ip) {
                 self.datapath.detach_pod(&[ip], 0).map_err(datapath_error)?;
@@ -224,11 +229,29 @@ impl Pods {
             .map_err(datapath_error)
     }
 
+    /// A hostPort is a Service of one backend: this pod.
+    fn open_host_ports(&self, uid: &str, lease: &Lease) -> Result<(), NetworkError> {
+        let mut tables = self.datapath.services().lock();
+        for (name, port) in host_ports(uid, lease) {
+            tables.set(&name, &port).map_err(datapath_error)?;
+        }
+        Ok(())
+    }
+
+    fn close_host_ports(&self, uid: &str, lease: &Lease) -> Result<(), NetworkError> {
+        let mut tables = self.datapath.services().lock();
+        for (name, _) in host_ports(uid, lease) {
+            tables.remove(&name).map_err(datapath_error)?;
+        }
+        Ok(())
+    }
+
     async fn disconnect(&self, ipam: &mut Ipam, uid: &str) -> Result<(), NetworkError> {
         let Some(lease) = ipam.lease(uid).cloned() else {
             return Ok(());
         };
         self.namespaces.lock().remove(uid);
+        self.close_host_ports(uid, &lease)?;
         let host = self
             .netlink
             .interface(&lease.interface)
@@ -253,7 +276,7 @@ impl PodNetwork for Pods {
         &self,
         pod: &PodIdentity,
         sandbox_pid: u32,
-        _spec: &PodNetworkSpec,
+        spec: &PodNetworkSpec,
     ) -> Result<PodAddresses, NetworkError> {
         let netns =
             File::open(format!("/proc/{sandbox_pid}/ns/net")).map_err(|error| {
@@ -272,8 +295,13 @@ impl PodNetwork for Pods {
             name: pod.name.clone(),
             ips,
             interface: interface_name(&pod.uid),
+            host_ports: spec.host_ports.clone(),
         })?;
-        match self.connect(&lease, netns).await {
+        let connected = match self.connect(&lease, netns).await {
+            Ok(()) => self.open_host_ports(&pod.uid, &lease),
+            Err(error) => Err(error),
+        };
+        match connected {
             Ok(()) => {
                 self.namespaces.lock().insert(pod.uid.clone(), held);
                 self.attached.notify_one();
@@ -310,6 +338,47 @@ impl PodNetwork for Pods {
         }
         Ok(())
     }
+}
+
+fn host_ports(uid: &str, lease: &Lease) -> Vec<(String, ServicePort)> {
+    let mut ports = Vec::new();
+    for host_port in &lease.host_ports {
+        let protocol = match host_port.protocol.as_str() {
+            "UDP" => UDP,
+            "SCTP" => SCTP,
+            _ => TCP,
+        };
+        for ip in &lease.ips {
+            let every: IpAddr = match ip {
+                IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+                IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+            };
+            let host_ip = host_port.host_ip.unwrap_or(every);
+            if host_ip.is_ipv4() != ip.is_ipv4() {
+                continue;
+            }
+            let backend = vec![Endpoint {
+                ip: *ip,
+                port: host_port.container_port,
+                local: true,
+            }];
+            let wanted = ServicePort {
+                protocol,
+                frontends: vec![FrontendAddress {
+                    ip: host_ip,
+                    port: host_port.host_port,
+                    external: true,
+                    restricted: false,
+                }],
+                internal: backend.clone(),
+                external: backend,
+                ..ServicePort::default()
+            };
+            let number = host_port.host_port;
+            ports.push((format!("pod/{uid}:{number}/{protocol}/{host_ip}"), wanted));
+        }
+    }
+    ports
 }
 
 type NetlinkOrIo = Box<dyn std::error::Error + Send + Sync>;

@@ -214,7 +214,7 @@ fn nearest<'a>(ready: Vec<&'a Candidate>, node: &NodeView) -> Vec<&'a Candidate>
     if ready
         .iter()
         .all(|candidate| !candidate.for_nodes.is_empty())
-        && ready.iter().any(|candidate| for_node(candidate))
+        && ready.iter().any(for_node)
     {
         return ready.into_iter().filter(for_node).collect();
     }
@@ -223,7 +223,7 @@ fn nearest<'a>(ready: Vec<&'a Candidate>, node: &NodeView) -> Vec<&'a Candidate>
     if ready
         .iter()
         .all(|candidate| !candidate.for_zones.is_empty())
-        && ready.iter().any(|candidate| for_zone(candidate))
+        && ready.iter().any(for_zone)
     {
         return ready.into_iter().filter(for_zone).collect();
     }

@@ -260,6 +260,10 @@ impl TestNode {
     }
 
     pub(crate) fn attach(&self, uid: &str, pid: u32) -> IpAddr {
+        self.attach_with(uid, pid, PodNetworkSpec::default())
+    }
+
+    pub(crate) fn attach_with(&self, uid: &str, pid: u32, spec: PodNetworkSpec) -> IpAddr {
         let agent = self.agent.as_ref().unwrap();
         let pods = agent.network.pods.clone();
         let identity = PodIdentity {
@@ -268,12 +272,9 @@ impl TestNode {
             uid: uid.into(),
         };
         let attached = agent.runtime.block_on(async {
-            tokio::spawn(async move {
-                pods.attach(&identity, pid, &PodNetworkSpec::default())
-                    .await
-            })
-            .await
-            .unwrap()
+            tokio::spawn(async move { pods.attach(&identity, pid, &spec).await })
+                .await
+                .unwrap()
         });
         attached.unwrap().ips[0]
     }
@@ -287,8 +288,12 @@ impl TestNode {
     }
 
     pub(crate) fn add_pod(&self, uid: &str) -> TestPod {
+        self.add_pod_with(uid, PodNetworkSpec::default())
+    }
+
+    pub(crate) fn add_pod_with(&self, uid: &str, spec: PodNetworkSpec) -> TestPod {
         let sandbox = sandbox(&self.cgroup);
-        let ip = self.attach(uid, sandbox.pid());
+        let ip = self.attach_with(uid, sandbox.pid(), spec);
         let place = Place {
             netns: format!("/proc/{}/ns/net", sandbox.pid()),
             cgroup: Some(self.cgroup.display().to_string()),

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use skep_agent::network::{HostPort, PodNetworkSpec};
 use skep_datapath::layout::reason::Reason;
 use skep_datapath::layout::{TCP, UDP};
 use skep_datapath::policy::{Direction, PodPolicy, PolicyState, Rule};
@@ -217,6 +218,30 @@ fn pods_and_services_across_two_nodes() {
     );
     assert!(one(&ask(&a2.place, "10.96.0.50:80")).starts_with("answer web-"));
     drop((held, held_inside));
+
+    // A hostPort, from outside and from the node itself; closed with its pod.
+    let host_port = HostPort {
+        protocol: "TCP".into(),
+        host_ip: None,
+        host_port: 8888,
+        container_port: 80,
+    };
+    let spec = PodNetworkSpec {
+        host_ports: vec![host_port],
+        ..PodNetworkSpec::default()
+    };
+    let published = cluster.nodes[0].add_pod_with("published", spec);
+    let _published = start(&published.place, "tcp 0.0.0.0:80 published");
+    assert_eq!(
+        one(&ask(&outside, "10.89.0.1:8888")),
+        "answer published 10.89.0.200"
+    );
+    assert!(one(&ask(&node1, "127.0.0.1:8888")).starts_with("answer published"));
+    cluster.nodes[0].detach(&published.uid);
+    assert_eq!(
+        one(&ask(&outside, "10.89.0.1:8888")),
+        "error ConnectionRefused"
+    );
 
     // A pod goes: its address is not handed out at once, its interface and links are gone.
     cluster.nodes[0].detach(&a2.uid);

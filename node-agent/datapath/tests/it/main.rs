@@ -2,5 +2,8 @@
 //! says so and passes otherwise.
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
+mod frame;
+mod packets;
 mod scratch;
 mod sockets;
+mod tables;

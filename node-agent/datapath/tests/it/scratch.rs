@@ -37,8 +37,8 @@ pub(crate) fn scratch(name: &str) -> Option<Scratch> {
         limits: Limits {
             flows: 4_096,
             frontends: 1_024,
-            slots: 4_096,
-            backends: 2_048,
+            slots: 1 << 17,
+            backends: 8_192,
         },
     };
     Some(Scratch {

@@ -203,7 +203,7 @@ fn udp_leaves_a_backend_that_is_gone(datapath: &Datapath) {
     socket
         .set_read_timeout(Some(Duration::from_secs(5)))
         .unwrap();
-    let mut answer = || {
+    let answer = || {
         socket.send_to(b"?", vip(54)).unwrap();
         let mut buffer = [0; 8];
         let (_, from) = socket.recv_from(&mut buffer).unwrap();

@@ -1,0 +1,254 @@
+//! Ethernet frames written and read by hand: an independent judge of the programs' rewriting.
+
+use std::net::{IpAddr, SocketAddr};
+
+pub(crate) const FIN: u8 = 0x01;
+pub(crate) const SYN: u8 = 0x02;
+pub(crate) const ACK: u8 = 0x10;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Frame {
+    pub(crate) source: SocketAddr,
+    pub(crate) destination: SocketAddr,
+    pub(crate) protocol: u8,
+    pub(crate) tcp_flags: u8,
+    pub(crate) hop_limit: u8,
+    /// IPv4: identification, more fragments, offset in 8-byte units.
+    pub(crate) fragment: (u16, bool, u16),
+    /// UDP without a checksum.
+    pub(crate) unchecked: bool,
+    pub(crate) payload: Vec<u8>,
+}
+
+pub(crate) fn frame(protocol: u8, source: &str, destination: &str) -> Frame {
+    Frame {
+        source: source.parse().unwrap(),
+        destination: destination.parse().unwrap(),
+        protocol,
+        tcp_flags: SYN,
+        hop_limit: 64,
+        fragment: (0, false, 0),
+        unchecked: false,
+        payload: b"payload!".to_vec(),
+    }
+}
+
+fn sum(bytes: &[u8], start: u32) -> u32 {
+    bytes.chunks(2).fold(start, |sum, pair| {
+        sum + u32::from(pair[0]) * 256 + u32::from(pair.get(1).copied().unwrap_or(0))
+    })
+}
+
+fn fold(mut sum: u32) -> u16 {
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    sum as u16
+}
+
+fn octets(ip: IpAddr) -> Vec<u8> {
+    match ip {
+        IpAddr::V4(ip) => ip.octets().to_vec(),
+        IpAddr::V6(ip) => ip.octets().to_vec(),
+    }
+}
+
+fn pseudo(source: IpAddr, destination: IpAddr, protocol: u8, len: usize) -> u32 {
+    let sum = sum(&octets(source), sum(&octets(destination), 0));
+    sum + u32::from(protocol) + len as u32
+}
+
+impl Frame {
+    pub(crate) fn flags(mut self, flags: u8) -> Self {
+        self.tcp_flags = flags;
+        self
+    }
+
+    fn transport(&self) -> Vec<u8> {
+        let mut l4 = Vec::new();
+        if self.fragment.2 != 0 {
+            return self.payload.clone();
+        }
+        if self.protocol == 1 {
+            // Echo request; the identifier is the source port.
+            l4.extend([8, 0, 0, 0]);
+            l4.extend(self.source.port().to_be_bytes());
+            l4.extend([0, 1]);
+            l4.extend(&self.payload);
+            let checksum = !fold(sum(&l4, 0));
+            l4[2..4].copy_from_slice(&checksum.to_be_bytes());
+            return l4;
+        }
+        l4.extend(self.source.port().to_be_bytes());
+        l4.extend(self.destination.port().to_be_bytes());
+        let at = if self.protocol == 6 {
+            l4.extend([0; 8]);
+            l4.extend([0x50, self.tcp_flags, 0xff, 0xff, 0, 0, 0, 0]);
+            16
+        } else {
+            l4.extend(((8 + self.payload.len()) as u16).to_be_bytes());
+            l4.extend([0, 0]);
+            6
+        };
+        l4.extend(&self.payload);
+        if !self.unchecked {
+            let start = pseudo(
+                self.source.ip(),
+                self.destination.ip(),
+                self.protocol,
+                l4.len(),
+            );
+            let checksum = !fold(sum(&l4, start));
+            l4[at..at + 2].copy_from_slice(&checksum.to_be_bytes());
+        }
+        l4
+    }
+
+    pub(crate) fn bytes(&self) -> Vec<u8> {
+        let l4 = self.transport();
+        let mut bytes = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
+        if self.source.is_ipv4() {
+            bytes.extend([0x08, 0x00]);
+            let mut header = vec![0x45, 0];
+            header.extend(((20 + l4.len()) as u16).to_be_bytes());
+            header.extend(self.fragment.0.to_be_bytes());
+            let more = if self.fragment.1 { 0x2000 } else { 0 };
+            header.extend((more | self.fragment.2).to_be_bytes());
+            header.extend([self.hop_limit, self.protocol, 0, 0]);
+            header.extend(octets(self.source.ip()));
+            header.extend(octets(self.destination.ip()));
+            let checksum = !fold(sum(&header, 0));
+            header[10..12].copy_from_slice(&checksum.to_be_bytes());
+            bytes.extend(header);
+        } else {
+            bytes.extend([0x86, 0xdd, 0x60, 0, 0, 0]);
+            bytes.extend((l4.len() as u16).to_be_bytes());
+            bytes.extend([self.protocol, self.hop_limit]);
+            bytes.extend(octets(self.source.ip()));
+            bytes.extend(octets(self.destination.ip()));
+        }
+        bytes.extend(l4);
+        bytes
+    }
+
+    /// What a receiver would read. Panics on a wrong checksum.
+    pub(crate) fn read(bytes: &[u8]) -> Self {
+        let v4 = bytes[12..14] == [0x08, 0x00];
+        let ip = &bytes[14..];
+        let (source, destination, protocol, hop_limit, fragment, l4) = if v4 {
+            assert_eq!(fold(sum(&ip[..20], 0)), 0xffff, "IPv4 header checksum");
+            let address =
+                |at: usize| -> IpAddr { <[u8; 4]>::try_from(&ip[at..at + 4]).unwrap().into() };
+            let word = u16::from_be_bytes([ip[6], ip[7]]);
+            let fragment = (
+                u16::from_be_bytes([ip[4], ip[5]]),
+                word & 0x2000 != 0,
+                word & 0x1fff,
+            );
+            (address(12), address(16), ip[9], ip[8], fragment, &ip[20..])
+        } else {
+            let address =
+                |at: usize| -> IpAddr { <[u8; 16]>::try_from(&ip[at..at + 16]).unwrap().into() };
+            (
+                address(8),
+                address(24),
+                ip[6],
+                ip[7],
+                (0, false, 0),
+                &ip[40..],
+            )
+        };
+        let port = |at: usize| u16::from_be_bytes([l4[at], l4[at + 1]]);
+        let mut unchecked = false;
+        let (ports, tcp_flags, header) = match protocol {
+            _ if fragment.2 != 0 => ((0, 0), SYN, 0),
+            1 => {
+                assert_eq!(fold(sum(l4, 0)), 0xffff, "ICMP checksum");
+                ((port(4), 0), SYN, 8)
+            }
+            _ => {
+                unchecked = protocol == 17 && port(6) == 0;
+                // A fragment's checksum covers what is not here.
+                if !unchecked && !fragment.1 {
+                    let start = pseudo(source, destination, protocol, l4.len());
+                    assert_eq!(fold(sum(l4, start)), 0xffff, "transport checksum");
+                }
+                if protocol == 6 {
+                    ((port(0), port(2)), l4[13], 20)
+                } else {
+                    ((port(0), port(2)), SYN, 8)
+                }
+            }
+        };
+        Self {
+            source: SocketAddr::new(source, ports.0),
+            destination: SocketAddr::new(destination, ports.1),
+            protocol,
+            tcp_flags,
+            hop_limit,
+            fragment,
+            unchecked,
+            payload: l4[header..].to_vec(),
+        }
+    }
+
+    /// The answer to this frame.
+    pub(crate) fn answer(&self) -> Self {
+        Self {
+            source: self.destination,
+            destination: self.source,
+            tcp_flags: SYN | ACK,
+            hop_limit: 64,
+            ..self.clone()
+        }
+    }
+}
+
+/// An ICMP "port unreachable" of `from` about a frame that arrived there.
+pub(crate) fn unreachable(from: &str, about: &Frame) -> Vec<u8> {
+    let quoted = &about.bytes()[14..];
+    let mut icmp = vec![3, 3, 0, 0, 0, 0, 0, 0];
+    icmp.extend(&quoted[..28]);
+    let checksum = !fold(sum(&icmp, 0));
+    icmp[2..4].copy_from_slice(&checksum.to_be_bytes());
+    let shell = Frame {
+        source: SocketAddr::new(from.parse().unwrap(), 0),
+        destination: SocketAddr::new(about.source.ip(), 0),
+        protocol: 1,
+        fragment: (0, false, 1),
+        payload: icmp,
+        ..about.clone()
+    };
+    // Written as a later fragment to get the payload as it is, then made whole.
+    let mut bytes = shell.bytes();
+    bytes[20..22].copy_from_slice(&[0, 0]);
+    let checksum = {
+        bytes[24..26].copy_from_slice(&[0, 0]);
+        !fold(sum(&bytes[14..34], 0))
+    };
+    bytes[24..26].copy_from_slice(&checksum.to_be_bytes());
+    bytes
+}
+
+/// Outer source and destination, then source and destination of the quoted packet.
+pub(crate) fn read_unreachable(bytes: &[u8]) -> (IpAddr, IpAddr, SocketAddr, SocketAddr) {
+    let ip = &bytes[14..];
+    assert_eq!(fold(sum(&ip[..20], 0)), 0xffff, "outer header checksum");
+    assert_eq!(fold(sum(&ip[20..], 0)), 0xffff, "ICMP checksum");
+    let quoted = &ip[28..];
+    assert_eq!(
+        fold(sum(&quoted[..20], 0)),
+        0xffff,
+        "quoted header checksum"
+    );
+    let address = |bytes: &[u8], at: usize| -> IpAddr {
+        <[u8; 4]>::try_from(&bytes[at..at + 4]).unwrap().into()
+    };
+    let port = |at: usize| u16::from_be_bytes([quoted[at], quoted[at + 1]]);
+    (
+        address(ip, 12),
+        address(ip, 16),
+        SocketAddr::new(address(quoted, 12), port(20)),
+        SocketAddr::new(address(quoted, 16), port(22)),
+    )
+}

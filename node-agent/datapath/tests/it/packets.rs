@@ -1,0 +1,513 @@
+//! Every branch of the packet programs through `BPF_PROG_TEST_RUN`: a description, a frame in, a
+//! verdict and a frame out. Runs in a network namespace of its own, with an uplink that leads nowhere.
+
+use std::net::IpAddr;
+use std::process::Command;
+
+use ipnet::IpNet;
+use nix::sched::{CloneFlags, unshare};
+use skep_datapath::layout::reason::Reason;
+use skep_datapath::layout::{ICMP, TCP, UDP};
+use skep_datapath::services::{Endpoint, FrontendAddress, ServicePort};
+use skep_datapath::{Datapath, PodLink, Verdict};
+
+use crate::frame::{ACK, FIN, Frame, frame, read_unreachable, unreachable};
+use crate::scratch::scratch;
+
+const CLIENT: &str = "198.51.100.9:4444";
+const POD: &str = "10.244.1.5";
+const POD_IFINDEX: u32 = 103;
+const UPLINK: u32 = 102;
+const OTHER_IFINDEX: u32 = 104;
+
+struct Bench {
+    datapath: Datapath,
+}
+
+impl Bench {
+    #[track_caller]
+    fn run(&self, program: &str, ifindex: u32, frame: &Frame) -> (Verdict, Frame) {
+        let (verdict, bytes) = self.run_raw(program, ifindex, &frame.bytes());
+        (verdict, Frame::read(&bytes))
+    }
+
+    #[track_caller]
+    fn run_raw(&self, program: &str, ifindex: u32, bytes: &[u8]) -> (Verdict, Vec<u8>) {
+        let result = self
+            .datapath
+            .try_packet(program, ifindex, bytes, 1)
+            .unwrap();
+        (result.verdict, result.frame)
+    }
+
+    fn counted(&self, reason: Reason) -> u64 {
+        let counts = self.datapath.reason_counts().unwrap();
+        counts
+            .iter()
+            .find(|count| count.reason == reason)
+            .map_or(0, |count| count.count)
+    }
+
+    fn set(&self, name: &str, wanted: &ServicePort) {
+        self.datapath.services().lock().set(name, wanted).unwrap();
+    }
+}
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+fn shell(arguments: &str) {
+    let status = Command::new("ip")
+        .args(arguments.split(' '))
+        .status()
+        .unwrap();
+    assert!(status.success(), "ip {arguments}");
+}
+
+fn node_port(protocol: u8, port: u16, backends: &[(&str, u16, bool)]) -> ServicePort {
+    let v6 = backends.iter().any(|(address, _, _)| address.contains(':'));
+    let endpoints: Vec<Endpoint> = backends
+        .iter()
+        .map(|(address, port, local)| Endpoint {
+            ip: ip(address),
+            port: *port,
+            local: *local,
+        })
+        .collect();
+    ServicePort {
+        protocol,
+        frontends: vec![FrontendAddress {
+            ip: ip(if v6 { "::" } else { "0.0.0.0" }),
+            port,
+            external: true,
+            restricted: true,
+        }],
+        internal: endpoints.clone(),
+        external: endpoints,
+        ..ServicePort::default()
+    }
+}
+
+#[test]
+fn packets_through_every_program() {
+    let Some(mut scratch) = scratch("packets") else {
+        return;
+    };
+    // This thread's own namespace; programs look routes up in it.
+    unshare(CloneFlags::CLONE_NEWNET).unwrap();
+    shell("link set lo up");
+    for (index, name) in [
+        (UPLINK, "up0"),
+        (POD_IFINDEX, "pod0"),
+        (OTHER_IFINDEX, "pod1"),
+    ] {
+        shell(&format!(
+            "link add {name} index {index} type veth peer name {name}x"
+        ));
+        shell(&format!("link set {name} up"));
+        shell(&format!("link set {name}x up"));
+    }
+    shell("addr add 192.0.2.10/24 dev up0");
+    shell("-6 addr add 2001:db8::10/64 dev up0 nodad");
+    shell("route add default via 192.0.2.1");
+    shell("-6 route add default via 2001:db8::1");
+    std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();
+    std::fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1").unwrap();
+    scratch.config.uplink_ifindex = Some(UPLINK);
+    scratch.config.node_ips = vec![ip("192.0.2.10"), ip("2001:db8::10")];
+    let bench = Bench {
+        datapath: scratch.open(),
+    };
+    let nets =
+        |texts: &[&str]| -> Vec<IpNet> { texts.iter().map(|t| t.parse().unwrap()).collect() };
+    bench
+        .datapath
+        .set_networks(
+            &nets(&[
+                "10.244.0.0/16",
+                "192.0.2.10/32",
+                "192.0.2.11/32",
+                "fd00:1::/48",
+            ]),
+            &nets(&["10.96.0.0/16"]),
+        )
+        .unwrap();
+    let link = |ifindex: u32| PodLink {
+        ifindex,
+        mac: [2, 0, 0, 0, 0, ifindex as u8],
+        host_mac: [0xee; 6],
+        netns_cookie: u64::from(ifindex),
+    };
+    bench
+        .datapath
+        .attach_pod(&[ip(POD), ip("fd00:1::5")], &link(POD_IFINDEX))
+        .unwrap();
+    bench
+        .datapath
+        .attach_pod(&[ip("10.244.1.6")], &link(OTHER_IFINDEX))
+        .unwrap();
+
+    what_is_not_ours_passes(&bench);
+    node_port_to_a_local_pod_and_back(&bench);
+    node_port_to_a_remote_pod_and_back(&bench);
+    node_port_over_ipv6(&bench);
+    udp_and_its_missing_checksum(&bench);
+    a_reused_port_is_a_new_connection(&bench);
+    no_backend_and_forbidden_clients(&bench);
+    pods_cannot_lie_about_their_address(&bench);
+    pods_leave_behind_the_node(&bench);
+    pods_reach_services_packet_by_packet(&bench);
+    errors_find_their_way_back(&bench);
+    fragments_follow_their_first(&bench);
+    hop_limits_end_journeys(&bench);
+    two_clients_never_share_a_port(&bench);
+    quiet_flows_are_swept_live_ones_stay(&bench);
+}
+
+fn what_is_not_ours_passes(bench: &Bench) {
+    let mut arp = vec![0xff; 12];
+    arp.extend([0x08, 0x06]);
+    arp.extend([0; 46]);
+    assert_eq!(
+        bench.run_raw("from_net", UPLINK, &arp),
+        (Verdict::Pass, arp.clone())
+    );
+    let ssh = frame(TCP, CLIENT, "192.0.2.10:22");
+    assert_eq!(
+        bench.run("from_net", UPLINK, &ssh),
+        (Verdict::Pass, ssh.clone())
+    );
+    assert_eq!(
+        bench.run("to_net", UPLINK, &ssh.answer()),
+        (Verdict::Pass, ssh.answer())
+    );
+    // Cut off inside the transport header.
+    let cut = &ssh.bytes()[..14 + 20 + 4];
+    assert_eq!(bench.run_raw("from_net", UPLINK, cut).0, Verdict::Pass);
+    assert_eq!(bench.run_raw("from_pod", POD_IFINDEX, cut).0, Verdict::Drop);
+}
+
+fn node_port_to_a_local_pod_and_back(bench: &Bench) {
+    bench.set("a:tcp", &node_port(TCP, 30_001, &[(POD, 8080, true)]));
+    let request = frame(TCP, CLIENT, "192.0.2.10:30001");
+    let (verdict, inside) = bench.run("from_net", UPLINK, &request);
+    assert_eq!(verdict, Verdict::Redirect);
+    assert_eq!(inside.source, request.source, "the client's address stays");
+    assert_eq!(inside.destination, format!("{POD}:8080").parse().unwrap());
+    assert_eq!(inside.hop_limit, 63);
+    let (verdict, outside) = bench.run("from_pod", POD_IFINDEX, &inside.answer());
+    assert_eq!(verdict, Verdict::Redirect);
+    assert_eq!(outside.source, request.destination, "the Service answers");
+    assert_eq!(outside.destination, request.source);
+}
+
+fn node_port_to_a_remote_pod_and_back(bench: &Bench) {
+    bench.set(
+        "b:tcp",
+        &node_port(TCP, 30_002, &[("10.244.2.7", 80, false)]),
+    );
+    let request = frame(TCP, CLIENT, "192.0.2.10:30002");
+    let (verdict, onward) = bench.run("from_net", UPLINK, &request);
+    assert_eq!(verdict, Verdict::Redirect);
+    assert_eq!(
+        onward.source.ip(),
+        ip("192.0.2.10"),
+        "the answer must come back here"
+    );
+    assert_eq!(onward.destination, "10.244.2.7:80".parse().unwrap());
+    let (verdict, back) = bench.run("from_net", UPLINK, &onward.answer());
+    assert_eq!(verdict, Verdict::Redirect);
+    assert_eq!(
+        (back.source, back.destination),
+        (request.destination, request.source)
+    );
+}
+
+fn node_port_over_ipv6(bench: &Bench) {
+    bench.set(
+        "c:tcp",
+        &node_port(TCP, 30_003, &[("fd00:1::5", 8080, true)]),
+    );
+    let request = frame(TCP, "[2001:db8:1::9]:5000", "[2001:db8::10]:30003");
+    let (verdict, inside) = bench.run("from_net", UPLINK, &request);
+    assert_eq!(verdict, Verdict::Redirect);
+    assert_eq!(inside.destination, "[fd00:1::5]:8080".parse().unwrap());
+    let (_, outside) = bench.run("from_pod", POD_IFINDEX, &inside.answer());
+    assert_eq!(
+        (outside.source, outside.destination),
+        (request.destination, request.source)
+    );
+}
+
+fn udp_and_its_missing_checksum(bench: &Bench) {
+    bench.set(
+        "d:udp",
+        &node_port(UDP, 30_004, &[("10.244.2.7", 53, false)]),
+    );
+    let mut request = frame(UDP, CLIENT, "192.0.2.10:30004");
+    request.unchecked = true;
+    let (_, onward) = bench.run("from_net", UPLINK, &request);
+    assert!(onward.unchecked, "0 means none (RFC 768) and stays so");
+    assert_eq!(onward.destination, "10.244.2.7:53".parse().unwrap());
+    let mut answer = onward.answer();
+    answer.unchecked = false;
+    let (_, back) = bench.run("from_net", UPLINK, &answer);
+    assert_eq!(
+        (back.source, back.destination),
+        (request.destination, request.source)
+    );
+}
+
+fn a_reused_port_is_a_new_connection(bench: &Bench) {
+    bench.set("e:tcp", &node_port(TCP, 30_005, &[(POD, 1, true)]));
+    let request = frame(TCP, CLIENT, "192.0.2.10:30005");
+    let (_, first) = bench.run("from_net", UPLINK, &request);
+    assert_eq!(first.destination.port(), 1);
+    bench.set("e:tcp", &node_port(TCP, 30_005, &[(POD, 2, true)]));
+    let established = request.clone().flags(ACK);
+    let (_, same) = bench.run("from_net", UPLINK, &established);
+    assert_eq!(
+        same.destination.port(),
+        1,
+        "an open connection stays with its backend"
+    );
+    let (_, moved) = bench.run("from_net", UPLINK, &request);
+    assert_eq!(
+        moved.destination.port(),
+        2,
+        "a SYN does not go to a backend that is gone"
+    );
+    // Closed by both; then the client takes the same port again, at once.
+    bench.run("from_net", UPLINK, &request.clone().flags(FIN | ACK));
+    bench.run("from_pod", POD_IFINDEX, &moved.answer().flags(FIN | ACK));
+    bench.set(
+        "e:tcp",
+        &node_port(TCP, 30_005, &[(POD, 2, true), (POD, 3, true)]),
+    );
+    let (verdict, _) = bench.run("from_net", UPLINK, &request);
+    assert_eq!(verdict, Verdict::Redirect);
+}
+
+fn no_backend_and_forbidden_clients(bench: &Bench) {
+    bench.set("f:tcp", &node_port(TCP, 30_006, &[]));
+    let request = frame(TCP, CLIENT, "192.0.2.10:30006");
+    let before = bench.counted(Reason::NoBackend);
+    assert_eq!(
+        bench.run("from_net", UPLINK, &request),
+        (Verdict::Pass, request.clone())
+    );
+    assert_eq!(
+        bench.counted(Reason::NoBackend),
+        before + 1,
+        "the stack refuses it"
+    );
+
+    let mut wanted = node_port(TCP, 30_006, &[("10.244.2.7", 80, false)]);
+    wanted.external.clear();
+    wanted.external_local = true;
+    bench.set("f:tcp", &wanted);
+    assert_eq!(bench.run("from_net", UPLINK, &request).0, Verdict::Drop);
+    assert_eq!(bench.counted(Reason::NoLocalBackend), 1);
+
+    let mut wanted = node_port(TCP, 30_007, &[(POD, 80, true)]);
+    wanted.source_ranges = vec!["203.0.113.0/24".parse().unwrap()];
+    bench.set("g:tcp", &wanted);
+    let stranger = frame(TCP, CLIENT, "192.0.2.10:30007");
+    assert_eq!(bench.run("from_net", UPLINK, &stranger).0, Verdict::Drop);
+    let customer = frame(TCP, "203.0.113.77:4444", "192.0.2.10:30007");
+    assert_eq!(
+        bench.run("from_net", UPLINK, &customer).0,
+        Verdict::Redirect
+    );
+    assert_eq!(bench.counted(Reason::SourceRange), 1);
+}
+
+fn pods_cannot_lie_about_their_address(bench: &Bench) {
+    let before = bench.counted(Reason::Spoofed);
+    for source in ["10.244.1.6:1", "192.0.2.10:1", "203.0.113.1:1"] {
+        let lie = frame(UDP, source, "198.51.100.1:9");
+        assert_eq!(
+            bench.run("from_pod", POD_IFINDEX, &lie).0,
+            Verdict::Drop,
+            "{source}"
+        );
+    }
+    assert_eq!(bench.counted(Reason::Spoofed), before + 3);
+}
+
+fn pods_leave_behind_the_node(bench: &Bench) {
+    for protocol in [TCP, UDP, ICMP] {
+        let port = if protocol == ICMP { 0 } else { 443 };
+        let request = frame(
+            protocol,
+            "10.244.1.5:40000",
+            &format!("198.51.100.1:{port}"),
+        );
+        let (verdict, outside) = bench.run("from_pod", POD_IFINDEX, &request);
+        assert_eq!(verdict, Verdict::Redirect);
+        assert_eq!(outside.source.ip(), ip("192.0.2.10"));
+        assert_eq!(outside.destination, request.destination);
+        if protocol != ICMP {
+            let (verdict, inside) = bench.run("from_net", UPLINK, &outside.answer());
+            assert_eq!(verdict, Verdict::Redirect);
+            assert_eq!(inside.destination, request.source);
+        }
+    }
+    // Not inside the cluster: another node, another pod.
+    for destination in ["192.0.2.11:10250", "10.244.2.7:80"] {
+        let request = frame(TCP, "10.244.1.5:40000", destination);
+        let (_, onward) = bench.run("from_pod", POD_IFINDEX, &request);
+        assert_eq!(
+            (onward.source, onward.destination),
+            (request.source, request.destination)
+        );
+    }
+}
+
+fn pods_reach_services_packet_by_packet(bench: &Bench) {
+    let mut wanted = node_port(TCP, 80, &[("10.244.1.6", 8080, true)]);
+    wanted.frontends[0].ip = ip("10.96.0.5");
+    wanted.frontends[0].external = false;
+    bench.set("h:tcp", &wanted);
+    let request = frame(TCP, "10.244.1.5:41000", "10.96.0.5:80");
+    let (verdict, inside) = bench.run("from_pod", POD_IFINDEX, &request);
+    assert_eq!(verdict, Verdict::Redirect);
+    assert_eq!(inside.destination, "10.244.1.6:8080".parse().unwrap());
+    let (verdict, back) = bench.run("from_pod", OTHER_IFINDEX, &inside.answer());
+    assert_eq!(verdict, Verdict::Redirect);
+    assert_eq!(
+        (back.source, back.destination),
+        (request.destination, request.source)
+    );
+    // No such Service: dropped and counted. Not from outside either.
+    let wrong = frame(TCP, "10.244.1.5:41000", "10.96.0.5:81");
+    assert_eq!(bench.run("from_pod", POD_IFINDEX, &wrong).0, Verdict::Drop);
+    assert_eq!(bench.counted(Reason::NoSuchFrontend), 1);
+    let outside = frame(TCP, CLIENT, "10.96.0.5:80");
+    assert_eq!(
+        bench.run("from_net", UPLINK, &outside),
+        (Verdict::Pass, outside.clone())
+    );
+}
+
+fn errors_find_their_way_back(bench: &Bench) {
+    // A masqueraded pod's datagram meets a closed port.
+    let request = frame(UDP, "10.244.1.5:42000", "198.51.100.1:9");
+    let (_, outside) = bench.run("from_pod", POD_IFINDEX, &request);
+    let error = unreachable("198.51.100.1", &outside);
+    let (verdict, bytes) = bench.run_raw("from_net", UPLINK, &error);
+    assert_eq!(verdict, Verdict::Redirect);
+    assert_eq!(
+        read_unreachable(&bytes),
+        (
+            ip("198.51.100.1"),
+            ip(POD),
+            request.source,
+            request.destination
+        )
+    );
+    // A local backend refuses a client of a NodePort.
+    bench.set("i:udp", &node_port(UDP, 30_009, &[(POD, 9, true)]));
+    let request = frame(UDP, CLIENT, "192.0.2.10:30009");
+    let (_, inside) = bench.run("from_net", UPLINK, &request);
+    let error = unreachable(POD, &inside);
+    let (_, bytes) = bench.run_raw("from_pod", POD_IFINDEX, &error);
+    assert_eq!(
+        read_unreachable(&bytes),
+        (
+            ip("192.0.2.10"),
+            request.source.ip(),
+            request.source,
+            request.destination
+        )
+    );
+    // About nothing we know.
+    let strange = unreachable(
+        "198.51.100.1",
+        &frame(UDP, "192.0.2.10:1", "198.51.100.1:2"),
+    );
+    assert_eq!(
+        bench.run_raw("from_net", UPLINK, &strange),
+        (Verdict::Pass, strange.clone())
+    );
+}
+
+fn fragments_follow_their_first(bench: &Bench) {
+    bench.set("j:udp", &node_port(UDP, 30_010, &[(POD, 53, true)]));
+    let mut first = frame(UDP, CLIENT, "192.0.2.10:30010");
+    first.fragment = (77, true, 0);
+    let mut later = first.clone();
+    later.fragment = (77, false, 2);
+    let (verdict, inside) = bench.run("from_net", UPLINK, &first);
+    assert_eq!(verdict, Verdict::Redirect);
+    assert_eq!(inside.destination, format!("{POD}:53").parse().unwrap());
+    let (verdict, inside) = bench.run("from_net", UPLINK, &later);
+    assert_eq!(verdict, Verdict::Redirect);
+    assert_eq!(inside.destination.ip(), ip(POD));
+    assert_eq!(inside.payload, later.payload);
+    let mut orphan = later.clone();
+    orphan.fragment.0 = 78;
+    assert_eq!(bench.run("from_net", UPLINK, &orphan).0, Verdict::Pass);
+}
+
+fn hop_limits_end_journeys(bench: &Bench) {
+    let mut last = frame(TCP, CLIENT, "10.244.1.5:80");
+    last.hop_limit = 1;
+    assert_eq!(bench.run("from_net", UPLINK, &last).0, Verdict::Drop);
+    assert_eq!(bench.counted(Reason::HopLimit), 1);
+}
+
+fn two_clients_never_share_a_port(bench: &Bench) {
+    bench.set(
+        "k:tcp",
+        &node_port(TCP, 30_011, &[("10.244.2.9", 80, false)]),
+    );
+    let mut ports = std::collections::HashSet::new();
+    for client in 0..200 {
+        let request = frame(
+            TCP,
+            &format!("198.51.100.{client}:12345"),
+            "192.0.2.10:30011",
+        );
+        let (_, onward) = bench.run("from_net", UPLINK, &request);
+        assert!(ports.insert(onward.source.port()), "client {client}");
+        let (_, back) = bench.run("from_net", UPLINK, &onward.answer());
+        assert_eq!(back.destination, request.source);
+    }
+    // Two Services with the same backend, the same client port: told apart by a port of ours.
+    bench.set("l:tcp", &node_port(TCP, 30_012, &[(POD, 99, true)]));
+    bench.set("m:tcp", &node_port(TCP, 30_013, &[(POD, 99, true)]));
+    let requests = [30_012, 30_013].map(|port| frame(TCP, CLIENT, &format!("192.0.2.10:{port}")));
+    let inside: Vec<Frame> = requests
+        .iter()
+        .map(|request| bench.run("from_net", UPLINK, request).1)
+        .collect();
+    assert_ne!(inside[0].source, inside[1].source);
+    for (request, inside) in requests.iter().zip(&inside) {
+        let (_, back) = bench.run("from_pod", POD_IFINDEX, &inside.answer());
+        assert_eq!(
+            (back.source, back.destination),
+            (request.destination, request.source)
+        );
+    }
+}
+
+fn quiet_flows_are_swept_live_ones_stay(bench: &Bench) {
+    let entries = bench.datapath.flow_entries().unwrap().len();
+    assert!(entries > 400, "{entries}");
+    let sweep = bench.datapath.sweep_flows().unwrap();
+    assert_eq!(
+        (sweep.entries, sweep.removed),
+        (entries, 0),
+        "nothing is old yet"
+    );
+    // Every flow of a UDP backend is forgotten when it goes.
+    let removed = bench
+        .datapath
+        .forget_backends(&[(ip("10.244.2.7"), 53)])
+        .unwrap();
+    assert_eq!(removed, 1);
+    let answer = frame(UDP, "10.244.2.7:53", "192.0.2.10:4444");
+    assert_eq!(bench.run("from_net", UPLINK, &answer).0, Verdict::Pass);
+}
