@@ -199,7 +199,7 @@ impl<T: Kind> Typed<T> {
     }
 
     fn write(&self, typed: &T, object: &mut Value) -> Result<(), Vec<FieldError>> {
-        *object = serde_json::to_value(typed).map_err(|problem| {
+        let shown = serde_json::to_value(typed).map_err(|problem| {
             vec![FieldError::new(
                 FieldErrorKind::Internal,
                 "<nil>",
@@ -207,8 +207,9 @@ impl<T: Kind> Typed<T> {
                 problem.to_string(),
             )]
         })?;
+        let before = std::mem::replace(object, shown);
         if let Some(schema) = &self.schema {
-            skep_schema::complete(object, schema);
+            skep_schema::complete(object, &before, schema);
         }
         Ok(())
     }

@@ -92,11 +92,12 @@ pub fn conform(value: Value, ty: &TypeRef) -> Result<Decoded, DecodeError> {
 }
 
 /// Brings a value that is well typed already into the form that decoding gives, in place: adds what upstream's structs
-/// always show (`status: {}`), drops nulls and what they drop when empty. Much cheaper than [`conform`], which also
-/// checks. Does nothing for custom resources.
-pub fn complete(value: &mut Value, ty: &TypeRef) {
+/// always show (`status: {}`), drops nulls and what they drop when empty. `before` is the value from which our own
+/// structs were read, whose nulls tell an empty list from none. Much cheaper than [`conform`], which also checks. Does
+/// nothing for custom resources.
+pub fn complete(value: &mut Value, before: &Value, ty: &TypeRef) {
     if ty.node().ty().rules.is_none() {
-        reader::complete(value, ty.node());
+        reader::complete(value, Some(before), ty.node());
     }
 }
 

@@ -885,23 +885,33 @@ fn fill(node: Node<'_>, object: &Object, map: &mut Map<String, Value>) {
 }
 
 /// Brings a value whose parts are right into the form that decoding gives: nulls and dropped empties go, what is always
-/// there comes. For values that a typed struct of ours was turned into.
-pub(super) fn complete(value: &mut Value, node: Node<'_>) {
+/// there comes. For values that a typed struct of ours was turned into. `before` is what the struct was read from: an
+/// empty list or map that is always shown becomes null again if it was null or missing there.
+pub(super) fn complete(value: &mut Value, before: Option<&Value>, node: Node<'_>) {
     match (node.shape(), value) {
         (Shape::Object(object), Value::Object(map)) => {
             map.retain(|name, value| {
                 let Some(field) = object.field(name) else {
                     return true;
                 };
-                complete(value, node.at(field.ty));
-                keeps(field, value)
+                let before = before.map(|before| before.get(name).unwrap_or(&Value::Null));
+                complete(value, before, node.at(field.ty));
+                let hollow = match value {
+                    Value::Array(list) => list.is_empty(),
+                    Value::Object(map) => {
+                        map.is_empty() && matches!(node.at(field.ty).shape(), Shape::Map { .. })
+                    }
+                    _ => false,
+                };
+                let was_null = before.is_some_and(Value::is_null);
+                keeps(field, value) && !(field.zero == Zero::Keep && hollow && was_null)
             });
             fill(node, object, map);
         }
         (Shape::Map { values, .. }, Value::Object(map)) => {
             let values = node.at(*values);
-            for value in map.values_mut() {
-                complete(value, values);
+            for (name, value) in map {
+                complete(value, before.and_then(|before| before.get(name)), values);
                 if value.is_null() {
                     *value = zero(values);
                 }
@@ -909,8 +919,12 @@ pub(super) fn complete(value: &mut Value, node: Node<'_>) {
         }
         (Shape::List { items, .. }, Value::Array(list)) => {
             let items = node.at(*items);
-            for item in list {
-                complete(item, items);
+            // Items are only the same ones if none came or went.
+            let before = before
+                .and_then(Value::as_array)
+                .filter(|old| old.len() == list.len());
+            for (at, item) in list.iter_mut().enumerate() {
+                complete(item, before.and_then(|before| before.get(at)), items);
                 if item.is_null() {
                     *item = zero(items);
                 }
@@ -918,10 +932,10 @@ pub(super) fn complete(value: &mut Value, node: Node<'_>) {
         }
         (Shape::OrArray(inner) | Shape::OrBool(inner) | Shape::OrStringArray(inner), value) => {
             match value {
-                Value::Object(_) => complete(value, node.at(*inner)),
+                Value::Object(_) => complete(value, before, node.at(*inner)),
                 Value::Array(list) => {
                     for item in list.iter_mut().filter(|item| item.is_object()) {
-                        complete(item, node.at(*inner));
+                        complete(item, None, node.at(*inner));
                     }
                 }
                 _ => {}

@@ -80,6 +80,19 @@ fn empty_values_go_or_stay_as_in_upstreams_structs() {
 }
 
 #[test]
+fn completing_tells_no_list_from_an_empty_one() {
+    let ty = builtin("rbac.authorization.k8s.io", "v1", "ClusterRole").expect("a built-in kind");
+    for (before, rules) in [
+        (json!({"rules": null}), Value::Null),
+        (json!({"rules": []}), json!([])),
+    ] {
+        let mut typed = json!({"metadata": {}, "rules": []});
+        complete(&mut typed, &before, &ty);
+        assert_eq!(typed, json!({"metadata": {}, "rules": rules}));
+    }
+}
+
+#[test]
 fn type_errors_are_go_s() {
     check_error(
         CONFIG_MAP,
@@ -329,7 +342,7 @@ proptest! {
     fn completing_what_was_decoded_changes_nothing(value in any_json()) {
         if let Ok(decoded) = conform(value, &pod()) {
             let mut completed = decoded.value.clone();
-            complete(&mut completed, &pod());
+            complete(&mut completed, &decoded.value, &pod());
             prop_assert_eq!(decoded.value, completed);
         }
     }
