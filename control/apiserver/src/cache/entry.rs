@@ -219,12 +219,8 @@ impl Event {
 
     const MAX_FRAMES: usize = 16;
 
-    /// Roughly what it keeps alive, one frame included.
+    /// Roughly what it occupies, one frame included. `previous` is the `entry` of the event before it.
     pub(super) fn size_bytes(&self) -> usize {
-        let previous = self
-            .previous
-            .as_ref()
-            .map_or(0, |previous| previous.size_bytes());
-        size_of::<Self>() + self.entry.size_bytes() + self.entry.bytes.len() + previous
+        size_of::<Self>() + self.entry.size_bytes() + self.entry.bytes.len()
     }
 }

@@ -67,7 +67,8 @@ pub struct Options {
     pub history_age: Duration,
     /// How much of what happened before the start is read into the history.
     pub history_revisions: u64,
-    /// How many events may wait for one watcher before it is ended.
+    /// How many events may wait for one watcher before it is ended. Watchers share the events, so that many slow ones
+    /// hold no more of them in memory than one.
     pub watch_queue_events: usize,
     /// What the store is compacted to; `None`: somebody else does it.
     pub keep: Option<Keep>,
@@ -79,10 +80,10 @@ impl Options {
             prefix: "/registry/".into(),
             indexer,
             reveal: None,
-            history_bytes: 24 << 20,
+            history_bytes: 16 << 20,
             history_age: Duration::from_secs(300),
             history_revisions: 5_000,
-            watch_queue_events: 1024,
+            watch_queue_events: 8192,
             keep: Some(Keep::default()),
         }
     }

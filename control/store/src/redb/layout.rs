@@ -78,6 +78,8 @@ pub(super) struct Head {
 pub(super) struct Heads {
     pub(super) by_key: BTreeMap<Key, Head>,
     pub(super) newest: Revision,
+    /// What all records of the log had when it was read, live or not.
+    pub(super) log_bytes: u64,
 }
 
 impl Heads {
@@ -102,6 +104,7 @@ impl Heads {
         for record in log.iter()? {
             let (position, record) = record?;
             let at = Position::from_bytes(position.value());
+            heads.log_bytes += record.value().len() as u64;
             let record = Record::decode(record.value())?;
             let head = record.head(at);
             match heads.by_key.get_mut(record.key) {

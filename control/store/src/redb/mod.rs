@@ -57,6 +57,8 @@ const QUEUE_REQUESTS: usize = 1024;
 pub struct Options {
     /// What redb keeps of the file in memory. The kernel's page cache comes on top, and can be taken away.
     pub cache_bytes: usize,
+    /// A file larger than this, and more than three quarters empty, is shrunk when it is opened.
+    pub shrink_above_bytes: u64,
     #[cfg(test)]
     fault: tests::Fault,
 }
@@ -65,6 +67,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             cache_bytes: 16 << 20,
+            shrink_above_bytes: 256 << 20,
             #[cfg(test)]
             fault: tests::Fault::default(),
         }
@@ -125,8 +128,9 @@ impl RedbStore {
 
     pub fn open_with(path: impl AsRef<Path>, options: Options) -> Result<Self, OpenError> {
         let path = path.as_ref();
-        let database = open_database(path, &options)?;
+        let mut database = open_database(path, &options)?;
         let (start, heads) = Start::read(&database).map_err(|error| storage_error(path, error))?;
+        shrink(&mut database, path, &options, heads.log_bytes);
         let feed = Feed::new(heads.newest);
         let shared = Arc::new(Shared {
             path: path.to_owned(),
@@ -424,6 +428,24 @@ fn prepare(database: &Database, path: &Path) -> Result<(), OpenError> {
             found,
             known: FORMAT_KNOWN,
         }),
+    }
+}
+
+/// Free room in the file is used again but never given back while it is open: after a flood of writes most of it may be
+/// empty. A failure only means that it stays large.
+fn shrink(database: &mut Database, path: &Path, options: &Options, used_bytes: u64) {
+    let size = || std::fs::metadata(path).map_or(0, |file| file.len());
+    let before = size();
+    if before <= options.shrink_above_bytes || before / 4 <= used_bytes {
+        return;
+    }
+    match database.compact() {
+        Ok(_) => {
+            tracing::info!(path = %path.display(), before, after = size(), "shrank the store's file")
+        }
+        Err(error) => {
+            tracing::warn!(path = %path.display(), %error, "shrinking the store's file failed");
+        }
     }
 }
 

@@ -283,3 +283,40 @@ async fn the_file_stays_bounded() {
     assert!(sizes[39] <= sizes[9] * 2, "{sizes:?}");
     assert_eq!(all(&store).await.len(), 200);
 }
+
+#[tokio::test]
+async fn an_empty_file_shrinks_when_it_is_opened() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("store.redb");
+    let store = RedbStore::open(&path).unwrap();
+    let key = |number: usize| Key::from(format!("/k/{number}"));
+    for number in 0..100 {
+        commit(&store, vec![put(&number.to_string(), vec![b'x'; 100_000])]).await;
+    }
+    // Every tenth stays, so that the room is scattered all over the file.
+    let deletes = (0..100).filter(|number| number % 10 != 5);
+    let deletes = deletes.map(|number| Op::Delete { key: key(number) });
+    commit(&store, deletes.collect()).await;
+    let newest = commit(&store, vec![put("end", "1")]).await;
+    store.compact(newest).await.unwrap();
+    while store.shared.swept_to().unwrap() < newest {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    let before = all(&store).await;
+    assert_eq!(before.len(), 11);
+    drop(store);
+    let size = || std::fs::metadata(&path).unwrap().len();
+    let full = size();
+    let options = || Options {
+        shrink_above_bytes: 1 << 20,
+        ..Options::default()
+    };
+    let store = RedbStore::open_with(&path, options()).unwrap();
+    assert!(size() < full / 2, "{} of {full}", size());
+    assert_eq!(all(&store).await, before);
+    assert_eq!(store.revision().await.unwrap(), newest);
+    commit(&store, vec![put("after", "1")]).await;
+    drop(store);
+    let store = RedbStore::open_with(&path, options()).unwrap();
+    assert_eq!(all(&store).await.len(), 12);
+}
