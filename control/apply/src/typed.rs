@@ -197,6 +197,10 @@ pub(crate) fn compare(old: &Value, new: &Value, ty: Ty<'_>) -> Comparison {
 
 fn compare_at(old: Option<&Value>, new: Option<&Value>, ty: Ty<'_>) -> Comparison {
     let mut found = Comparison::default();
+    // Most of an object stays the same from one write to the next.
+    if old == new {
+        return found;
+    }
     let hollow = |value: Option<&Value>| match value {
         None | Some(Value::Null) => true,
         Some(Value::Object(map)) => map.is_empty(),

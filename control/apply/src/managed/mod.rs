@@ -407,7 +407,7 @@ pub fn update(
 }
 
 /// If only times in `managedFields` differ, puts the old list back, so that nothing is written.
-fn keep_times(live: &Value, new: &mut Value) {
+fn keep_times(stored: &Value, new: &mut Value) {
     let list = |object: &Value| {
         let list = object
             .get("metadata")
@@ -422,12 +422,8 @@ fn keep_times(live: &Value, new: &mut Value) {
         list.sort_by_key(Value::to_string);
         list
     };
-    let old = list(live);
-    if timeless(old.clone()) != timeless(list(new)) {
-        return;
-    }
-    let same = |name: &str| live.get(name) == new.get(name);
-    let (Some(live), Some(object)) = (live.as_object(), new.as_object()) else {
+    let same = |name: &str| stored.get(name) == new.get(name);
+    let (Some(live), Some(object)) = (stored.as_object(), new.as_object()) else {
         return;
     };
     let others_same = live
@@ -441,9 +437,12 @@ fn keep_times(live: &Value, new: &mut Value) {
         }
         meta
     };
-    if others_same
-        && meta(live) == meta(object)
-        && !old.is_empty()
+    if !others_same || meta(live) != meta(object) {
+        return;
+    }
+    let old = list(stored);
+    if !old.is_empty()
+        && timeless(old.clone()) == timeless(list(new))
         && let Some(metadata) = metadata(new)
     {
         metadata.insert("managedFields".to_owned(), Value::Array(old));
@@ -583,6 +582,8 @@ fn apply_once(
     let merged = typed::merge(old, applied, node);
     let mut set = typed::to_set(applied, node);
     set.subtract_trees(&FieldSet::of_fields(reset));
+    let mut owned = set.clone();
+    owned.subtract(&FieldSet::of_fields(&UNOWNED));
     let last = managers.0.insert(
         id.clone(),
         Entry {
@@ -595,7 +596,10 @@ fn apply_once(
         entry.time.clone_from(&last.time);
     }
     let new = match &last {
-        Some(last) if !last.set.is_empty() => prune(&merged, &managers, &last.set, node),
+        // Who applies the same fields again gives nothing up.
+        Some(last) if !last.set.is_empty() && last.set != owned => {
+            prune(&merged, &managers, &last.set, node)
+        }
         _ => merged,
     };
 

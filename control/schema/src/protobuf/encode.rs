@@ -174,10 +174,8 @@ fn put_message(out: &mut Vec<u8>, value: &Value, node: Node<'_>) {
             put_number(out, 2, 0);
             put_bytes(out, 3, text.as_bytes());
         }
-        (Shape::Any | Shape::Deduced | Shape::Raw | Shape::FieldsV1, value) => {
-            if !value.is_null() {
-                put_bytes(out, 1, value.to_string().as_bytes());
-            }
+        (Shape::Any | Shape::Deduced | Shape::Raw | Shape::FieldsV1, value) if !value.is_null() => {
+            put_bytes(out, 1, value.to_string().as_bytes());
         }
         (Shape::OrArray(inner), Value::Array(list)) => {
             for item in list {
