@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::{Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 use rustls::pki_types::CertificateDer;
 use skep_agent::dns::{Dns, DnsConfig};
 use skep_agent::kubelet::volumes::{MountNamespace, Volumes};
@@ -280,6 +281,8 @@ async fn run(options: Options) -> Result<()> {
         }
     };
 
+    // A hollow node has no containers that could tell the difference.
+    let docker = options.runtime == Which::Docker;
     let ctx = Arc::new(Context {
         recorder: events::Recorder::start(client.clone(), &node_name),
         runtime_name: match options.runtime {
@@ -291,7 +294,8 @@ async fn run(options: Options) -> Result<()> {
         objects,
         volumes,
         cgroups,
-        services: Some(informers.of::<Service>()),
+        services: docker.then(|| informers.of::<Service>()),
+        endpoint_slices: docker.then(|| informers.of::<EndpointSlice>()),
         host_ips: vec![node_ip],
         allocatable: parking_lot::RwLock::new(node::capacity(&config)),
         memory_capacity: i64::try_from(node::memory_kib() * 1024).unwrap_or(i64::MAX),

@@ -22,6 +22,9 @@ use super::{hooks, images, objects, resources, spec};
 use crate::network::PodIdentity;
 use crate::runtime::{Image, LogOptions, Observed, Runtime, State, label};
 
+const DRAIN_MAX: Duration = Duration::from_secs(2);
+const DRAIN_LOOK: Duration = Duration::from_millis(10);
+const DRAIN_OTHERS: Duration = Duration::from_millis(100);
 /// A container gets this long after its preStop hook, whatever is left of the grace period.
 const LEAST_GRACE: Duration = Duration::from_secs(2);
 const MAX_MESSAGE: usize = 4096;
@@ -463,6 +466,7 @@ async fn kill(
 ) {
     let ctx = &shared.ctx;
     let began = Instant::now();
+    let mut least = Duration::from_secs(1);
     if let Some(pod) = pod {
         let about = reference(pod, Some(container));
         ctx.recorder.normal(&about, "Killing", message);
@@ -470,7 +474,11 @@ async fn kill(
             let handler = c.lifecycle.as_ref()?.pre_stop.clone()?;
             Some((c, handler))
         });
-        if let Some((c, handler)) = hook {
+        if hook.is_some() {
+            least = LEAST_GRACE;
+        }
+        let pre_stop = async {
+            let Some((c, handler)) = hook else { return };
             let ip = shared.ips.first().copied();
             let run = hooks::run(&*ctx.runtime, id, &c, &handler, ip);
             match timeout(grace, run).await {
@@ -482,12 +490,49 @@ async fn kill(
                 }
                 Err(_) => debug!(container, "preStop did not end within the grace period"),
             }
-            let left = grace.saturating_sub(began.elapsed()).max(LEAST_GRACE);
-            stop(ctx.runtime.as_ref(), id, left).await;
-            return;
-        }
+        };
+        let drained = async {
+            if pod::is_terminating(pod) {
+                drain(shared, grace).await;
+            }
+        };
+        tokio::join!(pre_stop, drained);
     }
-    stop(ctx.runtime.as_ref(), id, grace).await;
+    let left = grace.saturating_sub(began.elapsed()).max(least);
+    stop(ctx.runtime.as_ref(), id, left).await;
+}
+
+/// Waits until Services no longer send anything here.
+///
+/// The deletion of a pod reaches its node and the authors of EndpointSlices at the same time, and a
+/// node that is quicker stops a server that still gets connections. Kubernetes leaves that race to
+/// a preStop sleep of the user's; here a pod that is no endpoint does not wait at all, and one that
+/// is waits as long as the change takes, which this node's own watch tells.
+async fn drain(shared: &Shared, grace: Duration) {
+    let Some(slices) = &shared.ctx.endpoint_slices else {
+        return;
+    };
+    let is_endpoint = || {
+        let of = slices.in_namespace(&shared.who.namespace);
+        of.iter()
+            .flat_map(|slice| slice.endpoints.iter().flatten())
+            .any(|endpoint| {
+                let ours = endpoint.target_ref.as_ref().and_then(|r| r.uid.as_ref());
+                let conditions = endpoint.conditions.as_ref();
+                ours == Some(&shared.who.uid)
+                    && conditions.and_then(|c| c.ready) != Some(false)
+                    && conditions.and_then(|c| c.terminating) != Some(true)
+            })
+    };
+    if !is_endpoint() {
+        return;
+    }
+    let limit = Instant::now() + DRAIN_MAX.min(grace / 2);
+    while is_endpoint() && Instant::now() < limit {
+        tokio::time::sleep(DRAIN_LOOK).await;
+    }
+    // Other nodes hear of it at about the same time.
+    tokio::time::sleep(DRAIN_OTHERS).await;
 }
 
 async fn stop(runtime: &dyn Runtime, id: &str, grace: Duration) {

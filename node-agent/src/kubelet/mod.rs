@@ -32,6 +32,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, ResourceExt};
@@ -100,6 +101,7 @@ pub struct Context {
     pub cgroups: Option<cgroup::Cgroups>,
     pub recorder: Recorder,
     pub services: Option<Informer<Service>>,
+    pub endpoint_slices: Option<Informer<EndpointSlice>>,
     pub host_ips: Vec<IpAddr>,
     pub allocatable: RwLock<BTreeMap<String, Quantity>>,
     pub memory_capacity: i64,

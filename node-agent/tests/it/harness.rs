@@ -157,6 +157,7 @@ impl Node {
             objects,
             cgroups: Some(cgroup::Cgroups::discover()),
             services: None,
+            endpoint_slices: None,
             host_ips: vec![config.node_ip],
             allocatable: parking_lot::RwLock::new(node::capacity(&config)),
             memory_capacity: 1 << 34,
