@@ -20,6 +20,8 @@ use crate::runtime::{Observed, State};
 pub struct Input<'a> {
     pub pod: &'a Pod,
     pub base: &'a PodStatus,
+    /// The last one computed: a container may be removed before its end has reached the API.
+    pub previous: &'a PodStatus,
     pub observed: &'a [Observed],
     pub memory: &'a Memory,
     pub plan: &'a Plan,
@@ -115,9 +117,9 @@ fn addresses(input: &Input<'_>) -> Vec<String> {
 
 fn base_status<'a>(input: &Input<'a>, kind: Kind, name: &str) -> Option<&'a ContainerStatus> {
     let list = match kind {
-        Kind::Init | Kind::Sidecar => &input.base.init_container_statuses,
-        Kind::Main => &input.base.container_statuses,
-        Kind::Ephemeral => &input.base.ephemeral_container_statuses,
+        Kind::Init | Kind::Sidecar => &input.previous.init_container_statuses,
+        Kind::Main => &input.previous.container_statuses,
+        Kind::Ephemeral => &input.previous.ephemeral_container_statuses,
     };
     list.iter().flatten().find(|s| s.name == name)
 }
@@ -172,6 +174,8 @@ fn container_status(
             if ran {
                 return lost(base, over);
             }
+            out.last_state.clone_from(&base.last_state);
+            out.restart_count = base.restart_count;
         }
         out.state = Some(waiting(input, container));
         return out;

@@ -83,6 +83,8 @@ struct Worker {
     probing: HashMap<String, AbortHandle>,
     /// Status writes: what was sent last, and what the API answered.
     sent: Option<PodStatus>,
+    /// What the last plan made of it, written or not.
+    computed: Option<PodStatus>,
     answered: Option<Pod>,
     writing: bool,
     writes: JoinSet<Result<Pod, kube::Error>>,
@@ -121,6 +123,7 @@ impl Worker {
             reports: mpsc::channel(REPORTS),
             probing: HashMap::new(),
             sent: None,
+            computed: None,
             answered: None,
             writing: false,
             writes: JoinSet::new(),
@@ -139,7 +142,13 @@ impl Worker {
                 self.observe().await;
             }
             let now = Timestamp::now();
+            let unwritten = !self.memory.status_written;
             let plan = self.step(now);
+            if unwritten && self.memory.status_written {
+                // What waited for this (the end of the object) can go on.
+                stale = false;
+                continue;
+            }
             if plan.done && self.running.is_empty() {
                 for handle in self.probing.values() {
                     handle.abort();
@@ -612,6 +621,7 @@ impl Worker {
         let wanted = status::status(&status::Input {
             pod: &pod,
             base,
+            previous: self.computed.as_ref().unwrap_or(base),
             observed: &self.observed,
             memory: &self.memory,
             plan,
@@ -621,6 +631,7 @@ impl Worker {
             seen_at: self.seen_at,
             now,
         });
+        self.computed = Some(wanted.clone());
         let current = self.sent.as_ref() == Some(&wanted);
         self.memory.status_written = current && !self.writing && self.write_failure.is_none();
         let waits = self
