@@ -3,7 +3,7 @@
 use k8s_openapi::{
     api::{
         admissionregistration, authentication, authorization, autoscaling, certificates, core,
-        events, flowcontrol, networking, resource, storage,
+        events, flowcontrol, resource,
     },
     apiextensions_apiserver::pkg::apis::apiextensions,
     kube_aggregator::pkg::apis::apiregistration,
@@ -39,17 +39,6 @@ plain! {
     autoscaling::v2::HorizontalPodAutoscaler => Rules::namespaced().status(), printers::workloads::horizontal_pod_autoscaler;
     autoscaling::v1::HorizontalPodAutoscaler => Rules::namespaced().status(), printers::workloads::horizontal_pod_autoscaler;
     certificates::v1::CertificateSigningRequest => Rules::cluster().status(), printers::access::certificate_signing_request;
-    networking::v1::IngressClass => Rules::cluster().generation(Generation::Spec), printers::network::ingress_class;
-    networking::v1::Ingress => Rules::namespaced().generation(Generation::Spec).status(), printers::network::ingress;
-    networking::v1::IPAddress => Rules::cluster().create_on_update(), printers::network::ip_address;
-    networking::v1::NetworkPolicy => Rules::namespaced().generation(Generation::Spec), printers::network::network_policy;
-    networking::v1::ServiceCIDR => Rules::cluster().status(), printers::network::service_cidr;
-    storage::v1::CSIDriver => Rules::cluster().conditional_update(), printers::storage::csi_driver;
-    storage::v1::CSINode => Rules::cluster().conditional_update(), printers::storage::csi_node;
-    storage::v1::CSIStorageCapacity => Rules::namespaced(), printers::core::name_and_age;
-    storage::v1::StorageClass => Rules::cluster(), printers::storage::storage_class;
-    storage::v1::VolumeAttachment => Rules::cluster().status().conditional_update(), printers::storage::volume_attachment;
-    storage::v1::VolumeAttributesClass => Rules::cluster(), printers::storage::volume_attributes_class;
     admissionregistration::v1::MutatingAdmissionPolicy => Rules::cluster().generation(Generation::Spec).conditional_update(), printers::access::mutating_admission_policy;
     admissionregistration::v1::MutatingAdmissionPolicyBinding => Rules::cluster().generation(Generation::Spec).conditional_update(), printers::access::mutating_admission_policy_binding;
     admissionregistration::v1::MutatingWebhookConfiguration => Rules::cluster().generation(Generation::Object).conditional_update(), printers::access::mutating_webhook_configuration;

@@ -1,0 +1,138 @@
+use k8s_openapi::api::storage::v1::CSIDriver;
+
+use crate::{
+    field::{Errors, Path},
+    kinds::{Kind, Rules},
+    validation::volume_sources::validate_csi_driver_name,
+    zero::{List, set},
+};
+
+impl Kind for CSIDriver {
+    const RULES: Rules = Rules::cluster().conditional_update();
+
+    fn set_defaults(&mut self) {
+        let spec = &mut self.spec;
+        set(&mut spec.attach_required, true);
+        set(&mut spec.pod_info_on_mount, false);
+        set(&mut spec.storage_capacity, false);
+        set(
+            &mut spec.fs_group_policy,
+            "ReadWriteOnceWithFSType".to_owned(),
+        );
+        if spec.volume_lifecycle_modes.items().is_empty() {
+            spec.volume_lifecycle_modes = Some(vec!["Persistent".to_owned()]);
+        }
+        set(&mut spec.requires_republish, false);
+        set(&mut spec.se_linux_mount, false);
+    }
+
+    /// Only what kubelets have to act on counts as a generation, and a new driver has none.
+    fn prepare_update(&mut self, old: &Self) {
+        let (new, before) = (&self.spec, &old.spec);
+        if new.token_requests != before.token_requests
+            || new.requires_republish != before.requires_republish
+            || new.se_linux_mount != before.se_linux_mount
+        {
+            self.metadata.generation = Some(old.metadata.generation.unwrap_or(0) + 1);
+        }
+    }
+
+    fn validate(&self, errors: &mut Errors) {
+        let name = self.metadata.name.as_deref().unwrap_or_default();
+        validate_csi_driver_name(name, &Path::new("name"), errors);
+        validate_spec(self, errors);
+    }
+
+    fn validate_update(&self, old: &Self, errors: &mut Errors) {
+        validate_spec(self, errors);
+        let path = Path::new("spec");
+        let (new, old) = (&self.spec, &old.spec);
+        errors.immutable(
+            &path.child("attachedRequired"),
+            &new.attach_required,
+            &old.attach_required,
+        );
+        errors.immutable(
+            &path.child("volumeLifecycleModes"),
+            &new.volume_lifecycle_modes,
+            &old.volume_lifecycle_modes,
+        );
+    }
+
+    fn printer() -> std::sync::Arc<dyn crate::printer::Printer> {
+        crate::printers::storage::csi_driver()
+    }
+}
+
+fn validate_spec(driver: &CSIDriver, errors: &mut Errors) {
+    const GROUP_POLICIES: [&str; 3] = ["File", "None", "ReadWriteOnceWithFSType"];
+    let spec = &driver.spec;
+    let path = Path::new("spec");
+    for (field, value) in [
+        ("attachedRequired", spec.attach_required),
+        ("podInfoOnMount", spec.pod_info_on_mount),
+        ("storageCapacity", spec.storage_capacity),
+    ] {
+        if value.is_none() {
+            errors.required(&path.child(field), "");
+        }
+    }
+    let at = path.child("fsGroupPolicy");
+    match spec.fs_group_policy.as_deref() {
+        None => errors.required(&at, ""),
+        Some(policy) if GROUP_POLICIES.contains(&policy) => {}
+        Some(other) => errors.not_supported(&at, other, &GROUP_POLICIES),
+    }
+    let at = path.child("tokenRequests");
+    let tokens = spec.token_requests.items();
+    for (index, token) in tokens.iter().enumerate() {
+        let at = at.index(index);
+        if tokens[..index]
+            .iter()
+            .any(|before| before.audience == token.audience)
+        {
+            errors.duplicate(&at.child("audience"), token.audience.as_str());
+            continue;
+        }
+        let Some(seconds) = token.expiration_seconds else {
+            continue;
+        };
+        let at = at.child("expirationSeconds");
+        if seconds < 600 {
+            errors.invalid(
+                &at,
+                seconds,
+                "may not specify a duration less than 10 minutes",
+            );
+        }
+        if seconds > 1 << 32 {
+            errors.invalid(
+                &at,
+                seconds,
+                "may not specify a duration larger than 2^32 seconds",
+            );
+        }
+    }
+    for (index, mode) in spec.volume_lifecycle_modes.items().iter().enumerate() {
+        if !matches!(mode.as_str(), "Ephemeral" | "Persistent") {
+            errors.not_supported(
+                &path.child("volumeLifecycleModes").index(index),
+                mode.as_str(),
+                &["Ephemeral", "Persistent"],
+            );
+        }
+    }
+    if spec.se_linux_mount.is_none() {
+        errors.required(&path.child("seLinuxMount"), "");
+    }
+    if let Some(seconds) = spec
+        .node_allocatable_update_period_seconds
+        .filter(|seconds| *seconds < 10)
+    {
+        errors.invalid(
+            &path.child("nodeAllocatableUpdatePeriodSeconds"),
+            seconds,
+            "must be greater than or equal to 10 seconds",
+        );
+    }
+}
