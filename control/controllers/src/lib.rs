@@ -8,19 +8,25 @@
 
 pub mod bootstrap_token;
 pub mod certificates;
+pub mod cluster_role;
 pub mod context;
+pub mod cron_job;
 pub mod daemon_set;
 pub mod deployment;
 pub mod disruption;
 pub mod endpoints;
 pub mod garbage;
+pub mod job;
+pub mod mirroring;
 pub mod namespace;
 pub mod node_ipam;
 pub mod node_lifecycle;
 pub mod owners;
+pub mod persistent_volume;
 pub mod pod_gc;
 pub mod pods;
 pub mod replica_set;
+pub mod resource_quota;
 pub mod revisions;
 pub mod service_account;
 pub mod stateful_set;
@@ -56,6 +62,8 @@ pub async fn lead(config: Arc<Config>, term: CancellationToken) {
     tasks.spawn(deployment::run(context.clone()));
     tasks.spawn(daemon_set::run(context.clone()));
     tasks.spawn(stateful_set::run(context.clone()));
+    tasks.spawn(job::run(context.clone()));
+    tasks.spawn(cron_job::run(context.clone()));
     tasks.spawn(disruption::run(context.clone()));
     tasks.spawn(endpoints::run(context.clone()));
     tasks.spawn(namespace::run(context.clone()));
@@ -65,6 +73,10 @@ pub async fn lead(config: Arc<Config>, term: CancellationToken) {
     tasks.spawn(node_ipam::run(context.clone()));
     tasks.spawn(pod_gc::run(context.clone()));
     tasks.spawn(service_account::run(context.clone()));
+    tasks.spawn(persistent_volume::run(context.clone()));
+    tasks.spawn(resource_quota::run(context.clone()));
+    tasks.spawn(cluster_role::run(context.clone()));
+    tasks.spawn(mirroring::run(context.clone()));
     tasks.spawn(certificates::run(context.clone()));
     tasks.spawn(bootstrap_token::run(context.clone()));
     while let Some(outcome) = tasks.join_next().await {

@@ -239,7 +239,8 @@ fn node_affinity(volume: &PersistentVolume) -> NodeMatch {
         .unwrap_or_default()
 }
 
-fn capacity(volume: &PersistentVolume) -> i64 {
+/// In bytes.
+pub fn capacity(volume: &PersistentVolume) -> i64 {
     let capacity = volume.spec.as_ref().and_then(|spec| spec.capacity.as_ref());
     capacity
         .and_then(|capacity| capacity.get("storage"))
@@ -247,7 +248,7 @@ fn capacity(volume: &PersistentVolume) -> i64 {
 }
 
 /// Whether a free volume can serve the claim, its place aside.
-fn satisfies(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> bool {
+pub fn satisfies(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> bool {
     let (Some(offer), Some(wish)) = (&volume.spec, &claim.spec) else {
         return false;
     };

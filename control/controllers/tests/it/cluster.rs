@@ -17,7 +17,7 @@ use k8s_openapi::{
     ClusterResourceScope, NamespaceResourceScope,
     api::{
         coordination::v1::Lease,
-        core::v1::{Node, Pod},
+        core::v1::{Node, Pod, ServiceAccount},
     },
     apimachinery::pkg::apis::meta::v1::{MicroTime, Time},
 };
@@ -120,6 +120,16 @@ impl Cluster {
         for node in nodes {
             cluster.add_node(node).await;
         }
+        // Admission refuses pods in a namespace without its default account.
+        wait_for(
+            "the default account",
+            || async {
+                let accounts = cluster.api::<ServiceAccount>();
+                accounts.get_opt("default").await.expect("answers")
+            },
+            Option::is_some,
+        )
+        .await;
         tokio::spawn(kubelet(
             cluster.client.clone(),
             cluster.alive.clone(),

@@ -5,3 +5,4 @@ mod cluster;
 mod nodes;
 mod objects;
 mod rollouts;
+mod workloads;
