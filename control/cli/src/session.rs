@@ -178,6 +178,12 @@ impl Session {
         if !status.is_success() {
             return Err(match serde_json::from_slice::<Value>(&body) {
                 Ok(value) if value["kind"] == "Status" => ApiError(value).into(),
+                // Paths that nobody serves are answered in plain text.
+                _ if status == http::StatusCode::NOT_FOUND => ApiError(serde_json::json!({
+                    "reason": "NotFound",
+                    "message": "the server could not find the requested resource",
+                }))
+                .into(),
                 _ => anyhow!(
                     "Error from server: {status}: {}",
                     String::from_utf8_lossy(&body).trim()
