@@ -1,11 +1,13 @@
 //! Loads the cache from the store and keeps it current.
 
 use std::{
+    panic::AssertUnwindSafe,
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
 use futures::StreamExt;
+use serde_json::Value;
 use skep_store::{Event as StoreEvent, RangeRequest, Revision, StoreError, WatchBatch};
 
 use super::{
@@ -24,6 +26,7 @@ const AGE_CHECK: Duration = Duration::from_secs(5);
 
 /// Follows the store for ever. Every retry waits, from [`BACKOFF_MIN`] doubling to [`BACKOFF_MAX`], with jitter.
 pub(super) async fn run(inner: Arc<Inner>) {
+    let _guard = EndsTheProcess;
     let mut backoff = BACKOFF_MIN;
     loop {
         let started = inner.revision();
@@ -51,6 +54,18 @@ pub(super) async fn run(inner: Arc<Inner>) {
         }
         tokio::time::sleep(backoff.mul_f64(rand::random_range(0.5..1.0))).await;
         backoff = (backoff * 2).min(BACKOFF_MAX);
+    }
+}
+
+/// A cache that no longer follows would serve old data for ever: a new process heals that.
+struct EndsTheProcess;
+
+impl Drop for EndsTheProcess {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            tracing::error!("following the store panicked, ending the process");
+            std::process::abort();
+        }
     }
 }
 
@@ -260,7 +275,7 @@ impl Inner {
                 .ok_or("it is not a JSON object with metadata")?;
             let object =
                 decode::without_managed_fields(&json).map_err(|error| error.to_string())?;
-            Ok((bytes, (self.options.indexer)(&key, &object)))
+            Ok((bytes, self.index(&key, &object)))
         });
         match read {
             Ok((
@@ -289,6 +304,18 @@ impl Inner {
         }
     }
 
+    /// An indexer that panics loses the object's fields, not the cache.
+    fn index(&self, key: &str, object: &Value) -> Index {
+        let indexer = || (self.options.indexer)(key, object);
+        std::panic::catch_unwind(AssertUnwindSafe(indexer)).unwrap_or_else(|_| {
+            tracing::error!(
+                key,
+                "the indexer panicked; field selectors will not find this object"
+            );
+            Index::of_metadata(object)
+        })
+    }
+
     pub(super) fn reindex(&self, prefix: &str) {
         let _watchers = self.watchers.lock();
         let mut state = self.state.write();
@@ -301,7 +328,7 @@ impl Inner {
                 uid,
                 labels,
                 fields,
-            } = (self.options.indexer)(&entry.key, &object);
+            } = self.index(&entry.key, &object);
             let indexed = Entry {
                 key: entry.key.clone(),
                 bytes: entry.bytes.clone(),

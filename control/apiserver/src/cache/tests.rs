@@ -375,6 +375,34 @@ async fn a_frame_is_encoded_once() {
 }
 
 #[tokio::test]
+async fn an_indexer_may_panic() {
+    let fixture = Fixture::new(|options| {
+        let inner = indexer();
+        options.indexer = Arc::new(move |key, object| {
+            assert!(!key.ends_with("bad"), "as this test wants it");
+            inner(key, object)
+        });
+    })
+    .await;
+    fixture.put("bad", "web", "n1").await;
+    fixture.put("good", "web", "n1").await;
+    let bad = fixture.cache.get(&key("bad")).unwrap();
+    assert_eq!(
+        (bad.labels.get("app"), bad.fields.get("spec.nodeName")),
+        (Some("web"), None)
+    );
+    assert!(
+        fixture
+            .cache
+            .get(&key("good"))
+            .unwrap()
+            .fields
+            .get("spec.nodeName")
+            .is_some()
+    );
+}
+
+#[tokio::test]
 async fn reindex_learns_new_fields() {
     let known = Arc::new(std::sync::atomic::AtomicBool::new(false));
     let fixture = Fixture::new(|options| {

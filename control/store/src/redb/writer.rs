@@ -52,6 +52,18 @@ pub(super) enum Request {
     },
 }
 
+/// A store whose writer died would answer reads and refuse writes for ever: a new process heals that.
+struct EndsTheProcess;
+
+impl Drop for EndsTheProcess {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            tracing::error!("the store's writer panicked, ending the process");
+            std::process::abort();
+        }
+    }
+}
+
 /// An answer that must not leave before the fsync.
 enum Answer {
     Txn(oneshot::Sender<Result<TxnOutcome, StoreError>>, TxnOutcome),
@@ -85,6 +97,7 @@ impl Writer {
 
     /// Until every sender is gone.
     pub(super) fn run(mut self) {
+        let _guard = EndsTheProcess;
         let runtime = match tokio::runtime::Builder::new_current_thread()
             .enable_time()
             .build()
@@ -133,8 +146,7 @@ impl Writer {
         let mut compacted = self.compacted;
         let mut conflicts = 0;
         let asked = requests.len();
-        // The requests stay where they are until nothing can fail any more: an error drops them, which their
-        // senders notice.
+        // An error drops the requests and the answers, which their senders notice.
         for request in requests.drain(..) {
             answers.push(match request {
                 Request::Txn { guards, ops, reply } => {
