@@ -203,7 +203,7 @@ pub(crate) fn names(story: &Story<'_>) -> Result<()> {
 }
 
 pub(crate) fn udp(story: &Story<'_>) -> Result<()> {
-    let binaries = xtask::workspace::target().join("release");
+    let binaries = xtask::workspace::binaries();
     let echo = |name: &str, node: &str, command: Value| {
         let mut pod = idle_pod(name, Some(node));
         pod["spec"]["volumes"] =

@@ -20,9 +20,18 @@ pub fn target() -> PathBuf {
     }
 }
 
-/// One of the three binaries, as `cargo xtask build` leaves it.
+/// One of our binaries, as `cargo xtask build` leaves it.
 pub fn binary(name: &str) -> PathBuf {
-    target().join("release").join(name)
+    binaries().join(name)
+}
+
+/// target/release, unless `SKEP_BINARIES` names another folder: for those who would rather wait for a slow program than
+/// for the optimizer.
+pub fn binaries() -> PathBuf {
+    match std::env::var_os("SKEP_BINARIES") {
+        Some(folder) => root().join(folder),
+        None => target().join("release"),
+    }
 }
 
 /// The cargo that runs us, or the one on PATH.

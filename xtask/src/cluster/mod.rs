@@ -91,6 +91,7 @@ pub struct State {
     pub isolated: bool,
     pub store: Store,
     /// The scheduler and the controllers are processes of their own.
+    #[serde(default)]
     pub split: bool,
     pub data_directory: PathBuf,
     /// The API server on the root namespace's loopback.

@@ -116,7 +116,7 @@ fn fetch(place: &super::place::Place, address: &str) -> Result<()> {
 }
 
 fn next_steps(state: &State, cluster_ip: &str, node_port: &str) -> String {
-    let binaries = workspace::target().join("release");
+    let binaries = workspace::binaries();
     let kubeconfig = if state.isolated {
         format!("export KUBECONFIG={}", state.kubeconfig().display())
     } else {

@@ -94,7 +94,7 @@ pub(crate) fn measure(store: Store, rounds: usize) -> Result<Vec<Figure>> {
 }
 
 fn deploy(cluster: &TestCluster, kubectl: &Client) -> Result<()> {
-    let binaries = xtask::workspace::target().join("release");
+    let binaries = xtask::workspace::binaries();
     let pod = |name: &str, container: Value| {
         json!({
             "apiVersion": "v1", "kind": "Pod",
