@@ -33,6 +33,12 @@ impl Program {
         self
     }
 
+    /// An argument that is left out of what errors show.
+    pub fn hidden_arg(mut self, argument: impl AsRef<OsStr>) -> Self {
+        self.command.arg(argument);
+        self
+    }
+
     pub fn args(self, arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Self {
         arguments.into_iter().fold(self, Self::arg)
     }

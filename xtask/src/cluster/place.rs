@@ -62,7 +62,12 @@ impl Place {
     /// A program in this place, to be run to its end.
     pub fn program(&self, name: impl AsRef<std::ffi::OsStr>) -> Result<Program> {
         let words = self.launcher(false)?;
-        Ok(program(&words[0]).args(&words[1..]).arg(name))
+        let launcher = words[1..]
+            .iter()
+            .fold(program(&words[0]), |launcher, word| {
+                launcher.hidden_arg(word)
+            });
+        Ok(launcher.arg(name))
     }
 
     /// The same as a plain [`Command`], to be spawned.
