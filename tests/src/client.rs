@@ -6,6 +6,11 @@ use std::process::{Command, Stdio};
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
+/// No command of a story takes longer, unless it hangs.
+const LIMIT_SECONDS: &str = "100";
+/// What timeout(1) exits with when it had to end the command.
+const TIMED_OUT: i32 = 124;
+
 /// A command-line client of one cluster and one namespace.
 #[derive(Clone, Debug)]
 pub struct Client {
@@ -45,8 +50,11 @@ impl Client {
     }
 
     pub fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(&self.program);
+        // A command that hangs is a failure to report, not a reason to hang too.
+        let mut command = Command::new("timeout");
         command
+            .args(["--kill-after=5", LIMIT_SECONDS])
+            .arg(&self.program)
             .arg("--kubeconfig")
             .arg(&self.kubeconfig)
             .args(["--namespace", &self.namespace])
@@ -61,6 +69,13 @@ impl Client {
             .command(arguments)
             .output()
             .with_context(|| format!("cannot run {}", self.program.display()))?;
+        if output.status.code() == Some(TIMED_OUT) {
+            bail!(
+                "`{} {}` hung for {LIMIT_SECONDS} s",
+                self.name(),
+                arguments.join(" ")
+            );
+        }
         Ok(Outcome {
             succeeded: output.status.success(),
             stdout: String::from_utf8_lossy(&output.stdout).into_owned(),

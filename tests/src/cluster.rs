@@ -134,13 +134,7 @@ impl TestCluster {
         let mut text = String::new();
         for look in [
             &["get", "nodes", "-o", "wide"][..],
-            &[
-                "get",
-                "pods,services,endpointslices,deployments",
-                "-A",
-                "-o",
-                "wide",
-            ],
+            &["get", "pods,services,deployments", "-o", "wide"],
             &["get", "events", "--sort-by=.lastTimestamp"],
         ] {
             let seen = match kubectl.attempt(look) {
