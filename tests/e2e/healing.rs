@@ -120,20 +120,21 @@ impl Traffic {
     }
 }
 
-/// The cluster still does what it is told: a Deployment grows and shrinks again.
+/// The cluster still does what it is told: a Deployment comes, grows and goes. Not the one under load, whose pods are to
+/// stay.
 fn still_works(story: &Story<'_>) -> Result<()> {
-    let nodes = story.cluster.state.nodes.len();
-    for count in [nodes + 1, nodes] {
-        let replicas = format!("--replicas={count}");
-        wait_for("the API server to take a write", RECOVERED, || {
-            story
-                .kubectl
-                .run(&["scale", "deployment", "web", &replicas])
-        })?;
-        story.ready_pods("web", count)?;
-        story.backends("web", count)?;
-    }
-    Ok(())
+    let name = "probe";
+    let probe = story.file("probe.json", &deployment(name, 1).to_string())?;
+    wait_for("the API server to take a write", RECOVERED, || {
+        story.kubectl.run(&["apply", "-f", &probe])
+    })?;
+    story.ready_pods(name, 1)?;
+    story
+        .kubectl
+        .run(&["scale", "deployment", name, "--replicas=3"])?;
+    story.ready_pods(name, 3)?;
+    story.kubectl.run(&["delete", "deployment", name])?;
+    story.ready_pods(name, 0).map(drop)
 }
 
 pub(crate) fn agents(story: &Story<'_>) -> Result<()> {
@@ -145,20 +146,18 @@ pub(crate) fn agents(story: &Story<'_>) -> Result<()> {
     }
     // The successors have taken over what runs: they carry out a change, and restarted nothing.
     still_works(story)?;
-    for id in &containers {
-        let running = command::line(&format!(
-            "docker inspect --format {{{{.State.Running}}}} {id}"
-        ))
-        .output();
-        // One may have been chosen by the scaling down.
-        let gone = running.is_err();
-        ensure!(
-            gone || running?.trim() == "true",
-            "the container {id} was stopped"
-        );
-    }
+    still_run(&containers)?;
     traffic.stop_unharmed("kill -9 of the agents")?;
     nodes_are_ready(story)
+}
+
+fn still_run(containers: &[String]) -> Result<()> {
+    for id in containers {
+        let inspect = format!("docker inspect --format {{{{.State.Running}}}} {id}");
+        let running = command::line(&inspect).output()?;
+        ensure!(running.trim() == "true", "the container {id} was stopped");
+    }
+    Ok(())
 }
 
 fn running_containers(story: &Story<'_>) -> Result<Vec<String>> {
@@ -201,13 +200,7 @@ pub(crate) fn docker(story: &Story<'_>) -> Result<()> {
         Ok(())
     })?;
     // Live restore: the containers never noticed.
-    for id in &containers {
-        let running = command::line(&format!(
-            "docker inspect --format {{{{.State.Running}}}} {id}"
-        ))
-        .output()?;
-        ensure!(running.trim() == "true", "the container {id} was stopped");
-    }
+    still_run(&containers)?;
     still_works(story)?;
     traffic.stop_unharmed("kill -9 of dockerd")?;
     nodes_are_ready(story)

@@ -95,7 +95,9 @@ impl Story<'_> {
     pub(crate) fn apply(&self, objects: &[Value]) -> Result<()> {
         let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});
         let file = self.file("manifest.json", &list.to_string())?;
-        self.kubectl.run(&["apply", "-f", &file]).map(drop)
+        self.kubectl
+            .run(&["apply", "--validate=false", "-f", &file])
+            .map(drop)
     }
 
     /// A file of the story's own; its path.
@@ -171,7 +173,7 @@ impl Story<'_> {
 
     /// What a web server says to a pod.
     pub(crate) fn fetch(&self, pod: &str, url: &str) -> Result<String> {
-        self.exec(pod, &["wget", "-q", "-T", "3", "-O", "-", url])
+        self.exec(pod, &["timeout", "3", "wget", "-q", "-O", "-", url])
     }
 }
 

@@ -65,7 +65,7 @@ pub(crate) fn pods(story: &Story<'_>) -> Result<()> {
         }
         // Every backend gets its share, whichever node asks.
         let fetches = format!(
-            "for i in $(seq {PICKS}); do wget -q -T 3 -O - http://{cluster_ip}/whoami || exit 1; done"
+            "for i in $(seq {PICKS}); do timeout 3 wget -q -O - http://{cluster_ip}/whoami || exit 1; done"
         );
         let answers = story.exec(&client, &["sh", "-c", &fetches])?;
         let seen: BTreeSet<&str> = answers
@@ -81,7 +81,7 @@ pub(crate) fn pods(story: &Story<'_>) -> Result<()> {
     // A Service without a backend refuses at once.
     story.apply(&[service("empty", "nothing", json!({}))])?;
     let empty = story.cluster_ip("empty")?;
-    let refusal = format!("wget -q -T 5 -O - http://{empty}/ 2>&1; echo status $?");
+    let refusal = format!("timeout 5 wget -q -O - http://{empty}/ 2>&1; echo status $?");
     wait_for("a refusal", Duration::from_secs(10), || {
         let said = story.exec(&format!("client-{}", servers[0].0), &["sh", "-c", &refusal])?;
         ensure!(

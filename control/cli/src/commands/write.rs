@@ -208,16 +208,21 @@ impl Apply {
             };
             return self.write.report(object, &target, done);
         }
-        let query = format!(
-            "{path}?{}&fieldManager={}&force={}",
-            self.write.query(),
-            self.field_manager,
-            self.force_conflicts || takes_over_own(before.as_ref(), &self.field_manager),
-        );
-        let after = session
-            .patch(&query, PatchKind::Apply, object)
-            .await
-            .map_err(|error| while_doing(error, "applying", &self.files.filename))?;
+        let query = |force: bool| {
+            let (options, manager) = (self.write.query(), &self.field_manager);
+            format!("{path}?{options}&fieldManager={manager}&force={force}")
+        };
+        let applied = session
+            .patch(&query(self.force_conflicts), PatchKind::Apply, object)
+            .await;
+        let applied = match applied {
+            Err(error) if conflicts_only_with_own(&error) => {
+                session.patch(&query(true), PatchKind::Apply, object).await
+            }
+            applied => applied,
+        };
+        let after =
+            applied.map_err(|error| while_doing(error, "applying", &self.files.filename))?;
         let version = |object: &Value| text(&object["metadata"], "resourceVersion");
         let done = match before {
             None => "created",
@@ -228,14 +233,20 @@ impl Apply {
     }
 }
 
-/// Whether all that the object's fields have ever been set by is this program's own `create`, `run`, `scale`, …:
-/// then applying over them is no conflict between people.
-fn takes_over_own(object: Option<&Value>, manager: &str) -> bool {
-    let Some(object) = object else { return false };
-    let entries = crate::discovery::items(&object["metadata"], "managedFields");
-    let mut entries = entries.filter(|entry| entry["subresource"].is_null());
-    entries.all(|entry| {
-        entry["manager"] == manager || entry["manager"] == crate::session::FIELD_MANAGER
+/// Whether every field in conflict was set by this program's own `create`, `run`, `scale`, …: then applying over it is
+/// no conflict between people.
+fn conflicts_only_with_own(error: &anyhow::Error) -> bool {
+    let Some(ApiError(status)) = error.downcast_ref::<ApiError>() else {
+        return false;
+    };
+    let own = format!("conflict with {:?}", crate::session::FIELD_MANAGER);
+    let causes = status["details"]["causes"].as_array();
+    causes.is_some_and(|causes| {
+        !causes.is_empty()
+            && causes.iter().all(|cause| {
+                cause["reason"] == "FieldManagerConflict"
+                    && text(cause, "message").starts_with(&own)
+            })
     })
 }
 
