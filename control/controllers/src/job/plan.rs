@@ -364,10 +364,8 @@ impl Counting {
             failed: list(&self.uncounted_failed),
         });
         if spec.completion_mode.as_deref() == Some("Indexed") {
-            let text = |indexes: &BTreeSet<i32>| {
-                Some(indexes::format(indexes)).filter(|text| !text.is_empty())
-            };
-            status.completed_indexes = text(&self.completed);
+            let text = indexes::format(&self.completed);
+            status.completed_indexes = (!text.is_empty()).then_some(text);
             if spec.backoff_limit_per_index.is_some() {
                 status.failed_indexes = Some(indexes::format(&self.failed_indexes));
             }
