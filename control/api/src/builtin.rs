@@ -13,8 +13,8 @@ use k8s_openapi::{
 };
 
 use crate::{
-    kinds::{Kind, Typed},
-    resource::{ResourceDef, Scope, Subresource, UnknownField, Verb},
+    kinds::{Kind, Typed, autoscaling::convert as convert_autoscaler},
+    resource::{Conversion, ResourceDef, Scope, Subresource, UnknownField, Verb},
 };
 
 const ALL: &[Verb] = &[
@@ -314,6 +314,12 @@ fn autoscaling() -> Vec<ResourceDef> {
             .short(&["hpa"])
             .categories(&["all"])
             .writes("status")
+            .stored_as(
+                "autoscaling",
+                "v2",
+                convert_autoscaler::to_v2,
+                convert_autoscaler::from_v2,
+            )
             .build(),
     ]
 }
@@ -701,6 +707,23 @@ impl Row {
             version: Cow::Borrowed(version),
             kind,
             verbs: verbs.to_vec(),
+        });
+        self
+    }
+
+    /// Stored as the same resource of another group or version.
+    fn stored_as(
+        mut self,
+        group: &'static str,
+        version: &'static str,
+        to_storage: fn(serde_json::Value) -> serde_json::Value,
+        from_storage: fn(serde_json::Value) -> serde_json::Value,
+    ) -> Self {
+        self.0.conversion = Some(Conversion {
+            storage_group: Cow::Borrowed(group),
+            storage_version: Cow::Borrowed(version),
+            to_storage: Arc::new(to_storage),
+            from_storage: Arc::new(from_storage),
         });
         self
     }

@@ -409,15 +409,20 @@ fn changed(generation: Generation, new: &Value, old: &Value) -> bool {
     }
 }
 
+pub mod admissionregistration;
+pub mod apiregistration;
 pub mod apps;
+pub mod autoscaling;
 pub mod batch;
 pub mod coordination;
 pub mod core;
 pub mod discovery;
+pub mod flowcontrol;
 pub mod networking;
 pub mod node;
 mod plain;
 pub mod policy;
 pub mod rbac;
+pub mod resource;
 pub mod scheduling;
 pub mod storage;

@@ -1,0 +1,416 @@
+use k8s_openapi::{
+    api::autoscaling::v2::{
+        CrossVersionObjectReference, HPAScalingPolicy, HPAScalingRules, HorizontalPodAutoscaler,
+        MetricIdentifier, MetricSpec, MetricTarget, ResourceMetricSource,
+    },
+    apimachinery::pkg::api::resource::Quantity,
+};
+
+use crate::{
+    field::{Errors, Path},
+    kinds::{Kind, Rules},
+    quantity::Amount,
+    validation::{
+        labels::{SelectorRules, validate_selector},
+        numbers::validate_non_negative,
+        text,
+    },
+    zero::{List, Text, set},
+};
+
+const METRIC_TYPES: [&str; 5] = [
+    "ContainerResource",
+    "External",
+    "Object",
+    "Pods",
+    "Resource",
+];
+
+impl Kind for HorizontalPodAutoscaler {
+    const RULES: Rules = Rules::namespaced().status();
+
+    fn set_defaults(&mut self) {
+        let spec = &mut self.spec;
+        set(&mut spec.min_replicas, 1);
+        if spec.metrics.items().is_empty() {
+            spec.metrics = Some(vec![cpu_metric(80)]);
+        }
+        if let Some(behavior) = &mut spec.behavior {
+            let up = behavior.scale_up.get_or_insert_default();
+            set(&mut up.stabilization_window_seconds, 0);
+            set_rule_defaults(up, &[("Pods", 4), ("Percent", 100)]);
+            let down = behavior.scale_down.get_or_insert_default();
+            set_rule_defaults(down, &[("Percent", 100)]);
+        }
+        self.status.get_or_insert_default();
+    }
+
+    fn prepare_create(&mut self) {
+        self.status = Some(Default::default());
+    }
+
+    fn validate(&self, errors: &mut Errors) {
+        let spec = &self.spec;
+        let path = Path::new("spec");
+        let scales_to_zero = spec
+            .metrics
+            .items()
+            .iter()
+            .any(|metric| matches!(metric.type_.as_str(), "Object" | "External"));
+        let minimum = spec.min_replicas.unwrap_or(1);
+        if minimum < 1 {
+            let at = path.child("minReplicas");
+            errors.invalid(&at, minimum, "must be greater than or equal to 1");
+        }
+        if spec.max_replicas < 1 {
+            errors.required(&path.child("maxReplicas"), "must be set and greater than 0");
+        }
+        if spec.max_replicas < minimum {
+            errors.invalid(
+                &path.child("maxReplicas"),
+                spec.max_replicas,
+                "must be greater than or equal to `minReplicas`",
+            );
+        }
+        validate_reference(
+            &spec.scale_target_ref,
+            true,
+            &path.child("scaleTargetRef"),
+            errors,
+        );
+        let at = path.child("metrics");
+        for (index, metric) in spec.metrics.items().iter().enumerate() {
+            validate_metric(metric, &at.index(index), errors);
+        }
+        if minimum == 0 && !scales_to_zero {
+            errors.forbidden(
+                &at,
+                "must specify at least one Object or External metric to support scaling to zero replicas",
+            );
+        }
+        if let Some(behavior) = &spec.behavior {
+            let at = path.child("behavior");
+            for (field, rules) in [
+                ("scaleUp", &behavior.scale_up),
+                ("scaleDown", &behavior.scale_down),
+            ] {
+                if let Some(rules) = rules {
+                    validate_rules(rules, &at.child(field), errors);
+                }
+            }
+        }
+    }
+
+    fn validate_status_update(&self, _old: &Self, errors: &mut Errors) {
+        let status = self.status.clone().unwrap_or_default();
+        for (field, count) in [
+            ("currentReplicas", status.current_replicas.unwrap_or(0)),
+            ("desiredReplicas", status.desired_replicas),
+        ] {
+            validate_non_negative(count.into(), &Path::new("status").child(field), errors);
+        }
+    }
+
+    fn printer() -> std::sync::Arc<dyn crate::printer::Printer> {
+        crate::printers::workloads::horizontal_pod_autoscaler()
+    }
+}
+
+/// The metric that autoscaling/v1 is all about.
+pub(crate) fn cpu_metric(percent: i32) -> MetricSpec {
+    MetricSpec {
+        type_: "Resource".to_owned(),
+        resource: Some(ResourceMetricSource {
+            name: "cpu".to_owned(),
+            target: MetricTarget {
+                type_: "Utilization".to_owned(),
+                average_utilization: Some(percent),
+                ..MetricTarget::default()
+            },
+        }),
+        ..MetricSpec::default()
+    }
+}
+
+fn set_rule_defaults(rules: &mut HPAScalingRules, policies: &[(&str, i32)]) {
+    set(&mut rules.select_policy, "Max".to_owned());
+    if rules.policies.is_none() {
+        let policy = |&(type_, value): &(&str, i32)| HPAScalingPolicy {
+            type_: type_.to_owned(),
+            value,
+            period_seconds: 15,
+        };
+        rules.policies = Some(policies.iter().map(policy).collect());
+    }
+}
+
+fn validate_reference(
+    target: &CrossVersionObjectReference,
+    is_scale_target: bool,
+    path: &Path<'_>,
+    errors: &mut Errors,
+) {
+    for (field, value) in [("kind", &target.kind), ("name", &target.name)] {
+        let at = path.child(field);
+        if value.is_empty() {
+            errors.required(&at, "");
+        } else {
+            errors.invalid_each(&at, value, text::path_segment(value));
+        }
+    }
+    if !is_scale_target {
+        return;
+    }
+    let at = path.child("apiVersion");
+    let version = target.api_version.text();
+    match version.split('/').count() {
+        1 if target.kind == "ReplicationController" && version == "v1" => {}
+        2 if version.split('/').all(|part| !part.is_empty()) => {}
+        2 if !version.starts_with('/') => {}
+        0..=2 => errors.invalid(&at, version, "apiVersion must specify API group"),
+        _ => errors.invalid(
+            &at,
+            version,
+            format!("unexpected GroupVersion string: {version}"),
+        ),
+    }
+}
+
+fn validate_metric(metric: &MetricSpec, path: &Path<'_>, errors: &mut Errors) {
+    if metric.type_.is_empty() {
+        errors.required(&path.child("type"), "must specify a metric source type");
+    } else if !METRIC_TYPES.contains(&metric.type_.as_str()) {
+        errors.not_supported(&path.child("type"), metric.type_.as_str(), &METRIC_TYPES);
+        return;
+    }
+    let sources = [
+        ("object", metric.object.is_some(), "Object"),
+        ("external", metric.external.is_some(), "External"),
+        ("pods", metric.pods.is_some(), "Pods"),
+        ("resource", metric.resource.is_some(), "Resource"),
+        (
+            "containerResource",
+            metric.container_resource.is_some(),
+            "ContainerResource",
+        ),
+    ];
+    let expected = sources.iter().find(|(_, _, type_)| *type_ == metric.type_);
+    match expected {
+        Some((field, false, _)) => {
+            errors.required(
+                &path.child(field),
+                "must populate information for the given metric source",
+            );
+        }
+        Some((expected, true, _)) => {
+            for (field, _, _) in sources
+                .iter()
+                .filter(|(field, there, _)| *there && field != expected)
+            {
+                errors.forbidden(
+                    &path.child(field),
+                    "must populate the given metric source only",
+                );
+            }
+        }
+        None => {}
+    }
+    if let Some(object) = &metric.object {
+        let at = path.child("object");
+        validate_reference(
+            &object.described_object,
+            false,
+            &at.child("describedObject"),
+            errors,
+        );
+        validate_identifier(&object.metric, &at.child("metric"), errors);
+        validate_target(&object.target, &at.child("target"), errors);
+        require_either(&object.target, &at.child("target"), errors);
+    }
+    if let Some(external) = &metric.external {
+        let at = path.child("external");
+        validate_identifier(&external.metric, &at.child("metric"), errors);
+        validate_target(&external.target, &at.child("target"), errors);
+        require_either(&external.target, &at.child("target"), errors);
+        if external.target.value.is_some() && external.target.average_value.is_some() {
+            errors.forbidden(
+                &at.child("target.value"),
+                "may not set both a target value for metric and a per-pod target",
+            );
+        }
+    }
+    if let Some(pods) = &metric.pods {
+        let at = path.child("pods");
+        validate_identifier(&pods.metric, &at.child("metric"), errors);
+        validate_target(&pods.target, &at.child("target"), errors);
+        if amount(pods.target.average_value.as_ref()).is_none_or(|value| !value.is_positive()) {
+            errors.required(
+                &at.child("target.averageValue"),
+                "must specify a positive target averageValue",
+            );
+        }
+    }
+    if let Some(container) = &metric.container_resource {
+        let at = path.child("containerResource");
+        if container.name.is_empty() {
+            errors.required(&at.child("name"), "must specify a resource name");
+        }
+        if container.container.is_empty() {
+            errors.required(&at.child("container"), "must specify a container");
+        }
+        validate_resource_target(&container.target, &at.child("target"), errors);
+    }
+    if let Some(resource) = &metric.resource {
+        let at = path.child("resource");
+        if resource.name.is_empty() {
+            errors.required(&at.child("name"), "must specify a resource name");
+        }
+        validate_resource_target(&resource.target, &at.child("target"), errors);
+    }
+}
+
+fn amount(quantity: Option<&Quantity>) -> Option<Amount> {
+    quantity.map(Amount::of)
+}
+
+fn require_either(target: &MetricTarget, path: &Path<'_>, errors: &mut Errors) {
+    if target.value.is_none() && target.average_value.is_none() {
+        errors.required(
+            &path.child("averageValue"),
+            "must set either a target value for metric or a per-pod target",
+        );
+    }
+}
+
+fn validate_resource_target(target: &MetricTarget, path: &Path<'_>, errors: &mut Errors) {
+    validate_target(target, path, errors);
+    if target.average_utilization.is_none() && target.average_value.is_none() {
+        errors.required(
+            &path.child("averageUtilization"),
+            "must set either a target raw value or a target utilization",
+        );
+    }
+    if target.average_utilization.is_some() && target.average_value.is_some() {
+        errors.forbidden(
+            &path.child("averageValue"),
+            "may not set both a target raw value and a target utilization",
+        );
+    }
+}
+
+fn validate_target(target: &MetricTarget, path: &Path<'_>, errors: &mut Errors) {
+    const TYPES: [&str; 3] = ["AverageValue", "Utilization", "Value"];
+    let at = path.child("type");
+    match target.type_.as_str() {
+        "" => errors.required(&at, "must specify a metric target type"),
+        known if TYPES.contains(&known) => {}
+        // Upstream names the three in this order.
+        other => errors.invalid(
+            &at,
+            other,
+            "must be either Utilization, Value, or AverageValue",
+        ),
+    }
+    let positive = |quantity: &Option<Quantity>| {
+        amount(quantity.as_ref()).is_none_or(|value| value.is_positive())
+    };
+    let show = |quantity: &Option<Quantity>| {
+        quantity
+            .as_ref()
+            .map(|quantity| quantity.0.clone())
+            .unwrap_or_default()
+    };
+    if !positive(&target.value) {
+        errors.invalid(
+            &path.child("value"),
+            show(&target.value),
+            "must be positive",
+        );
+    }
+    if !positive(&target.average_value) {
+        errors.invalid(
+            &path.child("averageValue"),
+            show(&target.average_value),
+            "must be positive",
+        );
+    }
+    if let Some(percent) = target.average_utilization.filter(|percent| *percent < 1) {
+        errors.invalid(
+            &path.child("averageUtilization"),
+            percent,
+            "must be greater than 0",
+        );
+    }
+}
+
+fn validate_identifier(metric: &MetricIdentifier, path: &Path<'_>, errors: &mut Errors) {
+    let at = path.child("name");
+    if metric.name.is_empty() {
+        errors.required(&at, "must specify a metric name");
+    } else {
+        errors.invalid_each(&at, &metric.name, text::path_segment(&metric.name));
+    }
+    if let Some(selector) = &metric.selector {
+        let at = path.child("selector");
+        validate_selector(Some(selector), SelectorRules::default(), &at, errors);
+    }
+}
+
+fn validate_rules(rules: &HPAScalingRules, path: &Path<'_>, errors: &mut Errors) {
+    const SELECT: [&str; 3] = ["Disabled", "Max", "Min"];
+    let at = path.child("stabilizationWindowSeconds");
+    if let Some(seconds) = rules.stabilization_window_seconds {
+        if seconds < 0 {
+            errors.invalid(&at, seconds, "must be greater than or equal to zero");
+        }
+        if seconds > 3600 {
+            errors.invalid(&at, seconds, "must be less than or equal to 3600");
+        }
+    }
+    if let Some(select) = rules
+        .select_policy
+        .as_deref()
+        .filter(|select| !SELECT.contains(select))
+    {
+        errors.not_supported(&path.child("selectPolicy"), select, &SELECT);
+    }
+    let at = path.child("policies");
+    if rules.policies.items().is_empty() {
+        errors.required(&at, "must specify at least one Policy");
+    }
+    for (index, policy) in rules.policies.items().iter().enumerate() {
+        validate_policy(policy, &at.index(index), errors);
+    }
+    if let Some(tolerance) = &rules.tolerance {
+        crate::validation::resources::validate_non_negative(
+            Amount::of(tolerance),
+            &path.child("tolerance"),
+            errors,
+        );
+    }
+}
+
+fn validate_policy(policy: &HPAScalingPolicy, path: &Path<'_>, errors: &mut Errors) {
+    if !matches!(policy.type_.as_str(), "Percent" | "Pods") {
+        errors.not_supported(
+            &path.child("type"),
+            policy.type_.as_str(),
+            &["Percent", "Pods"],
+        );
+    }
+    for (field, value) in [
+        ("value", policy.value),
+        ("periodSeconds", policy.period_seconds),
+    ] {
+        if value <= 0 {
+            errors.invalid(&path.child(field), value, "must be greater than zero");
+        }
+    }
+    if policy.period_seconds > 1800 {
+        errors.invalid(
+            &path.child("periodSeconds"),
+            policy.period_seconds,
+            "must be less than or equal to 1800",
+        );
+    }
+}
