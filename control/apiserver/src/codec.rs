@@ -3,7 +3,10 @@
 //! Stored objects begin with `{"kind":…,"apiVersion":…,"metadata":{`, always in this order, so that a list can drop
 //! kind and version, and a resource version can be put in, by offset and without parsing.
 
+use std::collections::HashSet;
+
 use bytes::{BufMut, Bytes, BytesMut};
+use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 use skep_schema::{DecodeError, Decoded, Problem, TypeRef, protobuf};
 
@@ -358,9 +361,97 @@ pub fn go_syntax_error(body: &[u8]) -> Option<String> {
     }
 }
 
-/// Keys that stand twice in one object of a document of any shape.
-pub fn duplicate_fields(_body: &[u8]) -> Vec<Problem> {
-    Vec::new()
+/// Keys that stand twice in one object of a document of any shape; nothing for what is not JSON.
+pub fn duplicate_fields(body: &[u8]) -> Vec<Problem> {
+    let mut found = Vec::new();
+    let mut deserializer = serde_json::Deserializer::from_slice(body);
+    let walk = DuplicateKeys {
+        path: String::new(),
+        found: &mut found,
+    };
+    match walk.deserialize(&mut deserializer) {
+        Ok(()) => found,
+        Err(_) => Vec::new(),
+    }
+}
+
+/// Walks a document without keeping it.
+struct DuplicateKeys<'a> {
+    path: String,
+    found: &'a mut Vec<Problem>,
+}
+
+impl<'de> DeserializeSeed<'de> for DuplicateKeys<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(
+        self,
+        deserializer: D,
+    ) -> std::result::Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for DuplicateKeys<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("any JSON")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<(), A::Error> {
+        let mut seen = HashSet::new();
+        while let Some(key) = map.next_key::<String>()? {
+            let path = if self.path.is_empty() {
+                key.clone()
+            } else {
+                format!("{}.{key}", self.path)
+            };
+            if !seen.insert(key) {
+                self.found.push(Problem::DuplicateField(path.clone()));
+            }
+            map.next_value_seed(DuplicateKeys {
+                path,
+                found: self.found,
+            })?;
+        }
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> std::result::Result<(), A::Error> {
+        let mut index = 0;
+        while let Some(()) = seq.next_element_seed(DuplicateKeys {
+            path: format!("{}[{index}]", self.path),
+            found: self.found,
+        })? {
+            index += 1;
+        }
+        Ok(())
+    }
+
+    fn visit_bool<E>(self, _: bool) -> std::result::Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_i64<E>(self, _: i64) -> std::result::Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_u64<E>(self, _: u64) -> std::result::Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_f64<E>(self, _: f64) -> std::result::Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_str<E>(self, _: &str) -> std::result::Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_unit<E>(self) -> std::result::Result<(), E> {
+        Ok(())
+    }
 }
 
 /// Start of a body, as upstream quotes it in errors.
@@ -404,6 +495,22 @@ mod tests {
         );
         let read: Value = serde_json::from_slice(&encode_object(&object)).expect("JSON");
         assert_eq!(read, object);
+    }
+
+    #[test]
+    fn duplicate_keys_are_found_at_any_depth() {
+        let found = |text: &str| -> Vec<String> {
+            duplicate_fields(text.as_bytes())
+                .iter()
+                .map(ToString::to_string)
+                .collect()
+        };
+        assert_eq!(found(r#"{"a":1,"b":{"a":1}}"#), Vec::<String>::new());
+        assert_eq!(
+            found(r#"{"a":[{"b":1,"b":null}],"c":"","c":true}"#),
+            ["duplicate field \"a[0].b\"", "duplicate field \"c\""]
+        );
+        assert_eq!(found("{"), Vec::<String>::new());
     }
 
     #[test]

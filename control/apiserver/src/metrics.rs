@@ -40,6 +40,8 @@ pub struct Metrics {
     requests: Mutex<BTreeMap<Series, Latency>>,
     pub in_flight: AtomicI64,
     pub panics: AtomicU64,
+    /// Requests that waited too long for their turn.
+    pub refused: AtomicU64,
 }
 
 impl Metrics {
@@ -140,6 +142,15 @@ impl Metrics {
             "counter",
             "Handlers that panicked.",
             panics,
+        )?;
+        let refused = self.refused.load(Ordering::Relaxed);
+        let rejected = "apiserver_flowcontrol_rejected_requests_total";
+        gauge(
+            out,
+            rejected,
+            "counter",
+            "Requests refused with 429.",
+            refused,
         )?;
         let metrics = cache.metrics();
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);

@@ -86,7 +86,7 @@ fn row(resource: &Resource) -> Row {
                 verbs: verbs(&sub.verbs),
             })
             .collect(),
-        schema: resource.openapi_schema(),
+        schema: resource.openapi.as_deref().cloned(),
     }
 }
 

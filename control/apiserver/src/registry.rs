@@ -25,6 +25,8 @@ pub struct Resource {
     pub stored_version: String,
     /// Of a custom resource with a `scale` subresource; built-in kinds all use the default paths.
     pub scale: Option<ScalePaths>,
+    /// The complete `openAPIV3Schema` of a custom resource; built-in kinds have theirs in the table of types.
+    pub openapi: Option<Arc<serde_json::Value>>,
 }
 
 impl Resource {
@@ -45,16 +47,12 @@ impl Resource {
             head: crate::codec::head(&def.kind, &api_version),
             api_version,
             scale: None,
+            openapi: None,
             custom,
             stored_group,
             stored_version,
             def,
         }
-    }
-
-    /// The complete schema of a custom resource; built-in kinds have theirs in the table of types.
-    pub fn openapi_schema(&self) -> Option<serde_json::Value> {
-        None
     }
 
     /// Where the kind keeps its replicas and selector, for its `scale` subresource.
@@ -231,13 +229,15 @@ impl Registry {
         slot.by_plural.insert(plural, resource);
     }
 
-    /// The table with these custom rows in place of all former custom rows of the same plural and group.
+    /// The table with these rows (see [`Resource::new`]) in place of former ones of the same group, version and plural.
+    ///
+    /// Publish it, then call [`crate::cache::Cache::reindex`] for each new prefix.
     #[must_use]
-    pub fn with(&self, rows: impl IntoIterator<Item = ResourceDef>) -> Self {
+    pub fn with(&self, rows: impl IntoIterator<Item = Resource>) -> Self {
         let mut next = self.clone();
         next.generation += 1;
-        for def in rows {
-            next.push(Resource::new(def, true));
+        for row in rows {
+            next.push(row);
         }
         next
     }

@@ -112,6 +112,7 @@ pub async fn build(config: Config) -> anyhow::Result<Server> {
         documents: Default::default(),
         discovery: Default::default(),
         metrics: Metrics::default(),
+        in_flight: Arc::new(tokio::sync::Semaphore::new(crate::context::MAX_IN_FLIGHT)),
         readiness: Readiness::default(),
     });
     bootstrap::run(&api, config.advertise).await?;

@@ -5,19 +5,20 @@ use std::{
     panic::AssertUnwindSafe,
     sync::{Arc, atomic::Ordering},
     task::{Context, Poll},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use axum::{body::Body, response::Response};
 use futures::{FutureExt, future::BoxFuture};
 use http::{Method, Request, StatusCode};
 use skep_api::resource::Verb;
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::{
     authn::identify::identify,
     context::{Api, Ctx, now},
     discovery, handlers, health,
-    identity::User,
+    identity::{MASTERS, User},
     openapi,
     registry::Resource,
     respond::{self, json_response, text},
@@ -69,7 +70,7 @@ pub async fn handle(api: Arc<Api>, request: Request<Body>) -> Response {
     ctx.upgrade = parking_lot::Mutex::new(upgrade);
     let answer = match refused {
         Some(status) => Ok(Err(status)),
-        None => AssertUnwindSafe(route(&ctx)).catch_unwind().await,
+        None => AssertUnwindSafe(bounded(&ctx)).catch_unwind().await,
     };
     let mut response = match answer {
         Ok(Ok(response)) => response,
@@ -95,6 +96,49 @@ pub async fn handle(api: Arc<Api>, request: Request<Body>) -> Response {
     let code = response.status().as_u16();
     ctx.api.metrics.record(&ctx.info, code, started.elapsed());
     response
+}
+
+/// How long a handler may take until it answers; a body that is streamed afterwards may take longer.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a request may wait for its turn before it is refused.
+const QUEUE_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Bounds how long a request is worked on, and how many are at once. Watches count until they have begun only.
+/// Components of the cluster and probes are not held up by everybody else, and a relayed request may take as long as its
+/// command does.
+async fn bounded(ctx: &Ctx) -> Result<Response> {
+    let relayed = matches!(
+        ctx.info.subresource.as_str(),
+        "exec" | "attach" | "portforward" | "proxy" | "log"
+    );
+    if relayed {
+        return route(ctx).await;
+    }
+    let exempt = ctx.user.groups.iter().any(|group| group == MASTERS)
+        || matches!(ctx.info.path.as_str(), "/healthz" | "/livez" | "/readyz");
+    let _turn = if exempt { None } else { Some(turn(ctx).await?) };
+    match tokio::time::timeout(REQUEST_TIMEOUT, route(ctx)).await {
+        Ok(answer) => answer,
+        Err(_) => Err(Status::plain(
+            504,
+            "Timeout",
+            "Timeout: request did not complete within the allotted timeout",
+        )),
+    }
+}
+
+async fn turn(ctx: &Ctx) -> Result<OwnedSemaphorePermit> {
+    let turn = ctx.api.in_flight.clone().acquire_owned();
+    match tokio::time::timeout(QUEUE_TIMEOUT, turn).await {
+        Ok(Ok(permit)) => Ok(permit),
+        _ => {
+            ctx.api.metrics.refused.fetch_add(1, Ordering::Relaxed);
+            Err(Status::too_many_requests(
+                "too many requests, please try again later",
+                1,
+            ))
+        }
+    }
 }
 
 async fn route(ctx: &Ctx) -> Result<Response> {

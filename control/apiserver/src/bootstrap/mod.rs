@@ -6,6 +6,7 @@ mod defaults;
 use std::{net::SocketAddr, sync::Arc};
 
 use serde_json::{Value, json};
+use skep_apply::managed::{self, Writer};
 use skep_store::{Guard, Op};
 
 use crate::{
@@ -204,5 +205,17 @@ fn prepared(resource: &Resource, mut object: Value) -> Value {
         object["metadata"]["uid"] = new_uid().into();
     }
     object["metadata"]["creationTimestamp"] = now().to_string().into();
+    if let Some(schema) = &resource.def.schema {
+        if let Ok(decoded) = skep_schema::conform(object.clone(), schema) {
+            object = decoded.value;
+        }
+        let writer = Writer {
+            manager: "kube-apiserver".to_owned(),
+            api_version: resource.api_version.clone(),
+            subresource: String::new(),
+            time: now(),
+        };
+        managed::update(None, &mut object, schema, &writer, &[]);
+    }
     object
 }
