@@ -11,7 +11,10 @@ use anyhow::{Context, Result, bail};
 use axum::{Extension, Router};
 use ipnet::IpNet;
 use jiff::Timestamp;
-use k8s_openapi::{ByteString, api::core::v1::Secret};
+use k8s_openapi::{
+    ByteString,
+    api::core::v1::{Secret, Service},
+};
 use kube::{
     Api, Client,
     api::{ObjectMeta, PostParams},
@@ -51,6 +54,7 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<()> {
         if options.roles.contains(&Role::Controllers) {
             let client = components.client("system:apiserver").await?;
             write_bootstrap_token(&client, &options, &pki).await?;
+            ensure_dns_service(&client, options.service_cidr).await?;
         }
         (components, Some(pki))
     } else {
@@ -378,6 +382,37 @@ async fn write_bootstrap_token(client: &Client, options: &Options, pki: &Pki) ->
         &credentials,
     );
     write_private(&options.data_dir.join("bootstrap.kubeconfig"), &text)
+}
+
+/// The cluster DNS address as people look for it, and taken, so that no other Service gets it. Every agent answers there
+/// by itself: the Service has no selector and needs no endpoints.
+async fn ensure_dns_service(client: &Client, service_cidr: IpNet) -> Result<()> {
+    let Some(address) = service_cidr.hosts().nth(9) else {
+        return Ok(());
+    };
+    let service: Service = serde_json::from_value(serde_json::json!({
+        "metadata": {
+            "name": "kube-dns", "namespace": "kube-system",
+            "labels": {"k8s-app": "kube-dns", "kubernetes.io/name": "CoreDNS"},
+        },
+        "spec": {
+            "clusterIP": address.to_string(),
+            "ports": [
+                {"name": "dns", "port": 53, "protocol": "UDP"},
+                {"name": "dns-tcp", "port": 53, "protocol": "TCP"},
+            ],
+        },
+    }))?;
+    let services: Api<Service> = Api::namespaced(client.clone(), "kube-system");
+    match services.create(&PostParams::default(), &service).await {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(status)) if status.is_already_exists() => Ok(()),
+        Err(error) => {
+            // Names resolve without it.
+            tracing::warn!(%error, "the kube-dns Service was not made");
+            Ok(())
+        }
+    }
 }
 
 /// `[a-z0-9]{6}.[a-z0-9]{16}`, 82 bits of secret.

@@ -105,6 +105,7 @@ pub struct Datapath {
     node: NodeTables,
     policy: PolicyTables,
     flows: FlowTable,
+    last_sweep: Mutex<Sweep>,
     counters: Counters,
 }
 
@@ -209,6 +210,7 @@ impl Datapath {
             node,
             policy,
             flows,
+            last_sweep: Mutex::new(Sweep::default()),
             counters,
         };
 
@@ -297,6 +299,11 @@ impl Datapath {
     pub fn attach_pod(&self, ips: &[IpAddr], link: &PodLink) -> Result<(), Error> {
         self.attach_pair("pod", link.ifindex, "from_pod", "to_pod")?;
         ips.iter().try_for_each(|ip| self.node.add_pod(*ip, link))
+    }
+
+    /// Gives a pod that a predecessor attached this agent's programs.
+    pub fn update_pod_programs(&self, ifindex: u32) -> Result<(), Error> {
+        self.attach_pair("pod", ifindex, "from_pod", "to_pod")
     }
 
     /// Forgets the pod. Its interface may be gone already.
@@ -396,7 +403,13 @@ impl Datapath {
 
     /// Removes flows that have been quiet for too long. Every few seconds.
     pub fn sweep_flows(&self) -> Result<Sweep, Error> {
-        self.flows.sweep(now()?)
+        let sweep = self.flows.sweep(now()?)?;
+        *self.last_sweep.lock() = sweep;
+        Ok(sweep)
+    }
+
+    pub fn last_sweep(&self) -> Sweep {
+        *self.last_sweep.lock()
     }
 
     /// UDP flows to these backends choose anew with their next datagram.

@@ -91,6 +91,11 @@ impl Dns {
                 return;
             }
         };
+        self.serve(zone, stop).await;
+    }
+
+    /// As [`Self::run`], from a zone at hand.
+    pub async fn serve(self, zone: Zone, stop: CancellationToken) {
         let upstream = Upstream::from_file(&self.config.resolv_conf, &[self.config.cluster_dns]);
         info!(address = %self.address, upstreams = upstream.len(), "DNS ready");
         let handler = Handler {

@@ -4,6 +4,7 @@
 //! sandbox's network namespace and learns the pod's addresses. Two implementations: the real one
 //! (veth, routes, eBPF) and [`HollowNetwork`], which only hands out addresses.
 
+mod inspect;
 pub mod ipam;
 pub mod netlink;
 pub mod node;
@@ -87,6 +88,16 @@ pub trait PodNetwork: Send + Sync {
     /// Detaches every pod that is not in `live_uids`. Called after the API's pods and the
     /// runtime's sandboxes are both known.
     async fn retain(&self, live_uids: &HashSet<String>) -> Result<(), NetworkError>;
+
+    /// For `/metrics`, in Prometheus' text format.
+    fn metrics(&self) -> String {
+        String::new()
+    }
+
+    /// What the kernel has, for people: `services`, `flows` or `reasons`. `None`: no such view.
+    fn view(&self, _name: &str) -> Option<serde_json::Value> {
+        None
+    }
 }
 
 /// Hands out addresses and connects nothing: for hollow nodes and tests.

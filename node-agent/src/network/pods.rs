@@ -112,6 +112,11 @@ impl Pods {
         self.datapath
             .retain_pod_links(&live)
             .map_err(datapath_error)?;
+        for ifindex in live {
+            self.datapath
+                .update_pod_programs(ifindex)
+                .map_err(datapath_error)?;
+        }
         let known: HashSet<IpAddr> = ipam
             .leases()
             .flat_map(|(_, lease)| lease.ips.iter().copied())
@@ -316,6 +321,14 @@ impl PodNetwork for Pods {
                 Err(error)
             }
         }
+    }
+
+    fn metrics(&self) -> String {
+        super::inspect::metrics(&self.datapath)
+    }
+
+    fn view(&self, name: &str) -> Option<serde_json::Value> {
+        super::inspect::view(&self.datapath, name)
     }
 
     async fn detach(&self, uid: &str) -> Result<(), NetworkError> {

@@ -8,11 +8,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use ipnet::IpNet;
+use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 use nix::sched::{CloneFlags, setns};
+use skep_agent::dns::{Dns, DnsConfig, Reverse, Zone};
 use skep_agent::network::{
     NodeNetwork, NodeNetworkConfig, PodIdentity, PodNetwork, PodNetworkSpec,
 };
+use skep_agent::proxy::{ProxyConfig, program_static};
+use skep_client::Informer;
 use skep_datapath::services::{Endpoint, FrontendAddress, ServicePort};
+
+use tokio_util::sync::CancellationToken;
 
 use crate::role::{Place, Process, sandbox};
 
@@ -277,6 +284,39 @@ impl TestNode {
                 .unwrap()
         });
         attached.unwrap().ips[0]
+    }
+
+    /// The agent's DNS server at the cluster DNS address, answering from these objects.
+    pub(crate) fn serve_dns(&self, services: Vec<Service>, slices: Vec<EndpointSlice>) {
+        let agent = self.agent.as_ref().unwrap();
+        let cluster_dns = IpAddr::from([10, 96, 0, 10]);
+        let config = DnsConfig {
+            domain: "cluster.local".into(),
+            node_ip: self.ip,
+            port: 10_053,
+            resolv_conf: "/nonexistent".into(),
+            cluster_dns,
+        };
+        let reverse = Arc::new(Reverse::default());
+        services
+            .iter()
+            .for_each(|service| reverse.set_service(service));
+        let zone = Zone {
+            services: Informer::fixed(services),
+            slices: Informer::fixed(slices),
+            reverse,
+            domain: "cluster.local.".parse().unwrap(),
+        };
+        let bound = async { tokio::spawn(Dns::bind(config)).await.unwrap() };
+        let dns = agent.runtime.block_on(bound).unwrap();
+        let proxy = ProxyConfig {
+            dns: Some((cluster_dns, dns.address())),
+            ..ProxyConfig::default()
+        };
+        program_static(self.datapath(), &proxy).unwrap();
+        agent
+            .runtime
+            .spawn(dns.serve(zone, CancellationToken::new()));
     }
 
     pub(crate) fn detach(&self, uid: &str) {

@@ -28,6 +28,7 @@ fn role() {
         ["ask-tcp", address, count] => ask_tcp(address, count.parse().unwrap()),
         ["ask-udp", address, count] => ask_udp(address, count.parse().unwrap()),
         ["hold-tcp", address] => hold_tcp(address),
+        ["ask-dns", server, name] => ask_dns(server, name),
         _ => panic!("unknown role {role}"),
     }
 }
@@ -100,6 +101,46 @@ fn ask_udp(address: &str, count: usize) {
             Err(error) => println!("error {:?}", error.kind()),
         }
     }
+}
+
+/// An A question over UDP and over TCP: the response code and the last address.
+fn ask_dns(server: &str, name: &str) {
+    let mut query = vec![0x5c, 0xe9, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+    for label in name.trim_end_matches('.').split('.') {
+        query.push(label.len() as u8);
+        query.extend(label.as_bytes());
+    }
+    query.extend([0, 0, 1, 0, 1]);
+    let server: SocketAddr = server.parse().unwrap();
+    let tell = |answer: &[u8]| {
+        let code = answer[3] & 0x0f;
+        let ip = if answer[7] == 0 {
+            &[0; 4]
+        } else {
+            &answer[answer.len() - 4..]
+        };
+        println!("answer {code} {}.{}.{}.{}", ip[0], ip[1], ip[2], ip[3]);
+    };
+    let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+    socket.set_read_timeout(Some(TIMEOUT)).unwrap();
+    socket.send_to(&query, server).unwrap();
+    let mut buffer = [0; 1500];
+    match socket.recv_from(&mut buffer) {
+        Ok((count, from)) if from == server => tell(&buffer[..count]),
+        Ok((_, from)) => println!("error answered by {from}"),
+        Err(error) => println!("error {:?}", error.kind()),
+    }
+    let mut stream = TcpStream::connect_timeout(&server, TIMEOUT).unwrap();
+    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+    stream
+        .write_all(&(query.len() as u16).to_be_bytes())
+        .unwrap();
+    stream.write_all(&query).unwrap();
+    let mut len = [0; 2];
+    stream.read_exact(&mut len).unwrap();
+    let mut answer = vec![0; usize::from(u16::from_be_bytes(len))];
+    stream.read_exact(&mut answer).unwrap();
+    tell(&answer);
 }
 
 /// Connects once, then echoes a line of its own for every line of its input.

@@ -198,6 +198,25 @@ fn pods_and_services_across_two_nodes() {
     );
     assert!(one(&ask(&b1.place, "10.96.0.50:83")).starts_with("answer node-1"));
 
+    // Names, from a pod and from the node, over UDP and TCP; an outside name fails at once.
+    let service = serde_json::json!({
+        "metadata": {"namespace": "default", "name": "web"},
+        "spec": {"clusterIP": "10.96.0.50", "clusterIPs": ["10.96.0.50"]},
+    });
+    cluster.nodes[0].serve_dns(vec![serde_json::from_value(service).unwrap()], Vec::new());
+    for place in [&a2.place, &node1] {
+        let ask = |name: &str| run(place, &format!("ask-dns 10.96.0.10:53 {name}"));
+        assert_eq!(
+            ask("web.default.svc.cluster.local"),
+            ["answer 0 10.96.0.50"; 2]
+        );
+        assert_eq!(
+            ask("none.default.svc.cluster.local"),
+            ["answer 3 0.0.0.0"; 2]
+        );
+        assert_eq!(ask("example.org"), ["answer 2 0.0.0.0"; 2]);
+    }
+
     // The agent dies: established connections and new ones go on; its successor takes over.
     let mut held = start(&outside, "hold-tcp 10.89.0.1:30080");
     let mut held_inside = start(&a2.place, "hold-tcp 10.96.0.50:80");

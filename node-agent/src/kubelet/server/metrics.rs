@@ -266,7 +266,7 @@ pub(super) async fn prometheus(State(app): State<App>) -> String {
         .nth(1)
         .and_then(|n| n.parse().ok())
         .unwrap_or(0);
-    format!(
+    let mut text = format!(
         "# TYPE kubelet_desired_pods gauge\n\
          kubelet_desired_pods {pods}\n\
          # TYPE kubelet_running_pods gauge\n\
@@ -286,5 +286,7 @@ pub(super) async fn prometheus(State(app): State<App>) -> String {
         app.ctx.config.node_name,
         events::EVENTS_DROPPED.load(Ordering::Relaxed),
         pages * 4096,
-    )
+    );
+    text.push_str(&app.ctx.network.metrics());
+    text
 }

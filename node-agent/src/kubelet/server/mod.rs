@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use axum::Router;
-use axum::extract::{Request, State};
+use axum::extract::{Path, Request, State};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -153,6 +153,7 @@ fn router(app: App) -> Router {
         .route("/metrics/resource", get(metrics::resource))
         .route("/metrics/probes", get(|| async { "" }))
         .route("/stats/summary", get(metrics::summary))
+        .route("/skep/{view}", get(network_view))
         .route(
             "/containerLogs/{namespace}/{pod}/{container}",
             get(logs::container),
@@ -204,6 +205,14 @@ async fn pods(State(app): State<App>) -> Response {
         items,
         metadata: Default::default(),
     })
+}
+
+/// The node's network as its kernel has it (`skep services --node`, `skep flows`).
+async fn network_view(State(app): State<App>, Path(view): Path<String>) -> Response {
+    match app.ctx.network.view(&view) {
+        Some(value) => json(&value),
+        None => Refused(StatusCode::NOT_FOUND, format!("no view {view:?}")).into_response(),
+    }
 }
 
 impl App {
