@@ -13,7 +13,7 @@ use k8s_openapi::{
 };
 
 use crate::{
-    kinds::{Kind, Typed, autoscaling::convert as convert_autoscaler},
+    kinds::{Kind, Typed, autoscaling::convert as convert_autoscaler, events as convert_event},
     resource::{Conversion, ResourceDef, Scope, Subresource, UnknownField, Verb},
 };
 
@@ -233,6 +233,7 @@ fn events() -> Vec<ResourceDef> {
         group
             .namespaced::<events::v1::Event>("events", "Event")
             .short(&["ev"])
+            .stored_as("", "v1", convert_event::to_core, convert_event::from_core)
             .build(),
     ]
 }

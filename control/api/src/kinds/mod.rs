@@ -417,6 +417,7 @@ pub mod batch;
 pub mod coordination;
 pub mod core;
 pub mod discovery;
+pub mod events;
 pub mod flowcontrol;
 pub mod networking;
 pub mod node;

@@ -1,7 +1,7 @@
 //! Kinds that add nothing of their own yet but how they are printed.
 
 use k8s_openapi::{
-    api::{authentication, authorization, certificates, core, events, resource},
+    api::{authentication, authorization, certificates, core, resource},
     apiextensions_apiserver::pkg::apis::apiextensions,
 };
 
@@ -24,7 +24,6 @@ macro_rules! plain {
 plain! {
     core::v1::Binding => Rules::namespaced(), printers::core::name_and_age;
     core::v1::ComponentStatus => Rules::cluster(), printers::core::component_status;
-    events::v1::Event => Rules::namespaced().create_on_update(), printers::core::event;
     authentication::v1::SelfSubjectReview => Rules::cluster(), printers::core::name_and_age;
     authentication::v1::TokenReview => Rules::cluster(), printers::core::name_and_age;
     authorization::v1::LocalSubjectAccessReview => Rules::namespaced(), printers::core::name_and_age;
