@@ -138,16 +138,14 @@ pub fn validate_init_containers(
 fn validate_restart_policy(container: &Container, path: &Path<'_>, errors: &mut Errors) {
     let rules = container.restart_policy_rules.items();
     match &container.restart_policy {
-        Some(policy) => {
-            if !RESTART_POLICIES.contains(&policy.as_str()) {
-                errors.not_supported(&path.child("restartPolicy"), policy, &RESTART_POLICIES);
-            }
+        Some(policy) if !RESTART_POLICIES.contains(&policy.as_str()) => {
+            errors.not_supported(&path.child("restartPolicy"), policy, &RESTART_POLICIES);
         }
         None if !rules.is_empty() => errors.required(
             &path.child("restartPolicy"),
             "must specify restartPolicy when restart rules are used",
         ),
-        None => {}
+        _ => {}
     }
     let rules_path = path.child("restartPolicyRules");
     if rules.len() > 20 {

@@ -141,14 +141,13 @@ fn validate_spec(spec: &DaemonSetSpec, path: &Path<'_>, errors: &mut Errors) {
             .match_expressions
             .as_ref()
             .is_none_or(Vec::is_empty)
+        && is_selected(selector, &spec.template)
     {
-        if is_selected(selector, &spec.template) {
-            errors.invalid(
-                &path.child("selector"),
-                Bad::json(selector),
-                "empty selector is invalid for daemonset",
-            );
-        }
+        errors.invalid(
+            &path.child("selector"),
+            Bad::json(selector),
+            "empty selector is invalid for daemonset",
+        );
     }
     validate_template(&spec.template, &template_path, errors);
     let pod = spec.template.spec.clone().unwrap_or_default();

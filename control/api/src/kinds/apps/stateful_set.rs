@@ -36,10 +36,10 @@ impl Kind for StatefulSet {
             strategy.type_ = Some("RollingUpdate".to_owned());
             strategy.rolling_update.get_or_insert_default();
         }
-        if strategy.type_.text() == "RollingUpdate" {
-            if let Some(rolling) = &mut strategy.rolling_update {
-                set(&mut rolling.partition, 0);
-            }
+        if strategy.type_.text() == "RollingUpdate"
+            && let Some(rolling) = &mut strategy.rolling_update
+        {
+            set(&mut rolling.partition, 0);
         }
         let retention = spec
             .persistent_volume_claim_retention_policy

@@ -10,7 +10,7 @@ use crate::{
         labels::{SelectorRules, validate_selector},
         net, text,
     },
-    zero::{List, Text, set},
+    zero::{List, set},
 };
 
 impl Kind for NetworkPolicy {
