@@ -6,7 +6,6 @@
 //! | `apiserver` | serving certificate; made anew when a name is missing or it nears its end |
 //! | `admin` | client certificate of `admin.kubeconfig` (`system:masters`) |
 //! | `kubelet-client` | with which the API server calls the agents |
-//! | `front-proxy-ca`, `front-proxy-client` | with which it calls aggregated API servers |
 //! | `service-account.key` | signs service-account tokens |
 //!
 //! Several control-plane machines share one folder's content: copy `pki/` before the first start of the second.
@@ -60,8 +59,6 @@ pub struct Pki {
     pub apiserver: Pair,
     pub admin: Pair,
     pub kubelet_client: Pair,
-    pub front_proxy_ca: Pair,
-    pub front_proxy_client: Pair,
     /// PKCS#8 DER, P-256.
     pub service_account_key: Vec<u8>,
 }
@@ -89,7 +86,6 @@ impl Pki {
             .with_context(|| format!("making the folder {}", folder.display()))?;
         let files = Folder { folder, now };
         let ca = files.authority("ca", "skep-ca")?;
-        let front_proxy_ca = files.authority("front-proxy-ca", "skep-front-proxy-ca")?;
         let client = |name: &str, ca: &Pair, user: &str, group: &str| {
             files.leaf(name, ca, &Purpose::Client { user, group })
         };
@@ -103,15 +99,8 @@ impl Pki {
                 "kube-apiserver-kubelet-client",
                 MASTERS,
             )?,
-            front_proxy_client: client(
-                "front-proxy-client",
-                &front_proxy_ca,
-                "front-proxy-client",
-                "",
-            )?,
             service_account_key: files.key("service-account")?.serialize_der(),
             ca,
-            front_proxy_ca,
         })
     }
 }
