@@ -158,6 +158,7 @@ pub async fn handle(ctx: &Ctx) -> Option<Result<Response>> {
     let path = ctx.info.path.trim_end_matches('/');
     match path {
         "/openapi/v3" => Some(Ok(index(ctx).await)),
+        "/openapi/v2" if wants_protobuf_v2(&ctx.headers) => Some(Ok(protobuf_v2())),
         "/openapi/v2" => {
             let (api, registry) = (ctx.api.clone(), ctx.registry.clone());
             let document = tokio::task::spawn_blocking(move || api.documents.v2(&registry)).await;
@@ -198,6 +199,29 @@ async fn index(ctx: &Ctx) -> Response {
     });
     let paths = paths.await.unwrap_or_default();
     json_response(StatusCode::OK, &json!({"paths": paths}))
+}
+
+/// What kubectl asks v2 for, in protobuf only, when v3 does not know a kind.
+const PROTOBUF_V2: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
+
+fn wants_protobuf_v2(headers: &http::HeaderMap) -> bool {
+    let accept = headers
+        .get(header::ACCEPT)
+        .and_then(|accept| accept.to_str().ok());
+    accept.is_some_and(|accept| accept.starts_with(PROTOBUF_V2))
+}
+
+/// A document that describes no kind, as gnostic's `openapi.v2.Document`: the client finds that it does not know the kind
+/// here either, and goes on to say so. The descriptions are in v3, and in v2 as JSON.
+fn protobuf_v2() -> Response {
+    /// swagger = "2.0"; info { title = "skep", version = "v1" }; paths {}.
+    const EMPTY: &[u8] = b"\x0a\x032.0\x12\x0a\x0a\x04skep\x12\x02v1\x42\x00";
+    let mut response = Response::new(EMPTY.into());
+    let headers = response.headers_mut();
+    // As upstream answers: `@` may not stand in a media type.
+    const ANSWERED: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(ANSWERED));
+    response
 }
 
 /// A client with an old hash is sent to the present document.

@@ -86,9 +86,22 @@ impl NodeNetwork {
             netlink,
             config,
         };
-        network.apply(&network.plan(&[])).await?;
+        network.begin().await?;
         info!(uplink = uplink.name, mtu = uplink.mtu, "pod network ready");
         Ok(network)
+    }
+
+    /// Makes what must be there before any pod. Removes nothing: after a restart, the routes to the other nodes and the
+    /// networks that are never masqueraded carry traffic already, and the Nodes they come from are not known yet.
+    async fn begin(&self) -> Result<(), NetworkError> {
+        let plan = self.plan(&[]);
+        if self.netlink.own_routes().await.map_err(other)?.is_empty() {
+            return self.apply(&plan).await;
+        }
+        for route in &plan.routes {
+            self.netlink.set_route(route).await.map_err(other)?;
+        }
+        Ok(())
     }
 
     fn plan(&self, nodes: &[Arc<Node>]) -> RoutePlan {
