@@ -112,9 +112,7 @@ fn main() -> ExitCode {
     let name = format!("e2e-{}", options.store.name());
     println!("{label}: {} stories on {NODES} nodes", chosen.len());
     let start = Instant::now();
-    // With etcd as in a cluster of several control planes: each part is a process of its own.
-    let split = options.store == Store::Etcd;
-    let cluster = match TestCluster::up(&name, NODES, options.store, split) {
+    let cluster = match TestCluster::up(&name, NODES, options.store, false) {
         Ok(cluster) => cluster,
         Err(error) => {
             println!("the cluster does not start: {error:#}");

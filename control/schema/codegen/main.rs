@@ -3,6 +3,7 @@
 //! Three sources: k8s-openapi's OpenAPI definitions, k8s-pb's protobuf tags and documentation markers, and
 //! `presence.txt` beside this file, which holds the one thing that neither has: whether an empty value of a field is
 //! kept (a pointer in Go) or dropped (`omitempty` on a value).
+#![forbid(unsafe_code)]
 
 mod sources;
 

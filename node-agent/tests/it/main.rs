@@ -1,6 +1,7 @@
 //! The kubelet against a real Docker daemon and an API in memory.
 //!
 //! Needs root and a Docker daemon; without one every test says that it was skipped.
+#![forbid(unsafe_code)]
 
 mod api;
 mod harness;

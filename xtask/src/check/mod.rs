@@ -18,15 +18,16 @@ pub fn run() -> Result<()> {
         ("clippy", clippy),
     ];
     // All of them, so that one run shows everything there is to mend.
-    let failures: Vec<String> = checks
+    let failures: Vec<&str> = checks
         .into_iter()
         .filter_map(|(what, check)| {
             let failure = progress::step(&format!("checking {what}"), check).err()?;
-            Some(format!("{what}: {failure:#}"))
+            eprintln!("  {failure:#}");
+            Some(what)
         })
         .collect();
     if !failures.is_empty() {
-        bail!("{}", failures.join("\n"));
+        bail!("not as they should be: {}", failures.join(", "));
     }
     Ok(())
 }

@@ -165,7 +165,10 @@ fn check_manifest(file: &str, text: &str, problems: &mut Vec<String>) {
             ));
         }
         for (dependency, allowed) in EDGES {
-            if name == dependency && !allowed.iter().any(|folder| file.starts_with(folder)) {
+            if section == "[dependencies]"
+                && name == dependency
+                && !allowed.iter().any(|folder| file.starts_with(folder))
+            {
                 problems.push(format!("{file}: must not depend on {name}"));
             }
         }

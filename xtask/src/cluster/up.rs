@@ -361,8 +361,24 @@ fn start_etcd(state: &State, place: &Place) -> Result<String> {
 
 fn start_nodes(state: &State) -> Result<()> {
     let bootstrap = state.directory().join("bootstrap.kubeconfig");
+    let written = state.data_directory.join("control/bootstrap.kubeconfig");
+    wait_for(
+        "the control plane to write a kubeconfig for nodes",
+        API_READY,
+        || {
+            if written.exists() {
+                Ok(())
+            } else {
+                Err(format!(
+                    "{} is not there\n{}",
+                    written.display(),
+                    tail(&state.log("control"))
+                ))
+            }
+        },
+    )?;
     kubeconfig::rewrite(
-        &state.data_directory.join("control/bootstrap.kubeconfig"),
+        &written,
         &bootstrap,
         &format!("https://{}:{API_PORT}", state.control_address),
         &kubeconfig::context(&state.name),

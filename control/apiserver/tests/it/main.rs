@@ -1,4 +1,5 @@
 //! The API server through its service, over the memory store: verbs, concurrency, limits.
+#![forbid(unsafe_code)]
 
 mod admission;
 mod cluster;

@@ -1,5 +1,6 @@
 //! Controllers and scheduler against the real API server in process, over the memory store. A kubelet of a few lines
 //! plays every node: it heartbeats, says that its pods run, and lets them go when they are deleted.
+#![forbid(unsafe_code)]
 
 mod cluster;
 mod nodes;

@@ -1,4 +1,5 @@
 //! Decisions over clusters made of plain objects: no API server, no clock.
+#![forbid(unsafe_code)]
 
 mod decisions;
 mod laws;
