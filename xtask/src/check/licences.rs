@@ -1,4 +1,4 @@
-//! Every third-party crate must be usable under a licence of the list in deny.toml.
+//! Every third-party crate must be usable under a licence of the list in .deny.toml.
 
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
@@ -12,9 +12,9 @@ pub(super) fn run() -> Result<()> {
             .directory(&workspace::root())
             .run();
     }
-    let configuration = std::fs::read_to_string(workspace::root().join("deny.toml"))?;
+    let configuration = std::fs::read_to_string(workspace::root().join(".deny.toml"))?;
     let allowed =
-        allow_list(&configuration).context("deny.toml has no list of allowed licences")?;
+        allow_list(&configuration).context(".deny.toml has no list of allowed licences")?;
     let metadata = command::program(workspace::cargo())
         .args(["metadata", "--format-version", "1", "--locked"])
         .directory(&workspace::root())
@@ -33,7 +33,7 @@ pub(super) fn run() -> Result<()> {
         })
         .collect();
     if !problems.is_empty() {
-        bail!("not in the list of deny.toml: {}", problems.join(", "));
+        bail!("not in the list of .deny.toml: {}", problems.join(", "));
     }
     Ok(())
 }
