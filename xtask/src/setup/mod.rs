@@ -52,11 +52,21 @@ const NEEDED: [Package; 7] = [
     },
 ];
 
+/// The types that `protoc` itself brings, which Debian packages apart from it.
+const PROTOBUF_TYPES: Package = Package {
+    name: "libprotobuf-dev",
+    program: "google/protobuf/descriptor.proto",
+    purpose: "building the etcd client",
+};
+
 pub fn run() -> Result<()> {
     let mut missing: Vec<Package> = NEEDED
         .into_iter()
         .filter(|package| command::find(package.program).is_none())
         .collect();
+    if !has_protobuf_types() {
+        missing.push(PROTOBUF_TYPES);
+    }
     missing.extend(bpf::missing_packages());
 
     if missing.iter().any(|package| package.program == "dockerd") {
@@ -95,6 +105,19 @@ pub fn run() -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// `protoc` looks for them in `include` beside the folder that it is in.
+fn has_protobuf_types() -> bool {
+    command::find("protoc")
+        .and_then(|protoc| protoc.canonicalize().ok())
+        .is_some_and(|protoc| {
+            let mut above = protoc.ancestors().skip(2);
+            above.next().is_some_and(|prefix| {
+                let types = prefix.join("include").join(PROTOBUF_TYPES.program);
+                types.exists()
+            })
+        })
 }
 
 pub(crate) use kernel::cgroup_mounts;
