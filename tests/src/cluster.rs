@@ -22,9 +22,9 @@ pub struct TestCluster {
 impl TestCluster {
     /// Makes a cluster with the binaries in target/release.
     pub fn up(name: &str, nodes: usize, store: Store, split: bool) -> Result<Self> {
-        xtask(&["images"])?;
         // What an interrupted run left would be taken for the cluster.
         xtask(&["down", "--name", name])?;
+        xtask(&["images"])?;
         let cluster = Removal {
             name: name.to_owned(),
         };

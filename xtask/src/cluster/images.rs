@@ -71,8 +71,9 @@ http {
 const USERS: &str = "root:x:0:0:root:/root:/bin/sh\nwww-data:x:33:33:www-data:/var/www:/bin/false\nnobody:x:65534:65534:nobody:/:/bin/false\n";
 const GROUPS: &str = "root:x:0:\nwww-data:x:33:\nnogroup:x:65534:\n";
 
-/// Makes the images that Docker does not have yet.
+/// Makes the images that Docker does not have yet; starts Docker if it does not run.
 pub fn ensure() -> Result<()> {
+    setup::docker::start()?;
     let missing = |image: &str| !line(&format!("docker image inspect {image}")).succeeds();
     if ![NGINX, NGINX_NEXT, BUSYBOX].into_iter().any(missing) {
         return Ok(());

@@ -48,7 +48,7 @@ pub fn is_running() -> bool {
 }
 
 /// Makes sure that a daemon answers.
-pub(super) fn start() -> Result<()> {
+pub(crate) fn start() -> Result<()> {
     if is_running() {
         return Ok(());
     }
