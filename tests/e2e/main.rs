@@ -112,7 +112,9 @@ fn main() -> ExitCode {
     let name = format!("e2e-{}", options.store.name());
     println!("{label}: {} stories on {NODES} nodes", chosen.len());
     let start = Instant::now();
-    let cluster = match TestCluster::up(&name, NODES, options.store, false) {
+    // With etcd the control plane is in parts, as people run it on several machines.
+    let split = options.store == Store::Etcd;
+    let cluster = match TestCluster::up(&name, NODES, options.store, split) {
         Ok(cluster) => cluster,
         Err(error) => {
             println!("the cluster does not start: {error:#}");

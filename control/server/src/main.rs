@@ -3,6 +3,7 @@
 //! Read `start` for what runs and in what order, `options` for the command line, `pki` for the cluster's certificates.
 #![forbid(unsafe_code)]
 
+mod joining;
 mod kubeconfig;
 mod listen;
 mod options;

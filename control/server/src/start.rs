@@ -11,15 +11,7 @@ use anyhow::{Context, Result, bail};
 use axum::{Extension, Router};
 use ipnet::IpNet;
 use jiff::Timestamp;
-use k8s_openapi::{
-    ByteString,
-    api::core::v1::{Secret, Service},
-};
-use kube::{
-    Api, Client,
-    api::{ObjectMeta, PostParams},
-};
-use rand::RngExt;
+use kube::Client;
 use skep_apiserver::{
     Config, Server,
     authn::{Authenticator, service_account::TokenKeys, token_file::StaticTokens},
@@ -30,12 +22,14 @@ use skep_apiserver::{
     start_cache,
 };
 use skep_client::informer::Informers;
+use skep_controllers::Authority;
 use skep_store::Store;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use crate::{
+    joining::Joining,
     kubeconfig::{self, Credentials},
     listen,
     options::{Options, Role, StoreKind},
@@ -50,13 +44,7 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<()> {
     let mut tasks: JoinSet<Result<()>> = JoinSet::new();
     let (components, pki) = if options.roles.contains(&Role::Api) {
         let (router, pki) = serve_api(&options, &mut tasks, &shutdown).await?;
-        let components = Components::InProcess(router);
-        if options.roles.contains(&Role::Controllers) {
-            let client = components.client("system:apiserver").await?;
-            write_bootstrap_token(&client, &options, &pki).await?;
-            ensure_dns_service(&client, options.service_cidr).await?;
-        }
-        (components, Some(pki))
+        (Components::InProcess(router), Some(pki))
     } else {
         let path = options
             .kubeconfig
@@ -81,8 +69,19 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<()> {
         });
     }
     if options.roles.contains(&Role::Controllers) {
+        let authority = authority(&options, pki.as_ref())?;
+        let joining = Joining {
+            client: components.client("system:apiserver").await?,
+            data_dir: options.data_dir.clone(),
+            ca_pem: authority.certificate_pem.clone(),
+            api_address: pki
+                .is_some()
+                .then(|| SocketAddr::new(advertise_address(&options), options.listen.port())),
+            service_cidr: options.service_cidr,
+        };
+        joining.prepare(&shutdown).await?;
         let client = components.client("system:kube-controller-manager").await?;
-        let config = controllers(&options, client, pki.as_ref(), identity, &shutdown)?;
+        let config = controllers(&options, client, authority, identity, &shutdown);
         let shutdown = shutdown.clone();
         tasks.spawn(async move {
             skep_controllers::run(config, shutdown).await;
@@ -326,107 +325,6 @@ fn write_admin_kubeconfig(options: &Options, pki: &Pki, local: &[SocketAddr]) ->
     write_private(&options.data_dir.join("admin.kubeconfig"), &text)
 }
 
-/// `DATA_DIR/bootstrap.kubeconfig`, with which nodes join: a bootstrap token, kept as a Secret in the cluster.
-async fn write_bootstrap_token(client: &Client, options: &Options, pki: &Pki) -> Result<()> {
-    let path = options.data_dir.join("bootstrap-token");
-    let token = match std::fs::read_to_string(&path) {
-        Ok(token) => token.trim().to_owned(),
-        Err(_) => {
-            let token = random_token();
-            write_private(&path, &token)?;
-            token
-        }
-    };
-    let (id, secret) = token.split_once('.').with_context(|| {
-        format!(
-            "{} holds no token; delete it to make another",
-            path.display()
-        )
-    })?;
-    let data = [
-        ("token-id", id),
-        ("token-secret", secret),
-        ("usage-bootstrap-authentication", "true"),
-        ("usage-bootstrap-signing", "true"),
-        (
-            "description",
-            "Made by skep-control: with it nodes join the cluster.",
-        ),
-    ];
-    let object = Secret {
-        metadata: ObjectMeta {
-            name: Some(format!("bootstrap-token-{id}")),
-            namespace: Some("kube-system".into()),
-            ..ObjectMeta::default()
-        },
-        type_: Some("bootstrap.kubernetes.io/token".into()),
-        data: Some(
-            data.map(|(k, v)| (k.to_owned(), ByteString(v.as_bytes().to_vec())))
-                .into(),
-        ),
-        ..Secret::default()
-    };
-    let secrets: Api<Secret> = Api::namespaced(client.clone(), "kube-system");
-    match secrets.create(&PostParams::default(), &object).await {
-        Ok(_) => {}
-        Err(kube::Error::Api(status)) if status.is_already_exists() => {}
-        Err(error) => return Err(error).context("storing the bootstrap token"),
-    }
-    let server = SocketAddr::new(advertise_address(options), options.listen.port());
-    let credentials = Credentials::Token(&token);
-    let text = kubeconfig::render(
-        "skep",
-        &format!("https://{server}"),
-        &pki.ca.certificate,
-        "node-bootstrapper",
-        &credentials,
-    );
-    write_private(&options.data_dir.join("bootstrap.kubeconfig"), &text)
-}
-
-/// The cluster DNS address as people look for it, and taken, so that no other Service gets it. Every agent answers there
-/// by itself: the Service has no selector and needs no endpoints.
-async fn ensure_dns_service(client: &Client, service_cidr: IpNet) -> Result<()> {
-    let Some(address) = service_cidr.hosts().nth(9) else {
-        return Ok(());
-    };
-    let service: Service = serde_json::from_value(serde_json::json!({
-        "metadata": {
-            "name": "kube-dns", "namespace": "kube-system",
-            "labels": {"k8s-app": "kube-dns", "kubernetes.io/name": "CoreDNS"},
-        },
-        "spec": {
-            "clusterIP": address.to_string(),
-            "ports": [
-                {"name": "dns", "port": 53, "protocol": "UDP"},
-                {"name": "dns-tcp", "port": 53, "protocol": "TCP"},
-            ],
-        },
-    }))?;
-    let services: Api<Service> = Api::namespaced(client.clone(), "kube-system");
-    match services.create(&PostParams::default(), &service).await {
-        Ok(_) => Ok(()),
-        Err(kube::Error::Api(status)) if status.is_already_exists() => Ok(()),
-        Err(error) => {
-            // Names resolve without it.
-            tracing::warn!(%error, "the kube-dns Service was not made");
-            Ok(())
-        }
-    }
-}
-
-/// `[a-z0-9]{6}.[a-z0-9]{16}`, 82 bits of secret.
-fn random_token() -> String {
-    const ALPHABET: &[u8] = b"abcdefghijklmnopqrstuvwxyz0123456789";
-    let mut random = rand::rng();
-    let mut letters = |count: usize| -> String {
-        (0..count)
-            .map(|_| char::from(ALPHABET[random.random_range(0..ALPHABET.len())]))
-            .collect()
-    };
-    format!("{}.{}", letters(6), letters(16))
-}
-
 /// Names this control plane in leader elections; the same after a restart.
 fn identity(options: &Options) -> String {
     let host = nix::unistd::gethostname()
@@ -440,44 +338,38 @@ fn identity(options: &Options) -> String {
 fn controllers(
     options: &Options,
     client: Client,
-    pki: Option<&Pki>,
+    authority: Authority,
     identity: String,
     shutdown: &CancellationToken,
-) -> Result<skep_controllers::Config> {
+) -> skep_controllers::Config {
     let informers = Informers::new(client, shutdown.clone());
     let mut config = skep_controllers::Config::new(informers, identity);
     config.cluster_cidrs = vec![options.cluster_cidr];
     config.node_monitor_grace = options.node_monitor_grace_period;
-    let (certificate, key) = match pki {
-        Some(pki) => (pki.ca.certificate.clone(), pki.ca.key.clone()),
-        None => {
-            let read = |name: &str| {
-                let path = options.data_dir.join("pki").join(name);
-                std::fs::read_to_string(&path).with_context(|| {
-                    format!("reading {} (the controllers sign with it)", path.display())
-                })
-            };
-            (read("ca.crt")?, read("ca.key")?)
-        }
-    };
-    config.signer = Some(skep_controllers::Authority {
-        certificate_pem: certificate.clone(),
-        key_pem: key,
-    });
-    config.root_ca_pem = certificate;
-    Ok(config)
+    config.root_ca_pem.clone_from(&authority.certificate_pem);
+    config.signer = Some(authority);
+    config
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn tokens_have_the_form_of_bootstrap_tokens() {
-        let token = random_token();
-        assert!(
-            skep_apiserver::authn::bootstrap_token::Token::parse(&token).is_some(),
-            "{token}"
-        );
+/// What the controllers sign certificates with: the API server's own, or the files that were copied here from it.
+fn authority(options: &Options, pki: Option<&Pki>) -> Result<Authority> {
+    if let Some(pki) = pki {
+        return Ok(Authority {
+            certificate_pem: pki.ca.certificate.clone(),
+            key_pem: pki.ca.key.clone(),
+        });
     }
+    let read = |name: &str| {
+        let path = options.data_dir.join("pki").join(name);
+        std::fs::read_to_string(&path).with_context(|| {
+            format!(
+                "reading {} (the controllers sign with it: copy it from the API server's --data-dir)",
+                path.display()
+            )
+        })
+    };
+    Ok(Authority {
+        certificate_pem: read("ca.crt")?,
+        key_pem: read("ca.key")?,
+    })
 }

@@ -305,10 +305,17 @@ fn start_control_plane(state: &State, options: &Options) -> Result<()> {
     if !state.split {
         return Ok(());
     }
-    let kubeconfig = data.join("admin.kubeconfig");
+    // They live in the control plane's namespace, where the loopback of the administrator's file is another one.
+    let kubeconfig = data.join("components.kubeconfig");
+    kubeconfig::rewrite(
+        &data.join("admin.kubeconfig"),
+        &kubeconfig,
+        &format!("https://{}:{API_PORT}", state.control_address),
+        &kubeconfig::context(&state.name),
+    )?;
     for role in SPLIT_ROLES {
         let mut arguments = words([
-            ("--data-dir", data.join(role).display().to_string()),
+            ("--data-dir", data.display().to_string()),
             ("--roles", role.to_owned()),
             ("--kubeconfig", kubeconfig.display().to_string()),
         ]);
@@ -372,7 +379,11 @@ fn start_nodes(state: &State) -> Result<()> {
                 Err(format!(
                     "{} is not there\n{}",
                     written.display(),
-                    tail(&state.log("control"))
+                    tail(&state.log(if state.split {
+                        "controllers"
+                    } else {
+                        "control"
+                    }))
                 ))
             }
         },
