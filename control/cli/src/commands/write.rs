@@ -223,13 +223,34 @@ impl Apply {
         };
         let after =
             applied.map_err(|error| while_doing(error, "applying", &self.files.filename))?;
-        let version = |object: &Value| text(&object["metadata"], "resourceVersion");
+        let same = |before: &Value| {
+            let owned = |live| owned_fields(live, &self.field_manager);
+            owned(before) == owned(&after) && same_within(object, before, &after)
+        };
         let done = match before {
             None => "created",
-            Some(before) if version(&before) == version(&after) => "unchanged",
+            Some(before) if same(&before) => "unchanged",
             Some(_) => "configured",
         };
         self.write.report(&after, &target, done)
+    }
+}
+
+/// The fields that a manager's applies have set.
+fn owned_fields<'a>(live: &'a Value, manager: &str) -> Option<&'a Value> {
+    let entries = live["metadata"]["managedFields"].as_array()?;
+    let ours = |entry: &&Value| entry["manager"] == manager && entry["operation"] == "Apply";
+    entries.iter().find(ours).map(|entry| &entry["fieldsV1"])
+}
+
+/// Whether two states of an object agree in the fields that an applied one names. Resource versions do not tell: others
+/// write the object meanwhile.
+fn same_within(applied: &Value, before: &Value, after: &Value) -> bool {
+    match applied {
+        Value::Object(fields) => fields
+            .iter()
+            .all(|(name, field)| same_within(field, &before[name], &after[name])),
+        _ => before == after,
     }
 }
 
@@ -719,5 +740,36 @@ impl Metadata {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_others_write_is_no_change_of_an_apply() {
+        let applied = json!({"metadata": {"labels": {"a": "1"}}, "spec": {"replicas": 2}});
+        let live = |label: &str, replicas: u32, status: &str| {
+            json!({
+                "metadata": {"labels": {"a": label, "b": status}, "resourceVersion": status},
+                "spec": {"replicas": replicas, "paused": status == "2"},
+                "status": status,
+            })
+        };
+        let same = |before: &Value, after: &Value| same_within(&applied, before, after);
+        assert!(same(&live("1", 2, "1"), &live("1", 2, "2")));
+        assert!(!same(&live("1", 1, "1"), &live("1", 2, "1")));
+        assert!(!same(&live("0", 2, "1"), &live("1", 2, "1")));
+    }
+
+    #[test]
+    fn owned_fields_are_those_of_the_manager_that_applied() {
+        let live = json!({"metadata": {"managedFields": [
+            {"manager": "skep", "operation": "Update", "fieldsV1": {"f:a": {}}},
+            {"manager": "skep", "operation": "Apply", "fieldsV1": {"f:b": {}}},
+        ]}});
+        assert_eq!(owned_fields(&live, "skep"), Some(&json!({"f:b": {}})));
+        assert_eq!(owned_fields(&live, "other"), None);
     }
 }
