@@ -1,6 +1,7 @@
 //! Carrying out what `plan` decided. Each action is idempotent: it may have been begun before by
 //! an agent that died.
 
+use std::io::{Read, Seek, SeekFrom};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,9 +26,10 @@ use crate::runtime::{Image, LogOptions, Observed, Runtime, State, label};
 const DRAIN_MAX: Duration = Duration::from_secs(2);
 const DRAIN_LOOK: Duration = Duration::from_millis(10);
 const DRAIN_OTHERS: Duration = Duration::from_millis(100);
-/// A container gets this long after its preStop hook, whatever is left of the grace period.
+/// A container gets this long to react to its signal, whatever is left of the grace period:
+/// kubelet's `minimumGracePeriodInSeconds`.
 const LEAST_GRACE: Duration = Duration::from_secs(2);
-const MAX_MESSAGE: usize = 4096;
+const MAX_MESSAGE: u64 = 4096;
 const MAX_LOG_MESSAGE: usize = 2048;
 const LOG_MESSAGE_LINES: u64 = 80;
 
@@ -47,6 +49,8 @@ pub enum Outcome {
     Sandbox(Result<(String, Vec<IpAddr>), String>),
     Image(String, Result<Image, Refusal>),
     Started(String, Result<(), Refusal>),
+    /// The preStop hook of this container has ended, well or not.
+    PreStopped(String),
     Detached(Result<(), String>),
     CleanedUp(Result<(), String>),
     Deleted(Result<(), String>),
@@ -124,12 +128,34 @@ pub async fn perform(shared: Shared, pod: Option<Arc<Pod>>, action: Action) -> O
                 container,
                 id,
                 grace,
+                spent,
+                hook,
                 message,
             },
             pod,
         ) => {
-            kill(&shared, pod.as_deref(), &container, &id, grace, &message).await;
+            let kill = Kill {
+                container: &container,
+                id: &id,
+                grace: grace.saturating_sub(spent),
+                hook,
+                message: &message,
+            };
+            kill.perform(&shared, pod.as_deref()).await;
             Outcome::Done
+        }
+        (
+            Action::PreStop {
+                container,
+                id,
+                grace,
+            },
+            pod,
+        ) => {
+            if let Some(pod) = &pod {
+                pre_stop(&shared, pod, &container, &id, grace).await;
+            }
+            Outcome::PreStopped(id)
         }
         (Action::Remove { id }, _) => {
             if let Err(e) = shared.ctx.runtime.remove(&id).await {
@@ -413,7 +439,7 @@ async fn start(
     if let Some(handler) = c.lifecycle.as_ref().and_then(|l| l.post_start.as_ref()) {
         let ip = shared.ips.first().copied();
         let outcome = tokio::select! {
-            outcome = hooks::run(&*ctx.runtime, &id, c, handler, ip) => outcome,
+            outcome = hooks::run(&*ctx.runtime, &id, pod, c, handler, ip) => outcome,
             // The container is stopped as any other.
             () = shared.ending.cancelled() => Ok(()),
         };
@@ -425,10 +451,17 @@ async fn start(
                 message,
                 "postStart failed"
             );
-            let text = format!("PostStartHook failed: {message}");
-            ctx.recorder.warning(&about, "FailedPostStartHook", text);
-            let text = "FailedPostStartHook";
-            kill(shared, Some(pod), &c.name, &id, pod::grace(pod), text).await;
+            // Without the message, which may hold what a server keeps secret.
+            ctx.recorder
+                .warning(&about, "FailedPostStartHook", "PostStartHook failed");
+            let kill = Kill {
+                container: &c.name,
+                id: &id,
+                grace: pod::grace(pod),
+                hook: true,
+                message: "FailedPostStartHook",
+            };
+            kill.perform(shared, Some(pod)).await;
             return Err(("PostStartHookError".into(), message));
         }
     }
@@ -456,50 +489,61 @@ async fn target(shared: &Shared, pod: &Pod, name: &str) -> Result<Option<String>
     }
 }
 
-async fn kill(
-    shared: &Shared,
-    pod: Option<&Pod>,
-    container: &str,
-    id: &str,
+struct Kill<'a> {
+    container: &'a str,
+    id: &'a str,
+    /// What is left of it.
     grace: Duration,
-    message: &str,
-) {
-    let ctx = &shared.ctx;
-    let began = Instant::now();
-    let mut least = Duration::from_secs(1);
-    if let Some(pod) = pod {
-        let about = reference(pod, Some(container));
-        ctx.recorder.normal(&about, "Killing", message);
-        let hook = find(pod, container).and_then(|(_, c)| {
-            let handler = c.lifecycle.as_ref()?.pre_stop.clone()?;
-            Some((c, handler))
-        });
-        if hook.is_some() {
-            least = LEAST_GRACE;
-        }
-        let pre_stop = async {
-            let Some((c, handler)) = hook else { return };
-            let ip = shared.ips.first().copied();
-            let run = hooks::run(&*ctx.runtime, id, &c, &handler, ip);
-            match timeout(grace, run).await {
-                Ok(Ok(())) => {}
-                Ok(Err(message)) => {
-                    debug!(container, message, "preStop failed");
-                    ctx.recorder
-                        .warning(&about, "FailedPreStopHook", "PreStopHook failed");
+    hook: bool,
+    message: &'a str,
+}
+
+impl Kill<'_> {
+    async fn perform(&self, shared: &Shared, pod: Option<&Pod>) {
+        let ctx = &shared.ctx;
+        let began = Instant::now();
+        if let Some(pod) = pod {
+            let about = reference(pod, Some(self.container));
+            ctx.recorder.normal(&about, "Killing", self.message);
+            let hook = async {
+                if self.hook {
+                    pre_stop(shared, pod, self.container, self.id, self.grace).await;
                 }
-                Err(_) => debug!(container, "preStop did not end within the grace period"),
-            }
-        };
-        let drained = async {
-            if pod::is_terminating(pod) {
-                drain(shared, grace).await;
-            }
-        };
-        tokio::join!(pre_stop, drained);
+            };
+            let drained = async {
+                if pod::is_terminating(pod) {
+                    drain(shared, self.grace).await;
+                }
+            };
+            tokio::join!(hook, drained);
+        }
+        let left = self.grace.saturating_sub(began.elapsed()).max(LEAST_GRACE);
+        stop(ctx.runtime.as_ref(), self.id, left).await;
     }
-    let left = grace.saturating_sub(began.elapsed()).max(least);
-    stop(ctx.runtime.as_ref(), id, left).await;
+}
+
+/// Runs the preStop hook, if the container has one, for as long as `grace` at most.
+async fn pre_stop(shared: &Shared, pod: &Pod, container: &str, id: &str, grace: Duration) {
+    let hook = find(pod, container).and_then(|(_, c)| {
+        let handler = c.lifecycle.as_ref()?.pre_stop.clone()?;
+        Some((c, handler))
+    });
+    let Some((c, handler)) = hook.filter(|_| !grace.is_zero()) else {
+        return;
+    };
+    let ctx = &shared.ctx;
+    let ip = shared.ips.first().copied();
+    let run = hooks::run(&*ctx.runtime, id, pod, &c, &handler, ip);
+    match timeout(grace, run).await {
+        Ok(Ok(())) => {}
+        Ok(Err(message)) => {
+            debug!(container, message, "preStop failed");
+            let about = reference(pod, Some(container));
+            ctx.recorder
+                .warning(&about, "FailedPreStopHook", "PreStopHook failed");
+        }
+        Err(_) => debug!(container, "preStop did not end within the grace period"),
+    }
 }
 
 /// Waits until Services no longer send anything here.
@@ -588,10 +632,10 @@ async fn delete(shared: &Shared) -> Result<(), String> {
 pub async fn termination_message(runtime: &dyn Runtime, o: &Observed) -> String {
     let file = o.labels.get(label::TERMINATION_FILE);
     let written = file
-        .and_then(|path| std::fs::read(path).ok())
+        .and_then(|path| file_end(path, MAX_MESSAGE).ok())
         .unwrap_or_default();
     if !written.is_empty() {
-        return String::from_utf8_lossy(&written[..written.len().min(MAX_MESSAGE)]).into_owned();
+        return String::from_utf8_lossy(&written).into_owned();
     }
     let policy = o.labels.get(label::TERMINATION_POLICY).map(String::as_str);
     if policy != Some("FallbackToLogsOnError") || o.exit_code == 0 {
@@ -613,6 +657,16 @@ pub async fn termination_message(runtime: &dyn Runtime, o: &Observed) -> String 
     }
     let from = text.len().saturating_sub(MAX_LOG_MESSAGE);
     String::from_utf8_lossy(&text[from..]).into_owned()
+}
+
+/// The last `most` bytes of a file, however long a container has made it.
+fn file_end(path: &str, most: u64) -> std::io::Result<Vec<u8>> {
+    let mut file = std::fs::File::open(path)?;
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(most)))?;
+    let mut bytes = Vec::new();
+    file.take(most).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// A strategic merge patch: conditions of others stay, our own lists replace.

@@ -4,9 +4,9 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use futures::StreamExt;
-use k8s_openapi::api::core::v1::{Container, LifecycleHandler};
+use k8s_openapi::api::core::v1::{Container, LifecycleHandler, Pod};
 
-use super::probes;
+use super::{pod, probes};
 use crate::runtime::{ExecSpec, Runtime};
 
 /// Output of hooks and probes is for messages only.
@@ -55,27 +55,40 @@ pub async fn exec(
 pub async fn run(
     runtime: &dyn Runtime,
     id: &str,
+    pod: &Pod,
     container: &Container,
     handler: &LifecycleHandler,
     ip: Option<IpAddr>,
 ) -> Result<(), String> {
+    let of = format!(
+        "for Container \"{}\" in Pod \"{}\" failed - error:",
+        container.name,
+        pod::full_name(&pod::identity(pod))
+    );
     if let Some(action) = &handler.exec {
         let command = action.command.clone().unwrap_or_default();
-        let (code, output) = exec(runtime, id, command.clone()).await?;
-        return match code {
-            0 => Ok(()),
-            code => Err(format!(
-                "command '{}' exited with {code}: {output}",
-                command.join(" ")
-            )),
+        let line = command.join(" ");
+        let failed = |error: String, output: &str| {
+            format!("Exec lifecycle hook ([{line}]) {of} {error}, message: {output:?}")
+        };
+        return match exec(runtime, id, command).await {
+            Ok((0, _)) => Ok(()),
+            Ok((code, output)) => {
+                let error = format!("command '{line}' exited with {code}: {output}");
+                Err(failed(error, &output))
+            }
+            Err(e) => Err(failed(e, "")),
         };
     }
     if let Some(action) = &handler.http_get {
         let ip = ip.map(|ip| ip.to_string()).unwrap_or_default();
-        let (url, headers) = probes::url(action, container, &ip)?;
-        return match probes::http_get(&url, &headers).await? {
-            (status, _) if (200..400).contains(&status) => Ok(()),
-            (status, _) => Err(format!("{url} answered {status}")),
+        let path = action.path.as_deref().unwrap_or_default();
+        let failed = |error: String| format!("HTTP lifecycle hook ({path}) {of} {error}");
+        let (url, headers) = probes::url(action, container, &ip).map_err(failed)?;
+        // Whatever it answers, it was told.
+        return match probes::http_get(&url, &headers).await {
+            Ok(_) => Ok(()),
+            Err(e) => Err(failed(format!("Get \"{url}\": {e}"))),
         };
     }
     if let Some(action) = &handler.sleep {
@@ -83,5 +96,5 @@ pub async fn run(
         tokio::time::sleep(Duration::from_secs(seconds)).await;
         return Ok(());
     }
-    Err("invalid handler: an exec, httpGet or sleep action is needed".into())
+    Err(format!("invalid handler: {handler:?}"))
 }

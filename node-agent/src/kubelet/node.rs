@@ -20,7 +20,7 @@ use tracing::{debug, info, warn};
 
 use super::events::Recorder;
 use super::{Config, Context};
-use crate::runtime::Runtime;
+use crate::runtime::{Runtime, RuntimeError};
 
 const LEASE_NAMESPACE: &str = "kube-node-lease";
 const LEASE_SECONDS: i32 = 40;
@@ -28,6 +28,12 @@ const HEARTBEAT: Duration = Duration::from_secs(10);
 /// An unchanged status is written again after this time.
 const REPORT: Duration = Duration::from_secs(300);
 const MAX_IMAGES: usize = 50;
+/// A runtime that is silent for less than this leaves the node ready: its containers go on, and a
+/// node that says otherwise loses the endpoints of all its pods. Kubelet's
+/// `maxWaitForContainerRuntime`.
+const RUNTIME_SILENCE: Duration = Duration::from_secs(30);
+/// A slow runtime must not hold up the Lease.
+const RUNTIME_PATIENCE: Duration = Duration::from_secs(5);
 /// What the kubelet says of the version it speaks for.
 const VERSION: &str = "v1.36.0";
 
@@ -121,21 +127,48 @@ pub fn labels(config: &Config) -> BTreeMap<String, String> {
         .collect()
 }
 
-struct Health {
-    runtime: Result<String, String>,
+/// What the runtime said last, and how long ago that was.
+#[derive(Default)]
+struct RuntimeView {
+    version: String,
+    images: Vec<ContainerImage>,
+    answered_at: Option<tokio::time::Instant>,
 }
 
-fn conditions(old: &[NodeCondition], health: &Health, now: Timestamp) -> Vec<NodeCondition> {
-    let ready = match &health.runtime {
-        Ok(_) => (
+impl RuntimeView {
+    async fn look(&mut self, runtime: &dyn Runtime) {
+        let answer = tokio::time::timeout(RUNTIME_PATIENCE, async {
+            let version = runtime.version().await?;
+            Ok::<_, RuntimeError>((version, images(runtime).await?))
+        });
+        match answer.await {
+            Ok(Ok((version, images))) => {
+                self.version = version.version;
+                self.images = images;
+                self.answered_at = Some(tokio::time::Instant::now());
+            }
+            Ok(Err(e)) => warn!(error = %e, "the container runtime does not answer"),
+            Err(_) => warn!("the container runtime is slow to answer"),
+        }
+    }
+
+    fn is_up(&self) -> bool {
+        self.answered_at
+            .is_some_and(|at| at.elapsed() < RUNTIME_SILENCE)
+    }
+}
+
+fn conditions(old: &[NodeCondition], runtime_is_up: bool, now: Timestamp) -> Vec<NodeCondition> {
+    let ready = match runtime_is_up {
+        true => (
             "True",
             "KubeletReady",
             "kubelet is posting ready status".to_string(),
         ),
-        Err(e) => (
+        false => (
             "False",
             "KubeletNotReady",
-            format!("container runtime is down: {e}"),
+            "container runtime is down".to_string(),
         ),
     };
     let fine = |kind: &'static str, reason: &'static str, message: &str| {
@@ -178,15 +211,14 @@ fn conditions(old: &[NodeCondition], health: &Health, now: Timestamp) -> Vec<Nod
         .collect()
 }
 
-async fn status(ctx: &Context, old: Option<&NodeStatus>, now: Timestamp) -> NodeStatus {
+async fn status(
+    ctx: &Context,
+    runtime: &mut RuntimeView,
+    old: Option<&NodeStatus>,
+    now: Timestamp,
+) -> NodeStatus {
     let config = &ctx.config;
-    let version = ctx.runtime.version().await;
-    let health = Health {
-        runtime: version
-            .as_ref()
-            .map(|v| v.version.clone())
-            .map_err(ToString::to_string),
-    };
+    runtime.look(&*ctx.runtime).await;
     let capacity = capacity(config);
     let allocatable = capacity.clone();
     ctx.allocatable.write().clone_from(&allocatable);
@@ -208,7 +240,7 @@ async fn status(ctx: &Context, old: Option<&NodeStatus>, now: Timestamp) -> Node
         addresses: Some(addresses),
         capacity: Some(capacity),
         allocatable: Some(allocatable),
-        conditions: Some(conditions(&old_conditions, &health, now)),
+        conditions: Some(conditions(&old_conditions, runtime.is_up(), now)),
         daemon_endpoints: Some(NodeDaemonEndpoints {
             kubelet_endpoint: Some(DaemonEndpoint {
                 port: i32::from(config.port),
@@ -217,7 +249,7 @@ async fn status(ctx: &Context, old: Option<&NodeStatus>, now: Timestamp) -> Node
         node_info: Some(NodeSystemInfo {
             architecture: architecture().into(),
             boot_id: file("/proc/sys/kernel/random/boot_id"),
-            container_runtime_version: version.map(|v| v.version).unwrap_or_default(),
+            container_runtime_version: runtime.version.clone(),
             kernel_version: file("/proc/sys/kernel/osrelease"),
             kubelet_version: VERSION.into(),
             machine_id: machine.clone(),
@@ -229,22 +261,24 @@ async fn status(ctx: &Context, old: Option<&NodeStatus>, now: Timestamp) -> Node
             },
             ..Default::default()
         }),
-        images: Some(images(&*ctx.runtime).await),
+        images: Some(runtime.images.clone()),
         ..Default::default()
     }
 }
 
-async fn images(runtime: &dyn Runtime) -> Vec<ContainerImage> {
-    let mut all = runtime.images().await.unwrap_or_default();
+async fn images(runtime: &dyn Runtime) -> Result<Vec<ContainerImage>, RuntimeError> {
+    let mut all = runtime.images().await?;
     all.sort_by_key(|i| std::cmp::Reverse(i.size_bytes));
-    all.into_iter()
+    let listed = all
+        .into_iter()
         .map(|i| ContainerImage {
             names: Some(i.digests.into_iter().chain(i.tags).take(5).collect()),
             size_bytes: Some(i.size_bytes),
         })
         .filter(|i| i.names.as_ref().is_some_and(|n| !n.is_empty()))
         .take(MAX_IMAGES)
-        .collect()
+        .collect();
+    Ok(listed)
 }
 
 /// Two statuses that differ in heartbeats only.
@@ -263,11 +297,12 @@ fn same(a: &NodeStatus, b: &NodeStatus) -> bool {
 pub async fn run(ctx: Arc<Context>, stop: CancellationToken) {
     let mut registered = false;
     let mut written: Option<(NodeStatus, tokio::time::Instant)> = None;
+    let mut runtime = RuntimeView::default();
     let mut tick = tokio::time::interval(HEARTBEAT);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut wait = Duration::from_millis(200);
     loop {
-        let outcome = heartbeat(&ctx, &mut registered, &mut written).await;
+        let outcome = heartbeat(&ctx, &mut runtime, &mut registered, &mut written).await;
         if let Err(e) = &outcome {
             warn!(node = ctx.config.node_name, error = %e, "cannot report the node; will retry");
         }
@@ -283,6 +318,7 @@ pub async fn run(ctx: Arc<Context>, stop: CancellationToken) {
 
 async fn heartbeat(
     ctx: &Context,
+    runtime: &mut RuntimeView,
     registered: &mut bool,
     written: &mut Option<(NodeStatus, tokio::time::Instant)>,
 ) -> Result<(), kube::Error> {
@@ -290,7 +326,7 @@ async fn heartbeat(
     let name = &ctx.config.node_name;
     let now = Timestamp::now();
     if !*registered {
-        let node = register(ctx, &api).await?;
+        let node = register(ctx, runtime, &api).await?;
         *written = None;
         *registered = true;
         info!(
@@ -299,7 +335,7 @@ async fn heartbeat(
             "registered the node"
         );
     }
-    let fresh = status(ctx, written.as_ref().map(|(s, _)| s), now).await;
+    let fresh = status(ctx, runtime, written.as_ref().map(|(s, _)| s), now).await;
     let due = match written {
         Some((before, at)) => !same(before, &fresh) || at.elapsed() >= REPORT,
         None => true,
@@ -326,9 +362,13 @@ async fn heartbeat(
     Ok(())
 }
 
-async fn register(ctx: &Context, api: &Api<Node>) -> Result<Node, kube::Error> {
+async fn register(
+    ctx: &Context,
+    runtime: &mut RuntimeView,
+    api: &Api<Node>,
+) -> Result<Node, kube::Error> {
     let config = &ctx.config;
-    let status = status(ctx, None, Timestamp::now()).await;
+    let status = status(ctx, runtime, None, Timestamp::now()).await;
     let node = Node {
         metadata: ObjectMeta {
             name: Some(config.node_name.clone()),

@@ -12,7 +12,7 @@
 //! anything has changed. [`Input::busy`] holds what is under way, so that nothing is begun twice;
 //! an observation is never older than the completion of an action that is no longer busy.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -110,6 +110,14 @@ pub struct ProbeResults {
     pub ready: Option<bool>,
 }
 
+/// Which probe gave a container up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unhealthy {
+    pub startup: bool,
+    /// For the event.
+    pub message: String,
+}
+
 /// What the worker remembers beyond what the runtime can tell. All of it may be lost: a restart of
 /// the agent starts from `Default`.
 #[derive(Debug, Clone, Default)]
@@ -126,8 +134,12 @@ pub struct Memory {
     pub start_failures: BTreeMap<String, Failure>,
     pub crash_backoff: BTreeMap<String, Backoff>,
     pub probes: BTreeMap<String, ProbeResults>,
-    /// Containers to be killed and restarted, by id, with the reason for the event.
-    pub unhealthy: BTreeMap<String, String>,
+    /// Containers to be killed and restarted, by id.
+    pub unhealthy: BTreeMap<String, Unhealthy>,
+    /// Containers whose preStop hook has run while others were still to end before them, by id.
+    pub pre_stopped: BTreeSet<String>,
+    /// When the pod as a whole began to end: what is left of its grace period counts from here.
+    pub ending_since: Option<Timestamp>,
     /// Set once; the pod has failed as a whole: reason, message.
     pub failed: Option<(String, String)>,
     /// By container id, read when it ended.
@@ -149,6 +161,8 @@ pub enum Key {
     Network,
     Image(String),
     Container(String),
+    /// The preStop hook of a container that waits for its turn to end, by id.
+    PreStop(String),
     /// A kill that overtakes one that is under way, with its grace in seconds.
     Hasten(String, u64),
     Remove(String),
@@ -179,8 +193,18 @@ pub enum Action {
     KillContainer {
         container: String,
         id: String,
+        /// The whole grace period, and how much of it has passed already.
         grace: Duration,
+        spent: Duration,
+        /// Run the preStop hook first.
+        hook: bool,
         message: String,
+    },
+    /// Runs the preStop hook of a container whose turn to end has not come.
+    PreStop {
+        container: String,
+        id: String,
+        grace: Duration,
     },
     /// Removes a dead container, or a sandbox dead or alive.
     Remove {
@@ -202,6 +226,7 @@ impl Action {
             Self::StartContainer { container, .. } | Self::KillContainer { container, .. } => {
                 Key::Container(container.clone())
             }
+            Self::PreStop { id, .. } => Key::PreStop(id.clone()),
             Self::Remove { id } => Key::Remove(id.clone()),
             Self::CleanUp => Key::CleanUp,
             Self::DeleteObject => Key::Object,
@@ -223,6 +248,8 @@ pub struct Plan {
     pub actions: Vec<(Key, Action)>,
     /// Plan again at this time even if nothing happens.
     pub wake_at: Option<Timestamp>,
+    /// The pod as a whole is being stopped.
+    pub ending: bool,
     /// Nothing is left of the pod, and the API does not have it either.
     pub done: bool,
     /// The pod as a whole has failed from now on: reason, message.
@@ -511,8 +538,9 @@ fn one(
     if let Some(o) = latest {
         match o.state {
             State::Running => {
-                if let Some(message) = input.memory.unhealthy.get(&o.id) {
-                    kill(input, plan, o, unhealthy_grace(pod, container), message);
+                if let Some(unhealthy) = input.memory.unhealthy.get(&o.id) {
+                    let grace = unhealthy_grace(pod, container, unhealthy.startup);
+                    kill(input, plan, o, grace, &unhealthy.message);
                 } else if kind != Kind::Ephemeral
                     && o.labels
                         .get(label::CONTAINER_HASH)
@@ -599,12 +627,14 @@ fn known_restarts(pod: &Pod, name: &str) -> u32 {
 }
 
 /// A probe may give less (or more) time than the pod does.
-fn unhealthy_grace(pod: &Pod, container: &Container) -> Duration {
-    let probes = [&container.liveness_probe, &container.startup_probe];
-    probes
-        .into_iter()
-        .flatten()
-        .find_map(|p| p.termination_grace_period_seconds)
+fn unhealthy_grace(pod: &Pod, container: &Container, startup: bool) -> Duration {
+    let probe = match startup {
+        true => &container.startup_probe,
+        false => &container.liveness_probe,
+    };
+    probe
+        .as_ref()
+        .and_then(|p| p.termination_grace_period_seconds)
         .map_or_else(
             || pod::grace(pod),
             |s| Duration::from_secs(s.max(1).unsigned_abs()),
@@ -612,10 +642,17 @@ fn unhealthy_grace(pod: &Pod, container: &Container) -> Duration {
 }
 
 fn kill(input: &Input<'_>, plan: &mut Plan, o: &Observed, grace: Duration, message: &str) {
+    // Of the pod's own end, that is: a container that is only replaced has its whole grace.
+    let spent = match (plan.ending, input.memory.ending_since) {
+        (true, Some(began)) => since(began, input.now),
+        _ => Duration::ZERO,
+    };
     let action = Action::KillContainer {
         container: o.name.clone(),
         id: o.id.clone(),
         grace,
+        spent,
+        hook: !input.memory.pre_stopped.contains(&o.id),
         message: message.into(),
     };
     match input.busy.get(&action.key()) {
@@ -627,6 +664,11 @@ fn kill(input: &Input<'_>, plan: &mut Plan, o: &Observed, grace: Duration, messa
                 .keys()
                 .any(|k| matches!(k, Key::Hasten(id, s) if *id == o.id && *s <= grace.as_secs()));
             if !overtaken {
+                let mut action = action;
+                if let Action::KillContainer { spent, .. } = &mut action {
+                    // The new patience counts from now.
+                    *spent = Duration::ZERO;
+                }
                 plan.actions.push((key, action));
             }
         }
@@ -635,8 +677,16 @@ fn kill(input: &Input<'_>, plan: &mut Plan, o: &Observed, grace: Duration, messa
     }
 }
 
+fn has_pre_stop(pod: &Pod, name: &str) -> bool {
+    pod::containers(pod).iter().any(|(_, c)| {
+        let lifecycle = c.lifecycle.as_ref();
+        c.name == name && lifecycle.is_some_and(|l| l.pre_stop.is_some())
+    })
+}
+
 /// Stops everything; `forget` also removes what is left and the object itself.
 fn tear_down(input: &Input<'_>, plan: &mut Plan, pod: Option<&Pod>, grace: Duration, forget: bool) {
+    plan.ending = true;
     let message = |o: &Observed| format!("Stopping container {}", o.name);
     let sidecars: Vec<String> = pod
         .map(pod::containers)
@@ -664,19 +714,35 @@ fn tear_down(input: &Input<'_>, plan: &mut Plan, pod: Option<&Pod>, grace: Durat
     for o in &first {
         kill(input, plan, o, grace, &message(o));
     }
-    if first.is_empty() && !starting {
-        // Sidecars end in the reverse order of their start.
-        let last_one = last
-            .iter()
-            .max_by_key(|o| sidecars.iter().position(|s| *s == o.name));
-        if let Some(o) = last_one {
+    // Sidecars end after the containers they serve, in the reverse order of their start.
+    let position = |o: &Observed| sidecars.iter().position(|s| *s == o.name);
+    let next = last
+        .iter()
+        .max_by_key(|o| position(o))
+        .filter(|_| first.is_empty() && !starting);
+    for o in &last {
+        let hooked = input.busy.contains_key(&Key::PreStop(o.id.clone()));
+        let is_next = next.is_some_and(|n| n.id == o.id);
+        if is_next && !hooked {
             kill(input, plan, o, grace, &message(o));
+        } else if !is_next
+            && pod.is_some_and(|pod| has_pre_stop(pod, &o.name))
+            && !input.memory.pre_stopped.contains(&o.id)
+        {
+            // Every container's preStop hook runs when the pod begins to end; only the signal
+            // waits for its turn.
+            let action = Action::PreStop {
+                container: o.name.clone(),
+                id: o.id.clone(),
+                grace,
+            };
+            plan.push(input, action);
         }
     }
     let killing = input
         .busy
         .keys()
-        .any(|k| matches!(k, Key::Container(_) | Key::Hasten(..)));
+        .any(|k| matches!(k, Key::Container(_) | Key::Hasten(..) | Key::PreStop(_)));
     if !running.is_empty() || starting || killing {
         return;
     }

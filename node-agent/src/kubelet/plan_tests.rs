@@ -74,6 +74,9 @@ impl Model {
             let next = Backoff::next(previous, BACKOFF_FIRST, BACKOFF_MAX, *ended, self.now);
             self.memory.crash_backoff.insert(name.clone(), next);
         }
+        if plan.ending {
+            self.memory.ending_since.get_or_insert(self.now);
+        }
         for (key, action) in &plan.actions {
             assert!(
                 !self.busy.contains_key(key),
@@ -184,6 +187,11 @@ impl Model {
             Action::KillContainer { id, .. } => {
                 if !half {
                     self.end(&id, 137);
+                }
+            }
+            Action::PreStop { id, .. } => {
+                if !half {
+                    self.memory.pre_stopped.insert(id);
                 }
             }
             Action::Remove { id } => self.containers.retain(|o| o.id != id),
@@ -482,4 +490,75 @@ fn sidecars_stop_after_the_containers_they_serve() {
     model.busy.clear();
     model.end(&id, 0);
     assert_eq!(killed(model.plan()), ["s"]);
+}
+
+#[test]
+fn hooks_of_sidecars_run_at_once_and_their_grace_is_the_pods() {
+    let c = |name: &str| serde_json::json!({"name": name, "image": "i"});
+    let mut side = c("s");
+    side["restartPolicy"] = "Always".into();
+    side["lifecycle"] = serde_json::json!({"preStop": {"sleep": {"seconds": 1}}});
+    let mut model = Model::new(pod(
+        serde_json::json!({"containers": [c("a")], "initContainers": [side]}),
+    ));
+    model.settle();
+    apply(&mut model, Step::Delete);
+    let first: Vec<Key> = model.plan().actions.into_iter().map(|(k, _)| k).collect();
+    let side = model.containers.iter().find(|o| o.name == "s").unwrap();
+    let side = side.id.clone();
+    assert_eq!(
+        first,
+        [Key::Container("a".into()), Key::PreStop(side.clone())]
+    );
+
+    // The main container takes 20 of the 30 seconds.
+    model.now += SignedDuration::from_secs(20);
+    for key in first {
+        let action = model.busy.remove(&key).unwrap();
+        model.perform(action, false);
+    }
+    let plan = model.plan();
+    let [
+        (
+            _,
+            Action::KillContainer {
+                id,
+                grace,
+                spent,
+                hook,
+                ..
+            },
+        ),
+    ] = &plan.actions[..]
+    else {
+        panic!("{plan:?}");
+    };
+    assert_eq!((id, *hook), (&side, false), "the hook has run");
+    assert_eq!((grace.as_secs(), spent.as_secs()), (30, 20));
+}
+
+#[test]
+fn the_probe_that_failed_gives_the_grace() {
+    let probe = |seconds: i64| serde_json::json!({"exec": {"command": ["x"]}, "terminationGracePeriodSeconds": seconds});
+    let mut model = Model::new(pod(
+        serde_json::json!({"containers": [{"name": "a", "image": "i",
+        "livenessProbe": probe(5), "startupProbe": probe(7)}]}),
+    ));
+    model.settle();
+    let id = model.containers.iter().find(|o| o.name == "a").unwrap();
+    let id = id.id.clone();
+    for (startup, expected) in [(false, 5), (true, 7)] {
+        let unhealthy = Unhealthy {
+            startup,
+            message: String::new(),
+        };
+        model.memory.unhealthy.insert(id.clone(), unhealthy);
+        let plan = model.plan();
+        model.busy.clear();
+        assert!(
+            matches!(&plan.actions[..], [(_, Action::KillContainer { grace, .. })]
+                if grace.as_secs() == expected),
+            "{plan:?}"
+        );
+    }
 }

@@ -16,14 +16,19 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
 
 use super::hooks::exec;
 use super::insecure;
+use super::plan::ProbeResults;
 use crate::runtime::Runtime;
 
 /// As much of an answer as a message can use.
 const MAX_BODY: usize = 10 * 1024;
 const MAX_REDIRECTS: usize = 10;
+/// A runtime that takes longer to say anything is the reason why a command takes so long.
+const RUNTIME_ANSWERS: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Which {
@@ -54,6 +59,25 @@ pub enum Report {
     Failed { id: String, message: String },
 }
 
+/// What one try says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Outcome {
+    Good,
+    Bad(String),
+    /// The container could not be asked (the runtime does not answer): as if the try had not been
+    /// made. A runtime that is away says nothing about the containers that go on without it.
+    Unknown(String),
+}
+
+impl From<Result<(), String>> for Outcome {
+    fn from(result: Result<(), String>) -> Self {
+        match result {
+            Ok(()) => Self::Good,
+            Err(message) => Self::Bad(message),
+        }
+    }
+}
+
 pub struct Target {
     pub runtime: Arc<dyn Runtime>,
     pub id: String,
@@ -61,6 +85,11 @@ pub struct Target {
     pub ip: Option<IpAddr>,
     /// Since when the container runs.
     pub age: Duration,
+    /// What an agent before this one has found.
+    pub known: ProbeResults,
+    /// Cancelled when the pod is to end: whether it is alive is asked no more, whether it is ready
+    /// still is.
+    pub ending: CancellationToken,
     pub reports: mpsc::Sender<Report>,
 }
 
@@ -70,8 +99,12 @@ pub async fn run(target: Target) {
         .checked_sub(target.age)
         .unwrap_or_else(Instant::now);
     let target = &target;
-    if let Some(probe) = &target.container.startup_probe {
-        target.repeat(Which::Startup, probe, began, true).await;
+    let started = target.known.started == Some(true);
+    if let Some(probe) = target.container.startup_probe.as_ref().filter(|_| !started) {
+        tokio::select! {
+            () = target.repeat(Which::Startup, probe, began, true) => {}
+            () = target.ending.cancelled() => return,
+        }
     }
     let each = |which: Which, probe: &Option<Probe>| {
         let probe = probe.clone();
@@ -81,10 +114,14 @@ pub async fn run(target: Target) {
             }
         }
     };
-    tokio::join!(
-        each(Which::Liveness, &target.container.liveness_probe),
-        each(Which::Readiness, &target.container.readiness_probe),
-    );
+    let liveness = async {
+        tokio::select! {
+            () = each(Which::Liveness, &target.container.liveness_probe) => {}
+            () = target.ending.cancelled() => {}
+        }
+    };
+    let readiness = each(Which::Readiness, &target.container.readiness_probe);
+    tokio::join!(liveness, readiness);
 }
 
 fn seconds(value: Option<i32>, default: u64, least: u64) -> Duration {
@@ -100,15 +137,24 @@ impl Target {
         let failure = probe.failure_threshold.unwrap_or(3).max(1);
         sleep_until(began + seconds(probe.initial_delay_seconds, 0, 0)).await;
         // What holds before the first verdict: alive, but not ready.
-        let mut verdict = (which == Which::Liveness).then_some(true);
+        let mut verdict = match which {
+            Which::Liveness => Some(true),
+            Which::Readiness => self.known.ready,
+            Which::Startup => None,
+        };
         let (mut last, mut run) = (None, 0);
         loop {
             let next = Instant::now() + period;
             let outcome = self.once(probe).await;
-            let good = outcome.is_ok();
+            if let Outcome::Unknown(e) = &outcome {
+                debug!(id = self.id, error = e, "a probe could not be made");
+                sleep_until(next).await;
+                continue;
+            }
+            let good = outcome == Outcome::Good;
             run = if last == Some(good) { run + 1 } else { 1 };
             last = Some(good);
-            if let Err(message) = outcome {
+            if let Outcome::Bad(message) = outcome {
                 let message = format!("{} probe failed: {message}", which.name());
                 let report = Report::Failed {
                     id: self.id.clone(),
@@ -134,21 +180,36 @@ impl Target {
         }
     }
 
-    async fn once(&self, probe: &Probe) -> Result<(), String> {
+    async fn once(&self, probe: &Probe) -> Outcome {
         let limit = seconds(probe.timeout_seconds, 1, 1);
-        if let Some(action) = &probe.exec {
-            let command = action.command.clone().unwrap_or_default();
-            return match timeout(limit, exec(&*self.runtime, &self.id, command.clone())).await {
-                Err(_) => Err(format!(
-                    "command timed out: {:?} timed out after {}",
-                    command.join(" "),
+        match &probe.exec {
+            Some(action) => {
+                self.exec(action.command.clone().unwrap_or_default(), limit)
+                    .await
+            }
+            None => self.over_the_network(probe, limit).await.into(),
+        }
+    }
+
+    async fn exec(&self, command: Vec<String>, limit: Duration) -> Outcome {
+        let line = command.join(" ");
+        match timeout(limit, exec(&*self.runtime, &self.id, command)).await {
+            Ok(Ok((0, _))) => Outcome::Good,
+            Ok(Ok((_, output))) => Outcome::Bad(output),
+            Ok(Err(e)) => Outcome::Unknown(e),
+            // Slow because of the command, or because of a runtime that hangs?
+            Err(_) => match timeout(RUNTIME_ANSWERS, self.runtime.inspect(&self.id)).await {
+                Ok(Ok(_)) => Outcome::Bad(format!(
+                    "command timed out: {line:?} timed out after {}",
                     super::plan::go_duration(limit)
                 )),
-                Ok(Err(e)) => Err(e),
-                Ok(Ok((0, _))) => Ok(()),
-                Ok(Ok((_, output))) => Err(output),
-            };
+                Ok(Err(e)) => Outcome::Unknown(e.to_string()),
+                Err(_) => Outcome::Unknown("the container runtime does not answer".into()),
+            },
         }
+    }
+
+    async fn over_the_network(&self, probe: &Probe, limit: Duration) -> Result<(), String> {
         let ip = self.ip.map(|ip| ip.to_string()).unwrap_or_default();
         if let Some(action) = &probe.http_get {
             let (url, headers) = url(action, &self.container, &ip)?;

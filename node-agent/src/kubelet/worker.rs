@@ -92,6 +92,8 @@ struct Worker {
     seen_at: Timestamp,
     refresh_at: tokio::time::Instant,
     observe_failed: bool,
+    /// There has been an observation.
+    seen: bool,
     abandoned: bool,
 }
 
@@ -131,6 +133,7 @@ impl Worker {
             seen_at: Timestamp::now(),
             refresh_at: tokio::time::Instant::now() + REFRESH,
             observe_failed: false,
+            seen: false,
             abandoned: false,
         }
     }
@@ -221,7 +224,16 @@ impl Worker {
     }
 
     fn adopt(&mut self) {
-        self.pod = self.desired.borrow_and_update().clone();
+        let next = self.desired.borrow_and_update().clone();
+        let shown = |pod: &Option<Arc<Pod>>| {
+            let meta = &pod.as_ref()?.metadata;
+            Some((meta.labels.clone(), meta.annotations.clone()))
+        };
+        if shown(&self.pod) != shown(&next) {
+            // Volumes may show them.
+            self.refresh_at = tokio::time::Instant::now();
+        }
+        self.pod = next;
         // The watch has caught up with our own last write, or with somebody else's after it.
         let newer = |seen: &Pod, answered: &Pod| {
             let number = |pod: &Pod| pod.metadata.resource_version.as_ref()?.parse::<u64>().ok();
@@ -239,6 +251,10 @@ impl Worker {
             Ok(observed) => {
                 self.observed = observed;
                 self.observe_failed = false;
+                if !self.seen {
+                    self.seen = true;
+                    self.recall();
+                }
             }
             Err(e) => {
                 if !self.observe_failed {
@@ -272,13 +288,37 @@ impl Worker {
         self.memory
             .network
             .retain(|id, _| live.contains(&id.as_str()));
+        self.memory
+            .pre_stopped
+            .retain(|id| live.contains(&id.as_str()));
+    }
+
+    /// What probes have found before the agent died holds until they find something else: a pod
+    /// must not lose its endpoints because its node's agent starts again.
+    fn recall(&mut self) {
+        let status = self.pod.as_ref().and_then(|pod| pod.status.as_ref());
+        let statuses = status.into_iter().flat_map(|s| {
+            let lists = [&s.init_container_statuses, &s.container_statuses];
+            lists.into_iter().flatten().flatten()
+        });
+        for status in statuses {
+            let id = status.container_id.as_deref().unwrap_or_default();
+            let same = |o: &&Observed| o.state == State::Running && id.ends_with(&o.id);
+            if let Some(o) = self.observed.iter().find(same) {
+                let results = plan::ProbeResults {
+                    started: status.started.filter(|s| *s),
+                    ready: Some(status.ready).filter(|r| *r),
+                };
+                self.memory.probes.insert(o.id.clone(), results);
+            }
+        }
     }
 
     /// Plans, begins what is planned, and reports.
     fn step(&mut self, now: Timestamp) -> Plan {
         self.show_back_off(now);
         if self.observe_failed {
-            // Without an observation nothing is known, least of all that nothing runs.
+            self.report_blindly(now);
             return Plan::default();
         }
         if self.pod.as_ref().is_none_or(|pod| pod::is_terminating(pod)) {
@@ -315,6 +355,9 @@ impl Worker {
                     .normal(&reference(pod, None), &failed.0, failed.1.clone());
             }
         }
+        if plan.ending {
+            self.memory.ending_since.get_or_insert(now);
+        }
         for (name, ended) in &plan.crashed {
             let next = Backoff::next(
                 self.memory.crash_backoff.get(name),
@@ -344,6 +387,22 @@ impl Worker {
             plan.wake_at = Some(plan.wake_at.map_or(at, |w| w.min(at)));
         }
         plan
+    }
+
+    /// Without an observation nothing is known, least of all that nothing runs: nothing is begun.
+    /// But probes go on over the network, and what they find is told.
+    fn report_blindly(&mut self, now: Timestamp) {
+        let Some(pod) = self.pod.clone().filter(|_| self.seen) else {
+            return;
+        };
+        let plan = plan::plan(&plan::Input {
+            pod: Some(&pod),
+            observed: &self.observed,
+            memory: &self.memory,
+            busy: &self.busy,
+            now,
+        });
+        self.write_status(pod, &plan, now);
     }
 
     fn begin(&mut self, key: Key, action: Action) {
@@ -428,6 +487,9 @@ impl Worker {
                 memory.images.remove(&name);
                 let failure = retry(memory.start_failures.get(&name), &reason, message);
                 memory.start_failures.insert(name, failure);
+            }
+            Outcome::PreStopped(id) => {
+                memory.pre_stopped.insert(id);
             }
             Outcome::Detached(Ok(())) => memory.network_detached = true,
             Outcome::CleanedUp(Ok(())) => memory.cleaned_up = true,
@@ -525,9 +587,13 @@ impl Worker {
                     _ => "liveness",
                 };
                 if !good && which != Which::Readiness {
-                    let message =
-                        format!("Container {name} failed {probe} probe, will be restarted");
-                    self.memory.unhealthy.insert(id, message);
+                    let unhealthy = plan::Unhealthy {
+                        startup: which == Which::Startup,
+                        message: format!(
+                            "Container {name} failed {probe} probe, will be restarted"
+                        ),
+                    };
+                    self.memory.unhealthy.insert(id, unhealthy);
                 }
             }
         }
@@ -575,6 +641,8 @@ impl Worker {
                     .started_at
                     .and_then(|at| Duration::try_from(now.duration_since(at)).ok())
                     .unwrap_or_default(),
+                known: self.memory.probes.get(&id).copied().unwrap_or_default(),
+                ending: self.shared.ending.clone(),
                 reports: self.reports.0.clone(),
             };
             self.probing

@@ -1,6 +1,6 @@
 //! One node of its own for each test: scope, cgroup and folder are unique and removed afterwards.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Once};
@@ -25,12 +25,19 @@ pub struct Node {
     pub docker: DockerRuntime,
     pub name: String,
     pub dir: tempfile::TempDir,
+    pub socket: PathBuf,
     stop: CancellationToken,
     task: Option<tokio::task::JoinHandle<()>>,
 }
 
 pub fn docker(arguments: &[&str]) -> String {
+    docker_at(SOCKET.as_ref(), arguments)
+}
+
+pub fn docker_at(socket: &Path, arguments: &[&str]) -> String {
     let output = Command::new("docker")
+        .arg("-H")
+        .arg(format!("unix://{}", socket.display()))
         .args(arguments)
         .output()
         .expect("docker runs");
@@ -45,51 +52,54 @@ pub fn docker(arguments: &[&str]) -> String {
 /// A static busybox with its applets, made from the machine's own.
 fn ensure_image() {
     static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        let mut tar = tar::Builder::new(Vec::new());
-        let busybox = std::fs::read("/bin/busybox").expect("busybox-static is installed");
+    ONCE.call_once(|| import_image(SOCKET.as_ref()));
+}
+
+fn import_image(socket: &Path) {
+    let mut tar = tar::Builder::new(Vec::new());
+    let busybox = std::fs::read("/bin/busybox").expect("busybox-static is installed");
+    let mut header = tar::Header::new_gnu();
+    header.set_size(busybox.len() as u64);
+    header.set_mode(0o755);
+    tar.append_data(&mut header, "bin/busybox", busybox.as_slice())
+        .expect("in memory");
+    for applet in [
+        "sh", "sleep", "cat", "echo", "kill", "ls", "id", "test", "true", "false", "stat", "nc",
+        "httpd", "wget", "hostname", "ps", "mount", "grep", "touch", "date", "stty", "tar",
+    ] {
         let mut header = tar::Header::new_gnu();
-        header.set_size(busybox.len() as u64);
-        header.set_mode(0o755);
-        tar.append_data(&mut header, "bin/busybox", busybox.as_slice())
+        header.set_entry_type(tar::EntryType::Symlink);
+        header.set_size(0);
+        header.set_mode(0o777);
+        tar.append_link(&mut header, format!("bin/{applet}"), "busybox")
             .expect("in memory");
-        for applet in [
-            "sh", "sleep", "cat", "echo", "kill", "ls", "id", "test", "true", "false", "stat",
-            "nc", "httpd", "wget", "hostname", "ps", "mount", "grep", "touch", "date", "stty",
-            "tar",
-        ] {
-            let mut header = tar::Header::new_gnu();
-            header.set_entry_type(tar::EntryType::Symlink);
-            header.set_size(0);
-            header.set_mode(0o777);
-            tar.append_link(&mut header, format!("bin/{applet}"), "busybox")
-                .expect("in memory");
-        }
-        for folder in ["tmp/", "etc/", "proc/", "sys/", "dev/"] {
-            let mut header = tar::Header::new_gnu();
-            header.set_entry_type(tar::EntryType::Directory);
-            header.set_size(0);
-            header.set_mode(0o777);
-            tar.append_data(&mut header, folder, std::io::empty())
-                .expect("in memory");
-        }
-        let bytes = tar.into_inner().expect("in memory");
-        let file = tempfile::NamedTempFile::new().expect("a temporary file");
-        std::fs::write(file.path(), bytes).expect("written");
-        docker(&[
+    }
+    for folder in ["tmp/", "etc/", "proc/", "sys/", "dev/"] {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(tar::EntryType::Directory);
+        header.set_size(0);
+        header.set_mode(0o777);
+        tar.append_data(&mut header, folder, std::io::empty())
+            .expect("in memory");
+    }
+    let bytes = tar.into_inner().expect("in memory");
+    let file = tempfile::NamedTempFile::new().expect("a temporary file");
+    std::fs::write(file.path(), bytes).expect("written");
+    docker_at(
+        socket,
+        &[
             "import",
             "-c",
             "CMD [\"sleep\",\"1000000\"]",
             &file.path().to_string_lossy(),
             IMAGE,
-        ]);
-    });
+        ],
+    );
 }
 
 impl Node {
     /// `None` when there is no Docker here.
     pub async fn start() -> Option<Self> {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
         let able = nix::unistd::geteuid().is_root()
             && Command::new("docker")
                 .arg("version")
@@ -99,15 +109,20 @@ impl Node {
             eprintln!("skipped: needs root and a Docker daemon");
             return None;
         }
+        ensure_image();
+        Some(Self::start_at(SOCKET.as_ref()).await)
+    }
+
+    pub async fn start_at(socket: &Path) -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
         let _ = tracing_subscriber::fmt()
             .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
             .with_test_writer()
             .try_init();
-        ensure_image();
         let number = NEXT.fetch_add(1, Ordering::SeqCst);
         let name = format!("kubelet-test-{}-{number}", std::process::id());
         let dir = tempfile::tempdir().expect("a folder");
-        let docker = DockerRuntime::connect(SOCKET.as_ref(), &name)
+        let docker = DockerRuntime::connect(socket, &name)
             .await
             .expect("docker answers");
         docker
@@ -119,11 +134,12 @@ impl Node {
             docker,
             name,
             dir,
+            socket: socket.to_path_buf(),
             stop: CancellationToken::new(),
             task: None,
         };
         node.run();
-        Some(node)
+        node
     }
 
     fn config(&self) -> Config {
@@ -272,12 +288,94 @@ impl Drop for Node {
     fn drop(&mut self) {
         self.stop.cancel();
         let label = format!("label=io.skep.scope={}", self.name);
-        let ids = docker(&["ps", "-aq", "--filter", &label]);
+        let ids = docker_at(&self.socket, &["ps", "-aq", "--filter", &label]);
         let ids: Vec<&str> = ids.split_whitespace().collect();
         if !ids.is_empty() {
-            docker(&[&["rm", "-f"], ids.as_slice()].concat());
+            docker_at(&self.socket, &[&["rm", "-f"], ids.as_slice()].concat());
         }
         let group = format!("/skep/{}", self.name);
         let _ = cgroup::Cgroups::discover().remove(&group);
+    }
+}
+
+/// A Docker daemon of the test's own, which it may kill.
+pub struct Daemon {
+    dir: tempfile::TempDir,
+    child: std::process::Child,
+}
+
+impl Daemon {
+    /// `None` when there is no `dockerd` here.
+    pub fn start() -> Option<Self> {
+        if !nix::unistd::geteuid().is_root() || Command::new("dockerd").arg("-v").output().is_err()
+        {
+            eprintln!("skipped: needs root and dockerd");
+            return None;
+        }
+        let dir = tempfile::tempdir().expect("a folder");
+        let child = Self::spawn(dir.path());
+        let daemon = Self { dir, child };
+        daemon.wait();
+        import_image(&daemon.socket());
+        Some(daemon)
+    }
+
+    fn spawn(dir: &Path) -> std::process::Child {
+        let log = std::fs::File::create(dir.join("log")).expect("a log");
+        let path = |name: &str| dir.join(name).display().to_string();
+        Command::new("dockerd")
+            .args(["--iptables=false", "--ip-masq=false", "--bridge=none"])
+            .args(["--live-restore", "--data-root", &path("data")])
+            .args(["--exec-root", &path("exec"), "--pidfile", &path("pid")])
+            .args(["-H", &format!("unix://{}", path("sock"))])
+            .stdout(log.try_clone().expect("a second handle"))
+            .stderr(log)
+            .spawn()
+            .expect("dockerd starts")
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.dir.path().join("sock")
+    }
+
+    fn wait(&self) {
+        let begun = Instant::now();
+        let answers = || {
+            let host = format!("unix://{}", self.socket().display());
+            let version = Command::new("docker")
+                .args(["-H", &host, "version"])
+                .output();
+            version.is_ok_and(|o| o.status.success())
+        };
+        while !answers() {
+            let log = || std::fs::read_to_string(self.dir.path().join("log"));
+            assert!(begun.elapsed() < PATIENCE, "no dockerd: {:?}", log());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    pub fn kill(&mut self) {
+        self.child.kill().expect("dockerd runs");
+        self.child.wait().expect("it ended");
+    }
+
+    pub fn restart(&mut self) {
+        // Its predecessor could not remove it.
+        let _ = std::fs::remove_file(self.dir.path().join("pid"));
+        self.child = Self::spawn(self.dir.path());
+        self.wait();
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if let Ok(pid) = i32::try_from(self.child.id()) {
+            // An orderly end takes its containerd along.
+            let _ = nix::sys::signal::kill(
+                nix::unistd::Pid::from_raw(pid),
+                nix::sys::signal::Signal::SIGTERM,
+            );
+        }
+        let _ = self.child.wait();
     }
 }

@@ -5,4 +5,5 @@
 
 mod api;
 mod harness;
+mod outage;
 mod pods;

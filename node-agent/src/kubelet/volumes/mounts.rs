@@ -6,16 +6,19 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
 
 /// The mount namespace of the process that starts containers.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct MountNamespace {
-    /// `None`: it is our own.
-    daemon: Option<u32>,
+    /// `None`: it is our own. Held open, as the daemon's successor lives in the same one and its
+    /// predecessor's number means nothing any more.
+    daemon: Option<Arc<File>>,
 }
 
 impl MountNamespace {
@@ -24,28 +27,31 @@ impl MountNamespace {
     }
 
     pub fn of_process(pid: u32) -> Self {
+        let path = format!("/proc/{pid}/ns/mnt");
         let own = fs::read_link("/proc/self/ns/mnt").ok();
-        let theirs = fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
-        Self {
-            daemon: (theirs.is_some() && own != theirs).then_some(pid),
-        }
+        let theirs = fs::read_link(&path).ok();
+        let daemon = match theirs.is_some() && own != theirs {
+            true => File::open(&path).ok().map(Arc::new),
+            false => None,
+        };
+        Self { daemon }
     }
 
     /// Whether the agent itself does not see what is mounted there.
-    pub fn is_private(self) -> bool {
+    pub fn is_private(&self) -> bool {
         self.daemon.is_some()
     }
 
-    fn inside<T: Send>(self, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
-        let Some(pid) = self.daemon else {
+    /// Runs `work` where containers' mounts are seen.
+    pub fn inside<T: Send>(&self, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+        let Some(namespace) = &self.daemon else {
             return work();
         };
         std::thread::scope(|scope| {
             let thread = scope.spawn(move || {
-                let namespace = File::open(format!("/proc/{pid}/ns/mnt"))?;
                 // A thread that shares its root folder with others may not change namespaces.
                 unshare(CloneFlags::CLONE_FS)?;
-                setns(namespace, CloneFlags::CLONE_NEWNS)?;
+                setns(namespace.as_fd(), CloneFlags::CLONE_NEWNS)?;
                 work()
             });
             thread
@@ -54,15 +60,14 @@ impl MountNamespace {
         })
     }
 
-    pub fn is_mounted(self, path: &Path) -> bool {
+    pub fn is_mounted(&self, path: &Path) -> bool {
         self.mounted_below(path).iter().any(|p| p == path)
     }
 
-    fn mounted_below(self, path: &Path) -> Vec<PathBuf> {
-        let pid = self
-            .daemon
-            .map_or_else(|| "self".to_string(), |pid| pid.to_string());
-        let mounts = fs::read_to_string(format!("/proc/{pid}/mounts")).unwrap_or_default();
+    fn mounted_below(&self, path: &Path) -> Vec<PathBuf> {
+        let mounts = self
+            .inside(|| fs::read_to_string("/proc/thread-self/mounts"))
+            .unwrap_or_default();
         mounts
             .lines()
             .filter_map(|line| line.split(' ').nth(1))
@@ -71,8 +76,8 @@ impl MountNamespace {
             .collect()
     }
 
-    pub fn mount_tmpfs(self, path: &Path, size_bytes: Option<i64>) -> io::Result<()> {
-        let mut options = "mode=1777".to_string();
+    pub fn mount_tmpfs(&self, path: &Path, size_bytes: Option<i64>) -> io::Result<()> {
+        let mut options = "mode=777".to_string();
         if let Some(size) = size_bytes {
             options.push_str(&format!(",size={size}"));
         }
@@ -89,7 +94,7 @@ impl MountNamespace {
         })
     }
 
-    pub fn unmount_below(self, path: &Path) -> io::Result<()> {
+    pub fn unmount_below(&self, path: &Path) -> io::Result<()> {
         let mut mounted = self.mounted_below(path);
         if mounted.is_empty() {
             return Ok(());
