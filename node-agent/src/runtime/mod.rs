@@ -1,6 +1,6 @@
 //! The container runtime behind one trait.
 //!
-//! The kubelet speaks of sandboxes and containers in its own words; only `docker.rs` knows Docker.
+//! The kubelet speaks of sandboxes and containers in its own words; only `docker` knows Docker.
 //! Whatever the kubelet must remember about a container is written into its labels, so that a
 //! relist after a restart of the agent recovers everything: nothing about containers is stored
 //! elsewhere.

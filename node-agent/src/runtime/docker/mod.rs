@@ -1,10 +1,15 @@
-//! Docker behind [`Runtime`]. The only file that knows bollard.
+//! Docker behind [`Runtime`]. The only folder that knows bollard.
 //!
 //! Several agents may share one daemon (a cluster on one machine): every container carries a
 //! `scope` label, and nothing outside the scope is ever seen or touched.
 
+mod answers;
+mod bodies;
+mod daemon;
+mod logs;
+
 use std::collections::{BTreeMap, HashMap};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,43 +17,27 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bollard::Docker;
 use bollard::auth::DockerCredentials;
-use bollard::container::LogOutput;
 use bollard::exec::{CreateExecOptions, ResizeExecOptions, StartExecOptions, StartExecResults};
-use bollard::models::{
-    ContainerCreateBody, ContainerInspectResponse, ContainerSummaryStateEnum, HostConfig,
-    HostConfigLogConfig, Mount, MountBindOptions, MountBindOptionsPropagationEnum, MountType,
-};
+use bollard::models::{ContainerCreateBody, ContainerInspectResponse, ContainerSummaryStateEnum};
 use bollard::query_parameters as query;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use jiff::Timestamp;
 use tracing::{info, warn};
 
+use answers::{error, observed, output, pod_ref, role, unless_unchanged};
+use daemon::{HostNetwork, daemon_pid, host_network, least_oom_score};
+
 use super::{
-    BoxStream, ContainerRole, ContainerSpec, ContainerStats, ExecSpec, Image, Listed, LogEntry,
-    LogOptions, Namespace, Observed, Output, OutputStream, PodRef, Propagation, RegistryAuth,
-    Result, Runtime, RuntimeError, RuntimeVersion, SandboxSpec, Session, SessionId, State, Wake,
-    label, pause,
+    BoxStream, ContainerSpec, ContainerStats, ExecSpec, Image, Listed, LogEntry, LogOptions,
+    Observed, PodRef, RegistryAuth, Result, Runtime, RuntimeError, RuntimeVersion, SandboxSpec,
+    Session, SessionId, State, Wake, label, pause,
 };
 
 /// How long the daemon may take to begin answering. It starts containers within this time even
 /// when it is slow; a hung daemon is noticed at the end of it.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(120);
 const RECONNECT_MAX: Duration = Duration::from_secs(10);
-/// Rotation of the daemon's own log files, kubelet's `containerLogMaxSize` and `MaxFiles`.
-const LOG_MAX_SIZE: &str = "10m";
-const LOG_MAX_FILES: &str = "5";
-
-/// What a hostNetwork sandbox needs in order to be in the node's network.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum HostNetwork {
-    /// The daemon is in the agent's own network namespace.
-    Docker,
-    /// The agent's namespace as a file that the daemon can mount.
-    File(PathBuf),
-    Unreachable,
-}
-
 #[derive(Clone)]
 pub struct DockerRuntime {
     docker: Docker,
@@ -162,220 +151,6 @@ impl DockerRuntime {
             .await
             .map_err(error)
     }
-}
-
-/// Known by the peer of its socket.
-async fn daemon_pid(socket: &Path) -> Option<u32> {
-    let stream = tokio::net::UnixStream::connect(socket).await.ok()?;
-    u32::try_from(stream.peer_cred().ok()?.pid()?).ok()
-}
-
-/// Without CAP_SYS_RESOURCE (a daemon inside a confined machine) a score cannot be lowered, and a
-/// container that asks for it does not start at all.
-fn least_oom_score(daemon: Option<u32>) -> i64 {
-    const CAP_SYS_RESOURCE: u64 = 1 << 24;
-    let Some(pid) = daemon else { return -1000 };
-    let read = |file: &str| std::fs::read_to_string(format!("/proc/{pid}/{file}"));
-    let capabilities = read("status").ok().and_then(|status| {
-        let line = status
-            .lines()
-            .find_map(|line| line.strip_prefix("CapEff:"))?
-            .trim();
-        u64::from_str_radix(line, 16).ok()
-    });
-    match capabilities {
-        Some(held) if held & CAP_SYS_RESOURCE == 0 => {
-            let least = read("oom_score_adj")
-                .ok()
-                .and_then(|n| n.trim().parse().ok())
-                .unwrap_or(0);
-            warn!(
-                least,
-                "Docker lacks CAP_SYS_RESOURCE: containers keep at least this OOM score"
-            );
-            least
-        }
-        _ => -1000,
-    }
-}
-
-fn host_network(daemon: Option<u32>) -> HostNetwork {
-    let own = std::fs::read_link("/proc/self/ns/net").ok();
-    let daemon = daemon.and_then(|pid| std::fs::read_link(format!("/proc/{pid}/ns/net")).ok());
-    if own.is_some() && own == daemon {
-        return HostNetwork::Docker;
-    }
-    use std::os::unix::fs::MetadataExt;
-    let Ok(own) = std::fs::metadata("/proc/self/ns/net") else {
-        return HostNetwork::Unreachable;
-    };
-    let named = std::fs::read_dir("/run/netns")
-        .into_iter()
-        .flatten()
-        .flatten();
-    for entry in named {
-        if let Ok(meta) = entry
-            .metadata()
-            .or_else(|_| std::fs::metadata(entry.path()))
-            && (meta.dev(), meta.ino()) == (own.dev(), own.ino())
-        {
-            return HostNetwork::File(entry.path());
-        }
-    }
-    HostNetwork::Unreachable
-}
-
-fn error(e: bollard::errors::Error) -> RuntimeError {
-    use bollard::errors::Error as E;
-    match e {
-        E::DockerResponseServerError {
-            status_code: 404,
-            message,
-        } => RuntimeError::NotFound(message),
-        E::DockerResponseServerError {
-            status_code: 409,
-            message,
-        } => RuntimeError::Conflict(message),
-        E::DockerResponseServerError { message, .. } => RuntimeError::Refused(message),
-        E::DockerStreamError { error } => RuntimeError::Refused(error),
-        E::DockerContainerWaitError { error, .. } => RuntimeError::Refused(error),
-        other => {
-            let mut text = other.to_string();
-            let mut source = std::error::Error::source(&other);
-            while let Some(cause) = source {
-                text = format!("{text}: {cause}");
-                source = cause.source();
-            }
-            RuntimeError::Unavailable(format!("cannot reach the Docker daemon: {text}"))
-        }
-    }
-}
-
-/// `304 Not Modified` answers a start or stop that was not needed.
-fn unless_unchanged(result: std::result::Result<(), bollard::errors::Error>) -> Result<()> {
-    match result {
-        Err(bollard::errors::Error::DockerResponseServerError {
-            status_code: 304, ..
-        }) => Ok(()),
-        other => other.map_err(error),
-    }
-}
-
-fn time(text: Option<&str>) -> Option<Timestamp> {
-    let at: Timestamp = text?.parse().ok()?;
-    // Go's zero time means "never".
-    (at.as_second() > 0).then_some(at)
-}
-
-fn role(labels: &HashMap<String, String>) -> ContainerRole {
-    match labels.get(label::ROLE).map(String::as_str) {
-        Some("podsandbox") => ContainerRole::Sandbox,
-        _ => ContainerRole::App,
-    }
-}
-
-fn pod_ref(labels: &HashMap<String, String>) -> PodRef {
-    let get = |key: &str| labels.get(key).cloned().unwrap_or_default();
-    PodRef {
-        namespace: get(label::POD_NAMESPACE),
-        name: get(label::POD_NAME),
-        uid: get(label::POD_UID),
-    }
-}
-
-fn observed(c: ContainerInspectResponse) -> Observed {
-    let config = c.config.unwrap_or_default();
-    let labels = config.labels.unwrap_or_default();
-    let state = c.state.unwrap_or_default();
-    let running = state.running == Some(true);
-    let started_at = time(state.started_at.as_deref());
-    let finished_at = time(state.finished_at.as_deref());
-    // A container that could not be started stays "created" with an error and an exit code.
-    let failed = state.error.as_ref().is_some_and(|e| !e.is_empty());
-    Observed {
-        id: c.id.unwrap_or_default(),
-        role: role(&labels),
-        pod: pod_ref(&labels),
-        name: labels
-            .get(label::CONTAINER_NAME)
-            .cloned()
-            .unwrap_or_default(),
-        attempt: labels
-            .get(label::ATTEMPT)
-            .and_then(|n| n.parse().ok())
-            .unwrap_or(0),
-        state: match (
-            running,
-            started_at.is_some() || finished_at.is_some() || failed,
-        ) {
-            (true, _) => State::Running,
-            (false, true) => State::Exited,
-            (false, false) => State::Created,
-        },
-        pid: state
-            .pid
-            .filter(|pid| *pid > 0)
-            .and_then(|pid| u32::try_from(pid).ok()),
-        created_at: time(c.created.as_deref()).unwrap_or(Timestamp::UNIX_EPOCH),
-        started_at,
-        finished_at: finished_at.filter(|_| !running),
-        exit_code: state.exit_code.unwrap_or(0) as i32,
-        oom_killed: state.oom_killed.unwrap_or(false),
-        error: state.error.unwrap_or_default(),
-        image: config.image.unwrap_or_default(),
-        image_id: c.image.unwrap_or_default(),
-        labels: labels.into_iter().collect(),
-    }
-}
-
-fn mount(spec: &super::MountSpec) -> Mount {
-    Mount {
-        target: Some(spec.container_path.clone()),
-        source: Some(spec.host_path.clone()),
-        typ: Some(MountType::BIND),
-        read_only: Some(spec.read_only),
-        bind_options: Some(MountBindOptions {
-            propagation: Some(match spec.propagation {
-                Propagation::Private => MountBindOptionsPropagationEnum::RPRIVATE,
-                Propagation::HostToContainer => MountBindOptionsPropagationEnum::RSLAVE,
-                Propagation::Bidirectional => MountBindOptionsPropagationEnum::RSHARED,
-            }),
-            ..Default::default()
-        }),
-        ..Default::default()
-    }
-}
-
-fn logging() -> HostConfigLogConfig {
-    HostConfigLogConfig {
-        typ: Some("json-file".into()),
-        config: Some(HashMap::from([
-            ("max-size".into(), LOG_MAX_SIZE.into()),
-            ("max-file".into(), LOG_MAX_FILES.into()),
-        ])),
-    }
-}
-
-fn some<T>(list: &[T]) -> Option<Vec<T>>
-where
-    T: Clone,
-{
-    (!list.is_empty()).then(|| list.to_vec())
-}
-
-fn output(item: std::result::Result<LogOutput, bollard::errors::Error>) -> Result<Output> {
-    Ok(match item.map_err(error)? {
-        LogOutput::StdErr { message } => Output {
-            stream: OutputStream::Stderr,
-            bytes: message,
-        },
-        LogOutput::StdOut { message }
-        | LogOutput::Console { message }
-        | LogOutput::StdIn { message } => Output {
-            stream: OutputStream::Stdout,
-            bytes: message,
-        },
-    })
 }
 
 #[async_trait]
@@ -495,71 +270,7 @@ impl Runtime for DockerRuntime {
     }
 
     async fn create_sandbox(&self, spec: &SandboxSpec) -> Result<String> {
-        let mut labels = self.labels(&spec.labels, &spec.pod);
-        labels.insert(label::ROLE.into(), "podsandbox".into());
-        labels.insert(label::ATTEMPT.into(), spec.attempt.to_string());
-        let (network_mode, netns) = match (spec.network, &self.host_network) {
-            (Namespace::Host, HostNetwork::Docker) => ("host", None),
-            (Namespace::Host, HostNetwork::File(path)) => ("none", Some(path)),
-            (Namespace::Host, HostNetwork::Unreachable) => {
-                return Err(RuntimeError::Refused(
-                    "hostNetwork: the agent's network namespace has no name under /run/netns and \
-                     is not Docker's"
-                        .into(),
-                ));
-            }
-            _ => ("none", None),
-        };
-        let host = HostConfig {
-            network_mode: Some(network_mode.into()),
-            pid_mode: (spec.pid == Namespace::Host).then(|| "host".into()),
-            ipc_mode: Some(
-                if spec.ipc == Namespace::Host {
-                    "host"
-                } else {
-                    "shareable"
-                }
-                .into(),
-            ),
-            cgroup_parent: Some(spec.cgroup_parent.clone()),
-            oom_score_adj: Some(self.least_oom_score.max(-998)),
-            cpu_shares: Some(2),
-            sysctls: (!spec.sysctls.is_empty()).then(|| {
-                spec.sysctls
-                    .iter()
-                    .map(|(k, v)| (k.clone(), v.clone()))
-                    .collect()
-            }),
-            readonly_rootfs: Some(true),
-            log_config: Some(HostConfigLogConfig {
-                typ: Some("none".into()),
-                config: None,
-            }),
-            cap_add: netns.is_some().then(|| vec!["SYS_ADMIN".into()]),
-            security_opt: Some(match netns {
-                Some(_) => vec!["seccomp=unconfined".into(), "apparmor=unconfined".into()],
-                None => vec!["no-new-privileges".into()],
-            }),
-            mounts: netns.map(|path| {
-                vec![Mount {
-                    target: Some(pause::NETNS_PATH.into()),
-                    source: Some(path.to_string_lossy().into_owned()),
-                    typ: Some(MountType::BIND),
-                    read_only: Some(true),
-                    ..Default::default()
-                }]
-            }),
-            ..Default::default()
-        };
-        let body = ContainerCreateBody {
-            image: Some(pause::IMAGE.into()),
-            cmd: netns.is_some().then(|| vec![pause::NETNS_PATH.into()]),
-            // Docker's own host network keeps the machine's name.
-            hostname: (network_mode != "host").then(|| spec.hostname.clone()),
-            labels: Some(labels),
-            host_config: Some(host),
-            ..Default::default()
-        };
+        let body = self.sandbox_body(spec)?;
         let name = format!(
             "k8s_POD_{}_{}_{}_{}",
             spec.pod.name, spec.pod.namespace, spec.pod.uid, spec.attempt
@@ -575,78 +286,7 @@ impl Runtime for DockerRuntime {
     }
 
     async fn create_container(&self, sandbox: &str, spec: &ContainerSpec) -> Result<String> {
-        let mut labels = self.labels(&spec.labels, &spec.pod);
-        labels.insert(label::ROLE.into(), "container".into());
-        labels.insert(label::CONTAINER_NAME.into(), spec.name.clone());
-        labels.insert(label::ATTEMPT.into(), spec.attempt.to_string());
-        let joined = format!("container:{sandbox}");
-        let security = &spec.security;
-        let mut options = Vec::new();
-        if let Some(profile) = &security.seccomp {
-            options.push(format!("seccomp={profile}"));
-        }
-        if security.no_new_privileges {
-            options.push("no-new-privileges".into());
-        }
-        let limits = &spec.resources;
-        let host = HostConfig {
-            network_mode: Some(joined.clone()),
-            ipc_mode: Some(joined.clone()),
-            pid_mode: match (&spec.pid_of, spec.pid) {
-                (Some(target), _) => Some(format!("container:{target}")),
-                (None, Namespace::Pod) => Some(joined),
-                (None, Namespace::Host) => Some("host".into()),
-                (None, Namespace::Container) => None,
-            },
-            cgroup_parent: Some(spec.cgroup_parent.clone()),
-            cpu_shares: limits.cpu_shares,
-            cpu_quota: limits.cpu_quota_us,
-            cpu_period: limits.cpu_period_us,
-            memory: limits.memory_bytes,
-            // Equal means no swap beyond the limit.
-            memory_swap: limits.memory_bytes,
-            oom_score_adj: limits
-                .oom_score_adj
-                .map(|score| score.max(self.least_oom_score)),
-            pids_limit: limits.pids,
-            mounts: Some(spec.mounts.iter().map(mount).collect()),
-            privileged: Some(security.privileged),
-            readonly_rootfs: Some(security.read_only_rootfs),
-            cap_add: some(&security.add_capabilities),
-            cap_drop: some(&security.drop_capabilities),
-            group_add: some(
-                &security
-                    .supplemental_groups
-                    .iter()
-                    .map(i64::to_string)
-                    .collect::<Vec<_>>(),
-            ),
-            security_opt: some(&options),
-            masked_paths: security.unmasked_proc.then(Vec::new),
-            readonly_paths: security.unmasked_proc.then(Vec::new),
-            log_config: Some(logging()),
-            ..Default::default()
-        };
-        let body = ContainerCreateBody {
-            image: Some(spec.image.clone()),
-            user: (!security.user.is_empty()).then(|| security.user.clone()),
-            entrypoint: some(&spec.command),
-            cmd: some(&spec.args),
-            env: Some(spec.env.iter().map(|(k, v)| format!("{k}={v}")).collect()),
-            working_dir: (!spec.working_dir.is_empty()).then(|| spec.working_dir.clone()),
-            open_stdin: Some(spec.stdin),
-            stdin_once: Some(spec.stdin_once),
-            tty: Some(spec.tty),
-            stop_signal: spec.stop_signal.clone(),
-            labels: Some(labels),
-            // The pod's probes say how it is; the image's own check would only cost.
-            healthcheck: Some(bollard::models::HealthConfig {
-                test: Some(vec!["NONE".into()]),
-                ..Default::default()
-            }),
-            host_config: Some(host),
-            ..Default::default()
-        };
+        let body = self.container_body(sandbox, spec);
         let name = format!(
             "k8s_{}_{}_{}_{}_{}",
             spec.name, spec.pod.name, spec.pod.namespace, spec.pod.uid, spec.attempt
@@ -803,60 +443,7 @@ impl Runtime for DockerRuntime {
     }
 
     fn logs(&self, id: &str, options: &LogOptions) -> BoxStream<Result<LogEntry>> {
-        let mut query = query::LogsOptionsBuilder::new()
-            .follow(options.follow)
-            .stdout(true)
-            .stderr(true)
-            .timestamps(true);
-        if let Some(since) = options.since {
-            query = query.since(since.as_second().clamp(0, i64::from(i32::MAX)) as i32);
-        }
-        query = match options.tail_lines {
-            Some(lines) => query.tail(&lines.to_string()),
-            None => query.tail("all"),
-        };
-        let docker = self.docker.clone();
-        let id = id.to_string();
-        let query = query.build();
-        let stream = async_stream(move |send| async move {
-            let mut logs = Box::pin(docker.logs(&id, Some(query)));
-            let mut console = BytesMut::new();
-            while let Some(item) = logs.next().await {
-                let entries = match item {
-                    Ok(LogOutput::StdErr { message }) => {
-                        vec![log_entry(OutputStream::Stderr, message)]
-                    }
-                    Ok(LogOutput::StdOut { message } | LogOutput::StdIn { message }) => {
-                        vec![log_entry(OutputStream::Stdout, message)]
-                    }
-                    // With a terminal there are no frames: cut at the newlines.
-                    Ok(LogOutput::Console { message }) => {
-                        console.extend_from_slice(&message);
-                        let mut lines = Vec::new();
-                        while let Some(end) = console.iter().position(|b| *b == b'\n') {
-                            let line = console.split_to(end + 1).freeze();
-                            lines.push(log_entry(OutputStream::Stdout, line));
-                        }
-                        lines
-                    }
-                    Err(e) => {
-                        let _ = send.send(Err(error(e))).await;
-                        return;
-                    }
-                };
-                for entry in entries {
-                    if send.send(Ok(entry)).await.is_err() {
-                        return;
-                    }
-                }
-            }
-            if !console.is_empty() {
-                let _ = send
-                    .send(Ok(log_entry(OutputStream::Stdout, console.freeze())))
-                    .await;
-            }
-        });
-        Box::pin(stream)
+        logs::read(self.docker.clone(), id, options)
     }
 
     async fn exec(&self, id: &str, spec: &ExecSpec) -> Result<Session> {
@@ -983,36 +570,4 @@ impl Runtime for DockerRuntime {
             read_at: Some(Timestamp::now()),
         })
     }
-}
-
-/// A stream fed by a task that ends with its reader.
-fn async_stream<T, F, Fut>(produce: F) -> tokio_stream::wrappers::ReceiverStream<T>
-where
-    T: Send + 'static,
-    F: FnOnce(tokio::sync::mpsc::Sender<T>) -> Fut,
-    Fut: Future<Output = ()> + Send + 'static,
-{
-    let (send, receive) = tokio::sync::mpsc::channel(64);
-    let closed = send.clone();
-    let work = produce(send);
-    tokio::spawn(async move {
-        tokio::select! {
-            () = work => {}
-            () = closed.closed() => {}
-        }
-    });
-    tokio_stream::wrappers::ReceiverStream::new(receive)
-}
-
-/// Every piece begins with its time and a space.
-fn log_entry(stream: OutputStream, mut bytes: Bytes) -> LogEntry {
-    let at = match bytes.iter().take(40).position(|b| *b == b' ') {
-        Some(end) => {
-            let at = String::from_utf8_lossy(&bytes[..end]).into_owned();
-            let _ = bytes.split_to(end + 1);
-            at
-        }
-        None => String::new(),
-    };
-    LogEntry { at, stream, bytes }
 }
