@@ -42,6 +42,7 @@ pub struct Api {
     pub admission: ArcSwap<Chain>,
     pub services: Allocators,
     pub relay: crate::relay::Relay,
+    pub webhooks: crate::webhook::Webhooks,
     pub documents: crate::openapi::Documents,
     pub discovery: crate::discovery::Cache,
     pub metrics: Metrics,

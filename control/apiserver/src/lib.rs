@@ -31,6 +31,7 @@ pub mod status;
 pub mod storage;
 pub mod stream;
 pub mod subresources;
+pub mod webhook;
 
 pub use server::{Config, Server, build, builtin_registry, start_cache};
 pub use service::ApiService;

@@ -21,6 +21,7 @@ use crate::{
     service::ApiService,
     services::Allocators,
     storage::Storage,
+    webhook::Webhooks,
 };
 
 /// What an API server is made of. `authenticator` may come later, as it reads through the cache: see
@@ -98,6 +99,7 @@ fn indexer(registry: Arc<ArcSwap<Registry>>) -> Indexer {
 /// When the first objects cannot be written.
 pub async fn build(config: Config) -> anyhow::Result<Server> {
     let chain = config.admission.unwrap_or_else(admission::default_chain);
+    let webhooks = Webhooks::new(config.registry.clone(), config.cache.clone());
     let api = Arc::new(Api {
         storage: Storage {
             store: config.store,
@@ -109,6 +111,7 @@ pub async fn build(config: Config) -> anyhow::Result<Server> {
         admission: ArcSwap::from_pointee(chain),
         services: config.services,
         relay: config.relay,
+        webhooks,
         documents: Default::default(),
         discovery: Default::default(),
         metrics: Metrics::default(),
