@@ -1,5 +1,8 @@
 use k8s_openapi::{
-    api::apps::v1::{StatefulSet, StatefulSetSpec, StatefulSetUpdateStrategy},
+    api::{
+        apps::v1::{StatefulSet, StatefulSetSpec, StatefulSetUpdateStrategy},
+        core::v1::{PersistentVolumeClaimVolumeSource, PodTemplateSpec, Volume},
+    },
     apimachinery::pkg::util::intstr::IntOrString,
 };
 
@@ -195,7 +198,7 @@ fn validate_spec(spec: &StatefulSetSpec, path: &Path<'_>, errors: &mut Errors) {
     }
     validate_required_selector(&spec.selector, "statefulset", path, errors);
     validate_workload_template(
-        &spec.template,
+        &with_claims(spec),
         &spec.selector,
         "StatefulSet",
         &path.child("template"),
@@ -224,6 +227,28 @@ fn validate_spec(spec: &StatefulSetSpec, path: &Path<'_>, errors: &mut Errors) {
             text::dns1123_subdomain(name),
         );
     }
+}
+
+/// The template as its pods will be: each claim is a volume, in place of one of the same name.
+fn with_claims(spec: &StatefulSetSpec) -> PodTemplateSpec {
+    let mut template = spec.template.clone();
+    let Some(pod) = &mut template.spec else {
+        return template;
+    };
+    for claim in spec.volume_claim_templates.items() {
+        let name = claim.metadata.name.text();
+        let volumes = pod.volumes.get_or_insert_default();
+        volumes.retain(|volume| volume.name != name);
+        volumes.push(Volume {
+            name: name.to_owned(),
+            persistent_volume_claim: Some(PersistentVolumeClaimVolumeSource {
+                claim_name: name.to_owned(),
+                read_only: None,
+            }),
+            ..Volume::default()
+        });
+    }
+    template
 }
 
 fn validate_update_strategy(
@@ -269,5 +294,48 @@ fn validate_update_strategy(
             }
         }
         other => errors.invalid(path, other, "must be 'RollingUpdate' or 'OnDelete'"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn check(mount: &str, errors: usize) {
+        let mut set: StatefulSet = serde_json::from_value(json!({
+            "metadata": {"name": "db", "namespace": "default"},
+            "spec": {
+                "selector": {"matchLabels": {"app": "db"}},
+                "serviceName": "db",
+                "template": {
+                    "metadata": {"labels": {"app": "db"}},
+                    "spec": {"containers": [{
+                        "name": "db",
+                        "image": "db",
+                        "volumeMounts": [{"name": mount, "mountPath": "/data"}],
+                    }]},
+                },
+                "volumeClaimTemplates": [{
+                    "metadata": {"name": "data"},
+                    "spec": {
+                        "accessModes": ["ReadWriteOnce"],
+                        "resources": {"requests": {"storage": "1Gi"}},
+                    },
+                }],
+            },
+        }))
+        .unwrap();
+        set.set_defaults();
+        let mut found = Errors::default();
+        set.validate(&mut found);
+        assert_eq!(found.len(), errors, "{found:?}");
+    }
+
+    #[test]
+    fn containers_mount_claims_as_volumes() {
+        check("data", 0);
+        check("other", 1);
     }
 }
