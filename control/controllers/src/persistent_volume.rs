@@ -30,6 +30,11 @@ const WORKERS: usize = 4;
 /// The provisioner of node-local directories.
 pub const LOCAL_PATH: &str = "skep.io/local-path";
 const LOCAL_PATH_ROOT: &str = "/var/lib/skep/volumes";
+const CLASS_ANNOTATION: &str = "volume.beta.kubernetes.io/storage-class";
+const DEFAULT_CLASS: [&str; 2] = [
+    "storageclass.kubernetes.io/is-default-class",
+    "storageclass.beta.kubernetes.io/is-default-class",
+];
 const SELECTED_NODE: &str = "volume.kubernetes.io/selected-node";
 const PROVISIONED_BY: &str = "pv.kubernetes.io/provisioned-by";
 const BIND_COMPLETED: &str = "pv.kubernetes.io/bind-completed";
@@ -200,6 +205,33 @@ fn is_reserved_for(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> 
             && (reserved.uid.as_ref().is_none_or(String::is_empty)
                 || reserved.uid == claim.metadata.uid)
     })
+}
+
+/// The class for an unbound claim that names none, not even `""`: it was made before there was a default one (KEP-3333).
+/// Of several default classes the newest counts, as in admission.
+fn late_default(claim: &PersistentVolumeClaim, classes: &[Arc<StorageClass>]) -> Option<String> {
+    let spec = claim.spec.as_ref()?;
+    let named = spec.storage_class_name.is_some()
+        || annotation(&claim.metadata, CLASS_ANNOTATION).is_some()
+        || spec
+            .volume_name
+            .as_ref()
+            .is_some_and(|name| !name.is_empty());
+    if named {
+        return None;
+    }
+    let default = classes.iter().filter(|class| {
+        DEFAULT_CLASS
+            .iter()
+            .any(|key| annotation(&class.metadata, key) == Some("true"))
+    });
+    let newest = default.max_by(|a, b| {
+        let made = |class: &StorageClass| class.metadata.creation_timestamp.clone();
+        made(a)
+            .cmp(&made(b))
+            .then_with(|| b.metadata.name.cmp(&a.metadata.name))
+    })?;
+    newest.metadata.name.clone()
 }
 
 /// What to do with an unbound claim.
@@ -390,6 +422,14 @@ impl Controller {
                     Ok(Action::done())
                 }
             };
+        }
+        if let Some(class) = late_default(&claim, &self.classes.all()) {
+            let patch = json!({ "metadata": { "resourceVersion": claim.metadata.resource_version },
+                "spec": { "storageClassName": class } });
+            api.patch(&key.name, &PatchParams::default(), &Patch::Merge(patch))
+                .await
+                .doing("give the claim the default storage class")?;
+            return Ok(Action::done());
         }
         let class = claim
             .spec
@@ -714,6 +754,32 @@ mod tests {
             Plan::Wait { reason, .. } => reason,
             other => panic!("{other:?}"),
         }
+    }
+
+    #[test]
+    fn a_claim_from_before_the_default_class_gets_it() {
+        let classes = |default: &[&str]| -> Vec<Arc<StorageClass>> {
+            let names = ["a", "b"].into_iter();
+            let made = names.map(|name| {
+                let mut class = class("x", "Immediate");
+                class.metadata.name = Some(name.into());
+                if default.contains(&name) {
+                    let default = (DEFAULT_CLASS[0].to_owned(), "true".to_owned());
+                    class.metadata.annotations = Some([default].into());
+                }
+                Arc::new(class)
+            });
+            made.collect()
+        };
+        let late = |extra: Value, default: &[&str]| late_default(&claim(extra), &classes(default));
+        assert_eq!(late(json!({}), &["b"]).as_deref(), Some("b"));
+        assert_eq!(late(json!({}), &["a", "b"]).as_deref(), Some("a"));
+        assert_eq!(late(json!({}), &[]), None);
+        assert_eq!(
+            late(json!({"spec": {"storageClassName": ""}}), &["b"]),
+            None
+        );
+        assert_eq!(late(json!({"spec": {"volumeName": "mine"}}), &["b"]), None);
     }
 
     #[test]

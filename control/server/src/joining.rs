@@ -1,5 +1,6 @@
-//! What lets others join the cluster: a bootstrap token in it, `DATA_DIR/bootstrap.kubeconfig` that holds the token, and the
-//! address of cluster DNS. The process with the controllers takes care of it, wherever the API server runs.
+//! What lets others join the cluster and use it: a bootstrap token in it, `DATA_DIR/bootstrap.kubeconfig` that holds the
+//! token, the address of cluster DNS, a default storage class. The process with the controllers takes care of it, wherever
+//! the API server runs.
 
 use std::{
     net::SocketAddr,
@@ -14,6 +15,7 @@ use k8s_openapi::{
     api::{
         core::v1::{Secret, Service},
         discovery::v1::EndpointSlice,
+        storage::v1::StorageClass,
     },
 };
 use kube::{
@@ -22,6 +24,7 @@ use kube::{
 };
 use rand::RngExt;
 use skep_client::backoff::Backoff;
+use skep_controllers::persistent_volume::LOCAL_PATH;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
@@ -77,6 +80,14 @@ impl Joining {
     /// Puts the token and the DNS Service into the cluster; returns the address of its API.
     async fn publish(&self, token: &Token) -> Result<SocketAddr> {
         let secrets: Api<Secret> = Api::namespaced(self.client.clone(), "kube-system");
+        // Only at the first start, before the token is there: who deletes the class does not get it back.
+        if secrets.get_opt(&token.secret_name()).await?.is_none() {
+            let classes: Api<StorageClass> = Api::all(self.client.clone());
+            let created = classes
+                .create(&PostParams::default(), &default_class())
+                .await;
+            unless_there(created).context("making the default storage class")?;
+        }
         let created = secrets
             .create(&PostParams::default(), &token.secret())
             .await;
@@ -137,6 +148,22 @@ impl Joining {
     }
 }
 
+/// Claims that name no class get a directory on the node of their first pod.
+fn default_class() -> StorageClass {
+    let default = "storageclass.kubernetes.io/is-default-class";
+    StorageClass {
+        metadata: ObjectMeta {
+            name: Some("local-path".into()),
+            annotations: Some([(default.to_owned(), "true".to_owned())].into()),
+            ..ObjectMeta::default()
+        },
+        provisioner: LOCAL_PATH.into(),
+        reclaim_policy: Some("Delete".into()),
+        volume_binding_mode: Some("WaitForFirstConsumer".into()),
+        ..StorageClass::default()
+    }
+}
+
 fn unless_there<K>(created: kube::Result<K>) -> kube::Result<()> {
     match created {
         Err(error) if !skep_client::writes::is_already_exists(&error) => Err(error),
@@ -182,8 +209,16 @@ impl Token {
         Self(format!("{}.{}", letters(6), letters(16)))
     }
 
+    fn id_and_secret(&self) -> (&str, &str) {
+        self.0.split_once('.').unwrap_or_default()
+    }
+
+    fn secret_name(&self) -> String {
+        format!("bootstrap-token-{}", self.id_and_secret().0)
+    }
+
     fn secret(&self) -> Secret {
-        let (id, secret) = self.0.split_once('.').unwrap_or_default();
+        let (id, secret) = self.id_and_secret();
         let data = [
             ("token-id", id),
             ("token-secret", secret),
@@ -197,7 +232,7 @@ impl Token {
         let bytes = |(key, value): (&str, &str)| (key.to_owned(), ByteString(value.into()));
         Secret {
             metadata: ObjectMeta {
-                name: Some(format!("bootstrap-token-{id}")),
+                name: Some(self.secret_name()),
                 namespace: Some("kube-system".into()),
                 ..ObjectMeta::default()
             },
