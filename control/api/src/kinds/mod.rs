@@ -50,6 +50,8 @@ pub struct Rules {
     /// What managed fields of the main endpoint, and of `/status`, may not own.
     pub reset: &'static [&'static str],
     pub reset_status: &'static [&'static str],
+    /// The same of its other subresources.
+    pub reset_subresource: &'static [&'static str],
 }
 
 impl Rules {
@@ -64,6 +66,7 @@ impl Rules {
             unconditional_update: true,
             reset: &[],
             reset_status: &["spec"],
+            reset_subresource: &[],
         }
     }
 
@@ -109,6 +112,11 @@ impl Rules {
 
     pub const fn reset(mut self, fields: &'static [&'static str]) -> Self {
         self.reset = fields;
+        self
+    }
+
+    pub const fn reset_subresource(mut self, fields: &'static [&'static str]) -> Self {
+        self.reset_subresource = fields;
         self
     }
 
@@ -314,7 +322,7 @@ impl<T: Kind> Strategy for Typed<T> {
         match of {
             UpdateOf::Main => T::RULES.reset,
             UpdateOf::Status => T::RULES.reset_status,
-            UpdateOf::Subresource(_) => &[],
+            UpdateOf::Subresource(_) => T::RULES.reset_subresource,
         }
     }
 
@@ -414,6 +422,7 @@ pub mod apiregistration;
 pub mod apps;
 pub mod autoscaling;
 pub mod batch;
+pub mod certificates;
 pub mod coordination;
 pub mod core;
 pub mod discovery;

@@ -19,6 +19,12 @@ impl Kind for HorizontalPodAutoscaler {
         if spec.target_cpu_utilization_percentage.is_none() && !measures_something {
             spec.target_cpu_utilization_percentage = Some(80);
         }
+        // Whatever comes in is read as the internal form and shown from it: annotations get that form's spelling.
+        if let Ok(object) = serde_json::to_value(&*self)
+            && let Ok(same) = serde_json::from_value(convert::from_v2(convert::to_v2(object)))
+        {
+            *self = same;
+        }
     }
 
     fn prepare_create(&mut self) {
