@@ -639,6 +639,7 @@ impl Group {
                 None => UnknownField::OnlyMetadata,
             },
             deprecation: None,
+            field_annotations: T::FIELD_ANNOTATIONS,
             schema: skep_schema::builtin(self.name, self.version, kind),
             strategy: Arc::new(Typed::<T>::default()),
             printer: T::printer(),

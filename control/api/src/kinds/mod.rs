@@ -146,6 +146,9 @@ pub trait Kind:
     /// Whether `set_defaults` does anything, so that others skip the round trip.
     const HAS_DEFAULTS: bool = true;
 
+    /// See [`crate::resource::ResourceDef::field_annotations`].
+    const FIELD_ANNOTATIONS: &'static [&'static str] = &[];
+
     fn prepare_create(&mut self) {}
     fn prepare_update(&mut self, _old: &Self) {}
     fn prepare_status_update(&mut self, _old: &Self) {}

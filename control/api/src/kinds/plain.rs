@@ -30,5 +30,5 @@ plain! {
     authorization::v1::SelfSubjectAccessReview => Rules::cluster(), printers::core::name_and_age;
     authorization::v1::SelfSubjectRulesReview => Rules::cluster(), printers::core::name_and_age;
     authorization::v1::SubjectAccessReview => Rules::cluster(), printers::core::name_and_age;
-    apiextensions::v1::CustomResourceDefinition => Rules::cluster().generation(Generation::Spec).status().conditional_update(), printers::core::name_and_age;
+    apiextensions::v1::CustomResourceDefinition => Rules::cluster().generation(Generation::Spec).status().conditional_update(), printers::core::name_and_creation;
 }

@@ -25,6 +25,8 @@ use crate::{
 impl Kind for DaemonSet {
     const RULES: Rules = Rules::namespaced().status().generation(Generation::Spec);
 
+    const FIELD_ANNOTATIONS: &'static [&'static str] = &[TEMPLATE_GENERATION];
+
     fn set_defaults(&mut self) {
         let spec = self.spec.get_or_insert_default();
         set_template_defaults(&mut spec.template);

@@ -7,6 +7,8 @@ const CURRENT_METRICS: &str = "autoscaling.alpha.kubernetes.io/current-metrics";
 const CONDITIONS: &str = "autoscaling.alpha.kubernetes.io/conditions";
 const BEHAVIOR: &str = "autoscaling.alpha.kubernetes.io/behavior";
 
+pub(crate) const ANNOTATIONS: [&str; 4] = [METRICS, CURRENT_METRICS, CONDITIONS, BEHAVIOR];
+
 pub(crate) fn to_v2(mut object: Value) -> Value {
     object["apiVersion"] = json!("autoscaling/v2");
     let mut metrics = list(take_annotation(&mut object, METRICS), metric_to_v2);

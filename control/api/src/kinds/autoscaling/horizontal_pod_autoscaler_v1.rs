@@ -10,6 +10,8 @@ use crate::{
 impl Kind for HorizontalPodAutoscaler {
     const RULES: Rules = Rules::namespaced().status();
 
+    const FIELD_ANNOTATIONS: &'static [&'static str] = &convert::ANNOTATIONS;
+
     fn set_defaults(&mut self) {
         let spec = &mut self.spec;
         set(&mut spec.min_replicas, 1);
