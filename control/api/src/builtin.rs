@@ -76,6 +76,7 @@ fn core() -> Vec<ResourceDef> {
             .cluster::<core::v1::ComponentStatus>("componentstatuses", "ComponentStatus")
             .read_only()
             .short(&["cs"])
+            .deprecated("v1 ComponentStatus is deprecated in v1.19+")
             .build(),
         group
             .namespaced::<core::v1::ConfigMap>("configmaps", "ConfigMap")
@@ -84,6 +85,9 @@ fn core() -> Vec<ResourceDef> {
         group
             .namespaced::<core::v1::Endpoints>("endpoints", "Endpoints")
             .short(&["ep"])
+            .deprecated(
+                "v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice",
+            )
             .build(),
         group
             .namespaced::<core::v1::Event>("events", "Event")
@@ -634,6 +638,8 @@ impl Group {
                 Some(_) => UnknownField::NotSupported,
                 None => UnknownField::OnlyMetadata,
             },
+            deprecation: None,
+            field_annotations: T::FIELD_ANNOTATIONS,
             schema: skep_schema::builtin(self.name, self.version, kind),
             strategy: Arc::new(Typed::<T>::default()),
             printer: T::printer(),
@@ -651,6 +657,11 @@ impl Row {
 
     fn categories(mut self, names: &[&'static str]) -> Self {
         self.0.categories = names.iter().copied().map(Cow::Borrowed).collect();
+        self
+    }
+
+    fn deprecated(mut self, warning: &'static str) -> Self {
+        self.0.deprecation = Some(Cow::Borrowed(warning));
         self
     }
 

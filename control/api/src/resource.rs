@@ -106,6 +106,11 @@ pub struct ResourceDef {
     pub selectable_fields: SelectableFields,
     /// How a field selector on another field is refused.
     pub unknown_field: UnknownField,
+    /// The warning that every request for the resource is answered with, once it is on its way out.
+    pub deprecation: Option<Name>,
+    /// Annotations that stand for fields of older versions. Table rows and partial metadata do not have them: upstream
+    /// takes those from its internal form, which has the fields.
+    pub field_annotations: &'static [&'static str],
     /// `None` only where objects have no schema (a CRD that preserves everything).
     pub schema: Option<TypeRef>,
     pub strategy: Arc<dyn Strategy>,

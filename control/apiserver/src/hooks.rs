@@ -77,7 +77,7 @@ fn set_requester(ctx: &Ctx, object: &mut Value) {
 pub fn stamp_conditions(ctx: &Ctx, target: Target<'_>, object: &mut Value, old: Option<&Value>) {
     let resource = target.resource;
     let csr = resource.is("certificates.k8s.io", "certificatesigningrequests");
-    let pod = resource.is("", "pods") && target.subresource.is_empty();
+    let pod = resource.is("", "pods") && old.is_none();
     if !csr && !pod {
         return;
     }

@@ -102,6 +102,7 @@ impl Ctx {
                 let printer = resource.def.printer.as_ref();
                 let table = self.table(
                     printer,
+                    resource.def.field_annotations,
                     &[&value],
                     codec::meta(&value, "resourceVersion"),
                     out,
@@ -109,7 +110,8 @@ impl Ctx {
                 encoded(code, &table, None, out)
             }
             Transform::PartialObjectMetadata => {
-                let partial = partial(object.into_value()?, out);
+                let hidden = resource.def.field_annotations;
+                let partial = partial(object.into_value()?, hidden, out);
                 let schema = skep_schema::builtin("meta.k8s.io", "v1", "PartialObjectMetadata");
                 encoded(code, &partial, schema.as_ref(), out)
             }
@@ -134,6 +136,7 @@ impl Ctx {
                 };
                 let table = self.table(
                     printer.as_ref(),
+                    &[],
                     &[value],
                     codec::meta(value, "resourceVersion"),
                     out,
@@ -141,7 +144,7 @@ impl Ctx {
                 encoded(code, &table, None, out)
             }
             Transform::PartialObjectMetadata if kind != "Status" => {
-                encoded(code, &partial(value.clone(), out), None, out)
+                encoded(code, &partial(value.clone(), &[], out), None, out)
             }
             _ => encoded(code, value, schema.as_ref(), out),
         }
@@ -150,6 +153,7 @@ impl Ctx {
     fn table(
         &self,
         printer: &dyn Printer,
+        hidden: &[&str],
         objects: &[&Value],
         resource_version: &str,
         out: &Output,
@@ -157,7 +161,7 @@ impl Ctx {
         let include = IncludeObject::parse(&self.query)?;
         let rows = objects
             .iter()
-            .map(|object| self.row(printer, object, include, out));
+            .map(|object| self.row(printer, hidden, object, include, out));
         Ok(json!({
             "kind": "Table", "apiVersion": out.meta_version(),
             "metadata": {"resourceVersion": resource_version},
@@ -169,6 +173,7 @@ impl Ctx {
     fn row(
         &self,
         printer: &dyn Printer,
+        hidden: &[&str],
         object: &Value,
         include: IncludeObject,
         out: &Output,
@@ -176,7 +181,7 @@ impl Ctx {
         let shown = match include {
             IncludeObject::None => Value::Null,
             IncludeObject::Object => object.clone(),
-            IncludeObject::Metadata => partial_of(&object["metadata"], out),
+            IncludeObject::Metadata => partial_of(&object["metadata"], hidden, out),
         };
         json!({"cells": printer.cells(object, self.now), "object": shown})
     }
@@ -244,7 +249,10 @@ impl<'a> Rendering<'a> {
                 let shown = match self.include {
                     IncludeObject::None => Value::Null,
                     IncludeObject::Object => value.clone(),
-                    IncludeObject::Metadata => partial_of(&value["metadata"], &self.out),
+                    IncludeObject::Metadata => {
+                        let hidden = self.resource.def.field_annotations;
+                        partial_of(&value["metadata"], hidden, &self.out)
+                    }
                 };
                 codec::encode_object(&json!({
                     "kind": "Table", "apiVersion": self.out.meta_version(),
@@ -254,7 +262,7 @@ impl<'a> Rendering<'a> {
                 }))
             }
             Transform::PartialObjectMetadata | Transform::PartialObjectMetadataList => {
-                partial_bytes(bytes, &self.out)
+                partial_bytes(bytes, self.resource.def.field_annotations, &self.out)
             }
         }
     }
@@ -331,7 +339,12 @@ pub fn list(
         Transform::PartialObjectMetadata | Transform::PartialObjectMetadataList => {
             let items: Vec<_> = entries
                 .iter()
-                .map(|e| (partial_bytes(&e.bytes, out), 0))
+                .map(|e| {
+                    (
+                        partial_bytes(&e.bytes, resource.def.field_annotations, out),
+                        0,
+                    )
+                })
                 .collect();
             if out.encoding == Encoding::Json && !out.pretty {
                 let version = out.meta_version();
@@ -410,17 +423,38 @@ fn columns(printer: &dyn Printer) -> Value {
     Value::Array(columns.collect())
 }
 
-fn partial(mut value: Value, out: &Output) -> Value {
-    let metadata = value["metadata"].take();
+fn partial(mut value: Value, hidden: &[&str], out: &Output) -> Value {
+    let mut metadata = value["metadata"].take();
+    hide_annotations(&mut metadata, hidden);
     json!({"kind": "PartialObjectMetadata", "apiVersion": out.meta_version(), "metadata": metadata})
 }
 
-fn partial_of(metadata: &Value, out: &Output) -> Value {
+fn partial_of(metadata: &Value, hidden: &[&str], out: &Output) -> Value {
+    let mut metadata = metadata.clone();
+    hide_annotations(&mut metadata, hidden);
     json!({"kind": "PartialObjectMetadata", "apiVersion": out.meta_version(), "metadata": metadata})
+}
+
+fn hide_annotations(metadata: &mut Value, hidden: &[&str]) {
+    let Some(annotations) = metadata["annotations"].as_object_mut() else {
+        return;
+    };
+    for name in hidden {
+        annotations.remove(*name);
+    }
+    if annotations.is_empty()
+        && let Some(metadata) = metadata.as_object_mut()
+    {
+        metadata.remove("annotations");
+    }
 }
 
 /// Cuts the metadata out of an object without decoding the rest.
-fn partial_bytes(bytes: &[u8], out: &Output) -> Bytes {
+fn partial_bytes(bytes: &[u8], hidden: &[&str], out: &Output) -> Bytes {
+    if !hidden.is_empty() {
+        let object = serde_json::from_slice(bytes).unwrap_or_default();
+        return codec::encode_object(&partial(object, hidden, out));
+    }
     #[derive(serde::Deserialize)]
     struct Parts<'a> {
         #[serde(borrow)]

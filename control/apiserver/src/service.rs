@@ -235,6 +235,9 @@ async fn resource(ctx: &Ctx) -> Result<Response> {
         }
         return Err(Status::no_such_resource());
     };
+    if let Some(warning) = &resource.def.deprecation {
+        ctx.warnings.lock().push(warning.to_string());
+    }
     let own_namespace = resource.is("", "namespaces");
     let shape = match (
         resource.namespaced(),

@@ -13,6 +13,6 @@ pub mod protobuf;
 pub mod structural;
 pub mod table;
 
-pub use decode::{DecodeError, Decoded, Problem, complete, conform, decode_json};
+pub use decode::{DecodeError, Decoded, Problem, complete, conform, decode_json, forget_empty};
 pub use structural::structural;
 pub use table::{TypeRef, builtin};

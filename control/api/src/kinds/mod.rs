@@ -50,6 +50,8 @@ pub struct Rules {
     /// What managed fields of the main endpoint, and of `/status`, may not own.
     pub reset: &'static [&'static str],
     pub reset_status: &'static [&'static str],
+    /// The same of its other subresources.
+    pub reset_subresource: &'static [&'static str],
 }
 
 impl Rules {
@@ -64,6 +66,7 @@ impl Rules {
             unconditional_update: true,
             reset: &[],
             reset_status: &["spec"],
+            reset_subresource: &[],
         }
     }
 
@@ -112,6 +115,11 @@ impl Rules {
         self
     }
 
+    pub const fn reset_subresource(mut self, fields: &'static [&'static str]) -> Self {
+        self.reset_subresource = fields;
+        self
+    }
+
     pub const fn reset_status(mut self, fields: &'static [&'static str]) -> Self {
         self.reset_status = fields;
         self
@@ -137,6 +145,9 @@ pub trait Kind:
 
     /// Whether `set_defaults` does anything, so that others skip the round trip.
     const HAS_DEFAULTS: bool = true;
+
+    /// See [`crate::resource::ResourceDef::field_annotations`].
+    const FIELD_ANNOTATIONS: &'static [&'static str] = &[];
 
     fn prepare_create(&mut self) {}
     fn prepare_update(&mut self, _old: &Self) {}
@@ -314,7 +325,7 @@ impl<T: Kind> Strategy for Typed<T> {
         match of {
             UpdateOf::Main => T::RULES.reset,
             UpdateOf::Status => T::RULES.reset_status,
-            UpdateOf::Subresource(_) => &[],
+            UpdateOf::Subresource(_) => T::RULES.reset_subresource,
         }
     }
 
@@ -414,6 +425,7 @@ pub mod apiregistration;
 pub mod apps;
 pub mod autoscaling;
 pub mod batch;
+pub mod certificates;
 pub mod coordination;
 pub mod core;
 pub mod discovery;

@@ -1,7 +1,7 @@
 //! Kinds that add nothing of their own yet but how they are printed.
 
 use k8s_openapi::{
-    api::{authentication, authorization, certificates, core, resource},
+    api::{authentication, authorization, core},
     apiextensions_apiserver::pkg::apis::apiextensions,
 };
 
@@ -30,7 +30,5 @@ plain! {
     authorization::v1::SelfSubjectAccessReview => Rules::cluster(), printers::core::name_and_age;
     authorization::v1::SelfSubjectRulesReview => Rules::cluster(), printers::core::name_and_age;
     authorization::v1::SubjectAccessReview => Rules::cluster(), printers::core::name_and_age;
-    certificates::v1::CertificateSigningRequest => Rules::cluster().status(), printers::access::certificate_signing_request;
-    apiextensions::v1::CustomResourceDefinition => Rules::cluster().generation(Generation::Spec).status().conditional_update(), printers::core::name_and_age;
-    resource::v1::DeviceClass => Rules::cluster().generation(Generation::Spec), printers::storage::device_class;
+    apiextensions::v1::CustomResourceDefinition => Rules::cluster().generation(Generation::Spec).status().conditional_update(), printers::core::name_and_creation;
 }

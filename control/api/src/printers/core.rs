@@ -141,6 +141,11 @@ pub fn secret() -> Arc<dyn Printer> {
     )
 }
 
+/// Upstream's columns for kinds that have none of their own.
+pub fn name_and_creation() -> Arc<dyn Printer> {
+    Arc::new(crate::printer::NameAndAge::new())
+}
+
 pub fn name_and_age() -> Arc<dyn Printer> {
     table(|| vec![Column::name(), Column::age()], name_and_age_cells)
 }

@@ -17,3 +17,4 @@ pub mod text;
 pub mod volume_sources;
 pub mod volumes;
 pub mod warnings;
+pub mod webhooks;

@@ -93,6 +93,25 @@ pub fn validate_cidr(value: &str, old: &[String], path: &Path<'_>, errors: &mut 
     }
 }
 
+/// An address with the prefix of its network, in canonical form: `10.1.2.3/8` (apimachinery `IsValidInterfaceAddress`).
+pub fn validate_interface_address(value: &str, path: &Path<'_>, errors: &mut Errors) {
+    let Some(net) = parse_cidr(value) else {
+        errors.invalid(
+            path,
+            value,
+            "must be a valid address in CIDR form, (e.g. 10.9.8.7/24 or 2001:db8::1/64)",
+        );
+        return;
+    };
+    if net.to_string() != value {
+        errors.invalid(
+            path,
+            value,
+            format!("must be in canonical form (\"{net}\")"),
+        );
+    }
+}
+
 /// One address of each family at most.
 pub fn is_dual_stack(ips: &[IpAddr]) -> bool {
     ips.iter().any(IpAddr::is_ipv4) && ips.iter().any(IpAddr::is_ipv6)

@@ -7,7 +7,7 @@ use http::StatusCode;
 use serde_json::Value;
 
 use super::write::{
-    Target, answer, dedup_owner_references, drop_server_metadata, fill_system_metadata,
+    Target, answer, as_stored, dedup_owner_references, drop_server_metadata, fill_system_metadata,
     generate_name, match_namespace, normalized, resource_version, ttl,
 };
 use crate::{
@@ -147,7 +147,7 @@ async fn attempt(
     let admitted = chain.validate(api, &mut attributes).await;
     ctx.warnings.lock().append(&mut attributes.warnings);
     admitted?;
-    let object = normalized(resource, attributes.object)?;
+    let object = as_stored(resource, attributes.object)?;
     if resource_version(&object)? != 0 {
         return Err(Status::unknown(
             "resourceVersion should not be set on objects to be created",

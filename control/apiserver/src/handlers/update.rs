@@ -11,8 +11,8 @@ use skep_api::field::{FieldError, FieldErrorKind};
 use super::{
     create::create_object,
     write::{
-        Target, answer, dedup_owner_references, ignore_managed_times, match_name, match_namespace,
-        normalized, remove_meta, resource_version, ttl,
+        Target, answer, as_stored, dedup_owner_references, ignore_managed_times, match_name,
+        match_namespace, normalized, remove_meta, resource_version, ttl,
     },
 };
 use crate::{
@@ -208,7 +208,7 @@ async fn attempt(
         }
     }
     hooks::stamp_conditions(ctx, target, &mut object, Some(&old));
-    let mut object = normalized(resource, object)?;
+    let mut object = as_stored(resource, object)?;
     ignore_managed_times(&mut object, &old);
     let mut attributes = target.attributes(ctx, Operation::Update, options, object, &old);
     chain.validate(api, &mut attributes).await?;

@@ -187,6 +187,19 @@ pub fn normalized(resource: &Resource, object: Value) -> Result<Value> {
     Ok(decoded.value)
 }
 
+/// The form in which upstream's store keeps an object and gives it back, after the last change.
+pub fn as_stored(resource: &Resource, object: Value) -> Result<Value> {
+    let mut object = normalized(resource, object)?;
+    // These two groups are stored as JSON.
+    let as_json = ["apiextensions.k8s.io", "apiregistration.k8s.io"];
+    if let Some(schema) = &resource.def.schema
+        && !as_json.contains(&resource.def.group.as_ref())
+    {
+        skep_schema::forget_empty(&mut object, schema);
+    }
+    Ok(object)
+}
+
 /// What only the server sets on a new object.
 pub fn fill_system_metadata(object: &mut Value, now: Timestamp) {
     object["metadata"]["uid"] = new_uid().into();

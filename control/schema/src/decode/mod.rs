@@ -101,6 +101,14 @@ pub fn complete(value: &mut Value, before: &Value, ty: &TypeRef) {
     }
 }
 
+/// What upstream's store does to an object: protobuf does not tell an empty list or map from none, so what is always
+/// shown becomes null. For values in the form that decoding gives.
+pub fn forget_empty(value: &mut Value, ty: &TypeRef) {
+    if ty.node().ty().rules.is_none() {
+        reader::forget_empty(value, ty.node());
+    }
+}
+
 /// Parses a document that has no type (an unstructured object), as Go reads it into `interface{}`.
 ///
 /// # Errors

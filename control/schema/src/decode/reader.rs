@@ -945,6 +945,39 @@ pub(super) fn complete(value: &mut Value, before: Option<&Value>, node: Node<'_>
     }
 }
 
+pub(super) fn forget_empty(value: &mut Value, node: Node<'_>) {
+    match (node.shape(), value) {
+        (Shape::Object(object), Value::Object(map)) => {
+            for (name, value) in map {
+                let Some(field) = object.field(name) else {
+                    continue;
+                };
+                let ty = node.at(field.ty);
+                let hollow = match value {
+                    Value::Array(list) => list.is_empty(),
+                    Value::Object(map) => map.is_empty() && matches!(ty.shape(), Shape::Map { .. }),
+                    _ => false,
+                };
+                if hollow && field.zero == Zero::Keep {
+                    *value = Value::Null;
+                } else {
+                    forget_empty(value, ty);
+                }
+            }
+        }
+        (Shape::Map { values, .. }, Value::Object(map)) => {
+            let values = node.at(*values);
+            map.values_mut()
+                .for_each(|value| forget_empty(value, values));
+        }
+        (Shape::List { items, .. }, Value::Array(list)) => {
+            let items = node.at(*items);
+            list.iter_mut().for_each(|item| forget_empty(item, items));
+        }
+        _ => {}
+    }
+}
+
 /// What Go's zero value of a type looks like in JSON.
 pub(crate) fn zero(node: Node<'_>) -> Value {
     match node.shape() {

@@ -1,4 +1,6 @@
 //! admissionregistration.k8s.io/v1
 
 pub mod policies;
+pub mod policy_bindings;
+mod rules;
 pub mod webhooks;

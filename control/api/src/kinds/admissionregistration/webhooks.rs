@@ -1,34 +1,53 @@
+//! ValidatingWebhookConfiguration and MutatingWebhookConfiguration.
+
 use std::sync::Arc;
 
-use k8s_openapi::api::admissionregistration::v1::{
-    MutatingWebhookConfiguration, RuleWithOperations, ValidatingWebhookConfiguration,
-    WebhookClientConfig,
+use k8s_openapi::{
+    api::admissionregistration::v1::{
+        MatchCondition, MutatingWebhookConfiguration, RuleWithOperations,
+        ValidatingWebhookConfiguration, WebhookClientConfig,
+    },
+    apimachinery::pkg::apis::meta::v1::LabelSelector,
 };
 
+use super::rules::{
+    FAILURE_POLICIES, MATCH_POLICIES, validate_match_conditions, validate_rule, validate_word,
+};
 use crate::{
-    field::{Errors, Path},
+    field::{Bad, Errors, Path},
     kinds::{Generation, Kind, Rules},
     printer::Printer,
     printers::access,
-    validation::text,
-    zero::{List, Text, fill, set},
+    validation::{
+        labels::{SelectorRules, validate_selector},
+        text,
+        webhooks::{validate_webhook_service, validate_webhook_url},
+    },
+    zero::{List, fill, set},
 };
 
 const RULES: Rules = Rules::cluster()
     .generation(Generation::Object)
     .conditional_update();
+const REVIEW_VERSIONS: [&str; 2] = ["v1", "v1beta1"];
+const SIDE_EFFECTS: [&str; 2] = ["None", "NoneOnDryRun"];
+const ALL_SIDE_EFFECTS: [&str; 4] = ["None", "NoneOnDryRun", "Some", "Unknown"];
+const REINVOCATION_POLICIES: [&str; 2] = ["IfNeeded", "Never"];
 
 /// What both kinds of webhook have, checked the same way.
 struct Webhook<'a> {
     name: &'a str,
     review_versions: &'a [String],
     client: &'a WebhookClientConfig,
-    failure_policy: &'a str,
-    match_policy: &'a str,
-    reinvocation_policy: &'a str,
+    failure_policy: Option<&'a String>,
+    match_policy: Option<&'a String>,
+    reinvocation_policy: Option<&'a String>,
     side_effects: &'a str,
     timeout_seconds: i32,
     rules: &'a [RuleWithOperations],
+    namespace_selector: Option<&'a LabelSelector>,
+    object_selector: Option<&'a LabelSelector>,
+    match_conditions: &'a [MatchCondition],
 }
 
 macro_rules! webhook_defaults {
@@ -46,19 +65,27 @@ macro_rules! webhook_defaults {
     };
 }
 
-macro_rules! as_webhook {
-    ($webhook:expr, $reinvocation:expr) => {
-        Webhook {
-            name: &$webhook.name,
-            review_versions: &$webhook.admission_review_versions,
-            client: &$webhook.client_config,
-            failure_policy: $webhook.failure_policy.text(),
-            match_policy: $webhook.match_policy.text(),
-            reinvocation_policy: $reinvocation,
-            side_effects: &$webhook.side_effects,
-            timeout_seconds: $webhook.timeout_seconds.unwrap_or(10),
-            rules: $webhook.rules.items(),
-        }
+macro_rules! webhooks_of {
+    ($configuration:expr, $hook:ident => $reinvocation:expr) => {
+        $configuration
+            .webhooks
+            .items()
+            .iter()
+            .map(|$hook| Webhook {
+                name: &$hook.name,
+                review_versions: &$hook.admission_review_versions,
+                client: &$hook.client_config,
+                failure_policy: $hook.failure_policy.as_ref(),
+                match_policy: $hook.match_policy.as_ref(),
+                reinvocation_policy: $reinvocation,
+                side_effects: &$hook.side_effects,
+                timeout_seconds: $hook.timeout_seconds.unwrap_or(10),
+                rules: $hook.rules.items(),
+                namespace_selector: $hook.namespace_selector.as_ref(),
+                object_selector: $hook.object_selector.as_ref(),
+                match_conditions: $hook.match_conditions.items(),
+            })
+            .collect::<Vec<_>>()
     };
 }
 
@@ -72,12 +99,12 @@ impl Kind for ValidatingWebhookConfiguration {
     }
 
     fn validate(&self, errors: &mut Errors) {
-        let hooks = self
-            .webhooks
-            .items()
-            .iter()
-            .map(|hook| as_webhook!(hook, "Never"));
-        validate(&hooks.collect::<Vec<_>>(), errors);
+        validate(&webhooks_of!(self, hook => None), None, errors);
+    }
+
+    fn validate_update(&self, old: &Self, errors: &mut Errors) {
+        let old = webhooks_of!(old, hook => None);
+        validate(&webhooks_of!(self, hook => None), Some(&old), errors);
     }
 
     fn printer() -> Arc<dyn Printer> {
@@ -96,9 +123,14 @@ impl Kind for MutatingWebhookConfiguration {
     }
 
     fn validate(&self, errors: &mut Errors) {
-        let hooks = self.webhooks.items().iter();
-        let hooks = hooks.map(|hook| as_webhook!(hook, hook.reinvocation_policy.text()));
-        validate(&hooks.collect::<Vec<_>>(), errors);
+        let hooks = webhooks_of!(self, hook => hook.reinvocation_policy.as_ref());
+        validate(&hooks, None, errors);
+    }
+
+    fn validate_update(&self, old: &Self, errors: &mut Errors) {
+        let hooks = webhooks_of!(self, hook => hook.reinvocation_policy.as_ref());
+        let old = webhooks_of!(old, hook => hook.reinvocation_policy.as_ref());
+        validate(&hooks, Some(&old), errors);
     }
 
     fn printer() -> Arc<dyn Printer> {
@@ -112,74 +144,104 @@ fn set_client_defaults(client: &mut WebhookClientConfig) {
     }
 }
 
-fn validate(webhooks: &[Webhook<'_>], errors: &mut Errors) {
+/// What older servers let in, and what an object that has it may keep.
+#[derive(Clone, Copy, Default)]
+struct Tolerated {
+    side_effects: bool,
+    review_versions: bool,
+    same_names: bool,
+    selector_values: bool,
+    match_conditions: bool,
+}
+
+fn is_known_version(version: &String) -> bool {
+    REVIEW_VERSIONS.contains(&version.as_str())
+}
+
+fn tolerated(webhooks: &[Webhook<'_>], old: &[Webhook<'_>]) -> Tolerated {
+    let bad_selector = |hook: &Webhook<'_>| {
+        let mut errors = Errors::default();
+        for selector in [hook.namespace_selector, hook.object_selector] {
+            validate_selector(selector, SelectorRules::default(), &Path::ROOT, &mut errors);
+        }
+        !errors.is_empty()
+    };
+    let names: Vec<&str> = old.iter().map(|hook| hook.name).collect();
+    Tolerated {
+        side_effects: !old
+            .iter()
+            .all(|hook| SIDE_EFFECTS.contains(&hook.side_effects)),
+        review_versions: old.iter().any(|hook| {
+            let versions = hook.review_versions;
+            !versions.is_empty() && !versions.iter().any(is_known_version)
+        }),
+        same_names: (1..names.len()).any(|i| names[..i].contains(&names[i])),
+        selector_values: old.iter().any(bad_selector),
+        match_conditions: webhooks.len() == old.len()
+            && webhooks
+                .iter()
+                .zip(old)
+                .all(|(new, old)| new.match_conditions == old.match_conditions),
+    }
+}
+
+fn validate(webhooks: &[Webhook<'_>], old: Option<&[Webhook<'_>]>, errors: &mut Errors) {
+    let tolerated = old.map_or(Tolerated::default(), |old| tolerated(webhooks, old));
     let path = Path::new("webhooks");
     for (index, webhook) in webhooks.iter().enumerate() {
-        validate_webhook(webhook, &path.index(index), errors);
-        if webhooks[..index]
-            .iter()
-            .any(|before| before.name == webhook.name)
+        let at = path.index(index);
+        validate_webhook(webhook, tolerated, &at, errors);
+        let versions_at = at.child("admissionReviewVersions");
+        validate_review_versions(webhook, tolerated, &versions_at, errors);
+        let name = webhook.name;
+        if !tolerated.same_names
+            && !name.is_empty()
+            && webhooks[..index].iter().any(|before| before.name == name)
         {
-            let at = path.index(index);
-            errors.duplicate(&at.child("name"), webhook.name);
+            errors.duplicate(&at.child("name"), name);
         }
     }
 }
 
-fn one_of(value: &str, words: &[&str], path: &Path<'_>, errors: &mut Errors) {
-    if !value.is_empty() && !words.contains(&value) {
-        errors.not_supported(path, value, words);
-    }
-}
-
-fn validate_webhook(webhook: &Webhook<'_>, path: &Path<'_>, errors: &mut Errors) {
+fn validate_webhook(
+    webhook: &Webhook<'_>,
+    tolerated: Tolerated,
+    path: &Path<'_>,
+    errors: &mut Errors,
+) {
     let at = path.child("name");
+    let messages = text::dns1123_subdomain(webhook.name);
     if webhook.name.is_empty() {
         errors.required(&at, "");
-    } else {
-        let mut messages = text::dns1123_subdomain(webhook.name);
-        if messages.is_empty() && webhook.name.split('.').count() < 3 {
-            messages.push(
-                "should be a domain with at least three segments separated by dots".to_owned(),
-            );
-        }
-        errors.invalid_each(&at, webhook.name, messages);
-    }
-    let versions = path.child("admissionReviewVersions");
-    if webhook.review_versions.is_empty() {
-        errors.required(&versions, "must specify one of v1, v1beta1");
-    } else if !webhook
-        .review_versions
-        .iter()
-        .any(|version| matches!(version.as_str(), "v1" | "v1beta1"))
-    {
+    } else if !messages.is_empty() {
+        errors.invalid(&at, webhook.name, messages.join(","));
+    } else if webhook.name.split('.').count() < 3 {
         errors.invalid(
-            &versions,
-            crate::field::Bad::json(&webhook.review_versions),
-            "must include at least one of v1, v1beta1",
+            &at,
+            webhook.name,
+            "should be a domain with at least three segments separated by dots",
         );
     }
+    let at = path.child("rules");
     for (index, rule) in webhook.rules.iter().enumerate() {
-        let rules = path.child("rules");
-        validate_rule(rule, &rules.index(index), errors);
+        validate_rule(rule, &at.index(index), errors);
     }
-    one_of(
-        webhook.failure_policy,
-        &["Fail", "Ignore"],
-        &path.child("failurePolicy"),
-        errors,
-    );
-    one_of(
-        webhook.match_policy,
-        &["Equivalent", "Exact"],
-        &path.child("matchPolicy"),
-        errors,
-    );
+    for (field, value, words) in [
+        ("failurePolicy", webhook.failure_policy, &FAILURE_POLICIES),
+        ("matchPolicy", webhook.match_policy, &MATCH_POLICIES),
+    ] {
+        validate_word(value, words, &path.child(field), errors);
+    }
     let at = path.child("sideEffects");
+    let allowed: &[&str] = if tolerated.side_effects {
+        &ALL_SIDE_EFFECTS
+    } else {
+        &SIDE_EFFECTS
+    };
     match webhook.side_effects {
-        "" => errors.required(&at, "must specify one of None, NoneOnDryRun"),
-        "None" | "NoneOnDryRun" => {}
-        other => errors.not_supported(&at, other, &["None", "NoneOnDryRun"]),
+        "" => errors.required(&at, format!("must specify one of {}", allowed.join(", "))),
+        effects if allowed.contains(&effects) => {}
+        other => errors.not_supported(&at, other, allowed),
     }
     if !(1..=30).contains(&webhook.timeout_seconds) {
         errors.invalid(
@@ -188,53 +250,126 @@ fn validate_webhook(webhook: &Webhook<'_>, path: &Path<'_>, errors: &mut Errors)
             "the timeout value must be between 1 and 30 seconds",
         );
     }
-    one_of(
+    let rules = SelectorRules {
+        allow_invalid_values: tolerated.selector_values,
+    };
+    for (field, selector) in [
+        ("namespaceSelector", webhook.namespace_selector),
+        ("objectSelector", webhook.object_selector),
+    ] {
+        validate_selector(selector, rules, &path.child(field), errors);
+    }
+    validate_word(
         webhook.reinvocation_policy,
-        &["IfNeeded", "Never"],
+        &REINVOCATION_POLICIES,
         &path.child("reinvocationPolicy"),
         errors,
     );
     let at = path.child("clientConfig");
-    if webhook.client.url.is_some() == webhook.client.service.is_some() {
-        errors.required(&at, "exactly one of url or service is required");
-    } else if let Some(service) = &webhook.client.service {
-        let at = at.child("service");
-        if service.name.is_empty() {
-            errors.required(&at.child("name"), "service name is required");
-        }
-        if service.namespace.is_empty() {
-            errors.required(&at.child("namespace"), "service namespace is required");
-        }
+    match (&webhook.client.url, &webhook.client.service) {
+        (Some(url), None) => validate_webhook_url(url, &at.child("url"), errors),
+        (None, Some(service)) => validate_webhook_service(
+            &service.name,
+            &service.namespace,
+            service.path.as_deref(),
+            service.port.unwrap_or(443),
+            &at.child("service"),
+            errors,
+        ),
+        _ => errors.required(&at, "exactly one of url or service is required"),
+    }
+    if !tolerated.match_conditions {
+        let at = path.child("matchConditions");
+        validate_match_conditions(webhook.match_conditions, &at, errors);
     }
 }
 
-pub(super) fn validate_rule(rule: &RuleWithOperations, path: &Path<'_>, errors: &mut Errors) {
-    let operations = path.child("operations");
-    if rule.operations.items().is_empty() {
-        errors.required(&operations, "");
+fn validate_review_versions(
+    webhook: &Webhook<'_>,
+    tolerated: Tolerated,
+    path: &Path<'_>,
+    errors: &mut Errors,
+) {
+    let versions = webhook.review_versions;
+    if versions.is_empty() {
+        errors.required(path, "must specify one of v1, v1beta1");
+        return;
     }
-    for (index, operation) in rule.operations.items().iter().enumerate() {
-        one_of(
-            operation,
-            &["*", "CONNECT", "CREATE", "DELETE", "UPDATE"],
-            &operations.index(index),
-            errors,
-        );
-    }
-    for (field, values) in [
-        ("apiGroups", &rule.api_groups),
-        ("apiVersions", &rule.api_versions),
-        ("resources", &rule.resources),
-    ] {
-        if values.items().is_empty() {
-            errors.required(&path.child(field), "");
+    for (i, version) in versions.iter().enumerate() {
+        let at = path.index(i);
+        if versions[..i].contains(version) {
+            errors.invalid(&at, version, "duplicate version");
+        } else {
+            errors.invalid_each(&at, version, text::dns1035_label(version));
         }
     }
-    let scope = rule.scope.text();
-    one_of(
-        scope,
-        &["*", "Cluster", "Namespaced"],
-        &path.child("scope"),
-        errors,
-    );
+    if !tolerated.review_versions && !versions.iter().any(is_known_version) {
+        errors.invalid(
+            path,
+            Bad::json(&versions),
+            "must include at least one of v1, v1beta1",
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn configuration(webhook: Value) -> MutatingWebhookConfiguration {
+        let mut all = json!({
+            "name": "a.example.com", "sideEffects": "None", "admissionReviewVersions": ["v1"],
+            "clientConfig": {"url": "https://h/x"},
+        });
+        for (field, value) in webhook.as_object().expect("fields") {
+            all[field] = value.clone();
+        }
+        let mut configuration: MutatingWebhookConfiguration =
+            serde_json::from_value(json!({"metadata": {"name": "w"}, "webhooks": [all]}))
+                .expect("a configuration");
+        configuration.set_defaults();
+        configuration
+    }
+
+    #[track_caller]
+    fn check(webhook: Value, expected: &[&str]) {
+        let mut errors = Errors::default();
+        configuration(webhook).validate(&mut errors);
+        let texts: Vec<String> = errors.0.iter().map(ToString::to_string).collect();
+        assert_eq!(texts, expected);
+    }
+
+    #[test]
+    fn webhooks() {
+        check(json!({}), &[]);
+        check(
+            json!({"name": "a.b", "sideEffects": "Some", "reinvocationPolicy": "X", "timeoutSeconds": 31}),
+            &[
+                r#"webhooks[0].name: Invalid value: "a.b": should be a domain with at least three segments separated by dots"#,
+                r#"webhooks[0].sideEffects: Unsupported value: "Some": supported values: "None", "NoneOnDryRun""#,
+                "webhooks[0].timeoutSeconds: Invalid value: 31: the timeout value must be between 1 and 30 seconds",
+                r#"webhooks[0].reinvocationPolicy: Unsupported value: "X": supported values: "IfNeeded", "Never""#,
+            ],
+        );
+        check(
+            json!({"admissionReviewVersions": ["v2", "v2"]}),
+            &[
+                r#"webhooks[0].admissionReviewVersions[1]: Invalid value: "v2": duplicate version"#,
+                r#"webhooks[0].admissionReviewVersions: Invalid value: ["v2","v2"]: must include at least one of v1, v1beta1"#,
+            ],
+        );
+    }
+
+    #[test]
+    fn an_update_keeps_what_an_older_server_let_in() {
+        let old = configuration(json!({"sideEffects": "Some"}));
+        let mut errors = Errors::default();
+        old.validate_update(&old, &mut errors);
+        assert!(errors.is_empty(), "{errors:?}");
+        let good = configuration(json!({}));
+        old.validate_update(&good, &mut errors);
+        assert_eq!(errors.len(), 1);
+    }
 }

@@ -28,4 +28,8 @@ impl Kind for ControllerRevision {
         }
         self.validate(errors);
     }
+
+    fn printer() -> std::sync::Arc<dyn crate::printer::Printer> {
+        crate::printers::workloads::controller_revision()
+    }
 }

@@ -1,6 +1,6 @@
 use k8s_openapi::{
     api::apps::v1::{DaemonSet, DaemonSetSpec, DaemonSetUpdateStrategy},
-    apimachinery::pkg::util::intstr::IntOrString,
+    apimachinery::pkg::{apis::meta::v1::ObjectMeta, util::intstr::IntOrString},
 };
 use serde_json::json;
 
@@ -25,6 +25,8 @@ use crate::{
 impl Kind for DaemonSet {
     const RULES: Rules = Rules::namespaced().status().generation(Generation::Spec);
 
+    const FIELD_ANNOTATIONS: &'static [&'static str] = &[TEMPLATE_GENERATION];
+
     fn set_defaults(&mut self) {
         let spec = self.spec.get_or_insert_default();
         set_template_defaults(&mut spec.template);
@@ -36,6 +38,24 @@ impl Kind for DaemonSet {
             set(&mut rolling.max_surge, IntOrString::Int(0));
         }
         set(&mut spec.revision_history_limit, 10);
+        let generation = template_generation(&self.metadata);
+        set_template_generation(&mut self.metadata, generation);
+    }
+
+    fn prepare_create(&mut self) {
+        let generation = template_generation(&self.metadata).max(1);
+        set_template_generation(&mut self.metadata, generation);
+    }
+
+    fn prepare_update(&mut self, old: &Self) {
+        let template = |set: &Self| set.spec.as_ref().map(|spec| spec.template.clone());
+        let changed = template(self) != template(old);
+        let generation = template_generation(&old.metadata) + i64::from(changed);
+        set_template_generation(&mut self.metadata, generation);
+    }
+
+    fn prepare_status_update(&mut self, old: &Self) {
+        set_template_generation(&mut self.metadata, template_generation(&old.metadata));
     }
 
     fn validate(&self, errors: &mut Errors) {
@@ -110,6 +130,21 @@ impl Kind for DaemonSet {
     fn printer() -> std::sync::Arc<dyn crate::printer::Printer> {
         crate::printers::workloads::daemon_set()
     }
+}
+
+/// A field of the first DaemonSets, `spec.templateGeneration`, that lives on as an annotation: it counts changes of the
+/// template, and no client may set it.
+const TEMPLATE_GENERATION: &str = "deprecated.daemonset.template.generation";
+
+fn template_generation(meta: &ObjectMeta) -> i64 {
+    let annotations = meta.annotations.as_ref();
+    let text = annotations.and_then(|all| all.get(TEMPLATE_GENERATION));
+    text.and_then(|text| text.parse().ok()).unwrap_or(0)
+}
+
+fn set_template_generation(meta: &mut ObjectMeta, generation: i64) {
+    let annotations = meta.annotations.get_or_insert_default();
+    annotations.insert(TEMPLATE_GENERATION.to_owned(), generation.to_string());
 }
 
 fn validate_spec(spec: &DaemonSetSpec, path: &Path<'_>, errors: &mut Errors) {

@@ -7,6 +7,8 @@ const CURRENT_METRICS: &str = "autoscaling.alpha.kubernetes.io/current-metrics";
 const CONDITIONS: &str = "autoscaling.alpha.kubernetes.io/conditions";
 const BEHAVIOR: &str = "autoscaling.alpha.kubernetes.io/behavior";
 
+pub(crate) const ANNOTATIONS: [&str; 4] = [METRICS, CURRENT_METRICS, CONDITIONS, BEHAVIOR];
+
 pub(crate) fn to_v2(mut object: Value) -> Value {
     object["apiVersion"] = json!("autoscaling/v2");
     let mut metrics = list(take_annotation(&mut object, METRICS), metric_to_v2);
@@ -103,9 +105,77 @@ pub(crate) fn from_v2(mut object: Value) -> Value {
         status.entry("desiredReplicas").or_insert(json!(0));
     }
     for (key, value) in annotations {
-        object["metadata"]["annotations"][key] = json!(value.to_string());
+        object["metadata"]["annotations"][key] = json!(go_json(&value));
     }
     object
+}
+
+/// Fields in the order of upstream's structs; each pair of fields that share a struct stands here in its order.
+const ORDER: [&str; 39] = [
+    "type",
+    "status",
+    "lastTransitionTime",
+    "reason",
+    "message",
+    "object",
+    "pods",
+    "resource",
+    "containerResource",
+    "external",
+    "target",
+    "metricName",
+    "metricSelector",
+    "kind",
+    "name",
+    "apiVersion",
+    "targetValue",
+    "targetAverageUtilization",
+    "targetAverageValue",
+    "currentValue",
+    "currentAverageUtilization",
+    "currentAverageValue",
+    "selector",
+    "averageValue",
+    "container",
+    "matchLabels",
+    "matchExpressions",
+    "key",
+    "operator",
+    "values",
+    "ScaleUp",
+    "ScaleDown",
+    "StabilizationWindowSeconds",
+    "SelectPolicy",
+    "Policies",
+    "Tolerance",
+    "Type",
+    "Value",
+    "PeriodSeconds",
+];
+
+/// JSON as Go writes it. Labels are a map and stay sorted.
+fn go_json(value: &Value) -> String {
+    match value {
+        Value::Object(map) => {
+            let mut names: Vec<&String> = map.keys().collect();
+            names.sort_by_key(|name| ORDER.iter().position(|field| field == name));
+            let members = names.into_iter().map(|name| {
+                let value = &map[name];
+                let text = if name == "matchLabels" {
+                    value.to_string()
+                } else {
+                    go_json(value)
+                };
+                format!("{}:{text}", json!(name))
+            });
+            format!("{{{}}}", members.collect::<Vec<_>>().join(","))
+        }
+        Value::Array(items) => {
+            let items: Vec<String> = items.iter().map(go_json).collect();
+            format!("[{}]", items.join(","))
+        }
+        other => other.to_string(),
+    }
 }
 
 fn take_annotation(object: &mut Value, key: &str) -> Option<Value> {

@@ -10,6 +10,8 @@ use crate::{
 impl Kind for HorizontalPodAutoscaler {
     const RULES: Rules = Rules::namespaced().status();
 
+    const FIELD_ANNOTATIONS: &'static [&'static str] = &convert::ANNOTATIONS;
+
     fn set_defaults(&mut self) {
         let spec = &mut self.spec;
         set(&mut spec.min_replicas, 1);
@@ -18,6 +20,12 @@ impl Kind for HorizontalPodAutoscaler {
         let measures_something = annotations.is_some_and(|all| all.contains_key(convert::METRICS));
         if spec.target_cpu_utilization_percentage.is_none() && !measures_something {
             spec.target_cpu_utilization_percentage = Some(80);
+        }
+        // Whatever comes in is read as the internal form and shown from it: annotations get that form's spelling.
+        if let Ok(object) = serde_json::to_value(&*self)
+            && let Ok(same) = serde_json::from_value(convert::from_v2(convert::to_v2(object)))
+        {
+            *self = same;
         }
     }
 

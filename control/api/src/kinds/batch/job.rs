@@ -42,20 +42,6 @@ impl Kind for Job {
             &mut spec.backoff_limit,
             if per_index { i32::MAX } else { 6 },
         );
-        let labels = spec
-            .template
-            .metadata
-            .as_ref()
-            .and_then(|meta| meta.labels.clone());
-        if self
-            .metadata
-            .labels
-            .as_ref()
-            .is_none_or(|own| own.is_empty())
-            && let Some(labels) = labels
-        {
-            self.metadata.labels = Some(labels);
-        }
         set(&mut spec.completion_mode, "NonIndexed".to_owned());
         set(&mut spec.suspend, false);
         let policy = if spec.pod_failure_policy.is_some() {
@@ -66,6 +52,7 @@ impl Kind for Job {
         set(&mut spec.pod_replacement_policy, policy.to_owned());
         set_failure_policy_defaults(spec);
         set(&mut spec.manual_selector, false);
+        take_template_labels(self);
     }
 
     fn prepare_create(&mut self) {
@@ -75,6 +62,8 @@ impl Kind for Job {
         if !spec.manual_selector.is_true() {
             generate_selector(spec, &uid, &name);
         }
+        // Upstream defaults again when it reads the object back: the generated labels become the Job's own.
+        take_template_labels(self);
     }
 
     fn validate(&self, errors: &mut Errors) {
@@ -168,6 +157,20 @@ pub(super) fn set_failure_policy_defaults(spec: &mut JobSpec) {
 }
 
 /// The labels by which a Job's pods are its own, unless the user wants to say so himself.
+/// A Job without labels has those of its pods.
+fn take_template_labels(job: &mut Job) {
+    let own = &mut job.metadata.labels;
+    if own.as_ref().is_none_or(|own| own.is_empty()) {
+        let template = job
+            .spec
+            .as_ref()
+            .and_then(|spec| spec.template.metadata.as_ref());
+        if let Some(labels) = template.and_then(|meta| meta.labels.clone()) {
+            *own = Some(labels);
+        }
+    }
+}
+
 fn generate_selector(spec: &mut JobSpec, uid: &str, name: &str) {
     let labels = spec
         .template

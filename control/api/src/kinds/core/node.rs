@@ -21,13 +21,12 @@ impl Kind for Node {
 
     fn set_defaults(&mut self) {
         let spec = self.spec.get_or_insert_default();
-        // `podCIDR` is the first of `podCIDRs`, whichever was written.
-        if spec.pod_cidrs.items().is_empty() {
-            if let Some(cidr) = spec.pod_cidr.clone().filter(|cidr| !cidr.is_empty()) {
-                spec.pod_cidrs = Some(vec![cidr]);
-            }
-        } else {
-            spec.pod_cidr = spec.pod_cidrs.items().first().cloned();
+        // `podCIDR` is the first of `podCIDRs`; where they disagree, the older field counts.
+        let first = spec.pod_cidrs.items().first().cloned();
+        match spec.pod_cidr.clone().filter(|cidr| !cidr.is_empty()) {
+            Some(cidr) if first.as_ref() != Some(&cidr) => spec.pod_cidrs = Some(vec![cidr]),
+            Some(_) => {}
+            None => spec.pod_cidr = first,
         }
         let Some(status) = &mut self.status else {
             return;

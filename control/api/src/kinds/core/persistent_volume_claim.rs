@@ -1,4 +1,7 @@
-use k8s_openapi::api::core::v1::{PersistentVolumeClaim, PersistentVolumeClaimStatus};
+use k8s_openapi::api::core::v1::{
+    PersistentVolumeClaim, PersistentVolumeClaimSpec, PersistentVolumeClaimStatus,
+    TypedLocalObjectReference, TypedObjectReference,
+};
 
 use crate::{
     defaults::{pod_spec::round_up, volumes::set_claim_defaults},
@@ -26,33 +29,18 @@ impl Kind for PersistentVolumeClaim {
             round_up(status.capacity.as_mut());
             round_up(status.allocated_resources.as_mut());
         }
-        // Two fields for one thing: each fills the other (KEP-1495).
-        let spec = self.spec.get_or_insert_default();
-        match (&spec.data_source, &spec.data_source_ref) {
-            (Some(source), None) => {
-                spec.data_source_ref = Some(k8s_openapi::api::core::v1::TypedObjectReference {
-                    api_group: source.api_group.clone(),
-                    kind: source.kind.clone(),
-                    name: source.name.clone(),
-                    namespace: None,
-                });
-            }
-            (None, Some(reference)) if reference.namespace.text().is_empty() => {
-                spec.data_source = Some(k8s_openapi::api::core::v1::TypedLocalObjectReference {
-                    api_group: reference.api_group.clone(),
-                    kind: reference.kind.clone(),
-                    name: reference.name.clone(),
-                });
-            }
-            _ => {}
-        }
     }
 
     fn prepare_create(&mut self) {
+        agree_on_source(self.spec.get_or_insert_default());
         self.status = Some(PersistentVolumeClaimStatus {
             phase: Some("Pending".to_owned()),
             ..PersistentVolumeClaimStatus::default()
         });
+    }
+
+    fn prepare_update(&mut self, _old: &Self) {
+        agree_on_source(self.spec.get_or_insert_default());
     }
 
     fn validate(&self, errors: &mut Errors) {
@@ -127,6 +115,28 @@ impl Kind for PersistentVolumeClaim {
 
     fn printer() -> std::sync::Arc<dyn crate::printer::Printer> {
         crate::printers::storage::persistent_volume_claim()
+    }
+}
+
+/// Two fields for one thing: each fills the other (KEP-1495).
+fn agree_on_source(spec: &mut PersistentVolumeClaimSpec) {
+    match (&spec.data_source, &spec.data_source_ref) {
+        (Some(source), None) => {
+            spec.data_source_ref = Some(TypedObjectReference {
+                api_group: source.api_group.clone(),
+                kind: source.kind.clone(),
+                name: source.name.clone(),
+                namespace: None,
+            });
+        }
+        (None, Some(reference)) if reference.namespace.text().is_empty() => {
+            spec.data_source = Some(TypedLocalObjectReference {
+                api_group: reference.api_group.clone(),
+                kind: reference.kind.clone(),
+                name: reference.name.clone(),
+            });
+        }
+        _ => {}
     }
 }
 

@@ -45,11 +45,13 @@ impl Kind for Pod {
         let Some(status) = &mut self.status else {
             return;
         };
-        if status.pod_ips.items().is_empty() {
-            let ip = status.pod_ip.clone().filter(|ip| !ip.is_empty());
-            status.pod_ips = ip.map(|ip| vec![PodIP { ip }]);
-        } else {
-            status.pod_ip = status.pod_ips.items().first().map(|one| one.ip.clone());
+        let ip = status.pod_ip.clone().filter(|ip| !ip.is_empty());
+        let first = status.pod_ips.items().first().map(|one| one.ip.clone());
+        match ip {
+            // Where both are given and disagree, the old one counts.
+            Some(ip) if first.as_ref() != Some(&ip) => status.pod_ips = Some(vec![PodIP { ip }]),
+            Some(_) => {}
+            None => status.pod_ip = first,
         }
     }
 
@@ -58,6 +60,9 @@ impl Kind for Pod {
         let qos = qos_class(self);
         let spec = self.spec.get_or_insert_default();
         select_by_label_keys(spec, &labels);
+        if let Some(seconds) = spec.termination_grace_period_seconds.filter(|one| *one < 0) {
+            spec.termination_grace_period_seconds = Some(seconds.max(1));
+        }
         let gated = !spec.scheduling_gates.items().is_empty();
         let gate = gated.then(|| {
             vec![PodCondition {
@@ -65,7 +70,6 @@ impl Kind for Pod {
                 status: "False".to_owned(),
                 reason: Some("SchedulingGated".to_owned()),
                 message: Some("Scheduling is blocked due to non-empty scheduling gates".to_owned()),
-                observed_generation: Some(1),
                 ..PodCondition::default()
             }]
         });

@@ -1,95 +1,52 @@
-//! resource.k8s.io/v1
+//! resource.k8s.io/v1: dynamic resource allocation (KEP-4381).
 
-use std::sync::Arc;
+pub mod device_class;
+mod devices;
+mod requests;
+pub mod resource_claim;
+pub mod resource_claim_template;
+pub mod resource_slice;
 
-use k8s_openapi::api::resource::v1::{
-    ResourceClaim, ResourceClaimSpec, ResourceClaimTemplate, ResourceSlice,
-};
+use crate::field::{Bad, Errors, Path};
 
-use crate::{
-    field::{Errors, Path},
-    kinds::{Generation, Kind, Rules, Selectable, core::event::first_text},
-    printer::Printer,
-    printers,
-    zero::fill,
-};
-
-impl Kind for ResourceClaim {
-    const RULES: Rules = Rules::namespaced().status();
-
-    fn set_defaults(&mut self) {
-        set_claim_defaults(&mut self.spec);
+/// Every item, unless there are too many, which hides everything else.
+fn validate_items<T>(
+    items: &[T],
+    limit: usize,
+    path: &Path<'_>,
+    errors: &mut Errors,
+    mut item: impl FnMut(&T, &Path<'_>, &mut Errors),
+) -> bool {
+    if items.len() > limit {
+        errors.too_many(path, items.len(), limit);
+        return false;
     }
-
-    fn prepare_create(&mut self) {
-        self.status = Some(Default::default());
+    for (i, one) in items.iter().enumerate() {
+        item(one, &path.index(i), errors);
     }
-
-    fn validate_update(&self, old: &Self, errors: &mut Errors) {
-        errors.immutable(&Path::new("spec"), &self.spec, &old.spec);
-    }
-
-    fn printer() -> Arc<dyn Printer> {
-        printers::storage::resource_claim()
-    }
+    true
 }
 
-impl Kind for ResourceClaimTemplate {
-    const RULES: Rules = Rules::namespaced();
-
-    fn set_defaults(&mut self) {
-        set_claim_defaults(&mut self.spec.spec);
-    }
-
-    fn validate_update(&self, old: &Self, errors: &mut Errors) {
-        errors.immutable(&Path::new("spec"), &self.spec, &old.spec);
-    }
-
-    fn printer() -> Arc<dyn Printer> {
-        printers::core::name_and_age()
-    }
-}
-
-impl Kind for ResourceSlice {
-    const RULES: Rules = Rules::cluster().generation(Generation::Spec);
-    const HAS_DEFAULTS: bool = false;
-
-    fn printer() -> Arc<dyn Printer> {
-        printers::storage::resource_slice()
-    }
-
-    fn selectable() -> Option<&'static [Selectable]> {
-        Some(&[
-            Selectable {
-                name: "spec.nodeName",
-                get: |object| first_text(object, &["/spec/nodeName"]),
-            },
-            Selectable {
-                name: "spec.driver",
-                get: |object| first_text(object, &["/spec/driver"]),
-            },
-        ])
-    }
-}
-
-fn set_claim_defaults(spec: &mut ResourceClaimSpec) {
-    let Some(devices) = &mut spec.devices else {
+/// The same, of items that differ in their key.
+fn validate_set<T, K: PartialEq + Clone>(
+    items: &[T],
+    limit: usize,
+    key: impl Fn(&T) -> K,
+    path: &Path<'_>,
+    errors: &mut Errors,
+    item: impl FnMut(&T, &Path<'_>, &mut Errors),
+) where
+    Bad: From<K>,
+{
+    if !validate_items(items, limit, path, errors, item) {
         return;
-    };
-    for request in devices.requests.iter_mut().flatten() {
-        if let Some(exactly) = &mut request.exactly {
-            fill(&mut exactly.allocation_mode, "ExactCount");
-            set_count(exactly.allocation_mode.as_deref(), &mut exactly.count);
-        }
-        for choice in request.first_available.iter_mut().flatten() {
-            fill(&mut choice.allocation_mode, "ExactCount");
-            set_count(choice.allocation_mode.as_deref(), &mut choice.count);
+    }
+    let keys: Vec<K> = items.iter().map(key).collect();
+    for (i, key) in keys.iter().enumerate() {
+        if keys[..i].contains(key) {
+            errors.duplicate(&path.index(i), key.clone());
         }
     }
 }
 
-fn set_count(mode: Option<&str>, count: &mut Option<i64>) {
-    if mode == Some("ExactCount") && count.unwrap_or(0) == 0 {
-        *count = Some(1);
-    }
-}
+const NO_LIMIT: usize = usize::MAX;

@@ -26,13 +26,9 @@ impl Kind for CSIDriver {
         set(&mut spec.se_linux_mount, false);
     }
 
-    /// Only what kubelets have to act on counts as a generation, and a new driver has none.
+    /// A new driver has no generation; the first change makes it 1.
     fn prepare_update(&mut self, old: &Self) {
-        let (new, before) = (&self.spec, &old.spec);
-        if new.token_requests != before.token_requests
-            || new.requires_republish != before.requires_republish
-            || new.se_linux_mount != before.se_linux_mount
-        {
+        if self.spec != old.spec {
             self.metadata.generation = Some(old.metadata.generation.unwrap_or(0) + 1);
         }
     }

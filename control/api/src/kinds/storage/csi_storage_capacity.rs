@@ -49,8 +49,4 @@ impl Kind for CSIStorageCapacity {
             &old.storage_class_name,
         );
     }
-
-    fn printer() -> std::sync::Arc<dyn crate::printer::Printer> {
-        crate::printers::core::name_and_age()
-    }
 }
