@@ -67,6 +67,8 @@ pub struct Ctx {
     /// The connection, for requests that become streams.
     pub upgrade: Mutex<Option<hyper::upgrade::OnUpgrade>>,
     pub warnings: Mutex<Vec<String>>,
+    /// What admission has to say to the audit log.
+    pub audit_annotations: Mutex<Vec<(String, String)>>,
     pub now: Timestamp,
 }
 
@@ -86,6 +88,7 @@ impl Ctx {
             body: Mutex::new(Some(body)),
             upgrade: Mutex::new(None),
             warnings: Mutex::default(),
+            audit_annotations: Mutex::default(),
             now: now(),
         }
     }

@@ -42,6 +42,7 @@ pub struct Metrics {
     pub panics: AtomicU64,
     /// Requests that waited too long for their turn.
     pub refused: AtomicU64,
+    pub admission: crate::admission::metrics::AdmissionMetrics,
 }
 
 impl Metrics {
@@ -272,6 +273,7 @@ impl Metrics {
                 gauge(out, name, kind, help, value)?;
             }
         }
+        self.admission.write(out)?;
         head(
             out,
             "apiserver_storage_objects",

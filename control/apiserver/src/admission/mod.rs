@@ -4,7 +4,9 @@
 //! request's version.
 
 mod certificates;
+mod dynamic;
 mod limit_ranger;
+pub mod metrics;
 mod namespaces;
 mod nodes;
 mod pod_security;
@@ -16,6 +18,7 @@ mod storage;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+pub use dynamic::Reinvocation;
 use serde_json::Value;
 
 use crate::{
@@ -65,9 +68,18 @@ pub struct Attributes<'a> {
     pub old: &'a Value,
     /// Texts for `Warning` headers.
     pub warnings: Vec<String>,
+    /// For the audit log.
+    pub annotations: Vec<(String, String)>,
+    pub reinvocation: Reinvocation,
 }
 
 impl Attributes<'_> {
+    /// Hands what plugins had to say on to the answer and the audit log.
+    pub fn tell(&mut self, ctx: &crate::context::Ctx) {
+        ctx.warnings.lock().append(&mut self.warnings);
+        ctx.audit_annotations.lock().append(&mut self.annotations);
+    }
+
     /// Whether this concerns the object itself of the given resource.
     pub fn is(&self, group: &str, plural: &str) -> bool {
         self.subresource.is_empty() && self.resource.is(group, plural)
@@ -94,6 +106,14 @@ pub struct Chain(pub Vec<Arc<dyn Plugin>>);
 
 impl Chain {
     pub async fn mutate(&self, api: &Api, attributes: &mut Attributes<'_>) -> Result<()> {
+        for plugin in &self.0 {
+            plugin.mutate(api, attributes).await?;
+        }
+        if !attributes.reinvocation.due {
+            return Ok(());
+        }
+        // Once more: the plugins and those webhooks and policies that want it see what others made of the object.
+        attributes.reinvocation.running = true;
         for plugin in &self.0 {
             plugin.mutate(api, attributes).await?;
         }
@@ -126,6 +146,10 @@ pub fn default_chain() -> Chain {
         Arc::new(certificates::CertificateSigning),
         Arc::new(certificates::CertificateSubjectRestriction),
         Arc::new(nodes::DefaultIngressClass),
+        Arc::new(dynamic::MutatingAdmissionPolicy::default()),
+        Arc::new(dynamic::MutatingAdmissionWebhook::default()),
+        Arc::new(dynamic::ValidatingAdmissionPolicy::default()),
+        Arc::new(dynamic::ValidatingAdmissionWebhook::default()),
         Arc::new(quota::ResourceQuota),
     ])
 }

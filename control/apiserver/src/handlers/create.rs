@@ -69,7 +69,7 @@ pub async fn create_object(
     let chain = api.admission.load_full();
     let mut attributes = target.attributes(ctx, Operation::Create, options, object, &Value::Null);
     let admitted = chain.mutate(api, &mut attributes).await;
-    ctx.warnings.lock().append(&mut attributes.warnings);
+    attributes.tell(ctx);
     admitted?;
     let mut template = attributes.object;
     dedup_owner_references(&mut template, &mut ctx.warnings.lock());
@@ -145,7 +145,7 @@ async fn attempt(
         &Value::Null,
     );
     let admitted = chain.validate(api, &mut attributes).await;
-    ctx.warnings.lock().append(&mut attributes.warnings);
+    attributes.tell(ctx);
     admitted?;
     let object = as_stored(resource, attributes.object)?;
     if resource_version(&object)? != 0 {

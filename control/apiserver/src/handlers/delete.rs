@@ -14,7 +14,7 @@ use super::{
     write::{Target, mark_deleting},
 };
 use crate::{
-    admission::{Attributes, Operation},
+    admission::{Attributes, Operation, Reinvocation},
     codec::{self, meta},
     context::Ctx,
     hooks::{self, Extra},
@@ -155,6 +155,28 @@ pub async fn delete_object(
     name: &str,
     options: &DeleteOptions,
 ) -> Result<Deleted> {
+    delete_found(ctx, resource, namespace, name, options, true).await
+}
+
+/// Without asking admission: it has admitted what leads to this delete.
+pub async fn delete_admitted(
+    ctx: &Ctx,
+    resource: &Arc<Resource>,
+    namespace: &str,
+    name: &str,
+    options: &DeleteOptions,
+) -> Result<Deleted> {
+    delete_found(ctx, resource, namespace, name, options, false).await
+}
+
+async fn delete_found(
+    ctx: &Ctx,
+    resource: &Arc<Resource>,
+    namespace: &str,
+    name: &str,
+    options: &DeleteOptions,
+    ask: bool,
+) -> Result<Deleted> {
     let storage = &ctx.api.storage;
     let key = resource.key(namespace, name);
     let target = Target {
@@ -173,7 +195,9 @@ pub async fn delete_object(
         };
         let old = found.value(resource)?;
         check_preconditions(resource, &old, name, options)?;
-        admit(ctx, target, options, &old).await?;
+        if ask {
+            admit(ctx, target, options, &old).await?;
+        }
         let plan = plan(resource, old, options, ctx.now);
         let (written, answer) = match plan {
             Plan::Pending(object) => return Ok(Deleted::Object(object)),
@@ -230,11 +254,15 @@ async fn admit(ctx: &Ctx, target: Target<'_>, options: &DeleteOptions, old: &Val
         object: Value::Null,
         old,
         warnings: Vec::new(),
+        annotations: Vec::new(),
+        reinvocation: Reinvocation::default(),
     };
-    chain.mutate(&ctx.api, &mut attributes).await?;
-    chain.validate(&ctx.api, &mut attributes).await?;
-    ctx.warnings.lock().append(&mut attributes.warnings);
-    Ok(())
+    let mut admitted = chain.mutate(&ctx.api, &mut attributes).await;
+    if admitted.is_ok() {
+        admitted = chain.validate(&ctx.api, &mut attributes).await;
+    }
+    attributes.tell(ctx);
+    admitted
 }
 
 fn check_preconditions(

@@ -181,8 +181,20 @@ async fn attempt(
     match_name(&object, name)?;
     let chain = api.admission.load_full();
     let mut attributes = target.attributes(ctx, Operation::Update, options, object, &old);
-    chain.mutate(api, &mut attributes).await?;
+    // A binding was admitted as what it is.
+    let asked = target.subresource != "binding";
+    let admitted = match asked {
+        true => chain.mutate(api, &mut attributes).await,
+        false => Ok(()),
+    };
+    if admitted.is_err() {
+        attributes.tell(ctx);
+    }
+    admitted?;
     warnings.append(&mut attributes.warnings);
+    ctx.audit_annotations
+        .lock()
+        .append(&mut attributes.annotations);
     let mut object = attributes.object;
     dedup_owner_references(&mut object, &mut warnings);
     check_version(target, &mut object, found.revision)?;
@@ -211,8 +223,18 @@ async fn attempt(
     let mut object = as_stored(resource, object)?;
     ignore_managed_times(&mut object, &old);
     let mut attributes = target.attributes(ctx, Operation::Update, options, object, &old);
-    chain.validate(api, &mut attributes).await?;
+    let admitted = match asked {
+        true => chain.validate(api, &mut attributes).await,
+        false => Ok(()),
+    };
+    if admitted.is_err() {
+        attributes.tell(ctx);
+    }
+    admitted?;
     warnings.append(&mut attributes.warnings);
+    ctx.audit_annotations
+        .lock()
+        .append(&mut attributes.annotations);
     let object = attributes.object;
 
     let key = resource.key(namespace, name);

@@ -8,7 +8,7 @@ use skep_api::strategy::UpdateOf;
 use skep_apply::managed::{self, Writer};
 
 use crate::{
-    admission::{Attributes, Operation},
+    admission::{Attributes, Operation, Reinvocation},
     codec::meta,
     context::Ctx,
     options::WriteOptions,
@@ -84,6 +84,43 @@ impl<'a> Target<'a> {
         }
     }
 
+    /// Admits what is not stored: a binding, an eviction, a review, a connection.
+    ///
+    /// # Errors
+    /// When admission refuses it.
+    pub async fn admit(
+        self,
+        ctx: &Ctx,
+        operation: Operation,
+        options: &Value,
+        dry_run: bool,
+        object: Value,
+    ) -> Result<Value> {
+        let chain = ctx.api.admission.load_full();
+        let mut attributes = Attributes {
+            operation,
+            resource: self.resource,
+            subresource: self.subresource,
+            namespace: self.namespace,
+            name: self.name,
+            user: &ctx.user,
+            dry_run,
+            options,
+            object,
+            old: &Value::Null,
+            warnings: Vec::new(),
+            annotations: Vec::new(),
+            reinvocation: Reinvocation::default(),
+        };
+        let mut admitted = chain.mutate(&ctx.api, &mut attributes).await;
+        if admitted.is_ok() {
+            admitted = chain.validate(&ctx.api, &mut attributes).await;
+        }
+        attributes.tell(ctx);
+        admitted?;
+        Ok(attributes.object)
+    }
+
     pub fn attributes(
         self,
         ctx: &'a Ctx,
@@ -104,6 +141,8 @@ impl<'a> Target<'a> {
             object,
             old,
             warnings: Vec::new(),
+            annotations: Vec::new(),
+            reinvocation: Reinvocation::default(),
         }
     }
 }

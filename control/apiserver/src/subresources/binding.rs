@@ -1,10 +1,13 @@
 //! pods/binding and bindings: a pod gets its node.
 
+use std::sync::Arc;
+
 use axum::response::Response;
 use http::StatusCode;
 use serde_json::{Value, json};
 
 use crate::{
+    admission::Operation,
     codec::{Expected, decode_body, meta},
     context::Ctx,
     handlers::{
@@ -13,10 +16,11 @@ use crate::{
     },
     negotiate,
     options::{WriteKind, WriteOptions},
+    registry::Resource,
     status::{Result, Status, created},
 };
 
-pub async fn create(ctx: &Ctx) -> Result<Response> {
+pub async fn create(ctx: &Ctx, resource: &Arc<Resource>) -> Result<Response> {
     let out = ctx.plain_or_transformed()?;
     let encoding = negotiate::input(&ctx.headers)?;
     let body = ctx.read_body().await?;
@@ -42,6 +46,21 @@ pub async fn create(ctx: &Ctx) -> Result<Response> {
         match_name(&binding, &ctx.info.name)?;
     }
     let name = meta(&binding, "name").to_owned();
+    let admitted = Target {
+        resource,
+        namespace,
+        name: &name,
+        subresource: &ctx.info.subresource,
+    };
+    let binding = admitted
+        .admit(
+            ctx,
+            Operation::Create,
+            &options.object,
+            options.dry_run,
+            binding,
+        )
+        .await?;
     let node = check_target(&binding)?.to_owned();
     let pods = ctx.registry.get("", "v1", "pods");
     let pods = pods.ok_or_else(Status::no_such_resource)?;

@@ -11,9 +11,10 @@ use skep_api::selector::LabelSelector;
 
 use super::binding::set_condition;
 use crate::{
+    admission::Operation,
     codec::{Expected, decode_body, meta},
     context::Ctx,
-    handlers::{delete::delete_object, update::change_object, write::Target},
+    handlers::{delete::delete_admitted, update::change_object, write::Target},
     negotiate::{self, Encoding},
     options::{DeleteOptions, WriteKind, WriteOptions},
     registry::Resource,
@@ -50,6 +51,21 @@ pub async fn create(ctx: &Ctx, pods: &Arc<Resource>) -> Result<Response> {
             "name in URL does not match name in Eviction object",
         ));
     }
+    let admitted = Target {
+        resource: pods,
+        namespace,
+        name,
+        subresource: "eviction",
+    };
+    let eviction = admitted
+        .admit(
+            ctx,
+            Operation::Create,
+            &options.object,
+            options.dry_run,
+            eviction,
+        )
+        .await?;
     let mut delete = match &eviction["deleteOptions"] {
         Value::Null => DeleteOptions::default(),
         options => DeleteOptions::from_object(options.clone())?,
@@ -64,7 +80,8 @@ pub async fn create(ctx: &Ctx, pods: &Arc<Resource>) -> Result<Response> {
     {
         spend(ctx, &budget, namespace, &pod, delete.dry_run).await?;
     }
-    delete_object(ctx, pods, namespace, name, &delete).await?;
+    // The eviction was admitted, so the delete is.
+    delete_admitted(ctx, pods, namespace, name, &delete).await?;
     ctx.value(StatusCode::CREATED, &created(), &out)
 }
 

@@ -1,6 +1,7 @@
 //! What stands below an object: `status`, `scale`, `binding`, …
 
 mod binding;
+mod connect;
 mod eviction;
 pub mod reviews;
 pub mod scale;
@@ -25,7 +26,7 @@ pub async fn create(ctx: &Ctx, resource: &Arc<Resource>) -> Option<Result<Respon
         return Some(reviews::create(ctx, resource).await);
     }
     if resource.is("", "bindings") {
-        return Some(binding::create(ctx).await);
+        return Some(binding::create(ctx, resource).await);
     }
     None
 }
@@ -48,11 +49,14 @@ pub async fn handle(ctx: &Ctx, resource: &Arc<Resource>, sub: &Subresource) -> R
     match (sub.name.as_ref(), verb) {
         ("scale", _) => scale::handle(ctx, resource, verb).await,
         ("token", Verb::Create) => token::create(ctx, resource).await,
-        ("binding", Verb::Create) => binding::create(ctx).await,
+        ("binding", Verb::Create) => binding::create(ctx, resource).await,
         ("eviction", Verb::Create) => eviction::create(ctx, resource).await,
         ("log", Verb::Get) => streams::log(ctx).await,
-        ("exec" | "attach" | "portforward", _) => streams::stream(ctx, &sub.name).await,
-        ("proxy", _) => streams::proxy(ctx).await,
+        ("exec" | "attach" | "portforward", _) => streams::stream(ctx, resource, &sub.name).await,
+        ("proxy", _) => {
+            connect::admit(ctx, resource, "proxy").await?;
+            streams::proxy(ctx).await
+        }
         (_, Verb::Get) if whole => handlers::read::get(ctx, resource).await,
         (_, Verb::Update) if whole => handlers::update::update(ctx, resource).await,
         (_, Verb::Patch) if whole => handlers::patch::patch(ctx, resource).await,

@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 use skep_api::field::{Bad, FieldError, FieldErrorKind};
 
 use crate::{
+    admission::Operation,
     authz::{Attributes, Decision},
     codec::{Expected, decode_body},
     context::Ctx,
@@ -46,6 +47,15 @@ pub async fn create(ctx: &Ctx, resource: &Arc<Resource>) -> Result<Response> {
         subresource: "",
     };
     target.track(ctx, &options, None, &mut review);
+    let review = target
+        .admit(
+            ctx,
+            Operation::Create,
+            &options.object,
+            options.dry_run,
+            review,
+        )
+        .await?;
     let answered = match resource.def.plural.as_ref() {
         "selfsubjectreviews" => self_subject(ctx, review),
         "tokenreviews" => token(ctx, review)?,

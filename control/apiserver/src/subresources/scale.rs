@@ -205,7 +205,7 @@ fn scaled(
     Ok(new)
 }
 
-fn set_pointer(object: &mut Value, pointer: &str, value: Value) {
+pub fn set_pointer(object: &mut Value, pointer: &str, value: Value) {
     let mut at = object;
     for part in pointer.trim_start_matches('/').split('/') {
         if !at.is_object() {

@@ -1,6 +1,6 @@
 //! pods/log, exec, attach and portforward, and the `proxy` subresources: finding out where to relay to.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, sync::Arc};
 
 use axum::response::Response;
 use http::{Method, StatusCode, header};
@@ -9,6 +9,7 @@ use serde_json::Value;
 use crate::{
     codec::meta,
     context::Ctx,
+    registry::Resource,
     relay::{self, Destination, Tls},
     respond::text,
     status::{Result, Status},
@@ -205,7 +206,7 @@ fn check_log_options(ctx: &Ctx) -> Result<()> {
 }
 
 /// exec, attach and portforward.
-pub async fn stream(ctx: &Ctx, subresource: &str) -> Result<Response> {
+pub async fn stream(ctx: &Ctx, resource: &Arc<Resource>, subresource: &str) -> Result<Response> {
     let (namespace, name) = (&ctx.info.namespace, &ctx.info.name);
     if ctx.headers.get(header::UPGRADE).is_none() {
         return Err(Status::bad_request("Upgrade request required"));
@@ -214,6 +215,7 @@ pub async fn stream(ctx: &Ctx, subresource: &str) -> Result<Response> {
         // A WebSocket begins with GET, but what it does is to create a process.
         ctx.authorize_resource("create", name)?;
     }
+    super::connect::admit(ctx, resource, subresource).await?;
     let pod = stored(ctx, "pods", namespace, name).await?;
     let phase = pod["status"]["phase"].as_str().unwrap_or_default();
     let Some(node_name) = pod["spec"]["nodeName"].as_str().filter(|n| !n.is_empty()) else {

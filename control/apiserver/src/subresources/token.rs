@@ -10,6 +10,7 @@ use skep_api::field::{Bad, FieldError, FieldErrorKind};
 use skep_apply::managed;
 
 use crate::{
+    admission::Operation,
     authn::service_account::{Binding, Claims, ObjectReference, username},
     codec::{Expected, decode_body, meta},
     context::Ctx,
@@ -58,17 +59,26 @@ pub async fn create(ctx: &Ctx, resource: &Arc<Resource>) -> Result<Response> {
     if request["spec"]["expirationSeconds"].is_null() {
         request["spec"]["expirationSeconds"] = DEFAULT_SECONDS.into();
     }
+    let target = Target {
+        resource,
+        namespace,
+        name,
+        subresource: "token",
+    };
     if let Some(schema) = &schema {
-        let target = Target {
-            resource,
-            namespace,
-            name,
-            subresource: "token",
-        };
         let mut writer = target.writer(ctx, &options);
         writer.api_version = format!("{GROUP}/v1");
         managed::update(None, &mut request, schema, &writer, &[]);
     }
+    let mut request = target
+        .admit(
+            ctx,
+            Operation::Create,
+            &options.object,
+            options.dry_run,
+            request,
+        )
+        .await?;
     let authenticator = ctx.api.authenticator.as_ref();
     let authenticator =
         authenticator.ok_or_else(|| Status::service_unavailable("no authenticator is set up"))?;

@@ -152,7 +152,7 @@ pub fn reason(error: &rustls::Error) -> String {
     match error {
         InvalidCertificate(why) => {
             let why = match why {
-                CertificateError::UnknownIssuer => {
+                CertificateError::UnknownIssuer | CertificateError::BadSignature => {
                     "certificate signed by unknown authority".to_owned()
                 }
                 CertificateError::Expired | CertificateError::ExpiredContext { .. } => {

@@ -4,5 +4,8 @@
 mod admission;
 mod cluster;
 mod concurrency;
+mod hook;
+mod policies;
 mod reads;
+mod webhooks;
 mod writes;
