@@ -92,6 +92,9 @@ struct Options {
     /// The device to other nodes. Default: the one that holds the node's address.
     #[arg(long, value_name = "IFACE", global = true)]
     uplink: Option<String>,
+    /// Sysctls that pods may set beyond the safe ones: names, or prefixes that end with `*`.
+    #[arg(long, value_name = "NAME", value_delimiter = ',', global = true)]
+    allowed_unsafe_sysctls: Vec<String>,
     #[arg(long, value_enum, default_value = "docker", global = true)]
     runtime: Which,
     #[arg(long, default_value_t = 10250, global = true)]
@@ -300,6 +303,10 @@ async fn run(options: Options) -> Result<()> {
         allocatable: parking_lot::RwLock::new(node::capacity(&config)),
         memory_capacity: i64::try_from(node::memory_kib() * 1024).unwrap_or(i64::MAX),
         starts: kubelet::Context::starts(),
+        desk: kubelet::admit::Desk {
+            unsafe_sysctls: options.allowed_unsafe_sysctls.clone(),
+            ..Default::default()
+        },
         pods: parking_lot::RwLock::default(),
         client,
         config,

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
-use k8s_openapi::api::core::v1::{ConfigMap, Container, Pod, PodStatus, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, Container, ObjectReference, Pod, PodStatus, Secret};
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
@@ -17,11 +17,11 @@ use tracing::{debug, info, warn};
 use super::env::{self, Sources};
 use super::plan::Action;
 use super::pod::{self, Kind};
-use super::volumes::VolumePaths;
+use super::volumes::{MountNamespace, VolumePaths, Volumes};
 use super::worker::{Shared, reference};
-use super::{hooks, images, objects, resources, spec};
+use super::{hooks, images, objects, resources, spec, status};
 use crate::network::PodIdentity;
-use crate::runtime::{Image, LogOptions, Observed, Runtime, State, label};
+use crate::runtime::{Image, LogOptions, Observed, ResourceLimits, Runtime, State, label};
 
 const DRAIN_MAX: Duration = Duration::from_secs(2);
 const DRAIN_LOOK: Duration = Duration::from_millis(10);
@@ -30,14 +30,18 @@ const DRAIN_OTHERS: Duration = Duration::from_millis(100);
 /// kubelet's `minimumGracePeriodInSeconds`.
 const LEAST_GRACE: Duration = Duration::from_secs(2);
 const MAX_MESSAGE: u64 = 4096;
+/// Linux' `__NEW_UTS_LEN`.
+const MAX_HOSTNAME: usize = 64;
 const MAX_LOG_MESSAGE: usize = 2048;
 const LOG_MESSAGE_LINES: u64 = 80;
 
-const OWN_CONDITIONS: [&str; 4] = [
+const OWN_CONDITIONS: [&str; 6] = [
     "PodReadyToStartContainers",
     "Initialized",
     "Ready",
     "ContainersReady",
+    "PodResizePending",
+    "PodResizeInProgress",
 ];
 
 /// Reason and message of a waiting container.
@@ -49,6 +53,7 @@ pub enum Outcome {
     Sandbox(Result<(String, Vec<IpAddr>), String>),
     Image(String, Result<Image, Refusal>),
     Started(String, Result<(), Refusal>),
+    Resized(Result<(), String>),
     /// The preStop hook of this container has ended, well or not.
     PreStopped(String),
     Detached(Result<(), String>),
@@ -84,7 +89,10 @@ pub async fn perform(shared: Shared, pod: Option<Arc<Pod>>, action: Action) -> O
         ),
         (Action::EnsureImage { container }, Some(pod)) => {
             let result = match find(&pod, &container) {
-                Some((_, c)) => ensure_image(&shared, &pod, &c).await,
+                Some((_, c)) => {
+                    let about = reference(&pod, Some(&container));
+                    ensure_image(&shared, &pod, &c, &about).await
+                }
                 None => Err((
                     "ErrImagePull".into(),
                     "the container is not in the spec".into(),
@@ -144,6 +152,13 @@ pub async fn perform(shared: Shared, pod: Option<Arc<Pod>>, action: Action) -> O
             kill.perform(&shared, pod.as_deref()).await;
             Outcome::Done
         }
+        (Action::Resize { containers }, Some(pod)) => {
+            let result = resize(&shared, &pod, &containers).await;
+            if let Err(message) = &result {
+                warn!(uid = shared.who.uid, message, "cannot resize; will retry");
+            }
+            Outcome::Resized(result)
+        }
         (
             Action::PreStop {
                 container,
@@ -189,7 +204,20 @@ async fn volumes(shared: &Shared, pod: &Pod) -> Result<VolumePaths, String> {
         return Ok(VolumePaths::default());
     };
     let node = shared.ctx.facts(&shared.ips);
-    volumes.prepare(pod, &node).await.map_err(|e| {
+    let images = image_volumes(shared, pod, volumes)
+        .await
+        .inspect_err(|message| {
+            let about = reference(pod, None);
+            shared
+                .ctx
+                .recorder
+                .warning(&about, "FailedMount", message.clone());
+        })?;
+    let prepared = volumes.prepare(pod, &node).await.map(|mut paths| {
+        paths.extend(images);
+        paths
+    });
+    prepared.map_err(|e| {
         warn!(namespace = shared.who.namespace, name = shared.who.name, error = %e,
             "cannot prepare the pod's volumes; will retry");
         shared
@@ -198,6 +226,42 @@ async fn volumes(shared: &Shared, pod: &Pod) -> Result<VolumePaths, String> {
             .warning(&reference(pod, None), "FailedMount", e.to_string());
         e.to_string()
     })
+}
+
+/// Volumes that are the files of an image (KEP-4639).
+async fn image_volumes(
+    shared: &Shared,
+    pod: &Pod,
+    volumes: &Volumes,
+) -> Result<VolumePaths, String> {
+    let mut paths = VolumePaths::new();
+    for volume in pod::spec(pod).volumes.iter().flatten() {
+        let Some(source) = &volume.image else {
+            continue;
+        };
+        let wanted = Container {
+            name: volume.name.clone(),
+            image: source.reference.clone(),
+            image_pull_policy: source.pull_policy.clone(),
+            ..Default::default()
+        };
+        let about = reference(pod, None);
+        let image =
+            ensure_image(shared, pod, &wanted, &about)
+                .await
+                .map_err(|(reason, message)| {
+                    let text = format!("Error: {reason}");
+                    shared.ctx.recorder.warning(&about, "Failed", text);
+                    format!("failed to get image volume \"{}\": {message}", volume.name)
+                })?;
+        let archive = shared.ctx.runtime.save_image(&image.id);
+        let path = volumes
+            .unpack(pod, &volume.name, archive)
+            .await
+            .map_err(|e| format!("failed to unpack image volume \"{}\": {e}", volume.name))?;
+        paths.insert(volume.name.clone(), path);
+    }
+    Ok(paths)
 }
 
 async fn sandbox(
@@ -219,8 +283,20 @@ async fn sandbox(
             .await
             .map_err(|e| e.to_string())?;
     }
+    let name = spec::hostname(&ctx.config, pod);
+    if name.len() > MAX_HOSTNAME {
+        return Err(format!(
+            "Failed to construct FQDN from Pod hostname and cluster domain, FQDN {name} is too long \
+             ({MAX_HOSTNAME} characters is the max, {} characters requested)",
+            name.len()
+        ));
+    }
     let group = spec::cgroup(&ctx.config, pod);
     if let Some(cgroups) = &ctx.cgroups {
+        let class = spec::class_cgroup(&ctx.config, pod);
+        cgroups
+            .create(&class, &class_limits(shared, pod))
+            .map_err(|e| format!("cannot make the cgroup {class}: {e}"))?;
         cgroups
             .create(&group, &resources::pod_limits(pod))
             .map_err(|e| format!("cannot make the pod's cgroup {group}: {e}"))?;
@@ -245,6 +321,55 @@ async fn sandbox(
             Err(message)
         }
     }
+}
+
+/// Of the group that holds all pods of this QoS class: best effort gets what others leave, and all
+/// burstable pods together get what they ask for.
+fn class_limits(shared: &Shared, pod: &Pod) -> ResourceLimits {
+    let class = resources::qos_class(pod);
+    let shares = match class {
+        "Burstable" => {
+            let pods = shared.ctx.pods.read();
+            let of_class = pods.values().filter(|p| resources::qos_class(p) == class);
+            let each = of_class.filter(|p| !pod::is_over(p));
+            Some(
+                each.filter_map(|p| resources::pod_limits(p).cpu_shares)
+                    .sum(),
+            )
+        }
+        "BestEffort" => Some(2),
+        _ => None,
+    };
+    ResourceLimits {
+        cpu_shares: shares.map(|s: i64| s.clamp(2, 262_144)),
+        ..Default::default()
+    }
+}
+
+/// The pod's own group gives way first and is set last: it must at no time hold less than its
+/// containers, whichever of them grow and shrink.
+async fn resize(shared: &Shared, pod: &Pod, containers: &[(String, String)]) -> Result<(), String> {
+    let ctx = &shared.ctx;
+    let group = spec::cgroup(&ctx.config, pod);
+    if let Some(cgroups) = &ctx.cgroups {
+        cgroups.relax(&group).map_err(|e| e.to_string())?;
+    }
+    let mut result = Ok(());
+    for (name, id) in containers {
+        let Some((_, c)) = find(pod, name) else {
+            continue;
+        };
+        let limits = resources::container_limits(pod, &c, ctx.memory_capacity);
+        if let Err(e) = ctx.runtime.update(id, &limits).await {
+            result = Err(format!("failed to resize container \"{name}\": {e}"));
+        }
+    }
+    if let Some(cgroups) = &ctx.cgroups {
+        cgroups
+            .create(&group, &resources::pod_limits(pod))
+            .map_err(|e| format!("failed to resize the pod's cgroup: {e}"))?;
+    }
+    result
 }
 
 async fn attach(shared: &Shared, pod: &Pod, sandbox: &str) -> Result<Vec<IpAddr>, String> {
@@ -272,19 +397,23 @@ async fn attach(shared: &Shared, pod: &Pod, sandbox: &str) -> Result<Vec<IpAddr>
     })
 }
 
-async fn ensure_image(shared: &Shared, pod: &Pod, c: &Container) -> Result<Image, Refusal> {
+async fn ensure_image(
+    shared: &Shared,
+    pod: &Pod,
+    c: &Container,
+    about: &ObjectReference,
+) -> Result<Image, Refusal> {
     let ctx = &shared.ctx;
-    let about = reference(pod, Some(&c.name));
     let name = c.image.as_deref().unwrap_or_default();
     let reference = images::normalize(name).map_err(|message| {
         ctx.recorder
-            .warning(&about, "InspectFailed", message.clone());
+            .warning(about, "InspectFailed", message.clone());
         ("InvalidImageName".to_string(), message)
     })?;
     let present = ctx.runtime.image(&reference).await.map_err(|e| {
         let message = format!("Failed to inspect image \"{name}\": {e}");
         ctx.recorder
-            .warning(&about, "InspectFailed", message.clone());
+            .warning(about, "InspectFailed", message.clone());
         ("ImageInspectError".to_string(), message)
     })?;
     match (
@@ -295,22 +424,23 @@ async fn ensure_image(shared: &Shared, pod: &Pod, c: &Container) -> Result<Image
             let text = format!(
                 "Container image \"{name}\" already present on machine and can be accessed by the pod"
             );
-            ctx.recorder.normal(&about, "Pulled", text);
+            ctx.recorder.normal(about, "Pulled", text);
             return Ok(image);
         }
         ("Never", None) => {
             let message =
                 format!("Container image \"{name}\" is not present with pull policy of Never");
             ctx.recorder
-                .warning(&about, "ErrImageNeverPull", message.clone());
+                .warning(about, "ErrImageNeverPull", message.clone());
             return Err(("ErrImageNeverPull".into(), message));
         }
         _ => {}
     }
     ctx.recorder
-        .normal(&about, "Pulling", format!("Pulling image \"{name}\""));
+        .normal(about, "Pulling", format!("Pulling image \"{name}\""));
     let began = Instant::now();
     let mut secrets = Vec::new();
+    let mut missing = Vec::new();
     for secret in pod::spec(pod).image_pull_secrets.iter().flatten() {
         // A missing one is not fatal: the registry may not need it.
         match ctx
@@ -318,9 +448,22 @@ async fn ensure_image(shared: &Shared, pod: &Pod, c: &Container) -> Result<Image
             .get::<Secret>(Some(&shared.who.namespace), &secret.name)
             .await
         {
-            Ok(found) => secrets.extend(found),
-            Err(message) => debug!(message, secret = secret.name, "cannot read a pull secret"),
+            Ok(Some(found)) => secrets.push(found),
+            Ok(None) => missing.push(secret.name.as_str()),
+            Err(message) => {
+                debug!(message, secret = secret.name, "cannot read a pull secret");
+                missing.push(secret.name.as_str());
+            }
         }
+    }
+    if !missing.is_empty() {
+        let text = format!(
+            "Unable to retrieve some image pull secrets ({}); attempting to pull the image may not \
+             succeed.",
+            missing.join(", ")
+        );
+        ctx.recorder
+            .warning(about, "FailedToRetrieveImagePullSecret", text);
     }
     let mut tries: Vec<_> = images::credentials(&reference, &secrets)
         .into_iter()
@@ -343,13 +486,13 @@ async fn ensure_image(shared: &Shared, pod: &Pod, c: &Container) -> Result<Image
                      Image size: {} bytes.",
                     image.size_bytes
                 );
-                ctx.recorder.normal(&about, "Pulled", text);
+                ctx.recorder.normal(about, "Pulled", text);
                 return Ok(image);
             }
         }
     }
     let text = format!("Failed to pull image \"{name}\": {failure}");
-    ctx.recorder.warning(&about, "Failed", text.clone());
+    ctx.recorder.warning(about, "Failed", text.clone());
     Err(("ErrImagePull".into(), failure))
 }
 
@@ -395,6 +538,8 @@ async fn start(
         spec::write_etc(&ctx.config, pod, &node, &dir).map_err(bad_config)?;
     }
     let empty = Image::default();
+    let own = MountNamespace::own();
+    let namespace_of_mounts = ctx.volumes.as_ref().map_or(&own, Volumes::namespace);
     let mut wanted = spec::container(&spec::Made {
         config: &ctx.config,
         pod,
@@ -405,6 +550,7 @@ async fn start(
         image: shared.images.get(&c.name).unwrap_or(&empty),
         env: environment,
         volumes: &shared.volumes,
+        namespace: namespace_of_mounts,
         node: &node,
         memory_capacity: ctx.memory_capacity,
         dir,
@@ -677,6 +823,15 @@ pub fn status_patch(pod: &Pod, base: &PodStatus, wanted: &PodStatus) -> Value {
         if let Some(Value::Array(conditions)) = new.get_mut("conditions") {
             // Those of others are not ours to repeat: they may have changed meanwhile.
             conditions.retain(|c| OWN_CONDITIONS.iter().any(|own| c["type"] == *own));
+            let old = old.get("conditions").and_then(Value::as_array);
+            for c in old.into_iter().flatten() {
+                let kind = c["type"].as_str().unwrap_or_default();
+                let ended = status::RESIZE_CONDITIONS.contains(&kind)
+                    && !conditions.iter().any(|c| c["type"] == kind);
+                if ended {
+                    conditions.push(json!({"$patch": "delete", "type": kind}));
+                }
+            }
         }
         // What is no longer set must be said.
         for key in ["reason", "message"] {

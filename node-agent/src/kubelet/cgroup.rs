@@ -95,6 +95,27 @@ impl Cgroups {
         Ok(())
     }
 
+    /// Takes the limits of a group away, not its share of the CPU. Missing is success.
+    pub fn relax(&self, group: &str) -> io::Result<()> {
+        let files: &[(&str, &str, &str)] = match self.version2_only() {
+            true => &[
+                ("unified", "cpu.max", "max"),
+                ("unified", "memory.max", "max"),
+            ],
+            false => &[
+                ("cpu", "cpu.cfs_quota_us", "-1"),
+                ("memory", "memory.limit_in_bytes", "-1"),
+            ],
+        };
+        for (controller, file, value) in files {
+            let folder = self.folder(controller, group);
+            if let Some(folder) = folder.filter(|f| f.join(file).exists()) {
+                write(&folder, file, value)?;
+            }
+        }
+        Ok(())
+    }
+
     fn create_v2(&self, group: &str, limits: &ResourceLimits) -> io::Result<()> {
         let Some(folder) = self.folder("unified", group) else {
             return Ok(());

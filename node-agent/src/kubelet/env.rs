@@ -159,7 +159,7 @@ pub fn environment(
 }
 
 /// Replaces `$(NAME)` by its value where there is one; `$$` is a literal `$`.
-pub fn expand(text: &str, value: impl Fn(&str) -> Option<String>) -> String {
+pub fn expand(text: &str, mut value: impl FnMut(&str) -> Option<String>) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(at) = rest.find('$') {

@@ -5,6 +5,7 @@
 //! worker of the pod concerned. Read `plan.rs` first.
 
 pub mod actions;
+pub mod admit;
 pub mod bootstrap;
 pub mod cgroup;
 pub mod env;
@@ -17,6 +18,7 @@ pub mod objects;
 pub mod plan;
 pub mod pod;
 pub mod probes;
+pub mod resize;
 pub mod resources;
 pub mod server;
 pub mod spec;
@@ -106,6 +108,7 @@ pub struct Context {
     pub allocatable: RwLock<BTreeMap<String, Quantity>>,
     pub memory_capacity: i64,
     pub starts: Semaphore,
+    pub desk: admit::Desk,
     /// Pods as the workers see them, for the agent's server.
     pub pods: RwLock<HashMap<String, Arc<Pod>>>,
 }

@@ -346,7 +346,10 @@ async fn heartbeat(
             .patch_status(name, &PatchParams::default(), &Patch::Strategic(&patch))
             .await
         {
-            Ok(_) => *written = Some((fresh, tokio::time::Instant::now())),
+            Ok(node) => {
+                *ctx.desk.node.write() = Some(Arc::new(node));
+                *written = Some((fresh, tokio::time::Instant::now()));
+            }
             Err(kube::Error::Api(status)) if status.code == 404 => {
                 // Somebody deleted the object of a node that lives.
                 *registered = false;

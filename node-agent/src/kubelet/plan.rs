@@ -19,7 +19,10 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Container, Pod};
 
+use super::admit::Rejection;
 use super::pod::{self, Kind};
+use super::resize::{self, Change};
+use super::resources;
 use crate::runtime::{ContainerRole, Observed, State, label};
 
 pub const BACKOFF_FIRST: Duration = Duration::from_secs(10);
@@ -138,8 +141,16 @@ pub struct Memory {
     pub unhealthy: BTreeMap<String, Unhealthy>,
     /// Containers whose preStop hook has run while others were still to end before them, by id.
     pub pre_stopped: BTreeSet<String>,
+    /// Containers that were killed in order to be replaced, by id: they restart whatever they exit
+    /// with.
+    pub replaced: BTreeSet<String>,
+    /// Why a resize is not taken up: reason and message.
+    pub resize_pending: Option<(&'static str, String)>,
+    pub resize_failure: Option<Failure>,
     /// When the pod as a whole began to end: what is left of its grace period counts from here.
     pub ending_since: Option<Timestamp>,
+    /// The node does not take the pod.
+    pub rejected: Option<Rejection>,
     /// Set once; the pod has failed as a whole: reason, message.
     pub failed: Option<(String, String)>,
     /// By container id, read when it ended.
@@ -161,6 +172,7 @@ pub enum Key {
     Network,
     Image(String),
     Container(String),
+    Resize,
     /// The preStop hook of a container that waits for its turn to end, by id.
     PreStop(String),
     /// A kill that overtakes one that is under way, with its grace in seconds.
@@ -200,6 +212,10 @@ pub enum Action {
         hook: bool,
         message: String,
     },
+    /// Gives running containers what was allocated to them: names and ids.
+    Resize {
+        containers: Vec<(String, String)>,
+    },
     /// Runs the preStop hook of a container whose turn to end has not come.
     PreStop {
         container: String,
@@ -226,6 +242,7 @@ impl Action {
             Self::StartContainer { container, .. } | Self::KillContainer { container, .. } => {
                 Key::Container(container.clone())
             }
+            Self::Resize { .. } => Key::Resize,
             Self::PreStop { id, .. } => Key::PreStop(id.clone()),
             Self::Remove { id } => Key::Remove(id.clone()),
             Self::CleanUp => Key::CleanUp,
@@ -256,6 +273,8 @@ pub struct Plan {
     pub failed: Option<(String, String)>,
     /// Containers whose restart waits, for the status: name → message.
     pub waiting: BTreeMap<String, String>,
+    /// Containers killed now in order to be replaced, by id.
+    pub replaced: Vec<String>,
     /// Containers that restart now after they ended at this time: their back-off grows one step.
     pub crashed: BTreeMap<String, Timestamp>,
 }
@@ -326,7 +345,11 @@ pub fn plan(input: &Input<'_>) -> Plan {
         .failed
         .clone()
         .or_else(|| deadline(input, pod, &mut plan));
-    if plan.failed.is_some() || pod::is_over(pod) || is_finished(pod, input.observed) {
+    if plan.failed.is_some()
+        || input.memory.rejected.is_some()
+        || pod::is_over(pod)
+        || is_finished(pod, input.observed, input.memory)
+    {
         tear_down(input, &mut plan, Some(pod), pod::grace(pod), false);
         return plan;
     }
@@ -357,7 +380,7 @@ fn deadline(input: &Input<'_>, pod: &Pod, plan: &mut Plan) -> Option<(String, St
 }
 
 /// Every main container has ended for good, or an init container that may not be retried failed.
-pub fn is_finished(pod: &Pod, observed: &[Observed]) -> bool {
+pub fn is_finished(pod: &Pod, observed: &[Observed], memory: &Memory) -> bool {
     let all = pod::containers(pod);
     let failed_init = all.iter().any(|(kind, c)| {
         *kind == Kind::Init
@@ -373,11 +396,16 @@ pub fn is_finished(pod: &Pod, observed: &[Observed]) -> bool {
         .peekable();
     let mains_done = mains.peek().is_some()
         && mains.all(|(kind, c)| {
-            attempts(observed, &c.name).first().is_some_and(|o| {
-                o.state == State::Exited && !pod::restarts(pod, c, *kind, exit_code(o))
-            })
+            attempts(observed, &c.name)
+                .first()
+                .is_some_and(|o| o.state == State::Exited && !restarts(pod, c, *kind, o, memory))
         });
     failed_init || mains_done
+}
+
+/// Whether a container that has ended starts again.
+pub fn restarts(pod: &Pod, c: &Container, kind: Kind, o: &Observed, memory: &Memory) -> bool {
+    memory.replaced.contains(&o.id) || pod::restarts(pod, c, kind, exit_code(o))
 }
 
 /// A start that failed has no exit code of its own.
@@ -541,6 +569,9 @@ fn one(
                 if let Some(unhealthy) = input.memory.unhealthy.get(&o.id) {
                     let grace = unhealthy_grace(pod, container, unhealthy.startup);
                     kill(input, plan, o, grace, &unhealthy.message);
+                    if pod::restarts_on_failure(pod, container) {
+                        plan.replaced.push(o.id.clone());
+                    }
                 } else if kind != Kind::Ephemeral
                     && o.labels
                         .get(label::CONTAINER_HASH)
@@ -548,11 +579,14 @@ fn one(
                 {
                     let message = format!("Container {name} definition changed, will be restarted");
                     kill(input, plan, o, pod::grace(pod), &message);
+                    plan.replaced.push(o.id.clone());
+                } else if matches!(kind, Kind::Main | Kind::Sidecar) {
+                    resize(input, plan, pod, container, o);
                 }
                 return;
             }
             State::Exited => {
-                if !pod::restarts(pod, container, kind, exit_code(o)) {
+                if !restarts(pod, container, kind, o, input.memory) {
                     return;
                 }
                 if let Some(backoff) = input.memory.crash_backoff.get(name) {
@@ -612,6 +646,37 @@ fn one(
         sandbox: sandbox.id.clone(),
     };
     plan.push(input, action);
+}
+
+fn resize(input: &Input<'_>, plan: &mut Plan, pod: &Pod, container: &Container, o: &Observed) {
+    let wanted = resources::container_limits(pod, container, 0);
+    match resize::change(container, &wanted, &o.limits) {
+        None => {}
+        Some(Change::Restart) => {
+            let message = format!("Container {} resize requires restart", container.name);
+            kill(input, plan, o, pod::grace(pod), &message);
+            plan.replaced.push(o.id.clone());
+        }
+        Some(Change::InPlace) => {
+            let key = Key::Resize;
+            if input.busy.contains_key(&key)
+                || plan.waits_for(input.memory.resize_failure.as_ref(), input.now)
+            {
+                return;
+            }
+            let one = (container.name.clone(), o.id.clone());
+            // All of a pod's containers at once: their limits and the pod's depend on each other.
+            match plan.actions.iter_mut().find(|(k, _)| *k == key) {
+                Some((_, Action::Resize { containers })) => containers.push(one),
+                _ => plan.push(
+                    input,
+                    Action::Resize {
+                        containers: vec![one],
+                    },
+                ),
+            }
+        }
+    }
 }
 
 /// Dead containers may have been pruned; the API still knows how often it was started.

@@ -74,6 +74,7 @@ impl Model {
             let next = Backoff::next(previous, BACKOFF_FIRST, BACKOFF_MAX, *ended, self.now);
             self.memory.crash_backoff.insert(name.clone(), next);
         }
+        self.memory.replaced.extend(plan.replaced.iter().cloned());
         if plan.ending {
             self.memory.ending_since.get_or_insert(self.now);
         }
@@ -110,6 +111,7 @@ impl Model {
             error: String::new(),
             image: "i".into(),
             image_id: String::new(),
+            limits: Default::default(),
             labels: BTreeMap::from([(SANDBOX_LABEL.to_string(), sandbox.to_string())]),
         });
         id
@@ -179,6 +181,13 @@ impl Model {
                     .any(|o| o.id == sandbox && o.state == State::Running);
                 if alive {
                     let id = self.make(ContainerRole::App, &container, attempt, &sandbox);
+                    if let Some(pod) = self.pod.clone() {
+                        let c = pod::containers(&pod)
+                            .into_iter()
+                            .find(|(_, c)| c.name == container);
+                        let o = self.containers.iter_mut().find(|o| o.id == id).unwrap();
+                        o.limits = resources::container_limits(&pod, &c.unwrap().1, 0);
+                    }
                     if !half {
                         self.start(&id);
                     }
@@ -187,6 +196,18 @@ impl Model {
             Action::KillContainer { id, .. } => {
                 if !half {
                     self.end(&id, 137);
+                }
+            }
+            Action::Resize { containers } => {
+                for (name, id) in containers {
+                    let pod = self.pod.clone().unwrap();
+                    let c = pod::containers(&pod)
+                        .into_iter()
+                        .find(|(_, c)| c.name == name);
+                    let limits = resources::container_limits(&pod, &c.unwrap().1, 0);
+                    if let Some(o) = self.containers.iter_mut().find(|o| o.id == id) {
+                        o.limits = limits;
+                    }
                 }
             }
             Action::PreStop { id, .. } => {
@@ -560,5 +581,46 @@ fn the_probe_that_failed_gives_the_grace() {
                 if grace.as_secs() == expected),
             "{plan:?}"
         );
+    }
+}
+
+#[test]
+fn a_resize_changes_what_runs_or_replaces_it() {
+    let shape = |cpu: &str, policy: &str| {
+        pod(
+            serde_json::json!({"restartPolicy": "OnFailure", "containers": [{"name": "a", "image": "i",
+            "resizePolicy": [{"resourceName": "cpu", "restartPolicy": policy}],
+            "resources": {"requests": {"cpu": cpu}}}]}),
+        )
+    };
+    for policy in ["NotRequired", "RestartContainer"] {
+        let mut model = Model::new(shape("1", policy));
+        model.settle();
+        model.pod = Some(shape("2", policy));
+        let plan = model.plan();
+        match policy {
+            "NotRequired" => {
+                assert!(matches!(&plan.actions[..], [(Key::Resize, _)]), "{plan:?}");
+                model.settle();
+                assert_eq!(model.started.len(), 2, "the sandbox and one container");
+            }
+            _ => {
+                let Some((_, Action::KillContainer { id, .. })) = plan.actions.first() else {
+                    panic!("{plan:?}");
+                };
+                // It ends well, and comes back all the same.
+                model.end(&id.clone(), 0);
+                model.settle();
+                assert_eq!(model.running(), ["a"]);
+                assert_eq!(model.started.len(), 3);
+            }
+        }
+        let shares: Vec<Option<i64>> = model
+            .containers
+            .iter()
+            .filter(|o| o.state == State::Running && o.name == "a")
+            .map(|o| o.limits.cpu_shares)
+            .collect();
+        assert_eq!(shares, [Some(2048)]);
     }
 }

@@ -7,6 +7,9 @@ use sha2::{Digest, Sha256};
 
 use crate::runtime::PodRef;
 
+/// Where a pod comes from: `file` for a static one.
+pub const CONFIG_SOURCE: &str = "kubernetes.io/config.source";
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kind {
     /// Runs to its end before the next one starts.
@@ -100,6 +103,15 @@ pub fn restarts(pod: &Pod, container: &Container, kind: Kind, exit_code: i32) ->
     }
 }
 
+/// Whether a container that is found to be ill is replaced.
+pub fn restarts_on_failure(pod: &Pod, container: &Container) -> bool {
+    let policy = match &container.restart_policy {
+        Some(own) => RestartPolicy::parse(Some(own)),
+        None => restart_policy(pod),
+    };
+    policy != RestartPolicy::Never
+}
+
 /// An ephemeral container as an ordinary one: the same fields with fewer allowed.
 pub fn ephemeral(pod: &Pod) -> Vec<Container> {
     spec(pod)
@@ -160,6 +172,12 @@ pub fn hash(container: &Container) -> String {
     let image = container.image.as_deref().unwrap_or_default();
     let digest = Sha256::digest(format!("{}\0{image}", container.name));
     digest.iter().take(4).map(|b| format!("{b:02x}")).collect()
+}
+
+/// From a file of this node, not from the API.
+pub fn is_static(pod: &Pod) -> bool {
+    let source = pod.metadata.annotations.as_ref();
+    source.is_some_and(|a| a.get(CONFIG_SOURCE).is_some_and(|s| s != "api"))
 }
 
 pub fn is_host_network(pod: &Pod) -> bool {

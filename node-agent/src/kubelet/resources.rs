@@ -88,42 +88,13 @@ fn positive<'a>(list: Option<&'a List>, name: &str) -> Option<&'a Quantity> {
     list?.get(name).filter(|q| nanos(q).unwrap_or(0) > 0)
 }
 
-/// `Guaranteed`, `Burstable` or `BestEffort`.
+/// `Guaranteed`, `Burstable` or `BestEffort`: never changes in a pod's life.
 pub fn qos_class(pod: &Pod) -> &'static str {
-    if let Some(class) = pod.status.as_ref().and_then(|s| s.qos_class.as_deref()) {
-        match class {
-            "Guaranteed" => return "Guaranteed",
-            "Burstable" => return "Burstable",
-            "BestEffort" => return "BestEffort",
-            _ => {}
-        }
-    }
-    let spec = pod::spec(pod);
-    let all: Vec<&Container> = spec
-        .init_containers
-        .iter()
-        .flatten()
-        .chain(&spec.containers)
-        .collect();
-    let mut any = false;
-    let mut guaranteed = true;
-    for c in all {
-        let r = c.resources.as_ref();
-        for name in ["cpu", "memory"] {
-            let limit = positive(limits(r), name);
-            let request = positive(requests(r), name);
-            any |= limit.is_some() || request.is_some();
-            guaranteed &= match (limit, request) {
-                (Some(limit), Some(request)) => nanos(limit) == nanos(request),
-                (Some(_), None) => true,
-                _ => false,
-            };
-        }
-    }
-    match (any, guaranteed) {
-        (false, _) => "BestEffort",
-        (true, true) => "Guaranteed",
-        (true, false) => "Burstable",
+    match pod.status.as_ref().and_then(|s| s.qos_class.as_deref()) {
+        Some("Guaranteed") => "Guaranteed",
+        Some("Burstable") => "Burstable",
+        Some("BestEffort") => "BestEffort",
+        _ => skep_api::pod::qos_class(pod),
     }
 }
 
@@ -161,59 +132,53 @@ fn oom_score_adj(pod: &Pod, container: &Container, memory_capacity: i64) -> i64 
         "Guaranteed" => -997,
         "BestEffort" => 1000,
         _ => {
-            let request =
-                positive(requests(container.resources.as_ref()), "memory").map_or(0, value);
+            let request = memory_request(pod, container);
             let share = 1000i128 * i128::from(request) / i128::from(memory_capacity.max(1));
             (1000 - i64::try_from(share).unwrap_or(1000)).clamp(3, 999)
         }
     }
 }
 
-/// Of the pod's own cgroup: sums over its containers, only where every container has a limit.
+/// Under pod-level requests a container's share of them: what it asks for itself, and an equal part of
+/// what no container asks for (KEP-2837).
+fn memory_request(pod: &Pod, container: &Container) -> i64 {
+    let own = |c: &Container| positive(requests(c.resources.as_ref()), "memory").map_or(0, value);
+    let spec = pod::spec(pod);
+    let whole = spec.resources.as_ref().and_then(|r| r.requests.as_ref());
+    let Some(whole) = positive(whole, "memory").map(value) else {
+        return own(container);
+    };
+    let claimed: i64 = spec.containers.iter().map(own).sum();
+    let count = i64::try_from(spec.containers.len()).unwrap_or(1).max(1);
+    own(container) + (whole - claimed).max(0) / count
+}
+
+/// Of the pod's own cgroup: what the pod says as a whole, or sums over its containers where every
+/// container has a limit. Kubelet's `ResourceConfigForPod`.
 pub fn pod_limits(pod: &Pod) -> ResourceLimits {
     let spec = pod::spec(pod);
-    let sum = |name: &str,
-               of: fn(Option<&ResourceRequirements>) -> Option<&List>,
-               scale: fn(&Quantity) -> i64| {
-        let each = |c: &Container| positive(of(c.resources.as_ref()), name).map(scale);
-        let overhead = spec
-            .overhead
-            .as_ref()
-            .and_then(|o| o.get(name))
-            .map_or(0, scale);
-        let sidecars: Vec<&Container> = spec
-            .init_containers
-            .iter()
-            .flatten()
-            .filter(|c| pod::is_sidecar(c))
-            .collect();
-        let mut total = overhead;
-        let mut complete = true;
-        for c in spec.containers.iter().chain(sidecars.iter().copied()) {
-            match each(c) {
-                Some(amount) => total += amount,
-                None => complete = false,
-            }
-        }
-        // One init container at a time, beside the sidecars that have started.
-        let largest = spec
-            .init_containers
-            .iter()
-            .flatten()
-            .filter_map(each)
-            .max()
-            .unwrap_or(0);
-        (total.max(largest), complete)
+    let requests = skep_api::pod::requests(pod);
+    let totals = skep_api::pod::limits(pod);
+    let pod_level = spec.resources.as_ref().and_then(|r| r.limits.as_ref());
+    let sidecars = spec.init_containers.iter().flatten();
+    let lasting: Vec<&Container> = sidecars
+        .filter(|c| pod::is_sidecar(c))
+        .chain(&spec.containers)
+        .collect();
+    let limit = |name: &str| {
+        let declared = positive(pod_level, name).is_some()
+            || lasting
+                .iter()
+                .all(|c| positive(limits(c.resources.as_ref()), name).is_some());
+        positive(Some(&totals), name).filter(|_| declared)
     };
-    let (cpu_requests, _) = sum("cpu", requests, millis);
-    let (cpu_limits, cpu_complete) = sum("cpu", limits, millis);
-    let (memory_limits, memory_complete) = sum("memory", limits, value);
-    let cpu_complete = cpu_complete && cpu_limits > 0;
+    let cpu_limit = limit("cpu").map(millis);
+    let cpu_request = positive(Some(&requests), "cpu").map(millis).or(cpu_limit);
     ResourceLimits {
-        cpu_shares: Some(shares(cpu_requests.max(0))),
-        cpu_quota_us: cpu_complete.then(|| quota(cpu_limits)),
-        cpu_period_us: cpu_complete.then_some(PERIOD_US),
-        memory_bytes: (memory_complete && memory_limits > 0).then_some(memory_limits),
+        cpu_shares: Some(cpu_request.map_or(2, shares)),
+        cpu_quota_us: cpu_limit.map(quota),
+        cpu_period_us: cpu_limit.map(|_| PERIOD_US),
+        memory_bytes: limit("memory").map(value),
         oom_score_adj: None,
         pids: None,
     }

@@ -5,12 +5,16 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use k8s_openapi::api::core::v1::{Container, Pod, PodSecurityContext, SeccompProfile};
+use k8s_openapi::api::core::v1::{
+    AppArmorProfile, Container, Pod, PodSecurityContext, SeccompProfile,
+};
+
+use tracing::warn;
 
 use super::env::{NodeFacts, expand};
 use super::pod::{self, Kind};
-use super::volumes::{VolumePaths, sub_path};
-use super::{Config, plan, resources};
+use super::volumes::{MountNamespace, VolumePaths, sub_path};
+use super::{Config, admit, plan, resources};
 use crate::network::{HostPort, PodNetworkSpec};
 use crate::runtime::{
     ContainerSpec, Image, MountSpec, Namespace, Propagation, SandboxSpec, Security, label,
@@ -26,6 +30,18 @@ pub fn cgroup(config: &Config, pod: &Pod) -> String {
         "Guaranteed" => format!("{parent}/kubepods/pod{uid}"),
         class => format!("{parent}/kubepods/{}/pod{uid}", class.to_lowercase()),
     }
+}
+
+/// The parent of [`cgroup`], with all pods of its class.
+pub fn class_cgroup(config: &Config, pod: &Pod) -> String {
+    let own = cgroup(config, pod);
+    own.rsplit_once('/').map_or("", |(parent, _)| parent).into()
+}
+
+/// Whether the kernel confines processes by AppArmor.
+pub fn has_apparmor() -> bool {
+    fs::read_to_string("/sys/module/apparmor/parameters/enabled")
+        .is_ok_and(|text| text.trim() == "Y")
 }
 
 pub fn hostname(config: &Config, pod: &Pod) -> String {
@@ -86,7 +102,7 @@ pub fn sandbox(config: &Config, pod: &Pod, attempt: u32) -> SandboxSpec {
             .and_then(|s| s.sysctls.as_ref())
             .into_iter()
             .flatten()
-            .map(|s| (s.name.clone(), s.value.clone()))
+            .map(|s| (admit::dotted(&s.name), s.value.clone()))
             .collect(),
         labels: BTreeMap::from([(
             label::GRACE_SECONDS.to_string(),
@@ -130,6 +146,8 @@ pub struct Made<'a> {
     /// change what was checked.
     pub env: Vec<(String, String)>,
     pub volumes: &'a VolumePaths,
+    /// Where volumes are mounted.
+    pub namespace: &'a MountNamespace,
     pub node: &'a NodeFacts,
     pub memory_capacity: i64,
     /// The pod's folder.
@@ -240,6 +258,13 @@ fn mounts(made: &Made<'_>) -> Result<Vec<MountSpec>, String> {
                 mount.name, made.container.name
             )
         })?;
+        if mount.recursive_read_only.as_deref() == Some("Enabled") {
+            return Err(format!(
+                "volume mount \"{}\" needs recursive read-only mounts, which this runtime does not \
+                 support",
+                mount.name
+            ));
+        }
         let value = |name: &str| {
             made.env
                 .iter()
@@ -248,9 +273,16 @@ fn mounts(made: &Made<'_>) -> Result<Vec<MountSpec>, String> {
         };
         let sub = match (&mount.sub_path, &mount.sub_path_expr) {
             (_, Some(expression)) if !expression.is_empty() => {
-                let text = expand(expression, value);
-                if text.contains("$(") {
-                    return Err(format!("missing value for {text}"));
+                let mut missing = None;
+                let text = expand(expression, |name| {
+                    let found = value(name);
+                    if found.is_none() {
+                        missing.get_or_insert_with(|| name.to_string());
+                    }
+                    found
+                });
+                if let Some(name) = missing {
+                    return Err(format!("missing value for \"{name}\""));
                 }
                 Some(text)
             }
@@ -258,13 +290,32 @@ fn mounts(made: &Made<'_>) -> Result<Vec<MountSpec>, String> {
             _ => None,
         };
         let source = match sub {
-            Some(sub) => sub_path(volume, &sub)?,
+            Some(sub) => {
+                if sub.starts_with('/') {
+                    return Err(format!(
+                        "error SubPath `{sub}` must not be an absolute path"
+                    ));
+                }
+                if sub.split('/').any(|part| part == "..") {
+                    return Err(format!(
+                        "unable to provision SubPath `{sub}`: must not contain '..'"
+                    ));
+                }
+                let made_path = made.namespace.inside(|| sub_path(volume, &sub));
+                made_path.map_err(|e| {
+                    warn!(volume = mount.name, error = %e, "cannot prepare a subPath");
+                    format!(
+                        "failed to prepare subPath for volumeMount \"{}\" of container \"{}\"",
+                        mount.name, made.container.name
+                    )
+                })?
+            }
             None => volume.clone(),
         };
         out.push(MountSpec {
             host_path: source.to_string_lossy().into_owned(),
             container_path: absolute(&mount.mount_path),
-            read_only: mount.read_only == Some(true),
+            read_only: mount.read_only == Some(true) || is_image(made.pod, &mount.name),
             propagation: match mount.mount_propagation.as_deref() {
                 Some("HostToContainer") => Propagation::HostToContainer,
                 Some("Bidirectional") => Propagation::Bidirectional,
@@ -273,6 +324,12 @@ fn mounts(made: &Made<'_>) -> Result<Vec<MountSpec>, String> {
         });
     }
     Ok(out)
+}
+
+/// What comes out of an image is never written to.
+fn is_image(pod: &Pod, volume: &str) -> bool {
+    let mut volumes = pod::spec(pod).volumes.iter().flatten();
+    volumes.any(|v| v.name == volume && v.image.is_some())
 }
 
 fn absolute(path: &str) -> String {
@@ -377,8 +434,24 @@ fn security(made: &Made<'_>) -> Result<Security, String> {
                 .or(shared.seccomp_profile.as_ref()),
             privileged,
         )?,
+        apparmor: apparmor(
+            own.app_armor_profile
+                .as_ref()
+                .or(shared.app_armor_profile.as_ref()),
+            privileged,
+        ),
         unmasked_proc: own.proc_mount.as_deref() == Some("Unmasked"),
     })
+}
+
+/// As Docker takes it; `None` is Docker's own default profile.
+fn apparmor(profile: Option<&AppArmorProfile>, privileged: bool) -> Option<String> {
+    let profile = profile.filter(|_| !privileged && has_apparmor())?;
+    match profile.type_.as_str() {
+        "Unconfined" => Some("unconfined".into()),
+        "Localhost" => profile.localhost_profile.clone(),
+        _ => None,
+    }
 }
 
 /// Without a profile a container is unconfined, as under a kubelet without `seccompDefault`.

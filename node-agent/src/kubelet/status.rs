@@ -9,12 +9,13 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
     Container, ContainerState, ContainerStateRunning, ContainerStateTerminated,
     ContainerStateWaiting, ContainerStatus, HostIP, Pod, PodCondition, PodIP, PodStatus,
+    VolumeMountStatus,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use super::plan::{Key, Memory, Plan, attempts, exit_code, has_started, live_sandbox};
+use super::plan::{self, Key, Memory, Plan, attempts, has_started, live_sandbox};
 use super::pod::{self, Kind};
-use super::resources;
+use super::{resize, resources};
 use crate::runtime::{Observed, State};
 
 pub struct Input<'a> {
@@ -36,6 +37,26 @@ pub struct Input<'a> {
 
 pub fn status(input: &Input<'_>) -> PodStatus {
     let (pod, base) = (input.pod, input.base);
+    if let Some(rejection) = &input.memory.rejected {
+        // None of its containers was ever to be.
+        return PodStatus {
+            phase: Some("Failed".into()),
+            reason: Some(rejection.reason.clone()),
+            message: Some(format!("Pod was rejected: {}", rejection.message)),
+            observed_generation: pod.metadata.generation,
+            start_time: base.start_time.clone().or(Some(Time(input.seen_at))),
+            qos_class: Some(resources::qos_class(pod).to_string()),
+            conditions: base.conditions.clone(),
+            ..Default::default()
+        };
+    }
+    if pod::is_over(pod) && base.container_statuses.is_none() && input.observed.is_empty() {
+        // Rejected, by an agent before this one.
+        return PodStatus {
+            observed_generation: pod.metadata.generation,
+            ..base.clone()
+        };
+    }
     let containers = pod::containers(pod);
     let over = is_over(input);
     let of = |kinds: &[Kind]| -> Vec<ContainerStatus> {
@@ -99,7 +120,7 @@ fn is_over(input: &Input<'_>) -> bool {
     pod::is_terminating(input.pod)
         || pod::is_over(input.pod)
         || input.plan.failed.is_some()
-        || super::plan::is_finished(input.pod, input.observed)
+        || super::plan::is_finished(input.pod, input.observed, input.memory)
 }
 
 fn addresses(input: &Input<'_>) -> Vec<String> {
@@ -151,6 +172,20 @@ fn container_status(
             .resources
             .as_ref()
             .and_then(|r| r.requests.clone());
+    }
+    if let Some(current) = found.first().filter(|o| o.state == State::Running)
+        && kind != Kind::Ephemeral
+    {
+        let wanted = resources::container_limits(input.pod, container, 0);
+        out.resources = Some(resize::actual(container, &wanted, &current.limits))
+            .filter(|r| r.limits.is_some() || r.requests.is_some());
+    }
+    out.volume_mounts = some(volume_mounts(container));
+    if kind != Kind::Init || found.first().is_none_or(|o| o.state != State::Exited) {
+        out.stop_signal = container
+            .lifecycle
+            .as_ref()
+            .and_then(|l| l.stop_signal.clone());
     }
     let Some(current) = found.first() else {
         // Removed after it ended, or not made yet.
@@ -221,7 +256,7 @@ fn container_status(
         }
         State::Exited => {
             out.container_id = Some(format!("{scheme}://{}", current.id));
-            let restarts = !over && pod::restarts(input.pod, container, kind, exit_code(current));
+            let restarts = !over && plan::restarts(input.pod, container, kind, current, memory);
             let waits = restarts
                 && (input.plan.waiting.contains_key(name)
                     || memory.image_failures.contains_key(name)
@@ -248,6 +283,20 @@ fn already_running(base: Option<&ContainerStatus>, o: &Observed) -> bool {
             .is_some_and(|id| id.ends_with(&o.id))
             && b.state.as_ref().is_some_and(|s| s.running.is_some())
     })
+}
+
+fn volume_mounts(container: &Container) -> Vec<VolumeMountStatus> {
+    let mounts = container.volume_mounts.iter().flatten();
+    mounts
+        .map(|m| VolumeMountStatus {
+            name: m.name.clone(),
+            mount_path: m.mount_path.clone(),
+            read_only: m.read_only.filter(|on| *on),
+            // Docker makes only the mount itself read-only, not those below it.
+            recursive_read_only: (m.read_only == Some(true)).then(|| "Disabled".into()),
+            ..Default::default()
+        })
+        .collect()
 }
 
 /// The API saw it running, and nothing is left of it.
@@ -438,6 +487,12 @@ fn phase(
         return "Running";
     }
     let restarts = main.iter().any(|s| {
+        let replaced = attempts(input.observed, &s.name)
+            .first()
+            .is_some_and(|o| input.memory.replaced.contains(&o.id));
+        if replaced {
+            return true;
+        }
         let exit = ended(s).or(ended_before(s)).map_or(0, |t| t.exit_code);
         containers
             .iter()
@@ -462,6 +517,37 @@ fn base_phase(input: &Input<'_>) -> &'static str {
         Some("Running") => "Running",
         _ => "Pending",
     }
+}
+
+pub const RESIZE_CONDITIONS: [&str; 2] = ["PodResizePending", "PodResizeInProgress"];
+
+/// The conditions that are there only while a resize is not done.
+fn resizing(input: &Input<'_>, containers: &[(Kind, Container)]) -> Vec<Verdict> {
+    let mut out = Vec::new();
+    let memory = input.memory;
+    if let Some((reason, message)) = &memory.resize_pending {
+        out.push(Verdict {
+            reason: Some(reason),
+            message: Some(message.clone()),
+            ..Verdict::yes("PodResizePending")
+        });
+    }
+    let under_way = containers.iter().any(|(kind, c)| {
+        matches!(kind, Kind::Main | Kind::Sidecar)
+            && attempts(input.observed, &c.name).first().is_some_and(|o| {
+                let wanted = resources::container_limits(input.pod, c, 0);
+                o.state == State::Running && resize::change(c, &wanted, &o.limits).is_some()
+            })
+    });
+    if under_way {
+        let mut verdict = Verdict::yes("PodResizeInProgress");
+        if let Some(failure) = &memory.resize_failure {
+            verdict.reason = Some("Error");
+            verdict.message = Some(failure.message.clone());
+        }
+        out.push(verdict);
+    }
+    out
 }
 
 struct Verdict {
@@ -573,9 +659,14 @@ fn conditions(
         ready,
         containers_ready("ContainersReady"),
     ];
-    let mut out: Vec<PodCondition> = verdicts.into_iter().map(|v| v.condition(input)).collect();
+    let mut out: Vec<PodCondition> = verdicts
+        .into_iter()
+        .chain(resizing(input, containers))
+        .map(|v| v.condition(input))
+        .collect();
     for other in input.base.conditions.iter().flatten() {
-        if !out.iter().any(|c| c.type_ == other.type_) {
+        let ended = RESIZE_CONDITIONS.contains(&other.type_.as_str());
+        if !ended && !out.iter().any(|c| c.type_ == other.type_) {
             out.push(other.clone());
         }
     }

@@ -19,15 +19,20 @@ use super::actions::{self, Outcome};
 use super::plan::{self, Action, BACKOFF_FIRST, BACKOFF_MAX, Backoff, Failure, Key, Memory, Plan};
 use super::plan::{RETRY_FIRST, RETRY_MAX};
 use super::probes::{self, Report, Which};
+use super::resize::{self, Allocated};
 use super::volumes::VolumePaths;
-use super::{Context, pod, status};
+use super::{Context, admit, pod, status};
 use crate::runtime::{ContainerRole, Image, Observed, PodRef, State};
 
 /// How often config maps, secrets and tokens in volumes are looked at.
 const REFRESH: Duration = Duration::from_secs(45);
 /// `ErrImagePull` turns into `ImagePullBackOff` after this time.
 const PULL_ERROR_SHOWN: Duration = Duration::from_secs(2);
+/// How often a resize that did not fit is tried again.
+const DEFERRED: Duration = Duration::from_secs(5);
 const REPORTS: usize = 64;
+/// In the pod's folder: what was allocated to its containers.
+const ALLOCATED: &str = "allocated.json";
 
 /// What actions may need of the worker.
 #[derive(Clone)]
@@ -72,6 +77,10 @@ struct Worker {
     shared: Shared,
     desired: watch::Receiver<Option<Arc<Pod>>>,
     wake: Arc<Notify>,
+    /// What was given to the containers; `None` before the pod was first seen.
+    allocated: Option<Allocated>,
+    /// The newest object with what was allocated instead of what it asks for.
+    effective: Option<Arc<Pod>>,
     /// The newest object seen; kept after the API has forgotten it only as `None`.
     pod: Option<Arc<Pod>>,
     observed: Vec<Observed>,
@@ -116,6 +125,8 @@ impl Worker {
             },
             desired,
             wake,
+            allocated: None,
+            effective: None,
             pod,
             observed: Vec::new(),
             memory: Memory::default(),
@@ -153,6 +164,12 @@ impl Worker {
                 continue;
             }
             if plan.done && self.running.is_empty() {
+                self.shared
+                    .ctx
+                    .desk
+                    .taken
+                    .lock()
+                    .remove(&self.shared.who.uid);
                 for handle in self.probing.values() {
                     handle.abort();
                 }
@@ -289,6 +306,9 @@ impl Worker {
             .network
             .retain(|id, _| live.contains(&id.as_str()));
         self.memory
+            .replaced
+            .retain(|id| live.contains(&id.as_str()));
+        self.memory
             .pre_stopped
             .retain(|id| live.contains(&id.as_str()));
     }
@@ -330,7 +350,9 @@ impl Worker {
                 }
             }
         }
-        let pod = self.pod.clone();
+        self.admit();
+        self.allocate();
+        let pod = self.effective.clone();
         let input = plan::Input {
             pod: pod.as_deref(),
             observed: &self.observed,
@@ -368,6 +390,11 @@ impl Worker {
             );
             self.memory.crash_backoff.insert(name.clone(), next);
         }
+        self.memory.replaced.extend(plan.replaced.iter().cloned());
+        if matches!(self.memory.resize_pending, Some(("Deferred", _))) {
+            let at = now + jiff::SignedDuration::try_from(DEFERRED).unwrap_or_default();
+            plan.wake_at = Some(plan.wake_at.map_or(at, |w| w.min(at)));
+        }
         self.note_crash_loops(&plan);
         self.probe(now);
         if let Some(pod) = &pod {
@@ -389,10 +416,109 @@ impl Worker {
         plan
     }
 
+    /// Once in the pod's life, before anything of it exists.
+    fn admit(&mut self) {
+        let Some(pod) = self.pod.clone() else { return };
+        let ctx = self.shared.ctx.clone();
+        let uid = &self.shared.who.uid;
+        let mut taken = ctx.desk.taken.lock();
+        if self.memory.rejected.is_some() || taken.contains(uid) {
+            return;
+        }
+        let begun = !self.observed.is_empty() || pod::phase(&pod) != "Pending";
+        if begun || pod::is_terminating(&pod) {
+            taken.insert(uid.clone());
+            return;
+        }
+        let pods = ctx.pods.read();
+        let others: Vec<Arc<Pod>> = pods
+            .iter()
+            .filter(|(other, p)| {
+                let counts = taken.contains(*other) || pod::phase(p) == "Running";
+                *other != uid && counts && !pod::is_over(p)
+            })
+            .map(|(_, p)| p.clone())
+            .collect();
+        drop(pods);
+        let node = ctx.desk.node.read().clone();
+        let verdict = admit::admit(&admit::Input {
+            pod: &pod,
+            node: node.as_deref(),
+            allocatable: &ctx.allocatable.read(),
+            others: &others,
+            has_apparmor: super::spec::has_apparmor(),
+            unsafe_sysctls: &ctx.desk.unsafe_sysctls,
+        });
+        match verdict {
+            Ok(()) => {
+                taken.insert(uid.clone());
+            }
+            Err(rejection) => {
+                info!(
+                    uid,
+                    reason = rejection.reason,
+                    message = rejection.message,
+                    "rejected the pod"
+                );
+                ctx.recorder.warning(
+                    &reference(&pod, None),
+                    &rejection.reason,
+                    rejection.message.clone(),
+                );
+                self.memory.rejected = Some(rejection);
+            }
+        }
+    }
+
+    /// Decides what the pod's containers get of what it asks for.
+    fn allocate(&mut self) {
+        let Some(pod) = self.pod.clone() else {
+            self.effective = None;
+            return;
+        };
+        let ctx = &self.shared.ctx;
+        let file = ctx.pod_dir(&self.shared.who.uid).join(ALLOCATED);
+        let allocated = self.allocated.get_or_insert_with(|| {
+            let kept = std::fs::read(&file).ok();
+            kept.and_then(|bytes| serde_json::from_slice(&bytes).ok())
+                .unwrap_or_else(|| resize::wanted(&pod))
+        });
+        if resize::wanted(&pod) == *allocated {
+            self.memory.resize_pending = None;
+            self.effective = Some(pod);
+            return;
+        }
+        let mut used = BTreeMap::new();
+        for (uid, other) in ctx.pods.read().iter() {
+            if *uid != self.shared.who.uid && !pod::is_over(other) {
+                skep_api::quantity::add_to(&mut used, &skep_api::pod::requests(other));
+            }
+        }
+        match resize::decide(&pod, allocated, &ctx.allocatable.read(), &used) {
+            resize::Decision::Settled => self.memory.resize_pending = None,
+            resize::Decision::Pending(reason, message) => {
+                self.memory.resize_pending = Some((reason, message));
+            }
+            resize::Decision::Allocate(fresh) => {
+                info!(uid = self.shared.who.uid, "resizing the pod");
+                if ctx.volumes.is_some()
+                    && let Ok(bytes) = serde_json::to_vec(&fresh)
+                    && let Err(e) = std::fs::write(&file, bytes)
+                {
+                    warn!(file = %file.display(), error = %e, "cannot keep what was allocated");
+                }
+                *allocated = fresh;
+                self.memory.resize_pending = None;
+                self.memory.resize_failure = None;
+            }
+        }
+        self.effective = Some(Arc::new(resize::with(&pod, allocated)));
+    }
+
     /// Without an observation nothing is known, least of all that nothing runs: nothing is begun.
     /// But probes go on over the network, and what they find is told.
     fn report_blindly(&mut self, now: Timestamp) {
-        let Some(pod) = self.pod.clone().filter(|_| self.seen) else {
+        let Some(pod) = self.effective.clone().filter(|_| self.seen) else {
             return;
         };
         let plan = plan::plan(&plan::Input {
@@ -407,7 +533,7 @@ impl Worker {
 
     fn begin(&mut self, key: Key, action: Action) {
         debug!(uid = self.shared.who.uid, ?action, "begin");
-        let work = actions::perform(self.shared.clone(), self.pod.clone(), action.clone());
+        let work = actions::perform(self.shared.clone(), self.effective.clone(), action.clone());
         let result_key = key.clone();
         let handle = self.running.spawn(async move { (result_key, work.await) });
         self.busy.insert(key.clone(), action);
@@ -487,6 +613,11 @@ impl Worker {
                 memory.images.remove(&name);
                 let failure = retry(memory.start_failures.get(&name), &reason, message);
                 memory.start_failures.insert(name, failure);
+            }
+            Outcome::Resized(Ok(())) => memory.resize_failure = None,
+            Outcome::Resized(Err(message)) => {
+                let failure = retry(memory.resize_failure.as_ref(), "Error", message);
+                memory.resize_failure = Some(failure);
             }
             Outcome::PreStopped(id) => {
                 memory.pre_stopped.insert(id);
@@ -587,11 +718,14 @@ impl Worker {
                     _ => "liveness",
                 };
                 if !good && which != Which::Readiness {
+                    let all = pod::containers(&pod);
+                    let again = all
+                        .iter()
+                        .any(|(_, c)| c.name == name && pod::restarts_on_failure(&pod, c));
+                    let then = if again { ", will be restarted" } else { "" };
                     let unhealthy = plan::Unhealthy {
                         startup: which == Which::Startup,
-                        message: format!(
-                            "Container {name} failed {probe} probe, will be restarted"
-                        ),
+                        message: format!("Container {name} failed {probe} probe{then}"),
                     };
                     self.memory.unhealthy.insert(id, unhealthy);
                 }

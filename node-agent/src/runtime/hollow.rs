@@ -17,8 +17,8 @@ use tokio::sync::broadcast;
 
 use super::{
     BoxStream, ContainerRole, ContainerSpec, ContainerStats, ExecSpec, Image, Listed, LogEntry,
-    LogOptions, Observed, Output, OutputStream, PodRef, RegistryAuth, Result, Runtime,
-    RuntimeError, RuntimeVersion, SandboxSpec, Session, SessionId, State, Wake,
+    LogOptions, Observed, Output, OutputStream, PodRef, RegistryAuth, ResourceLimits, Result,
+    Runtime, RuntimeError, RuntimeVersion, SandboxSpec, Session, SessionId, State, Wake,
 };
 
 const EVENTS: usize = 4096;
@@ -83,6 +83,7 @@ impl HollowRuntime {
         name: &str,
         attempt: u32,
         image: &str,
+        limits: &ResourceLimits,
         labels: &BTreeMap<String, String>,
     ) -> String {
         let mut containers = self.inner.containers.lock();
@@ -109,6 +110,7 @@ impl HollowRuntime {
             error: String::new(),
             image: image.into(),
             image_id: format!("sha256:{image}"),
+            limits: limits.clone(),
             labels: labels.clone(),
         };
         containers.insert(id.clone(), made);
@@ -176,6 +178,7 @@ impl Runtime for HollowRuntime {
             "",
             spec.attempt,
             super::pause::IMAGE,
+            &ResourceLimits::default(),
             &spec.labels,
         ))
     }
@@ -193,6 +196,7 @@ impl Runtime for HollowRuntime {
             &spec.name,
             spec.attempt,
             &spec.image,
+            &spec.resources,
             &spec.labels,
         ))
     }
@@ -206,6 +210,14 @@ impl Runtime for HollowRuntime {
             c.started_at = Some(Timestamp::now());
             self.wake(&c.pod.uid);
         }
+        Ok(())
+    }
+
+    async fn update(&self, id: &str, limits: &ResourceLimits) -> Result<()> {
+        let mut containers = self.inner.containers.lock();
+        let c = containers.get_mut(id).ok_or_else(|| Self::not_found(id))?;
+        c.limits = limits.clone();
+        self.wake(&c.pod.uid);
         Ok(())
     }
 
@@ -235,6 +247,10 @@ impl Runtime for HollowRuntime {
 
     async fn pull(&self, _reference: &str, _auth: Option<&RegistryAuth>) -> Result<()> {
         Ok(())
+    }
+
+    fn save_image(&self, _reference: &str) -> BoxStream<Result<Bytes>> {
+        Box::pin(futures::stream::empty())
     }
 
     async fn remove_image(&self, _reference: &str) -> Result<()> {

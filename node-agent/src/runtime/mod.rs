@@ -84,6 +84,8 @@ pub struct Observed {
     /// The reference it was created from, and what that resolved to.
     pub image: String,
     pub image_id: String,
+    /// What it is confined to now; of a sandbox nothing.
+    pub limits: ResourceLimits,
     pub labels: BTreeMap<String, String>,
 }
 
@@ -179,6 +181,8 @@ pub struct Security {
     pub drop_capabilities: Vec<String>,
     /// `None`: the runtime's default profile; `unconfined`; or the profile's JSON text.
     pub seccomp: Option<String>,
+    /// `None`: the runtime's own choice; `unconfined`; or the name of a loaded profile.
+    pub apparmor: Option<String>,
     pub unmasked_proc: bool,
 }
 
@@ -328,6 +332,9 @@ pub trait Runtime: Send + Sync + 'static {
     async fn create_sandbox(&self, spec: &SandboxSpec) -> Result<String>;
     async fn create_container(&self, sandbox: &str, spec: &ContainerSpec) -> Result<String>;
     async fn start(&self, id: &str) -> Result<()>;
+    /// Changes what a running container is confined to: CPU and memory. `None` leaves a value as it
+    /// is.
+    async fn update(&self, id: &str, limits: &ResourceLimits) -> Result<()>;
     /// Asks to stop, waits `grace`, then kills; returns when the container has stopped.
     async fn stop(&self, id: &str, grace: Duration) -> Result<()>;
     async fn remove(&self, id: &str) -> Result<()>;
@@ -335,6 +342,8 @@ pub trait Runtime: Send + Sync + 'static {
     async fn image(&self, reference: &str) -> Result<Option<Image>>;
     async fn images(&self) -> Result<Vec<Image>>;
     async fn pull(&self, reference: &str, auth: Option<&RegistryAuth>) -> Result<()>;
+    /// The image as an archive of its layers, as `docker save` writes it.
+    fn save_image(&self, reference: &str) -> BoxStream<Result<Bytes>>;
     async fn remove_image(&self, reference: &str) -> Result<()>;
 
     fn logs(&self, id: &str, options: &LogOptions) -> BoxStream<Result<LogEntry>>;

@@ -217,6 +217,10 @@ fn merge(target: &mut Value, patch: &Value) {
                 let old = target.entry(key.clone()).or_insert_with(|| json!([]));
                 let list = old.as_array_mut().expect("conditions are a list");
                 for condition in new {
+                    if condition["$patch"] == "delete" {
+                        list.retain(|c| c["type"] != condition["type"]);
+                        continue;
+                    }
                     match list.iter_mut().find(|c| c["type"] == condition["type"]) {
                         Some(slot) => *slot = condition.clone(),
                         None => list.push(condition.clone()),

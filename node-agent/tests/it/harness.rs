@@ -178,6 +178,7 @@ impl Node {
             allocatable: parking_lot::RwLock::new(node::capacity(&config)),
             memory_capacity: 1 << 34,
             starts: Context::starts(),
+            desk: Default::default(),
             pods: parking_lot::RwLock::default(),
             client,
             config,
@@ -204,6 +205,18 @@ impl Node {
         spec["nodeName"] = json!(self.name);
         if spec["terminationGracePeriodSeconds"].is_null() {
             spec["terminationGracePeriodSeconds"] = json!(1);
+        }
+        for list in ["initContainers", "containers"] {
+            let containers = spec[list].as_array_mut().into_iter().flatten();
+            for resources in containers.filter_map(|c| c.get_mut("resources")) {
+                // As the API does it: what is limited is asked for.
+                let limits = resources["limits"].as_object().cloned().unwrap_or_default();
+                for (name, limit) in limits {
+                    if resources["requests"][&name].is_null() {
+                        resources["requests"][&name] = limit;
+                    }
+                }
+            }
         }
         let pod = json!({"apiVersion": "v1", "kind": "Pod",
             "metadata": {"name": name, "namespace": "default", "labels": {"app": name}},
@@ -279,6 +292,27 @@ impl Node {
         .await;
     }
 
+    /// What a container of a pod has printed.
+    pub fn log(&self, pod: &Value, container: &str) -> String {
+        let lists = ["initContainerStatuses", "containerStatuses"];
+        let statuses = lists
+            .iter()
+            .flat_map(|list| pod["status"][list].as_array().into_iter().flatten());
+        let status = statuses
+            .into_iter()
+            .find(|s| s["name"] == container)
+            .expect("such a container");
+        let id = status["containerID"].as_str().expect("it has run");
+        docker_at(&self.socket, &["logs", id.trim_start_matches("docker://")])
+    }
+
+    /// Changes the stored object of a pod.
+    pub fn change(&self, name: &str, change: impl FnOnce(&mut Value)) {
+        let mut pod = self.api.get(&self.path(name)).expect("the pod exists");
+        change(&mut pod);
+        self.api.put(&self.path(name), pod);
+    }
+
     pub async fn containers(&self) -> usize {
         self.docker.list().await.expect("docker lists").len()
     }
@@ -288,10 +322,17 @@ impl Drop for Node {
     fn drop(&mut self) {
         self.stop.cancel();
         let label = format!("label=io.skep.scope={}", self.name);
-        let ids = docker_at(&self.socket, &["ps", "-aq", "--filter", &label]);
-        let ids: Vec<&str> = ids.split_whitespace().collect();
-        if !ids.is_empty() {
-            docker_at(&self.socket, &[&["rm", "-f"], ids.as_slice()].concat());
+        let host = format!("unix://{}", self.socket.display());
+        // The kubelet may be about to remove some of them too.
+        for _ in 0..100 {
+            let ids = docker_at(&self.socket, &["ps", "-aq", "--filter", &label]);
+            if ids.is_empty() {
+                break;
+            }
+            let _ = Command::new("docker")
+                .args(["-H", &host, "rm", "-f"])
+                .args(ids.split_whitespace())
+                .output();
         }
         let group = format!("/skep/{}", self.name);
         let _ = cgroup::Cgroups::discover().remove(&group);

@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 mod api;
+mod conformance;
 mod harness;
 mod outage;
 mod pods;

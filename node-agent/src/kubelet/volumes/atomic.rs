@@ -21,6 +21,8 @@ use jiff::Timestamp;
 pub(super) struct Content {
     pub bytes: Vec<u8>,
     pub mode: u32,
+    /// Who owns it; `None`: root.
+    pub user: Option<u32>,
 }
 
 /// By path relative to the volume; never absolute, never with `..`.
@@ -61,8 +63,10 @@ pub(super) fn write(volume: &Path, files: &Files, group: Option<u32>) -> io::Res
         }
         fs::write(&target, &content.bytes)?;
         let mut mode = content.mode;
+        if content.user.is_some() || group.is_some() {
+            nix::unistd::chown(&target, content.user.map(Into::into), group.map(Into::into))?;
+        }
         if group.is_some() {
-            nix::unistd::chown(&target, None, group.map(Into::into))?;
             mode |= 0o440;
         }
         fs::set_permissions(&target, fs::Permissions::from_mode(mode))?;
@@ -138,6 +142,7 @@ mod tests {
         let content = |text: &str| Content {
             bytes: text.into(),
             mode: 0o644,
+            user: None,
         };
         list.iter()
             .map(|(k, v)| (k.to_string(), content(v)))

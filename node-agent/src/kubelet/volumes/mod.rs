@@ -5,26 +5,29 @@
 //! of the agent it finds what is there and changes only what differs.
 
 mod atomic;
+mod image;
 mod mounts;
+mod ownership;
 mod payload;
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use bytes::Bytes;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
     EmptyDirVolumeSource, HostPathVolumeSource, PersistentVolume, PersistentVolumeClaim, Pod,
     Volume,
 };
 use parking_lot::Mutex;
-use tracing::warn;
 
 use super::env::NodeFacts;
 use super::objects::Objects;
 use super::{pod, resources};
+use crate::runtime::{BoxStream, RuntimeError};
 pub use mounts::MountNamespace;
 
 #[derive(Debug, Clone, thiserror::Error)]
@@ -54,6 +57,24 @@ impl Volumes {
         }
     }
 
+    /// Where mounts are made.
+    pub fn namespace(&self) -> &MountNamespace {
+        &self.namespace
+    }
+
+    /// Makes a volume of the files of an image.
+    pub async fn unpack(
+        &self,
+        pod: &Pod,
+        name: &str,
+        archive: BoxStream<Result<Bytes, RuntimeError>>,
+    ) -> io::Result<PathBuf> {
+        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+        let own = self.pod_dir(uid).join("volumes").join(name);
+        image::unpack(&own, archive).await?;
+        Ok(own)
+    }
+
     pub fn pod_dir(&self, uid: &str) -> PathBuf {
         self.pods.join(uid)
     }
@@ -62,6 +83,9 @@ impl Volumes {
     pub async fn prepare(&self, pod: &Pod, node: &NodeFacts) -> Result<VolumePaths, VolumeError> {
         let mut paths = VolumePaths::new();
         for volume in pod::spec(pod).volumes.iter().flatten() {
+            if volume.image.is_some() {
+                continue;
+            }
             let path = self
                 .prepare_one(pod, volume, node)
                 .await
@@ -84,7 +108,7 @@ impl Volumes {
         let own = self.pod_dir(uid).join("volumes").join(&volume.name);
         let group = fs_group(pod);
         if let Some(source) = &volume.empty_dir {
-            self.empty_dir(&own, source, group)
+            self.empty_dir(pod, &own, source, group)
                 .map_err(|e| e.to_string())?;
             return Ok(own);
         }
@@ -96,14 +120,11 @@ impl Volumes {
             atomic::write(&own, &files, group).map_err(|e| e.to_string())?;
             return Ok(own);
         }
-        let claim = match (&volume.persistent_volume_claim, &volume.ephemeral) {
-            (Some(source), _) => source.claim_name.clone(),
+        let (claim, owned) = match (&volume.persistent_volume_claim, &volume.ephemeral) {
+            (Some(source), _) => (source.claim_name.clone(), false),
             (None, Some(_)) => {
-                format!(
-                    "{}-{}",
-                    pod.metadata.name.as_deref().unwrap_or_default(),
-                    volume.name
-                )
+                let name = pod.metadata.name.as_deref().unwrap_or_default();
+                (format!("{name}-{}", volume.name), true)
             }
             (None, None) => {
                 return Err(
@@ -113,7 +134,7 @@ impl Volumes {
                 );
             }
         };
-        self.claim(pod, &claim).await
+        self.claim(pod, &claim, owned).await
     }
 
     /// Writes changed config maps, secrets, labels and expiring tokens.
@@ -149,6 +170,7 @@ impl Volumes {
 
     fn empty_dir(
         &self,
+        pod: &Pod,
         path: &Path,
         source: &EmptyDirVolumeSource,
         group: Option<u32>,
@@ -156,30 +178,44 @@ impl Volumes {
         fs::create_dir_all(path)?;
         let memory = source.medium.as_deref() == Some("Memory");
         if memory && !self.namespace.is_mounted(path) {
-            let size = source
-                .size_limit
-                .as_ref()
-                .map(resources::value)
-                .filter(|s| *s > 0);
+            // What is written there counts as the pod's memory, so more than its limit is no use.
+            let limits = [
+                source.size_limit.as_ref().map(resources::value),
+                resources::pod_limits(pod).memory_bytes,
+            ];
+            let size = limits.into_iter().flatten().filter(|s| *s > 0).min();
             self.namespace.mount_tmpfs(path, size)?;
         }
-        if !memory || !self.namespace.is_private() {
+        self.namespace.inside(|| {
             let mode = if group.is_some() { 0o2777 } else { 0o777 };
             if group.is_some() {
                 nix::unistd::chown(path, None, group.map(Into::into)).map_err(io::Error::from)?;
             }
-            fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
-        }
-        Ok(())
+            fs::set_permissions(path, fs::Permissions::from_mode(mode))
+        })
     }
 
-    async fn claim(&self, pod: &Pod, name: &str) -> Result<PathBuf, String> {
+    /// `owned`: the claim was made for this pod alone.
+    async fn claim(&self, pod: &Pod, name: &str, owned: bool) -> Result<PathBuf, String> {
         let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
         let claim: PersistentVolumeClaim = self
             .objects
             .get(Some(namespace), name)
             .await?
             .ok_or_else(|| format!("persistentvolumeclaim \"{name}\" not found"))?;
+        let owners = claim.metadata.owner_references.iter().flatten();
+        let controller = owners.clone().find(|o| o.controller == Some(true));
+        if owned && controller.map(|o| &o.uid) != pod.metadata.uid.as_ref() {
+            let pod = pod.metadata.name.as_deref().unwrap_or_default();
+            return Err(format!(
+                "PVC {namespace}/{name} was not created for pod {namespace}/{pod} (pod is not owner)"
+            ));
+        }
+        if claim.metadata.deletion_timestamp.is_some() {
+            return Err(format!(
+                "can't start pod because PVC \"{name}\" is being deleted"
+            ));
+        }
         let bound = claim.status.and_then(|s| s.phase).as_deref() == Some("Bound");
         let volume = claim.spec.and_then(|s| s.volume_name).filter(|_| bound);
         let Some(volume) = volume else {
@@ -194,7 +230,10 @@ impl Volumes {
         if let Some(local) = spec.local {
             let path = PathBuf::from(&local.path);
             return match path.is_dir() {
-                true => Ok(path),
+                true => {
+                    ownership::give(&path, pod).map_err(|e| e.to_string())?;
+                    Ok(path)
+                }
                 false => Err(format!(
                     "local volume path \"{}\" does not exist",
                     local.path
@@ -295,22 +334,39 @@ fn host_path(source: &HostPathVolumeSource) -> Result<PathBuf, String> {
 /// # Caveats
 /// Symlinks are resolved here and the result must stay inside the volume; a container that swaps a
 /// folder for a symlink between this check and the mount is not caught.
-pub fn sub_path(volume: &Path, sub: &str) -> Result<PathBuf, String> {
-    if sub.split('/').any(|part| part == "..") || sub.starts_with('/') {
-        return Err(format!("subPath \"{sub}\" must stay inside the volume"));
-    }
-    let root = fs::canonicalize(volume).map_err(|e| e.to_string())?;
+pub fn sub_path(volume: &Path, sub: &str) -> io::Result<PathBuf> {
+    let root = fs::canonicalize(volume)?;
     let wanted = root.join(sub);
     if fs::symlink_metadata(&wanted).is_err() {
-        fs::create_dir_all(&wanted)
-            .map_err(|e| format!("failed to create subPath directory \"{sub}\": {e}"))?;
-        if let Err(e) = fs::set_permissions(&wanted, fs::Permissions::from_mode(0o755)) {
-            warn!(path = %wanted.display(), error = %e, "cannot set the mode of a subPath");
-        }
+        make_folders(&root, sub)?;
     }
-    let real = fs::canonicalize(&wanted).map_err(|e| e.to_string())?;
+    let real = fs::canonicalize(&wanted)?;
     match real.starts_with(&root) {
         true => Ok(real),
-        false => Err(format!("subPath \"{sub}\" leaves the volume")),
+        false => Err(io::Error::other(format!(
+            "subPath \"{sub}\" leaves the volume"
+        ))),
     }
+}
+
+/// New folders get the volume's mode and group, as a container of any user may have to write there.
+fn make_folders(root: &Path, sub: &str) -> io::Result<()> {
+    let meta = fs::metadata(root)?;
+    let mut path = root.to_path_buf();
+    for part in sub.split('/').filter(|part| !part.is_empty()) {
+        path.push(part);
+        match fs::create_dir(&path) {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+                if !fs::canonicalize(&path)?.starts_with(root) {
+                    return Err(io::Error::other("a symlink leaves the volume"));
+                }
+            }
+            Err(e) => return Err(e),
+            Ok(()) => {
+                std::os::unix::fs::chown(&path, None, Some(meta.gid()))?;
+                fs::set_permissions(&path, fs::Permissions::from_mode(meta.mode() & 0o7777))?;
+            }
+        }
+    }
+    Ok(())
 }

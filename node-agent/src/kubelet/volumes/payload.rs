@@ -116,9 +116,16 @@ pub(super) async fn build(
             )?);
         } else if let Some(s) = &source.service_account_token {
             let text = token(objects, tokens, pod, &volume.name, s, now).await?;
+            // Only its user, or the group that all of the pod is in, may read it.
+            let user = sole_user(pod);
+            let mode = match user.is_some() || super::fs_group(pod).is_some() {
+                true => 0o600,
+                false => mode.unsigned_abs(),
+            };
             let content = Content {
                 bytes: text.into_bytes(),
-                mode: mode.unsigned_abs(),
+                mode,
+                user,
             };
             files.insert(s.path.clone(), content);
         } else {
@@ -130,6 +137,24 @@ pub(super) async fn build(
         }
     }
     Ok(files)
+}
+
+/// The user of every container of the pod, where that is one.
+fn sole_user(pod: &Pod) -> Option<u32> {
+    let spec = pod::spec(pod);
+    let shared = spec.security_context.as_ref().and_then(|s| s.run_as_user);
+    let mut users = spec
+        .init_containers
+        .iter()
+        .flatten()
+        .chain(&spec.containers)
+        .map(|c| {
+            let own = c.security_context.as_ref().and_then(|s| s.run_as_user);
+            own.or(shared)
+        });
+    let first = users.next()??;
+    let same = users.all(|user| user == Some(first));
+    u32::try_from(first).ok().filter(|_| same)
 }
 
 type Data = BTreeMap<String, Vec<u8>>;
@@ -189,7 +214,16 @@ fn select(
         let mode = mode.unsigned_abs();
         return Ok(data
             .into_iter()
-            .map(|(k, bytes)| (k, Content { bytes, mode }))
+            .map(|(k, bytes)| {
+                (
+                    k,
+                    Content {
+                        bytes,
+                        mode,
+                        user: None,
+                    },
+                )
+            })
             .collect());
     };
     let mut files = Files::new();
@@ -197,7 +231,14 @@ fn select(
         match data.remove(&item.key) {
             Some(bytes) => {
                 let mode = item.mode.unwrap_or(mode).unsigned_abs();
-                files.insert(item.path.clone(), Content { bytes, mode });
+                files.insert(
+                    item.path.clone(),
+                    Content {
+                        bytes,
+                        mode,
+                        user: None,
+                    },
+                );
             }
             None if optional => {}
             None => {
@@ -238,6 +279,7 @@ fn downward(
             Content {
                 bytes: text.into_bytes(),
                 mode,
+                user: None,
             },
         );
     }

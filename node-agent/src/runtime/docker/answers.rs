@@ -3,11 +3,12 @@
 use std::collections::HashMap;
 
 use bollard::container::LogOutput;
-use bollard::models::ContainerInspectResponse;
+use bollard::models::{ContainerInspectResponse, HostConfig};
 use jiff::Timestamp;
 
 use crate::runtime::{
-    ContainerRole, Observed, Output, OutputStream, PodRef, Result, RuntimeError, State, label,
+    ContainerRole, Observed, Output, OutputStream, PodRef, ResourceLimits, Result, RuntimeError,
+    State, label,
 };
 
 pub(super) fn error(e: bollard::errors::Error) -> RuntimeError {
@@ -111,7 +112,21 @@ pub(super) fn observed(c: ContainerInspectResponse) -> Observed {
         error: state.error.unwrap_or_default(),
         image: config.image.unwrap_or_default(),
         image_id: c.image.unwrap_or_default(),
+        limits: c.host_config.map(limits).unwrap_or_default(),
         labels: labels.into_iter().collect(),
+    }
+}
+
+/// Docker says 0 for what is not limited.
+fn limits(host: HostConfig) -> ResourceLimits {
+    let set = |value: Option<i64>| value.filter(|v| *v > 0);
+    ResourceLimits {
+        cpu_shares: set(host.cpu_shares),
+        cpu_quota_us: set(host.cpu_quota),
+        cpu_period_us: set(host.cpu_period),
+        memory_bytes: set(host.memory),
+        oom_score_adj: host.oom_score_adj,
+        pids: set(host.pids_limit),
     }
 }
 

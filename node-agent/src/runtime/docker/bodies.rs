@@ -102,6 +102,9 @@ impl DockerRuntime {
         if let Some(profile) = &security.seccomp {
             options.push(format!("seccomp={profile}"));
         }
+        if let Some(profile) = &security.apparmor {
+            options.push(format!("apparmor={profile}"));
+        }
         if security.no_new_privileges {
             options.push("no-new-privileges".into());
         }

@@ -66,7 +66,7 @@ pub(super) fn read(docker: Docker, id: &str, options: &LogOptions) -> BoxStream<
 }
 
 /// A stream fed by a task that ends with its reader.
-fn async_stream<T, F, Fut>(produce: F) -> tokio_stream::wrappers::ReceiverStream<T>
+pub(super) fn async_stream<T, F, Fut>(produce: F) -> tokio_stream::wrappers::ReceiverStream<T>
 where
     T: Send + 'static,
     F: FnOnce(tokio::sync::mpsc::Sender<T>) -> Fut,

@@ -18,7 +18,9 @@ use async_trait::async_trait;
 use bollard::Docker;
 use bollard::auth::DockerCredentials;
 use bollard::exec::{CreateExecOptions, ResizeExecOptions, StartExecOptions, StartExecResults};
-use bollard::models::{ContainerCreateBody, ContainerInspectResponse, ContainerSummaryStateEnum};
+use bollard::models::{
+    ContainerCreateBody, ContainerInspectResponse, ContainerSummaryStateEnum, ContainerUpdateBody,
+};
 use bollard::query_parameters as query;
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
@@ -30,8 +32,8 @@ use daemon::{HostNetwork, daemon_pid, host_network, least_oom_score};
 
 use super::{
     BoxStream, ContainerSpec, ContainerStats, ExecSpec, Image, Listed, LogEntry, LogOptions,
-    Observed, PodRef, RegistryAuth, Result, Runtime, RuntimeError, RuntimeVersion, SandboxSpec,
-    Session, SessionId, State, Wake, label, pause,
+    Observed, PodRef, RegistryAuth, ResourceLimits, Result, Runtime, RuntimeError, RuntimeVersion,
+    SandboxSpec, Session, SessionId, State, Wake, label, pause,
 };
 
 /// How long the daemon may take to begin answering. It starts containers within this time even
@@ -298,6 +300,18 @@ impl Runtime for DockerRuntime {
         unless_unchanged(self.docker.start_container(id, None).await)
     }
 
+    async fn update(&self, id: &str, limits: &ResourceLimits) -> Result<()> {
+        let body = ContainerUpdateBody {
+            cpu_shares: limits.cpu_shares,
+            cpu_quota: limits.cpu_quota_us,
+            cpu_period: limits.cpu_period_us,
+            memory: limits.memory_bytes,
+            memory_swap: limits.memory_bytes,
+            ..Default::default()
+        };
+        self.docker.update_container(id, body).await.map_err(error)
+    }
+
     async fn stop(&self, id: &str, grace: Duration) -> Result<()> {
         let container = match self.docker.inspect_container(id, None).await.map_err(error) {
             Err(RuntimeError::NotFound(_)) => return Ok(()),
@@ -428,6 +442,19 @@ impl Runtime for DockerRuntime {
             step.map_err(error)?;
         }
         Ok(())
+    }
+
+    fn save_image(&self, reference: &str) -> BoxStream<Result<Bytes>> {
+        let docker = self.docker.clone();
+        let reference = reference.to_string();
+        Box::pin(logs::async_stream(move |send| async move {
+            let mut pieces = Box::pin(docker.export_image(&reference));
+            while let Some(piece) = pieces.next().await {
+                if send.send(piece.map_err(error)).await.is_err() {
+                    return;
+                }
+            }
+        }))
     }
 
     async fn remove_image(&self, reference: &str) -> Result<()> {

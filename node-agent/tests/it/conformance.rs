@@ -1,0 +1,646 @@
+//! The behaviours of Kubernetes' conformance suite that a node shows by what a container prints:
+//! all pods of a test run at the same time on one node.
+//!
+//! Names are those of the suite (`[sig-node]`, `[sig-storage]`), shortened.
+
+use serde_json::{Value, json};
+
+use crate::harness::{IMAGE, Node};
+
+/// A pod that runs to its end and prints these lines, in any order.
+struct Case {
+    name: &'static str,
+    spec: Value,
+    prints: &'static [&'static str],
+}
+
+fn case(name: &'static str, spec: Value, prints: &'static [&'static str]) -> Case {
+    Case { name, spec, prints }
+}
+
+/// One container that runs `script`, with more fields of its own.
+fn container(script: &str, more: Value) -> Value {
+    let mut c = json!({"name": "c", "image": IMAGE, "imagePullPolicy": "Never",
+        "command": ["sh", "-c", script]});
+    for (key, value) in more.as_object().into_iter().flatten() {
+        c[key] = value.clone();
+    }
+    c
+}
+
+fn pod(script: &str, more: Value, mut spec: Value) -> Value {
+    spec["containers"] = json!([container(script, more)]);
+    spec
+}
+
+async fn check(cases: Vec<Case>, prepare: impl FnOnce(&Node)) {
+    let Some(node) = Node::start().await else {
+        return;
+    };
+    prepare(&node);
+    for (i, case) in cases.iter().enumerate() {
+        let mut spec = case.spec.clone();
+        spec["restartPolicy"] = json!("Never");
+        if spec["serviceAccountName"].is_null() {
+            spec["serviceAccountName"] = json!("default");
+        }
+        node.create(&format!("case-{i}"), spec);
+    }
+    let mut failures = Vec::new();
+    for (i, case) in cases.iter().enumerate() {
+        let pod = node
+            .wait_pod(&format!("case-{i}"), case.name, |pod| {
+                ["Succeeded", "Failed"].contains(&pod["status"]["phase"].as_str().unwrap_or(""))
+            })
+            .await;
+        let log = node.log(&pod, "c");
+        for line in case.prints {
+            if !log.lines().any(|l| l == *line) {
+                failures.push(format!(
+                    "{}: {line:?} is not in {log:?} ({})",
+                    case.name, pod["status"]["phase"]
+                ));
+            }
+        }
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+    for i in 0..cases.len() {
+        node.delete(&format!("case-{i}"));
+    }
+    for i in 0..cases.len() {
+        node.wait_gone(&format!("case-{i}")).await;
+    }
+    assert_eq!(node.containers().await, 0);
+}
+
+fn config(node: &Node) {
+    node.api.put(
+        "/api/v1/configmaps/default/m",
+        json!({"metadata": {"name": "m", "namespace": "default"},
+            "data": {"data-1": "value-1", "data-2": "value-2", "bad=name": "x"},
+            "binaryData": {"bytes": "3q2+7w=="}}),
+    );
+    node.api.put(
+        "/api/v1/secrets/default/s",
+        json!({"metadata": {"name": "s", "namespace": "default"}, "data": {"data-1": "dmFsdWUtMQ=="}}),
+    );
+    node.api.put(
+        "/api/v1/secrets/other/s",
+        json!({"metadata": {"name": "s", "namespace": "other"}, "data": {"data-1": "b3RoZXI="}}),
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn environment_and_commands() {
+    let env = |list: Value| json!({"env": list});
+    let field = |path: &str| json!({"valueFrom": {"fieldRef": {"fieldPath": path}}});
+    let named = |name: &str, mut source: Value| {
+        source["name"] = json!(name);
+        source
+    };
+    let resources = json!({"requests": {"cpu": "250m", "memory": "32Mi"},
+        "limits": {"cpu": "1250m", "memory": "64Mi"}});
+    let resource = |name: &str| json!({"valueFrom": {"resourceFieldRef": {"resource": name}}});
+    let cases = vec![
+        case(
+            "ConfigMap should be consumable via environment variable",
+            pod(
+                "echo $A",
+                env(
+                    json!([{"name": "A", "valueFrom": {"configMapKeyRef": {"name": "m", "key": "data-1"}}}]),
+                ),
+                json!({}),
+            ),
+            &["value-1"],
+        ),
+        case(
+            "ConfigMap should be consumable as environment variable names with various prefixes",
+            pod(
+                "",
+                json!({"command": ["/bin/busybox", "env"], "envFrom": [{"configMapRef": {"name": "m"}}, {"prefix": "p-", "configMapRef": {"name": "m"}},
+                    {"prefix": "no", "configMapRef": {"name": "missing", "optional": true}}]}),
+                json!({}),
+            ),
+            &["data-1=value-1", "p-data-1=value-1"],
+        ),
+        case(
+            "Secrets should be consumable via the environment",
+            pod(
+                "",
+                json!({"command": ["/bin/busybox", "env"], "envFrom": [{"prefix": "p_", "secretRef": {"name": "s"}}],
+                    "env": [{"name": "A", "valueFrom": {"secretKeyRef": {"name": "s", "key": "data-1"}}},
+                        {"name": "B", "valueFrom": {"secretKeyRef": {"name": "s", "key": "none", "optional": true}}}]}),
+                json!({}),
+            ),
+            &["A=value-1", "p_data-1=value-1"],
+        ),
+        case(
+            "Downward API should provide pod name, namespace, IP, UID and host IPs as env vars",
+            pod(
+                "echo $NAME.$NAMESPACE $HOST $HOSTS $SA $NODE; test -n \"$IP\" && test \"$IP\" = \"$IPS\" && test -n \"$ID\" && echo all",
+                env(json!([
+                    named("NAME", field("metadata.name")),
+                    named("NAMESPACE", field("metadata.namespace")),
+                    named("HOST", field("status.hostIP")),
+                    named("HOSTS", field("status.hostIPs")),
+                    named("IP", field("status.podIP")),
+                    named("IPS", field("status.podIPs")),
+                    named("ID", field("metadata.uid")),
+                    named("SA", field("spec.serviceAccountName")),
+                    named("NODE", field("metadata.labels['app']"))
+                ])),
+                json!({"serviceAccountName": "me"}),
+            ),
+            &["case-3.default 192.0.2.1 192.0.2.1 me case-3", "all"],
+        ),
+        case(
+            "Downward API should provide container's limits and requests as env vars",
+            pod(
+                "echo $A $B $C $D",
+                json!({"resources": resources, "env": [named("A", resource("limits.cpu")), named("B", resource("limits.memory")),
+                    named("C", resource("requests.cpu")), named("D", resource("requests.memory"))]}),
+                json!({}),
+            ),
+            &["2 67108864 1 33554432"],
+        ),
+        case(
+            "Downward API should provide default limits from node allocatable",
+            pod(
+                "test $A -ge 1 && test $B -gt 1000000 && echo node",
+                env(json!([
+                    named("A", resource("limits.cpu")),
+                    named("B", resource("limits.memory"))
+                ])),
+                json!({}),
+            ),
+            &["node"],
+        ),
+        case(
+            "Variable Expansion should allow composing env vars, in command and in args",
+            json!({"containers": [{"name": "c", "image": IMAGE, "imagePullPolicy": "Never",
+                "env": [{"name": "FOO", "value": "foo"}, {"name": "BAR", "value": "$(FOO);;$(NONE)"}],
+                "command": ["sh", "-c", "echo $BAR; echo $0", "arg $(FOO) $$(FOO)"]}]}),
+            &["foo;;$(NONE)", "arg foo $(FOO)"],
+        ),
+        case(
+            "Containers should be able to override the image's default command and arguments",
+            json!({"containers": [{"name": "c", "image": IMAGE, "imagePullPolicy": "Never",
+                "command": ["echo", "command"], "args": ["args"]}]}),
+            &["command args"],
+        ),
+        case(
+            "Containers should be able to override the image's default arguments",
+            json!({"containers": [{"name": "c", "image": IMAGE, "imagePullPolicy": "Never", "args": ["echo", "args"]}]}),
+            &["args"],
+        ),
+        case(
+            "Kubelet should write entries to /etc/hosts",
+            pod(
+                "cat /etc/hosts",
+                json!({}),
+                json!({"hostAliases": [{"ip": "123.45.67.89", "hostnames": ["foo", "bar"]}]}),
+            ),
+            &["# Entries added by HostAliases.", "123.45.67.89\tfoo\tbar"],
+        ),
+        case(
+            "setHostnameAsFQDN",
+            pod(
+                "hostname",
+                json!({}),
+                json!({"hostname": "h", "subdomain": "s", "setHostnameAsFQDN": true}),
+            ),
+            &["h.s.default.svc.cluster.local"],
+        ),
+        case(
+            "shareProcessNamespace",
+            pod(
+                "ps | grep -q /pause && echo shared",
+                json!({}),
+                json!({"shareProcessNamespace": true}),
+            ),
+            &["shared"],
+        ),
+    ];
+    check(cases, config).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn configuration_in_volumes() {
+    let at = |path: &str| json!({"volumeMounts": [{"name": "v", "mountPath": path}]});
+    let volume = |mut source: Value| {
+        source["name"] = json!("v");
+        json!({"volumes": [source]})
+    };
+    let as_user = |mut spec: Value| {
+        spec["securityContext"] = json!({"runAsUser": 1000, "fsGroup": 1001});
+        spec
+    };
+    let items = json!([{"key": "data-1", "path": "path/to/data", "mode": 256}]);
+    let show = "cat /v/data-1; echo; stat -Lc '%a %u:%g' /v/data-1";
+    let show_item = "cat /v/path/to/data; echo; stat -Lc '%a' /v/path/to/data";
+    let projected =
+        |sources: Value| volume(json!({"projected": {"sources": sources, "defaultMode": 256}}));
+    let cases = vec![
+        case(
+            "ConfigMap should be consumable from pods in volume",
+            pod(show, at("/v"), volume(json!({"configMap": {"name": "m"}}))),
+            &["value-1", "644 0:0"],
+        ),
+        case(
+            "ConfigMap should be consumable from pods in volume with defaultMode set",
+            pod(
+                show,
+                at("/v"),
+                volume(json!({"configMap": {"name": "m", "defaultMode": 256}})),
+            ),
+            &["value-1", "400 0:0"],
+        ),
+        case(
+            "ConfigMap should be consumable from pods in volume with mappings and Item mode set",
+            pod(
+                show_item,
+                at("/v"),
+                volume(json!({"configMap": {"name": "m", "items": items}})),
+            ),
+            &["value-1", "400"],
+        ),
+        case(
+            "ConfigMap binary data should be reflected in volume",
+            pod(
+                "test $(stat -Lc %s /v/bytes) = 4 && echo bytes",
+                at("/v"),
+                volume(json!({"configMap": {"name": "m"}})),
+            ),
+            &["bytes"],
+        ),
+        case(
+            "Secrets should be consumable as non-root with defaultMode and fsGroup set",
+            pod(
+                show,
+                at("/v"),
+                as_user(volume(
+                    json!({"secret": {"secretName": "s", "defaultMode": 288}}),
+                )),
+            ),
+            &["value-1", "440 0:1001"],
+        ),
+        case(
+            "Secrets should be consumable with mappings and Item Mode set",
+            pod(
+                show_item,
+                at("/v"),
+                volume(json!({"secret": {"secretName": "s", "items": items}})),
+            ),
+            &["value-1", "400"],
+        ),
+        case(
+            "Secrets optional: a missing one is an empty volume",
+            pod(
+                "ls /v; echo empty",
+                at("/v"),
+                volume(json!({"secret": {"secretName": "none", "optional": true}})),
+            ),
+            &["empty"],
+        ),
+        case(
+            "Downward API volume should provide podname, labels and resources with modes",
+            pod(
+                "cat /v/name; echo; cat /v/labels; echo; cat /v/cpu; echo; stat -Lc %a /v/name",
+                json!({"volumeMounts": [{"name": "v", "mountPath": "/v"}],
+                    "resources": {"limits": {"cpu": "1250m"}}}),
+                volume(json!({"downwardAPI": {"defaultMode": 256, "items": [
+                    {"path": "name", "fieldRef": {"fieldPath": "metadata.name"}},
+                    {"path": "labels", "fieldRef": {"fieldPath": "metadata.labels"}},
+                    {"path": "cpu", "resourceFieldRef": {"containerName": "c", "resource": "limits.cpu", "divisor": "1m"}}]}})),
+            ),
+            &["case-7", "app=\"case-7\"", "1250", "400"],
+        ),
+        case(
+            "Projected combined should project all components",
+            pod(
+                "cat /v/data-1; echo; cat /v/data-2; echo; cat /v/name; echo; cat /v/token; stat -Lc %a /v/name",
+                at("/v"),
+                projected(json!([{"secret": {"name": "s"}},
+                    {"configMap": {"name": "m", "items": [{"key": "data-2", "path": "data-2"}]}},
+                    {"downwardAPI": {"items": [{"path": "name", "fieldRef": {"fieldPath": "metadata.name"}}]}},
+                    {"serviceAccountToken": {"path": "token"}}])),
+            ),
+            &["value-1", "value-2", "case-8", "a.b.c400"],
+        ),
+        case(
+            "A token is its user's",
+            pod("stat -Lc '%a %u' /v/token; cat /v/token; echo", at("/v"), {
+                let mut spec = projected(json!([{"serviceAccountToken": {"path": "token"}}]));
+                spec["securityContext"] = json!({"runAsUser": 1000});
+                spec
+            }),
+            &["600 1000", "a.b.c"],
+        ),
+        case(
+            "Secrets should be consumable in multiple volumes",
+            pod(
+                "cat /a/data-1 /b/data-1; echo",
+                json!({"volumeMounts": [{"name": "a", "mountPath": "/a"}, {"name": "b", "mountPath": "/b"}]}),
+                json!({"volumes": [{"name": "a", "secret": {"secretName": "s"}},
+                    {"name": "b", "secret": {"secretName": "s"}}]}),
+            ),
+            &["value-1value-1"],
+        ),
+        case(
+            "Atomic writer volumes should support subpaths, at an existing file too",
+            pod(
+                "cat /sub/file /etc/hosts; echo; ls /sub; touch /sub/file || echo readonly",
+                json!({"volumeMounts": [
+                    {"name": "v", "mountPath": "/sub/file", "subPath": "data-1", "readOnly": true},
+                    {"name": "v", "mountPath": "/etc/hosts", "subPath": "data-2"}]}),
+                volume(json!({"configMap": {"name": "m"}})),
+            ),
+            &["value-1value-2", "file", "readonly"],
+        ),
+    ];
+    check(cases, config).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn scratch_space() {
+    let at = |path: &str| json!({"volumeMounts": [{"name": "v", "mountPath": path}]});
+    let disk = json!({"volumes": [{"name": "v", "emptyDir": {}}]});
+    let memory =
+        json!({"volumes": [{"name": "v", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}}]});
+    let with = |base: &Value, security: Value| {
+        let mut spec = base.clone();
+        spec["securityContext"] = security;
+        spec
+    };
+    let user = json!({"runAsUser": 1000});
+    let write = "stat -c %a /v; touch /v/f && chmod 640 /v/f && stat -c '%a %u' /v/f";
+    let host = tempfile::tempdir().unwrap();
+    std::fs::create_dir(host.path().join("d")).unwrap();
+    std::os::unix::fs::symlink("/etc", host.path().join("out")).unwrap();
+    let host_path = |kind: &str, more: &str| {
+        let path = host.path().join(more);
+        json!({"volumes": [{"name": "v", "hostPath": {"path": path, "type": kind}}]})
+    };
+    let expr = |path: &str, env: Value| {
+        json!({"env": env, "volumeMounts": [{"name": "v", "mountPath": "/v"},
+            {"name": "v", "mountPath": "/sub", "subPathExpr": path}]})
+    };
+    let cases = vec![
+        case(
+            "EmptyDir (root,default)",
+            pod(write, at("/v"), disk.clone()),
+            &["777", "640 0"],
+        ),
+        case(
+            "EmptyDir (non-root,default)",
+            pod(write, at("/v"), with(&disk, user.clone())),
+            &["777", "640 1000"],
+        ),
+        case(
+            "EmptyDir (root,tmpfs)",
+            pod(
+                &format!(
+                    "{write}; grep ' /v ' /proc/mounts | cut -d' ' -f1,3; dd if=/dev/zero of=/v/big bs=1k count=2000 2>/dev/null || echo full"
+                ),
+                at("/v"),
+                memory.clone(),
+            ),
+            &["777", "640 0", "tmpfs tmpfs", "full"],
+        ),
+        case(
+            "EmptyDir (non-root,tmpfs)",
+            pod(write, at("/v"), with(&memory, user.clone())),
+            &["777", "640 1000"],
+        ),
+        case(
+            "EmptyDir with fsGroup",
+            pod(
+                "touch /v/f; stat -c '%a %g' /v; stat -c %g /v/f",
+                at("/v"),
+                with(
+                    &disk,
+                    json!({"runAsUser": 1000, "fsGroup": 2000, "supplementalGroups": [3000]}),
+                ),
+            ),
+            &["2777 2000", "2000"],
+        ),
+        case(
+            "Variable Expansion should succeed in writing subpaths in container",
+            pod(
+                "touch /sub/f; ls /v /v/foo",
+                expr("$(POD)", json!([{"name": "POD", "value": "foo"}])),
+                disk.clone(),
+            ),
+            &["foo", "f"],
+        ),
+        case(
+            "subPath in memory",
+            pod(
+                "touch /sub/f; ls /v/a/b",
+                json!({"volumeMounts": [{"name": "v", "mountPath": "/v"},
+                    {"name": "v", "mountPath": "/sub", "subPath": "a/b"}]}),
+                memory.clone(),
+            ),
+            &["f"],
+        ),
+        case(
+            "hostPath Directory",
+            pod("echo ok", at("/v"), host_path("Directory", "d")),
+            &["ok"],
+        ),
+        case(
+            "hostPath FileOrCreate",
+            pod("stat -c %F /v", at("/v"), host_path("FileOrCreate", "f")),
+            &["regular empty file"],
+        ),
+        case(
+            "readOnly",
+            pod(
+                "touch /v/x || echo readonly",
+                json!({"volumeMounts": [{"name": "v", "mountPath": "/v", "readOnly": true}]}),
+                host_path("DirectoryOrCreate", "new"),
+            ),
+            &["readonly"],
+        ),
+    ];
+    check(cases, |_| ()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn security() {
+    let context = |security: Value| json!({"securityContext": security});
+    let cases = vec![
+        case(
+            "runAsUser and runAsGroup of the container",
+            pod(
+                "id -u; id -g",
+                context(json!({"runAsUser": 65534, "runAsGroup": 2002})),
+                json!({}),
+            ),
+            &["65534", "2002"],
+        ),
+        case(
+            "runAsUser and runAsGroup of the pod",
+            pod(
+                "echo $(id -u) $(id -g) $(id -G)",
+                json!({}),
+                json!({"securityContext": {"runAsUser": 1001, "runAsGroup": 2002, "supplementalGroups": [1234], "fsGroup": 5678}}),
+            ),
+            &["1001 2002 2002 1234 5678"],
+        ),
+        case(
+            "unprivileged when false",
+            pod(
+                "mount -t tmpfs x /tmp 2>/dev/null || echo unprivileged",
+                context(json!({"privileged": false})),
+                json!({}),
+            ),
+            &["unprivileged"],
+        ),
+        case(
+            "writable rootfs when readOnlyRootFilesystem=false",
+            pod(
+                "touch /tmp/x && echo writable",
+                context(json!({"readOnlyRootFilesystem": false})),
+                json!({}),
+            ),
+            &["writable"],
+        ),
+        case(
+            "should not write to root filesystem",
+            pod(
+                "touch /tmp/x 2>/dev/null || echo readonly",
+                context(json!({"readOnlyRootFilesystem": true})),
+                json!({}),
+            ),
+            &["readonly"],
+        ),
+        case(
+            "should not allow privilege escalation when false",
+            pod(
+                "grep NoNewPrivs /proc/self/status",
+                context(json!({"allowPrivilegeEscalation": false})),
+                json!({}),
+            ),
+            &["NoNewPrivs:\t1"],
+        ),
+        case(
+            "capabilities",
+            pod(
+                "grep CapEff /proc/self/status",
+                context(json!({"capabilities": {"drop": ["ALL"], "add": ["NET_RAW"]}})),
+                json!({}),
+            ),
+            &["CapEff:\t0000000000002000"],
+        ),
+        case(
+            "seccomp RuntimeDefault and Unconfined",
+            pod(
+                "grep Seccomp: /proc/self/status",
+                json!({}),
+                json!({"securityContext": {"seccompProfile": {"type": "RuntimeDefault"}}}),
+            ),
+            &["Seccomp:\t2"],
+        ),
+        case(
+            "without a seccomp profile",
+            pod("grep Seccomp: /proc/self/status", json!({}), json!({})),
+            &["Seccomp:\t0"],
+        ),
+        case(
+            "should support sysctls",
+            pod(
+                "cat /proc/sys/kernel/shm_rmid_forced /proc/sys/net/ipv4/ip_unprivileged_port_start",
+                json!({}),
+                json!({"securityContext": {"sysctls": [{"name": "kernel.shm_rmid_forced", "value": "1"},
+                    {"name": "net/ipv4/ip_unprivileged_port_start", "value": "0"}]}}),
+            ),
+            &["1", "0"],
+        ),
+        case(
+            "ImageVolume should succeed",
+            pod(
+                "ls /image/bin | grep -x busybox; touch /image/x 2>/dev/null || echo readonly",
+                json!({"volumeMounts": [{"name": "v", "mountPath": "/image"}]}),
+                json!({"volumes": [{"name": "v", "image": {"reference": IMAGE, "pullPolicy": "IfNotPresent"}}]}),
+            ),
+            &["busybox", "readonly"],
+        ),
+    ];
+    check(cases, |_| ()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn refused_pods_and_failing_containers() {
+    let Some(node) = Node::start().await else {
+        return;
+    };
+    let sysctl =
+        json!({"securityContext": {"sysctls": [{"name": "kernel.msgmax", "value": "8192"}]}});
+    node.create("sysctl", pod("true", json!({}), sysctl));
+    let huge = json!({"resources": {"requests": {"cpu": "1000"}}});
+    node.create("huge", pod("true", huge, json!({})));
+    let with = |mount: Value| {
+        pod(
+            "sleep 1000",
+            json!({"env": [{"name": "ABS", "value": "/tmp"}, {"name": "TICKS", "value": "`x`"}],
+                "volumeMounts": [mount]}),
+            json!({"volumes": [{"name": "v", "emptyDir": {}}]}),
+        )
+    };
+    node.create(
+        "absolute",
+        with(json!({"name": "v", "mountPath": "/v", "subPathExpr": "$(ABS)/x"})),
+    );
+    node.create(
+        "missing",
+        with(json!({"name": "v", "mountPath": "/v", "subPathExpr": "$(NONE)"})),
+    );
+    node.create(
+        "up",
+        with(json!({"name": "v", "mountPath": "/v", "subPath": "a/../../x"})),
+    );
+    let root = json!({"securityContext": {"runAsNonRoot": true}});
+    node.create("root", pod("true", root, json!({})));
+
+    for (name, reason, message) in [
+        (
+            "sysctl",
+            "SysctlForbidden",
+            "Pod was rejected: forbidden sysctl: \"kernel.msgmax\" not allowlisted",
+        ),
+        (
+            "huge",
+            "OutOfcpu",
+            "Pod was rejected: Node didn't have enough resource: cpu, requested: 1000000",
+        ),
+    ] {
+        let pod = node.wait_phase(name, "Failed").await;
+        assert_eq!(pod["status"]["reason"], reason);
+        let said = pod["status"]["message"].as_str().unwrap();
+        assert!(said.starts_with(message), "{said}");
+        assert!(pod["status"]["containerStatuses"].is_null());
+    }
+    for (name, text) in [
+        (
+            "absolute",
+            "error SubPath `/tmp/x` must not be an absolute path",
+        ),
+        ("missing", "missing value for \"NONE\""),
+        (
+            "up",
+            "unable to provision SubPath `a/../../x`: must not contain '..'",
+        ),
+        (
+            "root",
+            "container has runAsNonRoot and image will run as root",
+        ),
+    ] {
+        node.wait_pod(name, text, |pod| {
+            let waiting = &pod["status"]["containerStatuses"][0]["state"]["waiting"];
+            let message = waiting["message"].as_str().unwrap_or_default();
+            waiting["reason"] == "CreateContainerConfigError" && message.starts_with(text)
+        })
+        .await;
+    }
+}
