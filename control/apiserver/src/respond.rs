@@ -328,7 +328,13 @@ pub fn list(
             let printer = resource.def.printer.as_ref();
             let rows = entries.iter().map(|e| {
                 let value = rendering.value(&e.bytes);
-                ctx.row(printer, &value, rendering.include, out)
+                ctx.row(
+                    printer,
+                    resource.def.field_annotations,
+                    &value,
+                    rendering.include,
+                    out,
+                )
             });
             let table = json!({
                 "kind": "Table", "apiVersion": out.meta_version(), "metadata": metadata,
