@@ -201,23 +201,8 @@ pub(crate) fn docker(story: &Story<'_>) -> Result<()> {
     // Live restore: the containers never noticed.
     still_run(&containers)?;
     still_works(story)?;
-    // Established traffic goes on. New connections are refused for some seconds, as pods count as not ready while Docker
-    // cannot be asked about them: printed until that is mended (see the README).
-    for (what, report) in traffic.stop()? {
-        if what.contains("new connections") {
-            println!(
-                "{} of {} requests failed ({what})",
-                report.failed, report.requests
-            );
-        } else {
-            report.ensure_no_failures(&format!("kill -9 of dockerd ({what})"))?;
-            ensure!(
-                report.reconnected == 0,
-                "{} kept connections were lost",
-                report.reconnected
-            );
-        }
-    }
+    let lost = traffic.stop_without_failures("kill -9 of dockerd")?;
+    ensure!(lost == 0, "{lost} kept connections were lost");
     nodes_are_ready(story)
 }
 

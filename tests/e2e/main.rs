@@ -76,7 +76,10 @@ const STORIES: &[(&str, fn(&Story<'_>) -> Result<()>)] = &[
         "kill -9 of the control plane under load fails no request",
         healing::control_plane,
     ),
-    ("kill -9 of dockerd under load", healing::docker),
+    (
+        "kill -9 of dockerd under load fails no request",
+        healing::docker,
+    ),
     ("a dead node's pods run elsewhere", healing::node),
 ];
 

@@ -33,7 +33,7 @@ pub struct Options {
 }
 
 pub fn run(options: &Options) -> Result<()> {
-    setup::run()?;
+    setup::run_for_tests()?;
     build::run()?;
     progress::step("building the load generators", || {
         command::program(workspace::cargo())

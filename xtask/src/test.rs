@@ -34,7 +34,7 @@ pub struct Options {
 const ALL_BUT_PROGRAMS: [&str; 3] = ["--workspace", "--exclude", "skep-ebpf-programs"];
 
 pub fn run(options: &Options) -> Result<()> {
-    setup::run()?;
+    setup::run_for_tests()?;
     let only_stories = !options.words.is_empty();
     let mut total = Tally::default();
 

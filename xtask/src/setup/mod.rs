@@ -59,9 +59,27 @@ const PROTOBUF_TYPES: Package = Package {
     purpose: "building the etcd client",
 };
 
+/// Needed besides to test and to measure.
+const NEEDED_FOR_TESTS: [Package; 1] = [Package {
+    name: "nftables",
+    program: "nft",
+    purpose: "making sure that there are no rules, and measuring against rules",
+}];
+
+/// For building and running.
 pub fn run() -> Result<()> {
-    let mut missing: Vec<Package> = NEEDED
-        .into_iter()
+    provide(&NEEDED)
+}
+
+/// For tests and benches too.
+pub fn run_for_tests() -> Result<()> {
+    provide(&[&NEEDED[..], &NEEDED_FOR_TESTS[..]].concat())
+}
+
+fn provide(needed: &[Package]) -> Result<()> {
+    let mut missing: Vec<Package> = needed
+        .iter()
+        .copied()
         .filter(|package| command::find(package.program).is_none())
         .collect();
     if !has_protobuf_types() {
