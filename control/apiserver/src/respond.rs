@@ -442,7 +442,8 @@ fn partial_of(metadata: &Value, hidden: &[&str], out: &Output) -> Value {
 }
 
 fn hide_annotations(metadata: &mut Value, hidden: &[&str]) {
-    let Some(annotations) = metadata["annotations"].as_object_mut() else {
+    let annotations = metadata.get_mut("annotations");
+    let Some(annotations) = annotations.and_then(Value::as_object_mut) else {
         return;
     };
     for name in hidden {

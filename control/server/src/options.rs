@@ -70,9 +70,14 @@ pub struct Options {
     #[arg(long, value_name = "FILE")]
     pub token_auth_file: Option<PathBuf>,
 
-    /// Addresses of Services.
-    #[arg(long, value_name = "CIDR", default_value = "10.96.0.0/16")]
-    pub service_cidr: IpNet,
+    /// Addresses of Services: one range, or one of IPv4 and one of IPv6. The first one's family is the default.
+    #[arg(
+        long,
+        value_name = "CIDR[,CIDR]",
+        default_value = "10.96.0.0/16",
+        value_delimiter = ','
+    )]
+    pub service_cidr: Vec<IpNet>,
 
     /// Addresses of pods; each node gets a part of it.
     #[arg(long, value_name = "CIDR", default_value = "10.244.0.0/16")]

@@ -18,7 +18,7 @@ use skep_apiserver::{
     authz, build, builtin_registry,
     identity::User,
     relay::Relay,
-    services::Allocators,
+    services::{Allocators, Range},
     start_cache,
 };
 use skep_client::informer::Informers;
@@ -77,7 +77,10 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<()> {
             api_address: pki
                 .is_some()
                 .then(|| SocketAddr::new(advertise_address(&options), options.listen.port())),
-            service_cidr: options.service_cidr,
+            service_cidr: *options
+                .service_cidr
+                .first()
+                .context("--service-cidr is empty")?,
         };
         joining.prepare(&shutdown).await?;
         let client = components.client("system:kube-controller-manager").await?;
@@ -137,15 +140,26 @@ async fn serve_api(
         .map(|listener| listener.local_addr())
         .collect::<Result<_, _>>()?;
 
-    let IpNet::V4(service_cidr) = options.service_cidr else {
-        bail!(
-            "--service-cidr {}: only IPv4 ranges are supported",
-            options.service_cidr
-        );
-    };
+    let both = |[a, b]: [IpNet; 2]| a.addr().is_ipv4() != b.addr().is_ipv4();
+    match options.service_cidr.as_slice() {
+        [_] => {}
+        [a, b] if both([*a, *b]) => {}
+        all => bail!(
+            "--service-cidr: one range, or one of each IP family, not {}",
+            all.iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+                .join(",")
+        ),
+    }
     let (first, last) = options.service_node_port_range;
     let services = Allocators {
-        service_cidr,
+        ranges: options
+            .service_cidr
+            .iter()
+            .copied()
+            .map(Range::new)
+            .collect(),
         node_ports: first..=last,
     };
     let (names, addresses) = serving_names(options, advertise.ip(), services.first_ip());
@@ -270,7 +284,7 @@ fn advertise_address(options: &Options) -> IpAddr {
 fn serving_names(
     options: &Options,
     advertise: IpAddr,
-    service: Ipv4Addr,
+    service: Option<IpAddr>,
 ) -> (BTreeSet<String>, BTreeSet<IpAddr>) {
     let mut names: BTreeSet<String> = [
         "localhost",
@@ -283,11 +297,11 @@ fn serving_names(
     names.insert(format!("kubernetes.default.svc.{CLUSTER_DOMAIN}"));
     let mut addresses: BTreeSet<IpAddr> = [
         advertise,
-        IpAddr::V4(service),
         IpAddr::V4(Ipv4Addr::LOCALHOST),
         "::1".parse().expect("an address"),
     ]
     .into();
+    addresses.extend(service);
     if !options.listen.ip().is_unspecified() {
         addresses.insert(options.listen.ip());
     }

@@ -51,19 +51,24 @@ pub async fn run(api: &Arc<Api>, advertise: Option<SocketAddr>) -> Result<(), Bo
     for object in objects {
         ensure(api, object).await?;
     }
-    ensure(api, service_cidr(&api.services.service_cidr.to_string())).await?;
+    let cidrs = api.services.ranges.iter().map(|range| range.net());
+    ensure(
+        api,
+        service_cidr(cidrs.map(|net| net.to_string()).collect()),
+    )
+    .await?;
     if let Some(advertise) = advertise {
         kubernetes_service(api, advertise).await?;
     }
     Ok(())
 }
 
-fn service_cidr(cidr: &str) -> Value {
+fn service_cidr(cidrs: Vec<String>) -> Value {
     let at = now().to_string();
     json!({
         "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR",
         "metadata": {"name": "kubernetes"},
-        "spec": {"cidrs": [cidr]},
+        "spec": {"cidrs": cidrs},
         "status": {"conditions": [{
             "type": "Ready", "status": "True", "reason": "", "lastTransitionTime": at,
             "message": "Kubernetes default Service CIDR is ready",
@@ -73,7 +78,11 @@ fn service_cidr(cidr: &str) -> Value {
 
 /// The Service by which pods reach the API server, its address, and its endpoints.
 async fn kubernetes_service(api: &Arc<Api>, advertise: SocketAddr) -> Result<(), BootstrapError> {
-    let ip = api.services.first_ip().to_string();
+    let Some(address) = api.services.first_ip() else {
+        return Ok(());
+    };
+    let ip = address.to_string();
+    let ip_family = if address.is_ipv6() { "IPv6" } else { "IPv4" };
     let service = json!({
         "apiVersion": "v1", "kind": "Service",
         "metadata": {
@@ -82,12 +91,16 @@ async fn kubernetes_service(api: &Arc<Api>, advertise: SocketAddr) -> Result<(),
         },
         "spec": {
             "type": "ClusterIP", "clusterIP": ip, "clusterIPs": [ip], "sessionAffinity": "None",
-            "ipFamilies": ["IPv4"], "ipFamilyPolicy": "SingleStack", "internalTrafficPolicy": "Cluster",
+            "ipFamilies": [ip_family], "ipFamilyPolicy": "SingleStack", "internalTrafficPolicy": "Cluster",
             "ports": [{"name": "https", "port": 443, "protocol": "TCP", "targetPort": advertise.port()}],
         },
         "status": {"loadBalancer": {}},
     });
-    ensure(api, ip_address_object(&ip, "default", "kubernetes", now())).await?;
+    ensure(
+        api,
+        ip_address_object(address, "default", "kubernetes", now()),
+    )
+    .await?;
     ensure(api, service).await?;
     let (address, port) = (advertise.ip().to_string(), advertise.port());
     let endpoints = json!({

@@ -357,7 +357,8 @@ async fn answers_of_another_review() {
 async fn endless_answers() {
     let hook = Hook::raw(|_| {
         Box::pin(async {
-            let chunks = futures::stream::repeat(Ok::<_, std::convert::Infallible>(vec![b' '; 65536]));
+            let chunks =
+                futures::stream::repeat(Ok::<_, std::convert::Infallible>(vec![b' '; 65536]));
             Response::new(axum::body::Body::from_stream(chunks))
         })
     })

@@ -947,24 +947,23 @@ pub(super) fn complete(value: &mut Value, before: Option<&Value>, node: Node<'_>
 
 pub(super) fn forget_empty(value: &mut Value, node: Node<'_>) {
     match (node.shape(), value) {
-        (Shape::Object(object), Value::Object(map)) => {
-            for (name, value) in map {
-                let Some(field) = object.field(name) else {
-                    continue;
-                };
-                let ty = node.at(field.ty);
-                let hollow = match value {
-                    Value::Array(list) => list.is_empty(),
-                    Value::Object(map) => map.is_empty() && matches!(ty.shape(), Shape::Map { .. }),
-                    _ => false,
-                };
-                if hollow && field.zero == Zero::Keep {
-                    *value = Value::Null;
-                } else {
-                    forget_empty(value, ty);
-                }
+        (Shape::Object(object), Value::Object(map)) => map.retain(|name, value| {
+            let Some(field) = object.field(name) else {
+                return true;
+            };
+            let ty = node.at(field.ty);
+            let hollow = match value {
+                Value::Array(list) => list.is_empty(),
+                Value::Object(map) => map.is_empty() && matches!(ty.shape(), Shape::Map { .. }),
+                _ => false,
+            };
+            if !hollow {
+                forget_empty(value, ty);
+                return true;
             }
-        }
+            *value = Value::Null;
+            field.zero == Zero::Keep
+        }),
         (Shape::Map { values, .. }, Value::Object(map)) => {
             let values = node.at(*values);
             map.values_mut()

@@ -177,46 +177,61 @@ fn validate_reference(
 }
 
 fn validate_metric(metric: &MetricSpec, path: &Path<'_>, errors: &mut Errors) {
-    if metric.type_.is_empty() {
-        errors.required(&path.child("type"), "must specify a metric source type");
-    } else if !METRIC_TYPES.contains(&metric.type_.as_str()) {
-        errors.not_supported(&path.child("type"), metric.type_.as_str(), &METRIC_TYPES);
-        return;
+    let type_ = metric.type_.as_str();
+    let at = path.child("type");
+    if type_.is_empty() {
+        errors.required(&at, "must specify a metric source type");
     }
+    let known = METRIC_TYPES.contains(&type_);
+    if !known {
+        errors.not_supported(&at, type_, &METRIC_TYPES);
+    }
+    // (field, type, there), in the order in which upstream looks.
     let sources = [
-        ("object", metric.object.is_some(), "Object"),
-        ("external", metric.external.is_some(), "External"),
-        ("pods", metric.pods.is_some(), "Pods"),
-        ("resource", metric.resource.is_some(), "Resource"),
+        ("object", "Object", metric.object.is_some()),
+        ("external", "External", metric.external.is_some()),
+        ("pods", "Pods", metric.pods.is_some()),
+        ("resource", "Resource", metric.resource.is_some()),
         (
             "containerResource",
-            metric.container_resource.is_some(),
             "ContainerResource",
+            metric.container_resource.is_some(),
         ),
     ];
-    let expected = sources.iter().find(|(_, _, type_)| *type_ == metric.type_);
-    match expected {
-        Some((field, false, _)) => {
-            errors.required(
+    let present: Vec<&str> = sources
+        .iter()
+        .filter(|(_, _, there)| *there)
+        .map(|(field, _, _)| *field)
+        .collect();
+    // Only the first is looked into.
+    if let Some(first) = present.first() {
+        validate_source(metric, first, path, errors);
+    }
+    match sources.iter().find(|(_, of, _)| *of == type_) {
+        Some((field, _, false)) => errors.required(
+            &path.child(field),
+            "must populate information for the given metric source",
+        ),
+        Some(_) => {}
+        None => errors.not_supported(&at, type_, &METRIC_TYPES),
+    }
+    if present.len() == 1 {
+        return;
+    }
+    for (field, of, there) in sources {
+        if there && of != type_ {
+            errors.forbidden(
                 &path.child(field),
-                "must populate information for the given metric source",
+                "must populate the given metric source only",
             );
         }
-        Some((expected, true, _)) => {
-            for (field, _, _) in sources
-                .iter()
-                .filter(|(field, there, _)| *there && field != expected)
-            {
-                errors.forbidden(
-                    &path.child(field),
-                    "must populate the given metric source only",
-                );
-            }
-        }
-        None => {}
     }
-    if let Some(object) = &metric.object {
-        let at = path.child("object");
+}
+
+fn validate_source(metric: &MetricSpec, field: &str, path: &Path<'_>, errors: &mut Errors) {
+    let at = path.child(field);
+    let target_at = at.child("target");
+    if let ("object", Some(object)) = (field, &metric.object) {
         validate_reference(
             &object.described_object,
             false,
@@ -224,48 +239,44 @@ fn validate_metric(metric: &MetricSpec, path: &Path<'_>, errors: &mut Errors) {
             errors,
         );
         validate_identifier(&object.metric, &at.child("metric"), errors);
-        validate_target(&object.target, &at.child("target"), errors);
-        require_either(&object.target, &at.child("target"), errors);
+        validate_target(&object.target, &target_at, errors);
+        require_either(&object.target, &target_at, errors);
     }
-    if let Some(external) = &metric.external {
-        let at = path.child("external");
+    if let ("external", Some(external)) = (field, &metric.external) {
         validate_identifier(&external.metric, &at.child("metric"), errors);
-        validate_target(&external.target, &at.child("target"), errors);
-        require_either(&external.target, &at.child("target"), errors);
+        validate_target(&external.target, &target_at, errors);
+        require_either(&external.target, &target_at, errors);
         if external.target.value.is_some() && external.target.average_value.is_some() {
             errors.forbidden(
-                &at.child("target.value"),
+                &target_at.child("value"),
                 "may not set both a target value for metric and a per-pod target",
             );
         }
     }
-    if let Some(pods) = &metric.pods {
-        let at = path.child("pods");
+    if let ("pods", Some(pods)) = (field, &metric.pods) {
         validate_identifier(&pods.metric, &at.child("metric"), errors);
-        validate_target(&pods.target, &at.child("target"), errors);
+        validate_target(&pods.target, &target_at, errors);
         if amount(pods.target.average_value.as_ref()).is_none_or(|value| !value.is_positive()) {
             errors.required(
-                &at.child("target.averageValue"),
+                &target_at.child("averageValue"),
                 "must specify a positive target averageValue",
             );
         }
     }
-    if let Some(container) = &metric.container_resource {
-        let at = path.child("containerResource");
+    if let ("containerResource", Some(container)) = (field, &metric.container_resource) {
         if container.name.is_empty() {
             errors.required(&at.child("name"), "must specify a resource name");
         }
         if container.container.is_empty() {
             errors.required(&at.child("container"), "must specify a container");
         }
-        validate_resource_target(&container.target, &at.child("target"), errors);
+        validate_resource_target(&container.target, &target_at, errors);
     }
-    if let Some(resource) = &metric.resource {
-        let at = path.child("resource");
+    if let ("resource", Some(resource)) = (field, &metric.resource) {
         if resource.name.is_empty() {
             errors.required(&at.child("name"), "must specify a resource name");
         }
-        validate_resource_target(&resource.target, &at.child("target"), errors);
+        validate_resource_target(&resource.target, &target_at, errors);
     }
 }
 

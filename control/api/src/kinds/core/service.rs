@@ -172,6 +172,15 @@ fn set_spec_defaults(spec: &mut ServiceSpec) {
     }
 }
 
+/// Its ports get node ports, unless its load balancer does without.
+pub fn gives_node_ports(spec: &ServiceSpec) -> bool {
+    match spec.type_.text() {
+        "NodePort" => true,
+        "LoadBalancer" => spec.allocate_load_balancer_node_ports != Some(false),
+        _ => false,
+    }
+}
+
 /// Reached from outside by a node's port, a load balancer or an external address.
 pub fn is_externally_accessible(spec: &ServiceSpec) -> bool {
     match spec.type_.text() {
@@ -223,25 +232,21 @@ pub fn patch_allocated_values(spec: &mut ServiceSpec, old: &ServiceSpec) {
             spec.cluster_ips.clone_from(&old.cluster_ips);
         }
     }
-    let needs_ports = |spec: &ServiceSpec| matches!(spec.type_.text(), "NodePort" | "LoadBalancer");
-    if needs_ports(old) && needs_ports(spec) {
-        let key = |port: &ServicePort| (port.port, port.protocol.text().to_owned());
-        let taken: BTreeSet<i32> = spec
-            .ports
-            .items()
-            .iter()
-            .filter_map(|port| port.node_port)
-            .filter(|port| *port != 0)
-            .collect();
+    if gives_node_ports(old) && gives_node_ports(spec) {
+        let used = |spec: &ServiceSpec| -> BTreeSet<i32> {
+            let numbers = spec.ports.items().iter().filter_map(|port| port.node_port);
+            numbers.filter(|number| *number != 0).collect()
+        };
+        let mut kept: BTreeSet<i32> = used(old).intersection(&used(spec)).copied().collect();
         for port in spec.ports.iter_mut().flatten() {
             if port.node_port.unwrap_or(0) != 0 {
                 continue;
             }
-            let before = old.ports.items().iter().find(|one| key(one) == key(port));
-            if let Some(number) = before.and_then(|one| one.node_port)
-                && number != 0
-                && !taken.contains(&number)
-            {
+            // By name: everything else about a port may have changed.
+            let same = |before: &&ServicePort| before.name.text() == port.name.text();
+            let before = old.ports.items().iter().rfind(same);
+            let number = before.and_then(|before| before.node_port).unwrap_or(0);
+            if number != 0 && kept.insert(number) {
                 port.node_port = Some(number);
             }
         }
@@ -889,4 +894,30 @@ fn warnings(service: &Service, old: Option<&Service>) -> Warnings {
             .push("spec.externalName is ignored when spec.type is not \"ExternalName\"".to_owned());
     }
     warnings
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn an_update_keeps_what_it_leaves_out() {
+        let spec = |value: Value| -> ServiceSpec { serde_json::from_value(value).expect("a spec") };
+        let old = spec(json!({
+            "type": "NodePort", "clusterIP": "10.96.1.1", "clusterIPs": ["10.96.1.1"],
+            "ports": [{"name": "a", "port": 1, "nodePort": 30001}, {"name": "b", "port": 2, "nodePort": 30002}],
+        }));
+        let mut new = spec(json!({"type": "NodePort", "ports": [{"name": "b", "port": 3}]}));
+        patch_allocated_values(&mut new, &old);
+        assert_eq!(new.cluster_ips.items(), ["10.96.1.1"]);
+        assert_eq!(new.ports.items()[0].node_port, Some(30002));
+        // A number that the update gives to another port is not given twice.
+        let mut new = spec(
+            json!({"type": "NodePort", "ports": [{"name": "x", "port": 1, "nodePort": 30002}, {"name": "b", "port": 3}]}),
+        );
+        patch_allocated_values(&mut new, &old);
+        assert_eq!(new.ports.items()[1].node_port, None);
+    }
 }
