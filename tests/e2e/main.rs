@@ -10,6 +10,7 @@ mod healing;
 mod manifests;
 mod network;
 mod rollout;
+mod workloads;
 
 use std::panic::AssertUnwindSafe;
 use std::process::ExitCode;
@@ -63,6 +64,16 @@ const STORIES: &[(&str, fn(&Story<'_>) -> Result<()>)] = &[
         "nothing writes iptables or nftables rules",
         network::no_netfilter_rules,
     ),
+    (
+        "members of a StatefulSet keep their names and data",
+        workloads::stateful,
+    ),
+    (
+        "a DaemonSet runs on every node and is replaced",
+        workloads::on_every_node,
+    ),
+    ("Jobs end, give up, and come by schedule", workloads::jobs),
+    ("a drain respects a disruption budget", workloads::drain),
     (
         "a rolling update under load fails no request",
         rollout::under_load,
