@@ -582,10 +582,12 @@ impl Builder {
         let ty = self.type_of(property, message, &markers)?;
         let shape = &self.table.types[ty as usize].shape;
         let required = self.presence.required(id, name).unwrap_or(required);
+        // A kind may require in one version what it drops in another; only a list is dropped all the same.
+        let list = matches!(shape, Shape::List { .. });
         let fact = self
             .presence
             .of(id, name)
-            .filter(|zero| !required || *zero != Zero::Omit);
+            .filter(|zero| !required || list || *zero != Zero::Omit);
         let zero = fact.unwrap_or(match shape {
             _ if required => Zero::Keep,
             Shape::List { .. } | Shape::Map { .. } | Shape::String | Shape::Bytes => Zero::Omit,

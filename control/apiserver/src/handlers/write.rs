@@ -72,8 +72,32 @@ impl<'a> Target<'a> {
             }
             let reset = self.reset_fields();
             let writer = self.writer(ctx, options);
-            managed::update(live, new, schema, &writer, reset);
+            let convert = |version: &str, object: &Value| self.in_version(ctx, version, object);
+            managed::update_versioned(live, new, schema, &writer, reset, Some(&convert));
         }
+    }
+
+    /// An object of this resource in another version that is stored the same.
+    fn in_version(
+        self,
+        ctx: &Ctx,
+        api_version: &str,
+        object: &Value,
+    ) -> Option<(Value, skep_schema::TypeRef)> {
+        let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
+        let row = ctx
+            .registry
+            .get(group, version, &self.resource.def.plural)?;
+        let stored = |row: &Resource| (row.stored_group.clone(), row.stored_version.clone());
+        if stored(row) != stored(self.resource) {
+            return None;
+        }
+        let object = match &self.resource.def.conversion {
+            Some(conversion) => (conversion.to_storage)(object.clone()),
+            None => object.clone(),
+        };
+        let object = crate::storage::from_stored(row, object);
+        Some((object, row.def.schema.clone()?))
     }
 
     /// What this endpoint may not own.

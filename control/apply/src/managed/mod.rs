@@ -141,6 +141,16 @@ struct Entry {
     time: Option<String>,
 }
 
+impl Entry {
+    /// Gives up what changed; whether anything is left.
+    fn lose(&mut self, compared: &Comparison) -> bool {
+        self.set.subtract(&compared.modified);
+        self.set.subtract(&compared.added);
+        self.set.subtract(&compared.removed);
+        !self.set.is_empty()
+    }
+}
+
 /// `metadata.managedFields`, decoded.
 #[derive(Clone, Debug, Default)]
 struct Managers(BTreeMap<ManagerId, Entry>);
@@ -230,11 +240,26 @@ impl Managers {
 
     /// Takes from everybody what changed.
     fn lose(&mut self, compared: &Comparison) {
+        self.0.retain(|_, entry| entry.lose(compared));
+    }
+
+    /// The same where entries speak of other versions: what they own is compared in theirs, and goes with a version
+    /// that there is no more.
+    fn lose_versioned(
+        &mut self,
+        compared: &Comparison,
+        version: &str,
+        compare: impl Fn(&str) -> Option<Comparison>,
+    ) {
+        let mut known: BTreeMap<String, Option<Comparison>> = BTreeMap::new();
         self.0.retain(|_, entry| {
-            entry.set.subtract(&compared.modified);
-            entry.set.subtract(&compared.added);
-            entry.set.subtract(&compared.removed);
-            !entry.set.is_empty()
+            if entry.api_version == version {
+                return entry.lose(compared);
+            }
+            let theirs = known
+                .entry(entry.api_version.clone())
+                .or_insert_with(|| compare(&entry.api_version));
+            theirs.as_ref().is_some_and(|theirs| entry.lose(theirs))
         });
     }
 
@@ -341,9 +366,8 @@ fn compare(live: &Value, new: &Value, ty: &TypeRef, reset: &[&str]) -> Compariso
     compared
 }
 
-/// Records an update by `writer` in `managers`.
+/// Records an update by `writer` in `managers`, which have lost what changed.
 fn record(managers: &mut Managers, compared: Comparison, writer: &Writer) {
-    managers.lose(&compared);
     let mut own = compared.added;
     own.union(&compared.modified);
     own.subtract(&FieldSet::of_fields(&UNOWNED));
@@ -389,6 +413,21 @@ pub fn update(
     writer: &Writer,
     reset: &[&str],
 ) {
+    update_versioned(live, new, ty, writer, reset, None);
+}
+
+/// An object in another version, given its `apiVersion`, and that version's type. `None`: there is no such version.
+pub type InVersion<'a> = &'a dyn Fn(&str, &Value) -> Option<(Value, TypeRef)>;
+
+/// [`update`] of a kind of which several versions are served.
+pub fn update_versioned(
+    live: Option<&Value>,
+    new: &mut Value,
+    ty: &TypeRef,
+    writer: &Writer,
+    reset: &[&str],
+    other_versions: Option<InVersion<'_>>,
+) {
     let mut managers = managers_of(live, new, &writer.subresource);
     let empty;
     let old = match live {
@@ -398,7 +437,16 @@ pub fn update(
             &empty
         }
     };
-    record(&mut managers, compare(old, new, ty, reset), writer);
+    let compared = compare(old, new, ty, reset);
+    match other_versions {
+        None => managers.lose(&compared),
+        Some(convert) => managers.lose_versioned(&compared, &writer.api_version, |version| {
+            let (old, ty) = convert(version, old)?;
+            let (new, _) = convert(version, new)?;
+            Some(compare(&old, &new, &ty, reset))
+        }),
+    }
+    record(&mut managers, compared, writer);
     managers.cap();
     write_back(new, &managers);
     if let Some(live) = live {
