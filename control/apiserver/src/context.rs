@@ -9,7 +9,6 @@ use http::{HeaderMap, Method, header};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use jiff::Timestamp;
 use parking_lot::Mutex;
-use tokio::sync::Semaphore;
 
 use crate::{
     admission::Chain,
@@ -27,8 +26,6 @@ use crate::{
 
 /// Largest request body, as upstream's.
 pub const MAX_BODY_BYTES: usize = 3 * 1024 * 1024;
-/// Requests worked on at once (upstream: 400 that read and 200 that write).
-pub const MAX_IN_FLIGHT: usize = 600;
 /// How long a client may take to send its body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(34);
 
@@ -46,8 +43,7 @@ pub struct Api {
     pub documents: crate::openapi::Documents,
     pub discovery: crate::discovery::Cache,
     pub metrics: Metrics,
-    /// Requests being worked on; see [`MAX_IN_FLIGHT`].
-    pub in_flight: Arc<Semaphore>,
+    pub fairness: crate::fairness::Fairness,
     pub readiness: crate::health::Readiness,
 }
 

@@ -12,6 +12,7 @@ pub mod cache;
 pub mod codec;
 pub mod context;
 pub mod discovery;
+pub mod fairness;
 pub mod handlers;
 pub mod health;
 pub mod hooks;

@@ -14,6 +14,7 @@ use crate::{
     bootstrap,
     cache::{Cache, Index, Indexer, Options},
     context::Api,
+    fairness::Fairness,
     health::Readiness,
     metrics::Metrics,
     registry::Registry,
@@ -99,6 +100,7 @@ fn indexer(registry: Arc<ArcSwap<Registry>>) -> Indexer {
 /// When the first objects cannot be written.
 pub async fn build(config: Config) -> anyhow::Result<Server> {
     let chain = config.admission.unwrap_or_else(admission::default_chain);
+    let fairness = Fairness::new(config.cache.clone());
     let webhooks = Webhooks::new(config.registry.clone(), config.cache.clone());
     let api = Arc::new(Api {
         storage: Storage {
@@ -115,7 +117,7 @@ pub async fn build(config: Config) -> anyhow::Result<Server> {
         documents: Default::default(),
         discovery: Default::default(),
         metrics: Metrics::default(),
-        in_flight: Arc::new(tokio::sync::Semaphore::new(crate::context::MAX_IN_FLIGHT)),
+        fairness,
         readiness: Readiness::default(),
     });
     bootstrap::run(&api, config.advertise).await?;

@@ -12,13 +12,12 @@ use axum::{body::Body, response::Response};
 use futures::{FutureExt, future::BoxFuture};
 use http::{Method, Request, StatusCode};
 use skep_api::resource::Verb;
-use tokio::sync::OwnedSemaphorePermit;
 
 use crate::{
     authn::identify::identify,
     context::{Api, Ctx, now},
     discovery, handlers, health,
-    identity::{MASTERS, User},
+    identity::User,
     openapi,
     registry::Resource,
     respond::{self, json_response, text},
@@ -100,12 +99,9 @@ pub async fn handle(api: Arc<Api>, request: Request<Body>) -> Response {
 
 /// How long a handler may take until it answers; a body that is streamed afterwards may take longer.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long a request may wait for its turn before it is refused.
-const QUEUE_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Bounds how long a request is worked on, and how many are at once. Watches count until they have begun only.
-/// Components of the cluster and probes are not held up by everybody else, and a relayed request may take as long as its
-/// command does.
+/// Bounds how long a request is worked on, and how many are at once (see [`crate::fairness`]). Watches count until they
+/// have begun only, and a relayed request may take as long as its command does.
 async fn bounded(ctx: &Ctx) -> Result<Response> {
     let relayed = matches!(
         ctx.info.subresource.as_str(),
@@ -114,31 +110,27 @@ async fn bounded(ctx: &Ctx) -> Result<Response> {
     if relayed {
         return route(ctx).await;
     }
-    let exempt = ctx.user.groups.iter().any(|group| group == MASTERS)
-        || matches!(ctx.info.path.as_str(), "/healthz" | "/livez" | "/readyz");
-    let _turn = if exempt { None } else { Some(turn(ctx).await?) };
-    match tokio::time::timeout(REQUEST_TIMEOUT, route(ctx)).await {
-        Ok(answer) => answer,
-        Err(_) => Err(Status::plain(
-            504,
-            "Timeout",
-            "Timeout: request did not complete within the allotted timeout",
-        )),
-    }
-}
-
-async fn turn(ctx: &Ctx) -> Result<OwnedSemaphorePermit> {
-    let turn = ctx.api.in_flight.clone().acquire_owned();
-    match tokio::time::timeout(QUEUE_TIMEOUT, turn).await {
-        Ok(Ok(permit)) => Ok(permit),
-        _ => {
+    let (class, turn) = ctx.api.fairness.turn(&ctx.user, &ctx.info).await;
+    let mut response = match turn {
+        Err(refused) => {
             ctx.api.metrics.refused.fetch_add(1, Ordering::Relaxed);
-            Err(Status::too_many_requests(
-                "too many requests, please try again later",
-                1,
-            ))
+            refused
         }
-    }
+        Ok(_seat) => match tokio::time::timeout(REQUEST_TIMEOUT, route(ctx)).await {
+            Ok(Ok(response)) => response,
+            Ok(Err(status)) => respond::failure(ctx, &status),
+            Err(_) => respond::failure(
+                ctx,
+                &Status::plain(
+                    504,
+                    "Timeout",
+                    "Timeout: request did not complete within the allotted timeout",
+                ),
+            ),
+        },
+    };
+    class.mark(&mut response);
+    Ok(response)
 }
 
 async fn route(ctx: &Ctx) -> Result<Response> {
@@ -173,10 +165,12 @@ async fn route(ctx: &Ctx) -> Result<Response> {
     }
     match ctx.info.path.as_str() {
         "/version" | "/version/" => Ok(json_response(StatusCode::OK, &health::version())),
-        "/metrics" => Ok(text(
-            StatusCode::OK,
-            ctx.api.metrics.render(&ctx.api.storage.cache),
-        )),
+        "/metrics" => {
+            let mut metrics = ctx.api.metrics.render(&ctx.api.storage.cache);
+            // Writing to a string cannot fail.
+            let _written = ctx.api.fairness.write_metrics(&mut metrics);
+            Ok(text(StatusCode::OK, metrics))
+        }
         "/" => Ok(json_response(StatusCode::OK, &root_paths(ctx))),
         _ => Ok(text(StatusCode::NOT_FOUND, "404 page not found\n")),
     }

@@ -8,6 +8,7 @@ mod dynamic;
 mod limit_ranger;
 pub mod metrics;
 mod namespaces;
+mod node_restriction;
 mod nodes;
 mod pod_security;
 mod pods;
@@ -134,6 +135,7 @@ pub fn default_chain() -> Chain {
         Arc::new(namespaces::NamespaceLifecycle),
         Arc::new(limit_ranger::LimitRanger),
         Arc::new(service_account::ServiceAccount),
+        Arc::new(node_restriction::NodeRestriction),
         Arc::new(nodes::TaintNodesByCondition),
         Arc::new(pod_security::PodSecurity),
         Arc::new(pods::Priority),
@@ -146,6 +148,7 @@ pub fn default_chain() -> Chain {
         Arc::new(certificates::CertificateSigning),
         Arc::new(certificates::CertificateSubjectRestriction),
         Arc::new(nodes::DefaultIngressClass),
+        Arc::new(nodes::PodTopologyLabels),
         Arc::new(dynamic::MutatingAdmissionPolicy::default()),
         Arc::new(dynamic::MutatingAdmissionWebhook::default()),
         Arc::new(dynamic::ValidatingAdmissionPolicy::default()),

@@ -1,9 +1,9 @@
-//! TaintNodesByCondition, DefaultIngressClass.
+//! TaintNodesByCondition, DefaultIngressClass, PodTopologyLabels.
 
 use async_trait::async_trait;
 use serde_json::{Value, json};
 
-use super::{Attributes, Operation, Plugin, objects};
+use super::{Attributes, Operation, Plugin, object, objects};
 use crate::{
     context::Api,
     status::{Result, Status},
@@ -70,6 +70,48 @@ impl Plugin for DefaultIngressClass {
             return Err(Status::internal_message(
                 "default ingress class without a name",
             ));
+        }
+        Ok(())
+    }
+}
+
+/// A pod carries the zone and region of its node, so that what runs in it can know them (KEP-4742).
+pub struct PodTopologyLabels;
+
+#[async_trait]
+impl Plugin for PodTopologyLabels {
+    fn name(&self) -> &'static str {
+        "PodTopologyLabels"
+    }
+
+    async fn mutate(&self, api: &Api, attributes: &mut Attributes<'_>) -> Result<()> {
+        const LABELS: [&str; 2] = [
+            "topology.kubernetes.io/zone",
+            "topology.kubernetes.io/region",
+        ];
+        if !attributes.resource.is("", "pods") || attributes.operation != Operation::Create {
+            return Ok(());
+        }
+        let node = match attributes.subresource {
+            "" => &attributes.object["spec"]["nodeName"],
+            // The binding's labels become the pod's.
+            "binding" if attributes.object["target"]["kind"] == "Node" => {
+                &attributes.object["target"]["name"]
+            }
+            _ => return Ok(()),
+        };
+        let Some(node) = node.as_str().filter(|name| !name.is_empty()) else {
+            return Ok(());
+        };
+        let Some(node) = object(api, "", "nodes", "", node).await? else {
+            return Ok(());
+        };
+        for label in LABELS {
+            let value = &node["metadata"]["labels"][label];
+            let own = &attributes.object["metadata"]["labels"][label];
+            if !value.is_null() && own.is_null() {
+                attributes.object["metadata"]["labels"][label] = value.clone();
+            }
         }
         Ok(())
     }

@@ -121,10 +121,24 @@ impl Plugin for PodSecurity {
             ))
         };
         let is_pod = attributes.resource.is("", "pods");
-        if is_pod && let Some(broken) = describe(&enforce) {
+        let audited = describe(&Policy::of(&namespace, "audit"));
+        let enforced = is_pod.then(|| describe(&enforce)).flatten();
+        let warned = describe(&warn);
+        let mut annotate = |key: &str, value: String| {
+            attributes
+                .annotations
+                .push((format!("{PREFIX}{key}"), value));
+        };
+        if is_pod {
+            annotate("enforce-policy", enforce.name());
+        }
+        if let Some(broken) = audited {
+            annotate("audit-violations", format!("would violate {broken}"));
+        }
+        if let Some(broken) = enforced {
             return Err(forbidden(attributes, &format!("violates {broken}")));
         }
-        if let Some(broken) = describe(&warn) {
+        if let Some(broken) = warned {
             attributes.warnings.push(format!("would violate {broken}"));
         }
         Ok(())

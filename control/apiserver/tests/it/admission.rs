@@ -139,3 +139,79 @@ async fn an_eviction_spends_the_budget() {
         "DisruptionBudget"
     );
 }
+
+#[tokio::test]
+async fn agents_write_only_what_is_their_nodes() {
+    let cluster = Cluster::start().await;
+    let node = json!({"metadata": {"name": "n", "labels": {
+        "topology.kubernetes.io/zone": "z", "topology.kubernetes.io/region": "r",
+    }}});
+    cluster.post("/api/v1/nodes", node).await.expect(201);
+    let pods = "/api/v1/namespaces/default/pods";
+    for (name, on) in [("mine", "n"), ("other", "m")] {
+        let pod = json!({"metadata": {"name": name}, "spec": {
+            "nodeName": on, "containers": [{"name": "c", "image": "i"}],
+        }});
+        cluster.post(pods, pod).await.expect(201);
+    }
+    // What runs in a pod can know where it is.
+    let mine = cluster.get(&format!("{pods}/mine")).await.expect(200);
+    assert_eq!(
+        mine["metadata"]["labels"],
+        json!({"topology.kubernetes.io/zone": "z", "topology.kubernetes.io/region": "r"})
+    );
+    let agent = async |method: &str, path: &str, body: Value, code: u16, why: &str| {
+        let answer = cluster.as_agent("n", method, path, &body).await;
+        let status = answer.expect(code);
+        let message = status["message"].as_str().unwrap_or_default();
+        assert!(message.contains(why), "{status}");
+    };
+    let status = json!({"status": {"phase": "Running"}});
+    agent(
+        "PATCH",
+        &format!("{pods}/mine/status"),
+        status.clone(),
+        200,
+        "",
+    )
+    .await;
+    let why = "node \"n\" can only update pod status for pods with spec.nodeName set to itself";
+    agent("PATCH", &format!("{pods}/other/status"), status, 403, why).await;
+    let why = "node \"n\" can only delete pods with spec.nodeName set to itself";
+    agent("DELETE", &format!("{pods}/other"), Value::Null, 403, why).await;
+    let plain =
+        json!({"metadata": {"name": "p"}, "spec": {"containers": [{"name": "c", "image": "i"}]}});
+    agent(
+        "POST",
+        pods,
+        plain,
+        403,
+        "node \"n\" can only create mirror pods",
+    )
+    .await;
+    let labels = |key: &str| json!({"metadata": {"labels": {key: "x"}}});
+    agent("PATCH", "/api/v1/nodes/n", labels("example.com/x"), 200, "").await;
+    let why = "node \"n\" is not allowed to modify labels: node-restriction.kubernetes.io/x";
+    agent(
+        "PATCH",
+        "/api/v1/nodes/n",
+        labels("node-restriction.kubernetes.io/x"),
+        403,
+        why,
+    )
+    .await;
+    let taints = json!({"spec": {"taints": []}});
+    agent(
+        "PATCH",
+        "/api/v1/nodes/n",
+        taints,
+        403,
+        "is not allowed to modify taints",
+    )
+    .await;
+    let lease = json!({"metadata": {"name": "m"}});
+    let leases = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases";
+    let why = "can only access node lease with the same name as the requesting node";
+    agent("POST", leases, lease, 403, why).await;
+    agent("POST", leases, json!({"metadata": {"name": "n"}}), 201, "").await;
+}

@@ -1,0 +1,178 @@
+use serde_json::json;
+
+use super::*;
+
+fn level(name: &str, shares: u32, lendable: u32, borrowing: Option<u32>, queue: Value) -> Value {
+    let mut limited = json!({
+        "nominalConcurrencyShares": shares, "lendablePercent": lendable, "limitResponse": queue,
+    });
+    if let Some(borrowing) = borrowing {
+        limited["borrowingLimitPercent"] = borrowing.into();
+    }
+    json!({"metadata": {"name": name}, "spec": {"type": "Limited", "limited": limited}})
+}
+
+fn queues(queues: u32, hand: u32, length: u32) -> Value {
+    json!({"type": "Queue", "queuing": {"queues": queues, "handSize": hand, "queueLengthLimit": length}})
+}
+
+fn reject() -> Value {
+    json!({"type": "Reject"})
+}
+
+fn seats(levels: &[Value], total: u32) -> Seats {
+    let mut seats = Seats::default();
+    seats.configure(Limits::of_levels(levels, total));
+    seats
+}
+
+fn granted(asked: Asked) -> Grant {
+    match asked {
+        Asked::Granted(grant) => grant,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn queued(asked: Asked) -> oneshot::Receiver<Grant> {
+    match asked {
+        Asked::Queued { granted, .. } => granted,
+        other => panic!("{other:?}"),
+    }
+}
+
+const SOON: Duration = Duration::from_millis(1);
+
+#[test]
+fn seats_are_shared_out_as_upstream_does() {
+    let limits = Limits::of_levels(
+        &[
+            level("a", 30, 33, None, reject()),
+            level("b", 10, 0, Some(50), queues(8, 2, 5)),
+            json!({"metadata": {"name": "e"}, "spec": {"type": "Exempt", "exempt": {"nominalConcurrencyShares": 0}}}),
+        ],
+        100,
+    );
+    assert_eq!((limits["a"].nominal, limits["a"].lendable), (75, 25));
+    assert_eq!((limits["b"].nominal, limits["b"].borrowing), (25, Some(13)));
+    assert!(limits["e"].exempt);
+}
+
+#[test]
+fn hands_are_of_different_queues() {
+    for flow in [0, 1, 7, 12345, u64::MAX] {
+        for (queues, size) in [(1, 1), (8, 8), (64, 6), (128, 6)] {
+            let mut hand = deal(flow, queues, size);
+            assert!(hand.iter().all(|card| *card < queues));
+            hand.sort_unstable();
+            hand.dedup();
+            assert_eq!(hand.len(), size);
+        }
+    }
+}
+
+#[test]
+fn a_level_without_queues_refuses_and_one_with_queues_waits() {
+    let mut seats = seats(
+        &[
+            level("r", 1, 0, Some(0), reject()),
+            level("q", 1, 0, Some(0), queues(1, 1, 1)),
+        ],
+        2,
+    );
+    let first = granted(seats.ask("r", "s", 1));
+    assert!(matches!(seats.ask("r", "s", 1), Asked::Refused));
+    seats.release(first, SOON);
+    drop(granted(seats.ask("r", "s", 1)));
+
+    let first = granted(seats.ask("q", "s", 1));
+    let mut second = queued(seats.ask("q", "s", 1));
+    assert!(matches!(seats.ask("q", "s", 1), Asked::Refused));
+    assert!(second.try_recv().is_err());
+    seats.release(first, SOON);
+    let second = second.try_recv().unwrap();
+    seats.release(second, SOON);
+    assert_eq!(seats.levels["q"].taken, 0);
+}
+
+#[test]
+fn idle_seats_are_lent_and_come_back() {
+    let levels = [
+        level("big", 1, 50, Some(0), queues(1, 1, 9)),
+        level("small", 1, 0, None, queues(1, 1, 9)),
+    ];
+    let mut seats = seats(&levels, 8);
+    // Four of its own and two of the other's four.
+    let taken: Vec<Grant> = (0..6)
+        .map(|_| granted(seats.ask("small", "s", 1)))
+        .collect();
+    let _waits = queued(seats.ask("small", "s", 1));
+    assert_eq!(
+        (seats.levels["big"].lent, seats.levels["small"].borrowed),
+        (2, 2)
+    );
+    let own: Vec<Grant> = (0..2).map(|_| granted(seats.ask("big", "s", 1))).collect();
+    let mut third = queued(seats.ask("big", "s", 1));
+    // A lender that waits itself gets its seat back before the borrower's next request.
+    let borrowed = taken
+        .into_iter()
+        .find(|grant| grant.owner == "big")
+        .unwrap();
+    seats.release(borrowed, SOON);
+    assert!(third.try_recv().is_ok());
+    drop(own);
+}
+
+#[test]
+fn a_flow_that_floods_cannot_keep_others_waiting() {
+    let mut seats = seats(&[level("l", 1, 0, Some(0), queues(2, 1, 1000))], 1);
+    let running = granted(seats.ask("l", "s", 0));
+    let mut flood: VecDeque<_> = (0..100).map(|_| queued(seats.ask("l", "s", 0))).collect();
+    let mut polite = queued(seats.ask("l", "s", 1));
+    seats.release(running, Duration::from_millis(100));
+    // The other flow's queue has had less, so it is next, before a hundred that came earlier.
+    let grant = polite.try_recv().unwrap();
+    seats.release(grant, SOON);
+    assert!(flood.pop_front().unwrap().try_recv().is_ok());
+}
+
+#[test]
+fn who_leaves_the_queue_takes_no_seat() {
+    let mut seats = seats(&[level("l", 1, 0, Some(0), queues(1, 1, 5))], 1);
+    let running = granted(seats.ask("l", "s", 0));
+    let gone = queued(seats.ask("l", "s", 0));
+    drop(gone);
+    let Asked::Queued {
+        ticket,
+        granted: left,
+    } = seats.ask("l", "s", 0)
+    else {
+        panic!()
+    };
+    seats.leave("l", ticket);
+    drop(left);
+    let mut last = queued(seats.ask("l", "s", 0));
+    seats.release(running, SOON);
+    let grant = last.try_recv().unwrap();
+    seats.release(grant, SOON);
+    let level = &seats.levels["l"];
+    assert_eq!((level.taken, level.executing, level.waiting), (0, 0, 0));
+}
+
+#[test]
+fn a_new_configuration_keeps_who_is_there() {
+    let mut seats = seats(&[level("l", 1, 0, Some(0), queues(4, 1, 9))], 1);
+    let running = granted(seats.ask("l", "s", 0));
+    let mut waiting: Vec<_> = (0..4)
+        .map(|flow| queued(seats.ask("l", "s", flow)))
+        .collect();
+    seats.configure(Limits::of_levels(
+        &[level("l", 1, 0, Some(0), queues(2, 1, 9))],
+        3,
+    ));
+    let served = waiting.iter_mut().filter_map(|w| w.try_recv().ok());
+    assert_eq!(served.collect::<Vec<_>>().len(), 2);
+    seats.configure(BTreeMap::new());
+    assert!(seats.levels.contains_key("l"));
+    seats.release(running, SOON);
+    assert!(matches!(seats.ask("gone", "s", 0), Asked::Refused));
+}
