@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use futures::StreamExt;
 use http::Request;
 use k8s_openapi::{
     api::core::v1::ConfigMap,
@@ -17,7 +18,6 @@ use kube::{
         watcher,
     },
 };
-use futures::StreamExt;
 use serde_json::json;
 use skep_apiserver::identity::User;
 use tower::ServiceExt;
@@ -28,12 +28,14 @@ const DEADLINE: Duration = Duration::from_secs(20);
 const FINALIZER: &str = "example.com/greeter";
 
 fn client(cluster: &Cluster) -> Client {
-    let service = cluster.server.router().map_request(
-        |mut request: Request<kube::client::Body>| {
-            request.extensions_mut().insert(User::component("operator"));
-            request.map(axum::body::Body::new)
-        },
-    );
+    let service =
+        cluster
+            .server
+            .router()
+            .map_request(|mut request: Request<kube::client::Body>| {
+                request.extensions_mut().insert(User::component("operator"));
+                request.map(axum::body::Body::new)
+            });
     Client::new(service, "default")
 }
 
@@ -48,7 +50,8 @@ struct Failed(String);
 
 /// Keeps a ConfigMap with the greeting of each Greeter, and says so in its status.
 async fn reconcile(greeter: Arc<DynamicObject>, context: Arc<Context>) -> Result<Action, Failed> {
-    let greeters = Api::<DynamicObject>::default_namespaced_with(context.client.clone(), &context.kind);
+    let greeters =
+        Api::<DynamicObject>::default_namespaced_with(context.client.clone(), &context.kind);
     let maps = Api::<ConfigMap>::default_namespaced(context.client.clone());
     let failed = |error: kube::Error| Failed(error.to_string());
     finalizer(&greeters, FINALIZER, greeter, |event| async move {
@@ -60,19 +63,26 @@ async fn reconcile(greeter: Arc<DynamicObject>, context: Arc<Context>) -> Result
                     "data": {"greeting": greeter.data["spec"]["greeting"]},
                 });
                 let params = PatchParams::apply("greeter").force();
-                maps.patch(&name, &params, &Patch::Apply(&map)).await.map_err(failed)?;
+                maps.patch(&name, &params, &Patch::Apply(&map))
+                    .await
+                    .map_err(failed)?;
                 let status = json!({
                     "apiVersion": "example.com/v1", "kind": "Greeter",
                     "status": {"observedGeneration": greeter.metadata.generation},
                 });
-                Api::<DynamicObject>::default_namespaced_with(context.client.clone(), &context.kind)
-                    .patch_status(&name, &params, &Patch::Apply(&status))
-                    .await
-                    .map_err(failed)?;
+                Api::<DynamicObject>::default_namespaced_with(
+                    context.client.clone(),
+                    &context.kind,
+                )
+                .patch_status(&name, &params, &Patch::Apply(&status))
+                .await
+                .map_err(failed)?;
             }
             Event::Cleanup(greeter) => {
                 let params = DeleteParams::default();
-                maps.delete(&greeter.name_any(), &params).await.map_err(failed)?;
+                maps.delete(&greeter.name_any(), &params)
+                    .await
+                    .map_err(failed)?;
             }
         }
         Ok::<_, Failed>(Action::await_change())
@@ -115,9 +125,14 @@ async fn an_operator_of_kube_rs_works() {
         client: client.clone(),
         kind: kind.clone(),
     });
-    let controller = Controller::new_with(greeters.clone(), watcher::Config::default(), kind.clone())
-        .run(reconcile, |_, _, _| Action::requeue(Duration::from_millis(50)), context)
-        .for_each(|_| futures::future::ready(()));
+    let controller =
+        Controller::new_with(greeters.clone(), watcher::Config::default(), kind.clone())
+            .run(
+                reconcile,
+                |_, _, _| Action::requeue(Duration::from_millis(50)),
+                context,
+            )
+            .for_each(|_| futures::future::ready(()));
     let controller = tokio::spawn(controller);
 
     let greeter = json!({
@@ -144,7 +159,9 @@ async fn an_operator_of_kube_rs_works() {
         .delete("a", &DeleteParams::default())
         .await
         .expect("deleted");
-    let gone = await_condition(greeters, "a", |object: Option<&DynamicObject>| object.is_none());
+    let gone = await_condition(greeters, "a", |object: Option<&DynamicObject>| {
+        object.is_none()
+    });
     tokio::time::timeout(DEADLINE, gone)
         .await
         .expect("gone in time")

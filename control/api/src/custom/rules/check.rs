@@ -10,8 +10,9 @@ use kube_cel::cel::{
     common::ast::{CallExpr, ComprehensionExpr, EntryExpr, Expr, LiteralValue, operators as op},
 };
 use serde_json::Value;
+use skep_cel::Program;
 
-use super::{cost, list, parse, text, types::Ty, uses_old_self};
+use super::{cost, list, text, types::Ty, uses_old_self};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -190,14 +191,13 @@ struct Checked {
 }
 
 fn check(source: &str, own: &Ty, optional_old: bool) -> Checked {
-    let expression = match parse(source) {
-        Ok(expression) => expression,
-        Err(errors) => {
+    let program = match Program::compile(source) {
+        Ok(program) => program,
+        Err(error) => {
             return Checked {
                 ty: Ty::Dyn,
                 cost: 0,
-                // cel-go sets the quoted source off by one.
-                problem: Some(errors.to_string().replace("\n| ", "\n | ")),
+                problem: Some(error.to_string()),
                 uses_old: false,
             };
         }
@@ -215,8 +215,8 @@ fn check(source: &str, own: &Ty, optional_old: bool) -> Checked {
         ])],
         problems: Vec::new(),
     };
-    let uses_old = uses_old_self(&expression);
-    let (ty, cost) = checker.expression(&expression);
+    let uses_old = uses_old_self(&program);
+    let (ty, cost) = checker.expression(program.expression());
     let problem = (!checker.problems.is_empty()).then(|| checker.problems.join("\n"));
     Checked {
         ty,

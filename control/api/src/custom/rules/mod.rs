@@ -1,8 +1,7 @@
 //! `x-kubernetes-validations`: rules in CEL (apiextensions `schema/cel`).
 //!
-//! Compiled once with the row, evaluated for each write. The CEL runtime is the `cel` crate with the Kubernetes
-//! functions of `kube-cel`; which value a rule sees is said in `value`, whether a rule may stand in a definition in
-//! `check`, what it may cost in `cost`.
+//! Compiled once with the row, evaluated for each write by `skep-cel`, under its budget. Which value a rule sees is said
+//! in `value`, whether a rule may stand in a definition in `check`, what it may cost in `cost`.
 
 pub mod check;
 mod cost;
@@ -12,15 +11,8 @@ mod value;
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use kube_cel::{
-    KubeCelExt,
-    cel::{
-        self, Context, ExecutionError, IdedExpr,
-        common::ast::{EntryExpr, Expr},
-        parser::{ParseErrors, Parser},
-    },
-};
 use serde_json::Value;
+use skep_cel::{Budget, Environment, Error, OptionalValue, Program};
 
 use super::{list, path, text};
 use crate::field::{Bad, Errors, FieldError, FieldErrorKind};
@@ -55,6 +47,7 @@ struct Rule {
     /// As it stands in the definition, for messages.
     text: String,
     program: Option<Program>,
+    uses_old: bool,
     message: String,
     message_program: Option<Program>,
     reason: FieldErrorKind,
@@ -63,104 +56,44 @@ struct Rule {
     optional_old: bool,
 }
 
-/// A parsed expression; with `optionalOldSelf`, one for each case.
-struct Program {
-    expression: IdedExpr,
-    /// `oldSelf` as `optional.none()`.
-    without_old: Option<IdedExpr>,
-    uses_old: bool,
+pub(super) fn uses_old_self(program: &Program) -> bool {
+    program.expression().references().has_variable("oldSelf")
 }
 
-/// Parses an expression with Kubernetes' syntax options.
-pub(super) fn parse(source: &str) -> Result<IdedExpr, ParseErrors> {
-    Parser::default().enable_optional_syntax(true).parse(source)
+/// What a rule can refer to.
+struct Values {
+    own: skep_cel::Value,
+    /// `None`: there is none.
+    old: Option<skep_cel::Value>,
+    /// `oldSelf` is an optional value.
+    optional: bool,
 }
 
-pub(super) fn uses_old_self(expression: &IdedExpr) -> bool {
-    expression.references().has_variable("oldSelf")
-}
-
-impl Program {
-    fn compile(source: &str, optional_old: bool) -> Option<Self> {
-        let expression = parse(source).ok()?;
-        let uses_old = uses_old_self(&expression);
-        if !optional_old || !uses_old {
-            return Some(Self {
-                expression,
-                without_old: None,
-                uses_old,
-            });
+impl Environment for Values {
+    fn variable(&self, name: &str) -> Option<Result<skep_cel::Value, Error>> {
+        match name {
+            "self" => Some(Ok(self.own.clone())),
+            "oldSelf" if self.optional => {
+                let optional = match &self.old {
+                    Some(old) => OptionalValue::of(old.clone()),
+                    None => OptionalValue::none(),
+                };
+                Some(Ok(skep_cel::Value::Opaque(Arc::new(optional))))
+            }
+            "oldSelf" => self.old.clone().map(Ok),
+            _ => None,
         }
-        let (mut with, mut without) = (expression.clone(), expression);
-        replace_old_self(&mut with, &parse("optional.of(oldSelf)").ok()?);
-        replace_old_self(&mut without, &parse("optional.none()").ok()?);
-        Some(Self {
-            expression: with,
-            without_old: Some(without),
-            uses_old,
-        })
-    }
-
-    fn run(&self, context: &Context<'_>, has_old: bool) -> Result<cel::Value, ExecutionError> {
-        let expression = match &self.without_old {
-            Some(without) if !has_old => without,
-            _ => &self.expression,
-        };
-        cel::Value::resolve(expression, context)
     }
 }
 
-/// Puts an expression in place of the variable.
-fn replace_old_self(at: &mut IdedExpr, with: &IdedExpr) {
-    match &mut at.expr {
-        Expr::Ident(name) if name == "oldSelf" => at.expr = with.expr.clone(),
-        Expr::Ident(_) | Expr::Literal(_) | Expr::Unspecified => {}
-        Expr::Call(call) => {
-            if let Some(target) = &mut call.target {
-                replace_old_self(target, with);
-            }
-            for argument in &mut call.args {
-                replace_old_self(argument, with);
-            }
-        }
-        Expr::Comprehension(comprehension) => {
-            for part in [
-                &mut comprehension.iter_range,
-                &mut comprehension.accu_init,
-                &mut comprehension.loop_cond,
-                &mut comprehension.loop_step,
-                &mut comprehension.result,
-            ] {
-                replace_old_self(part, with);
-            }
-        }
-        Expr::List(list) => {
-            for element in &mut list.elements {
-                replace_old_self(element, with);
-            }
-        }
-        Expr::Map(map) => {
-            for entry in &mut map.entries {
-                replace_in_entry(&mut entry.expr, with);
-            }
-        }
-        Expr::Struct(object) => {
-            for entry in &mut object.entries {
-                replace_in_entry(&mut entry.expr, with);
-            }
-        }
-        Expr::Select(select) => replace_old_self(&mut select.operand, with),
-    }
-}
+/// What the rules of one object may cost together, as upstream's `RuntimeCELCostBudget`.
+const OBJECT_COST: u64 = 10_000_000;
 
-fn replace_in_entry(entry: &mut EntryExpr, with: &IdedExpr) {
-    match entry {
-        EntryExpr::StructField(field) => replace_old_self(&mut field.value, with),
-        EntryExpr::MapEntry(entry) => {
-            replace_old_self(&mut entry.key, with);
-            replace_old_self(&mut entry.value, with);
-        }
-    }
+/// Rules go on; or one was too expensive, and no other is looked at.
+#[derive(PartialEq, Eq)]
+enum Next {
+    Go,
+    Stop,
 }
 
 impl Rules {
@@ -179,14 +112,10 @@ impl Rules {
     /// Adds what does not hold. `new` and `old` must fit the schema.
     pub fn validate(&self, new: &Value, old: Option<&Value>, errors: &mut Errors) {
         if let Some(root) = &self.root {
-            root.validate(new, old, "", errors);
+            let budget = Budget::new(OBJECT_COST);
+            root.validate(new, old, "", &budget, errors);
         }
     }
-}
-
-thread_local! {
-    /// All functions. A context is not shared between threads.
-    static FUNCTIONS: Context<'static> = Context::default().with_all();
 }
 
 impl Node {
@@ -231,43 +160,51 @@ impl Node {
         })
     }
 
-    fn validate(&self, new: &Value, old: Option<&Value>, path: &str, errors: &mut Errors) {
+    fn validate(
+        &self,
+        new: &Value,
+        old: Option<&Value>,
+        path: &str,
+        budget: &Budget,
+        errors: &mut Errors,
+    ) -> Next {
         if new.is_null() {
-            return;
+            return Next::Go;
         }
-        if !self.rules.is_empty() {
-            self.validate_here(new, old, path, errors);
+        if !self.rules.is_empty()
+            && self.validate_here(new, old, path, budget, errors) == Next::Stop
+        {
+            return Next::Stop;
         }
         match new {
             Value::Object(map) => {
                 for (name, value) in map {
-                    let node = match self.properties.get(name) {
-                        Some(node) => Some(node),
-                        None if !self.shape.declares(name) => self.additional.as_deref(),
-                        None => None,
+                    let (node, step) = match (self.properties.get(name), &self.additional) {
+                        (Some(node), _) => (node, join(path, name)),
+                        (None, Some(node)) => (node.as_ref(), format!("{path}[{name}]")),
+                        (None, None) => continue,
                     };
-                    if let Some(node) = node {
-                        let old = old.and_then(|old| old.get(name));
-                        let step = if self.properties.contains_key(name) {
-                            join(path, name)
-                        } else {
-                            format!("{path}[{name}]")
-                        };
-                        node.validate(value, old, &step, errors);
+                    let old = old.and_then(|old| old.get(name));
+                    if node.validate(value, old, &step, budget, errors) == Next::Stop {
+                        return Next::Stop;
                     }
                 }
             }
             Value::Array(items) => {
                 let Some(node) = &self.items else {
-                    return;
+                    return Next::Go;
                 };
                 for (at, item) in items.iter().enumerate() {
                     let old = old.and_then(|old| self.old_item(item, old));
-                    node.validate(item, old, &format!("{path}[{at}]"), errors);
+                    let step = format!("{path}[{at}]");
+                    if node.validate(item, old, &step, budget, errors) == Next::Stop {
+                        return Next::Stop;
+                    }
                 }
             }
             _ => {}
         }
+        Next::Go
     }
 
     /// What an item was before: only the items of keyed lists have an identity.
@@ -282,7 +219,14 @@ impl Node {
         old.as_array()?.iter().find(same)
     }
 
-    fn validate_here(&self, new: &Value, old: Option<&Value>, path: &str, errors: &mut Errors) {
+    fn validate_here(
+        &self,
+        new: &Value,
+        old: Option<&Value>,
+        path: &str,
+        budget: &Budget,
+        errors: &mut Errors,
+    ) -> Next {
         let old = old.filter(|old| !old.is_null());
         let shown = || {
             if self.composite {
@@ -292,57 +236,69 @@ impl Node {
             }
         };
         let at = if path.is_empty() { "<nil>" } else { path };
-        FUNCTIONS.with(|functions| {
-            let mut context = functions.new_inner_scope();
-            context.add_variable_from_value("self", self.shape.value(new));
-            if let Some(old) = old {
-                context.add_variable_from_value("oldSelf", self.shape.value(old));
+        let mut values = Values {
+            own: self.shape.value(new),
+            old: old.map(|old| self.shape.value(old)),
+            optional: false,
+        };
+        for rule in &self.rules {
+            let mut fail = |detail: String| {
+                errors.push(FieldError::new(
+                    FieldErrorKind::Invalid,
+                    at,
+                    shown(),
+                    detail,
+                ));
+            };
+            if budget.spent() {
+                fail(
+                    "validation failed due to running out of cost budget, no further validation rules will be run"
+                        .to_owned(),
+                );
+                return Next::Stop;
             }
-            for rule in &self.rules {
-                let Some(program) = &rule.program else {
-                    let detail = format!("rule compile error: {}", rule.describe());
-                    errors.push(FieldError::new(
-                        FieldErrorKind::Invalid,
-                        at,
-                        shown(),
-                        detail,
+            let Some(program) = &rule.program else {
+                fail(format!("rule compile error: {}", rule.describe()));
+                continue;
+            };
+            if rule.uses_old && old.is_none() && !rule.optional_old {
+                continue;
+            }
+            // What was wrong before and did not change may stay.
+            let ratcheted = !rule.uses_old && old == Some(new);
+            values.optional = rule.optional_old;
+            match program.evaluate(&values, budget) {
+                Ok(skep_cel::Value::Bool(true)) => {}
+                Err(Error::CallLimit) => {
+                    fail(format!(
+                        "'{}': no further validation rules will be run due to call cost exceeds limit for rule: {}",
+                        Error::CallLimit,
+                        rule.describe()
                     ));
-                    continue;
-                };
-                if program.uses_old && old.is_none() && !rule.optional_old {
-                    continue;
+                    return Next::Stop;
                 }
-                match program.run(&context, old.is_some()) {
-                    Ok(cel::Value::Bool(true)) => {}
-                    Ok(_) => {
-                        // What was wrong before and did not change may stay.
-                        if !program.uses_old && old == Some(new) {
-                            continue;
-                        }
-                        let detail = rule.message(&context, old.is_some());
-                        let field = rule.field_below(path);
-                        let bad = if rule.field.is_empty() {
-                            shown()
-                        } else {
-                            Bad::omitted()
-                        };
-                        errors.push(FieldError::new(rule.reason, field, bad, detail));
-                    }
-                    Err(error) => {
-                        if !program.uses_old && old == Some(new) {
-                            continue;
-                        }
-                        let detail = rule.failure(&error);
-                        errors.push(FieldError::new(
-                            FieldErrorKind::Invalid,
-                            at,
-                            shown(),
-                            detail,
-                        ));
-                    }
+                _ if ratcheted => {}
+                Err(Error::Failed(why)) if why.starts_with("no such overload") => fail(format!(
+                    "'{why}': call arguments did not match a supported operator, function or macro signature for rule: \
+                     {}",
+                    rule.describe()
+                )),
+                Err(Error::Failed(why)) => {
+                    fail(format!("{why} evaluating rule: {}", rule.describe()));
+                }
+                Ok(_) => {
+                    let detail = rule.message(&values, budget);
+                    let field = rule.field_below(path);
+                    let bad = if rule.field.is_empty() {
+                        shown()
+                    } else {
+                        Bad::omitted()
+                    };
+                    errors.push(FieldError::new(rule.reason, field, bad, detail));
                 }
             }
-        });
+        }
+        Next::Go
     }
 }
 
@@ -357,7 +313,7 @@ fn join(path: &str, name: &str) -> String {
 impl Rule {
     fn compile(rule: &Value) -> Self {
         let source = text(rule, "rule");
-        let optional_old = rule["optionalOldSelf"] == true;
+        let program = Program::compile(source).ok();
         let message_expression = text(rule, "messageExpression").trim();
         let reason = match text(rule, "reason") {
             "FieldValueRequired" => FieldErrorKind::Required,
@@ -367,14 +323,16 @@ impl Rule {
         };
         Self {
             text: source.trim().to_owned(),
-            program: Program::compile(source, optional_old),
+            uses_old: program.as_ref().is_some_and(uses_old_self),
+            program,
             message: text(rule, "message").trim().to_owned(),
-            message_program: (!message_expression.is_empty())
-                .then(|| Program::compile(message_expression, optional_old))
-                .flatten(),
+            message_program: match message_expression {
+                "" => None,
+                expression => Program::compile(expression).ok(),
+            },
             reason,
             field: normalized_field(text(rule, "fieldPath").trim()),
-            optional_old,
+            optional_old: rule["optionalOldSelf"] == true,
         }
     }
 
@@ -387,9 +345,9 @@ impl Rule {
         }
     }
 
-    fn message(&self, context: &Context<'_>, has_old: bool) -> String {
+    fn message(&self, values: &Values, budget: &Budget) -> String {
         if let Some(program) = &self.message_program
-            && let Ok(cel::Value::String(said)) = program.run(context, has_old)
+            && let Ok(skep_cel::Value::String(said)) = program.evaluate(values, budget)
         {
             let said = said.trim();
             if !said.is_empty() && said.len() <= MAX_MESSAGE_BYTES && !said.contains('\n') {
@@ -409,40 +367,6 @@ impl Rule {
             (true, false) => self.field.trim_start_matches('.').to_owned(),
             (false, true) => path.to_owned(),
             (false, false) => format!("{path}{}", self.field),
-        }
-    }
-
-    fn failure(&self, error: &ExecutionError) -> String {
-        let rule = self.describe();
-        match error {
-            ExecutionError::NoSuchOverload
-            | ExecutionError::UnexpectedType { .. }
-            | ExecutionError::UnsupportedBinaryOperator(..)
-            | ExecutionError::ValuesNotComparable(..)
-            | ExecutionError::UnsupportedUnaryOperator(..) => format!(
-                "'no such overload': call arguments did not match a supported operator, function or macro signature \
-                 for rule: {rule}"
-            ),
-            ExecutionError::NoSuchKey(key) => {
-                format!("no such key: {key} evaluating rule: {rule}")
-            }
-            ExecutionError::IndexOutOfBounds(index) => {
-                let index = match index {
-                    cel::Value::Int(index) => index.to_string(),
-                    other => format!("{other:?}"),
-                };
-                format!("index out of bounds: {index} evaluating rule: {rule}")
-            }
-            ExecutionError::DivisionByZero(_) => {
-                format!("division by zero evaluating rule: {rule}")
-            }
-            ExecutionError::RemainderByZero(_) => {
-                format!("modulus by zero evaluating rule: {rule}")
-            }
-            ExecutionError::FunctionError { message, .. } => {
-                format!("{message} evaluating rule: {rule}")
-            }
-            other => format!("{other} evaluating rule: {rule}"),
         }
     }
 }

@@ -2,15 +2,16 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::Arc,
+    sync::{Arc, LazyLock},
 };
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use kube_cel::cel::{
-    self, Context, Program,
+    self,
     objects::{Key, Map},
 };
-use serde_json::{Number, Value, json};
+use serde_json::{Value, json};
+use skep_cel::{Budget, CALL_COST_LIMIT, Environment, Error, Program, from_json};
 
 use super::super::text;
 
@@ -82,11 +83,6 @@ impl Shape {
         }
     }
 
-    /// Whether the schema has a property of this name.
-    pub fn declares(&self, name: &str) -> bool {
-        matches!(self, Self::Object(fields) if fields.contains_key(name))
-    }
-
     pub fn value(&self, value: &Value) -> cel::Value {
         match (self, value) {
             (_, Value::Null) => cel::Value::Null,
@@ -112,7 +108,7 @@ impl Shape {
                     Some((escaped.clone()?, shape.value(value)))
                 }))
             }
-            (_, value) => dynamic(value),
+            (_, value) => from_json(value),
         }
     }
 }
@@ -128,32 +124,21 @@ fn string(text: &str) -> cel::Value {
     cel::Value::String(Arc::new(text.to_owned()))
 }
 
-fn number(number: &Number) -> cel::Value {
-    match (number.as_i64(), number.as_u64()) {
-        (Some(whole), _) => cel::Value::Int(whole),
-        (None, Some(whole)) => cel::Value::UInt(whole),
-        _ => cel::Value::Float(number.as_f64().unwrap_or(f64::NAN)),
-    }
-}
+static TIMESTAMP: LazyLock<Option<Program>> =
+    LazyLock::new(|| Program::compile("timestamp(text)").ok());
+static DURATION: LazyLock<Option<Program>> =
+    LazyLock::new(|| Program::compile("duration(text)").ok());
 
-fn dynamic(value: &Value) -> cel::Value {
-    match value {
-        Value::Null => cel::Value::Null,
-        Value::Bool(flag) => cel::Value::Bool(*flag),
-        Value::Number(n) => number(n),
-        Value::String(text) => string(text),
-        Value::Array(list) => cel::Value::List(Arc::new(list.iter().map(dynamic).collect())),
-        Value::Object(map) => object(map.iter().map(|(k, v)| (k.clone(), dynamic(v)))),
-    }
-}
+struct Text<'a>(&'a str);
 
-thread_local! {
-    static TIMESTAMP: Option<Program> = Program::compile("timestamp(text)").ok();
-    static DURATION: Option<Program> = Program::compile("duration(text)").ok();
+impl Environment for Text<'_> {
+    fn variable(&self, name: &str) -> Option<Result<cel::Value, Error>> {
+        (name == "text").then(|| Ok(string(self.0)))
+    }
 }
 
 /// CEL's own reading of a text, so that there is one.
-fn call(function: &'static std::thread::LocalKey<Option<Program>>, text: &str) -> cel::Value {
+fn call(function: &LazyLock<Option<Program>>, text: &str) -> cel::Value {
     let dated;
     let full = if text.len() == 10 {
         // `format: date`
@@ -162,10 +147,10 @@ fn call(function: &'static std::thread::LocalKey<Option<Program>>, text: &str) -
     } else {
         text
     };
-    let mut context = Context::default();
-    context.add_variable_from_value("text", string(full));
+    let budget = Budget::new(CALL_COST_LIMIT);
     function
-        .with(|program| program.as_ref().and_then(|p| p.execute(&context).ok()))
+        .as_ref()
+        .and_then(|program| program.evaluate(&Text(full), &budget).ok())
         .unwrap_or_else(|| string(text))
 }
 
