@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod builtin;
+pub mod custom;
 pub mod defaults;
 pub mod duration;
 pub mod field;

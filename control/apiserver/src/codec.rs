@@ -178,13 +178,9 @@ pub fn decode_body(
     let (kind, version) = (expected.kind, expected.version);
     if !decoded.problems.is_empty() {
         report(&decoded.problems, validation, warnings, |text| {
-            if expected.custom {
-                Status::bad_request(text)
-            } else {
-                Status::bad_request(format!(
-                    "{kind} in version {version:?} cannot be handled as a {kind}: {text}"
-                ))
-            }
+            Status::bad_request(format!(
+                "{kind} in version {version:?} cannot be handled as a {kind}: {text}"
+            ))
         })?;
     }
     let mut value = decoded.value;

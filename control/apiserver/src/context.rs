@@ -41,6 +41,7 @@ pub struct Api {
     pub services: Allocators,
     pub relay: crate::relay::Relay,
     pub webhooks: crate::webhook::Webhooks,
+    pub definitions: crate::crd::Definitions,
     pub documents: crate::openapi::Documents,
     pub discovery: crate::discovery::Cache,
     pub metrics: Metrics,

@@ -11,6 +11,7 @@ pub mod bootstrap;
 pub mod cache;
 pub mod codec;
 pub mod context;
+pub mod crd;
 pub mod discovery;
 pub mod fairness;
 pub mod handlers;

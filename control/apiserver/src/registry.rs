@@ -5,7 +5,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use skep_api::resource::{ResourceDef, Scope, Verb};
 
-use crate::subresources::scale::ScalePaths;
+use crate::{crd::conversion::Conversion, subresources::scale::ScalePaths};
 
 /// A row of the table with what the handlers derive from it.
 pub struct Resource {
@@ -27,6 +27,8 @@ pub struct Resource {
     pub scale: Option<ScalePaths>,
     /// The complete `openAPIV3Schema` of a custom resource; built-in kinds have theirs in the table of types.
     pub openapi: Option<Arc<serde_json::Value>>,
+    /// How stored objects become this row's; custom resources only (built-in kinds have `def.conversion`).
+    pub stored_form: Option<Conversion>,
 }
 
 impl Resource {
@@ -48,6 +50,7 @@ impl Resource {
             api_version,
             scale: None,
             openapi: None,
+            stored_form: None,
             custom,
             stored_group,
             stored_version,
@@ -161,7 +164,7 @@ impl Registry {
     pub fn new(rows: impl IntoIterator<Item = ResourceDef>) -> Self {
         let mut registry = Self::default();
         for def in rows {
-            registry.push(Resource::new(def, false));
+            registry.push(Arc::new(Resource::new(def, false)));
         }
         registry
     }
@@ -200,7 +203,7 @@ impl Registry {
         versions.flat_map(|v| &v.resources)
     }
 
-    fn push(&mut self, resource: Resource) {
+    fn push(&mut self, resource: Arc<Resource>) {
         let group = resource.def.group.to_string();
         let version = resource.def.version.to_string();
         let at = *self.by_name.entry(group.clone()).or_insert_with(|| {
@@ -220,7 +223,6 @@ impl Registry {
             });
             versions.len() - 1
         });
-        let resource = Arc::new(resource);
         let slot = &mut versions[at];
         let plural = resource.def.plural.to_string();
         slot.resources
@@ -237,7 +239,26 @@ impl Registry {
         let mut next = self.clone();
         next.generation += 1;
         for row in rows {
+            next.push(Arc::new(row));
+        }
+        next
+    }
+
+    /// The table with these custom rows in place of all former ones. Versions of a group of custom resources stand in
+    /// the order of preference.
+    #[must_use]
+    pub fn with_custom(&self, rows: impl IntoIterator<Item = Arc<Resource>>) -> Self {
+        let mut next = self.without(|_| true);
+        for row in rows {
             next.push(row);
+        }
+        for group in &mut next.groups {
+            let custom = |v: &Version| v.resources.iter().all(|r| r.custom);
+            if group.versions.iter().all(custom) {
+                group.versions.sort_by(|a, b| {
+                    skep_api::custom::names::compare_versions(&a.version, &b.version)
+                });
+            }
         }
         next
     }

@@ -298,7 +298,11 @@ pub fn list(
 ) -> Result<Response> {
     let resource = rendering.resource;
     let out = &rendering.out;
-    let metadata = head.metadata();
+    let mut metadata = head.metadata();
+    if resource.custom && out.transform == Transform::None && metadata["continue"].is_null() {
+        // As upstream's unstructured lists do.
+        metadata["continue"] = "".into();
+    }
     if rendering.verbatim() && !out.pretty {
         // Objects of built-in kinds stand in a list without their kind and version.
         let skip = if resource.custom {

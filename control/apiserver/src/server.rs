@@ -14,6 +14,7 @@ use crate::{
     bootstrap,
     cache::{Cache, Index, Indexer, Options},
     context::Api,
+    crd,
     fairness::Fairness,
     health::Readiness,
     metrics::Metrics,
@@ -114,13 +115,16 @@ pub async fn build(config: Config) -> anyhow::Result<Server> {
         services: config.services,
         relay: config.relay,
         webhooks,
+        definitions: Default::default(),
         documents: Default::default(),
         discovery: Default::default(),
         metrics: Metrics::default(),
         fairness,
         readiness: Readiness::default(),
     });
+    crd::start(&api);
     bootstrap::run(&api, config.advertise).await?;
+    crd::follow(&api);
     Ok(Server { api })
 }
 

@@ -253,7 +253,13 @@ async fn resource(ctx: &Ctx) -> Result<Response> {
     if !info.subresource.is_empty() {
         let subresources = &resource.def.subresources;
         let found = subresources.iter().find(|sub| sub.name == info.subresource);
-        let sub = found.ok_or_else(Status::no_such_resource)?;
+        let sub = found.ok_or_else(|| {
+            if resource.custom {
+                Status::missing(resource, &info.name)
+            } else {
+                Status::no_such_resource()
+            }
+        })?;
         if !info.rest.is_empty() && info.subresource != "proxy" {
             return Err(Status::no_such_resource());
         }

@@ -9,6 +9,8 @@ use skep_store::{Guard, Key, Op, Revision, Store, TxnOutcome};
 use crate::{
     cache::{Cache, Entry},
     codec,
+    context::Api,
+    crd::conversion,
     hooks::Extra,
     registry::Resource,
     status::{Result, Status},
@@ -32,9 +34,14 @@ pub struct Current {
 }
 
 impl Current {
-    /// The object in the row's own version.
+    /// A built-in object in the row's own version.
     pub fn value(&self, resource: &Resource) -> Result<Value> {
         read_object(resource, &self.bytes)
+    }
+
+    /// The object in the row's own version; custom ones may need their webhook for that.
+    pub async fn read(&self, api: &Api, resource: &Resource) -> Result<Value> {
+        conversion::read(api, resource, &self.bytes, self.revision).await
     }
 }
 

@@ -421,6 +421,7 @@ fn changed(generation: Generation, new: &Value, old: &Value) -> bool {
 }
 
 pub mod admissionregistration;
+pub mod apiextensions;
 pub mod apiregistration;
 pub mod apps;
 pub mod autoscaling;

@@ -1,11 +1,8 @@
 //! Kinds that add nothing of their own yet but how they are printed.
 
-use k8s_openapi::{
-    api::{authentication, authorization, core},
-    apiextensions_apiserver::pkg::apis::apiextensions,
-};
+use k8s_openapi::api::{authentication, authorization, core};
 
-use super::{Generation, Kind, Rules};
+use super::{Kind, Rules};
 use crate::printers;
 
 macro_rules! plain {
@@ -30,5 +27,4 @@ plain! {
     authorization::v1::SelfSubjectAccessReview => Rules::cluster(), printers::core::name_and_age;
     authorization::v1::SelfSubjectRulesReview => Rules::cluster(), printers::core::name_and_age;
     authorization::v1::SubjectAccessReview => Rules::cluster(), printers::core::name_and_age;
-    apiextensions::v1::CustomResourceDefinition => Rules::cluster().generation(Generation::Spec).status().conditional_update(), printers::core::name_and_creation;
 }

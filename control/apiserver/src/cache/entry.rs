@@ -36,6 +36,19 @@ impl Entry {
             + self.fields.text.len()
     }
 
+    /// The same object in another form.
+    pub fn with_bytes(&self, bytes: Bytes) -> Self {
+        Self {
+            key: self.key.clone(),
+            bytes,
+            create_revision: self.create_revision,
+            revision: self.revision,
+            uid: self.uid.clone(),
+            labels: self.labels.clone(),
+            fields: self.fields.clone(),
+        }
+    }
+
     /// The same object with another `metadata.resourceVersion`: what a delete shows.
     fn at_revision(&self, revision: Revision) -> Self {
         Self {

@@ -7,19 +7,20 @@ use http::StatusCode;
 use serde_json::Value;
 
 use super::write::{
-    Target, answer, as_stored, dedup_owner_references, drop_server_metadata, fill_system_metadata,
+    Target, as_stored, dedup_owner_references, drop_server_metadata, fill_system_metadata,
     generate_name, match_namespace, normalized, resource_version, ttl,
 };
 use crate::{
     admission::Operation,
     codec::{Expected, decode_body, meta},
     context::Ctx,
+    crd::conversion,
     hooks, negotiate,
     options::{WriteKind, WriteOptions},
     registry::Resource,
     respond::Object,
     status::{Result, Status},
-    storage::{Written, to_stored},
+    storage::Written,
 };
 
 /// How often a generated name is tried when it is taken.
@@ -154,7 +155,7 @@ async fn attempt(
         ));
     }
     let key = resource.key(namespace, &name);
-    let stored = to_stored(resource, &object);
+    let stored = conversion::store(api, resource, &object).await?;
     if options.dry_run {
         if let Some(existing) = api.storage.get(&key).await? {
             return Err(taken(resource, &name, &existing.bytes));
@@ -166,7 +167,7 @@ async fn attempt(
         .create(&key, stored.clone(), ttl(resource), extra)
         .await?
     {
-        Written::At(revision) => Ok(answer(resource, object, &stored, revision)),
+        Written::At(revision) => conversion::answer(api, resource, object, &stored, revision).await,
         Written::Conflict(existing) => {
             let bytes = existing.map(|e| e.bytes).unwrap_or_default();
             Err(taken(resource, &name, &bytes))

@@ -17,13 +17,14 @@ use crate::{
     admission::{Attributes, Operation, Reinvocation},
     codec::{self, meta},
     context::Ctx,
+    crd::{self, conversion},
     hooks::{self, Extra},
     negotiate::{self, Encoding},
     options::{DeleteOptions, ListOptions, Propagation},
     registry::Resource,
     respond::{self, Object},
     status::{self, Result, Status},
-    storage::{Current, Written, to_stored},
+    storage::{Current, Written},
 };
 
 const ATTEMPTS: usize = 50;
@@ -75,7 +76,7 @@ pub async fn delete_collection(ctx: &Ctx, resource: &Arc<Resource>) -> Result<Re
         }
     }
     let mut items = Vec::with_capacity(list.entries.len());
-    for entry in &list.entries {
+    for entry in conversion::present(&ctx.api, resource, list.entries).await? {
         items.push(crate::storage::read_object(resource, &entry.bytes)?);
     }
     let metadata = json!({"resourceVersion": list.revision.to_string()});
@@ -193,7 +194,7 @@ async fn delete_found(
         let Some(found) = current else {
             return Err(Status::missing(resource, name));
         };
-        let old = found.value(resource)?;
+        let old = found.read(&ctx.api, resource).await?;
         check_preconditions(resource, &old, name, options)?;
         if ask {
             admit(ctx, target, options, &old).await?;
@@ -202,7 +203,7 @@ async fn delete_found(
         let (written, answer) = match plan {
             Plan::Pending(object) => return Ok(Deleted::Object(object)),
             Plan::Keep(object) => {
-                let stored = to_stored(resource, &object);
+                let stored = conversion::store(&ctx.api, resource, &object).await?;
                 let same = crate::codec::with_revision(&stored, found.revision) == found.bytes;
                 let written = if options.dry_run || same {
                     Written::At(found.revision)
@@ -317,6 +318,11 @@ enum Plan {
 fn plan(resource: &Resource, mut object: Value, options: &DeleteOptions, now: Timestamp) -> Plan {
     if resource.is("", "namespaces") {
         return plan_namespace(resource, object, options, now);
+    }
+    if resource.is("apiextensions.k8s.io", "customresourcedefinitions")
+        && crd::begin_deletion(&mut object, now)
+    {
+        return Plan::Keep(object);
     }
     let graceful = resource.is("", "pods");
     // Negative means at once, but through the graceful path.

@@ -17,6 +17,7 @@ use super::selection::Selection;
 use crate::{
     cache::List,
     context::Ctx,
+    crd::conversion,
     options::{ListOptions, VersionMatch},
     registry::Resource,
     respond::{self, ListHead, Object, Rendering},
@@ -40,7 +41,8 @@ pub async fn get(ctx: &Ctx, resource: &Arc<Resource>) -> Result<Response> {
     let object = if resource.def.conversion.is_some() {
         Object::Value(read_object(resource, &entry.bytes)?)
     } else {
-        Object::Bytes(entry.bytes.clone())
+        let shown = conversion::present(&ctx.api, resource, vec![entry.clone()]).await?;
+        Object::Bytes(shown.first().unwrap_or(&entry).bytes.clone())
     };
     ctx.object(resource, StatusCode::OK, object, &out)
 }
@@ -60,7 +62,8 @@ pub async fn list(ctx: &Ctx, resource: &Arc<Resource>) -> Result<Response> {
         continue_token: continue_token.unwrap_or_default(),
         remaining,
     };
-    respond::list(ctx, &rendering, &head, page.entries)
+    let entries = conversion::present(&ctx.api, resource, page.entries).await?;
+    respond::list(ctx, &rendering, &head, entries)
 }
 
 /// One page of the objects selected, as of the revision that the options ask for.

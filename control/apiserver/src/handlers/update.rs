@@ -11,7 +11,7 @@ use skep_api::field::{FieldError, FieldErrorKind};
 use super::{
     create::create_object,
     write::{
-        Target, answer, as_stored, dedup_owner_references, ignore_managed_times, match_name,
+        Target, as_stored, dedup_owner_references, ignore_managed_times, match_name,
         match_namespace, normalized, remove_meta, resource_version, ttl,
     },
 };
@@ -19,12 +19,13 @@ use crate::{
     admission::Operation,
     codec::{self, Expected, decode_body, meta},
     context::Ctx,
+    crd::conversion,
     hooks, negotiate,
     options::{WriteKind, WriteOptions},
     registry::Resource,
     respond::Object,
     status::{Result, Status},
-    storage::{Current, Written, to_stored},
+    storage::{Current, Written},
 };
 
 /// How often a write starts over because others were faster. Each round means that somebody made progress.
@@ -161,7 +162,7 @@ async fn attempt(
         ..
     } = target;
     let api = &ctx.api;
-    let old = found.value(resource)?;
+    let old = found.read(api, resource).await?;
     let old_uid = meta(&old, "uid");
     if !uid.is_empty() && uid != old_uid {
         let key = resource.upstream_key(namespace, name);
@@ -238,7 +239,7 @@ async fn attempt(
     let object = attributes.object;
 
     let key = resource.key(namespace, name);
-    let stored = to_stored(resource, &object);
+    let stored = conversion::store(api, resource, &object).await?;
     let written = if finished_deleting(resource, &object, &old) {
         if options.dry_run {
             Written::At(found.revision)
@@ -258,7 +259,8 @@ async fn attempt(
         Written::ExtraConflict => Ok(Attempt::Changed(Some(found.clone()))),
         Written::At(revision) => {
             ctx.warnings.lock().append(&mut warnings);
-            Ok(Attempt::Done(answer(resource, object, &stored, revision)))
+            let answer = conversion::answer(api, resource, object, &stored, revision).await?;
+            Ok(Attempt::Done(answer))
         }
     }
 }

@@ -20,7 +20,8 @@ use super::{read::revision, selection::Selection};
 use crate::{
     cache::{Entry, Event, EventKind, Gone, Watch, WatchFrom, WatchItem, WatchRequest},
     codec,
-    context::Ctx,
+    context::{Api, Ctx},
+    crd::conversion,
     negotiate::{Encoding, Output, Transform},
     options::{ListOptions, Query},
     registry::Resource,
@@ -80,6 +81,8 @@ pub async fn watch(ctx: &Ctx, resource: &Arc<Resource>) -> Result<Response> {
             Err(gone) => State::Failed(gone),
         },
         shutdown: ctx.api.readiness.draining(),
+        api: ctx.api.clone(),
+        converting: None,
     };
     let mut response = Response::new(Body::from_stream(frames));
     *response.status_mut() = StatusCode::OK;
@@ -248,40 +251,101 @@ struct Frames {
     state: State,
     /// Ends all watches when the server drains.
     shutdown: Pin<Box<dyn Future<Output = ()> + Send>>,
+    api: Arc<Api>,
+    /// A custom object on its way into the row's form, before anything after it is looked at.
+    converting: Option<Converting>,
+}
+
+struct Converting {
+    kind: EventKind,
+    entry: Pin<Box<dyn Future<Output = Result<Vec<Arc<Entry>>>> + Send>>,
+}
+
+/// What a watcher sees of an item.
+enum Shown {
+    Nothing,
+    InitialEnd(u64),
+    Entry(EventKind, Arc<Entry>, Option<Arc<Event>>),
 }
 
 impl Frames {
-    /// What a watcher with these selectors sees of an item, if anything.
-    fn render(&mut self, item: &WatchItem) -> Option<Bytes> {
-        match item {
-            WatchItem::Initial(entry) => self
-                .selection
-                .matches(entry)
-                .then(|| self.renderer.frame_of_entry(EventKind::Added, entry)),
-            WatchItem::InitialEnd(revision) => self
-                .mark_initial_end
-                .then(|| self.renderer.bookmark(*revision, true)),
-            WatchItem::Event(event) => {
-                let now = self.selection.matches(&event.entry);
-                let before = event.previous.as_ref();
-                let before = before.is_some_and(|previous| self.selection.matches(previous));
-                match (event.kind, before, now) {
-                    (EventKind::Deleted, true, _) => {
-                        Some(self.renderer.event(EventKind::Deleted, event, &event.entry))
-                    }
-                    (EventKind::Deleted, false, _) | (_, false, false) => None,
-                    (_, false, true) => {
-                        Some(self.renderer.event(EventKind::Added, event, &event.entry))
-                    }
-                    (_, true, true) => Some(self.renderer.event(
-                        EventKind::Modified,
-                        event,
-                        &event.entry,
-                    )),
-                    (_, true, false) => event
-                        .left()
-                        .map(|left| self.renderer.event(EventKind::Deleted, event, left)),
+    /// What a watcher with these selectors sees of an item.
+    fn show(&self, item: WatchItem) -> Shown {
+        let event = match item {
+            WatchItem::Initial(entry) if self.selection.matches(&entry) => {
+                return Shown::Entry(EventKind::Added, entry, None);
+            }
+            WatchItem::Initial(_) => return Shown::Nothing,
+            WatchItem::InitialEnd(revision) if self.mark_initial_end => {
+                return Shown::InitialEnd(revision);
+            }
+            WatchItem::InitialEnd(_) => return Shown::Nothing,
+            WatchItem::Event(event) => event,
+        };
+        let now = self.selection.matches(&event.entry);
+        let before = event.previous.as_ref();
+        let before = before.is_some_and(|previous| self.selection.matches(previous));
+        let kind = match (event.kind, before, now) {
+            (EventKind::Deleted, true, _) => EventKind::Deleted,
+            (EventKind::Deleted, false, _) | (_, false, false) => return Shown::Nothing,
+            (_, false, true) => EventKind::Added,
+            (_, true, true) => EventKind::Modified,
+            (_, true, false) => {
+                return match event.left().cloned() {
+                    Some(left) => Shown::Entry(EventKind::Deleted, left, Some(event)),
+                    None => Shown::Nothing,
+                };
+            }
+        };
+        Shown::Entry(kind, event.entry.clone(), Some(event))
+    }
+
+    /// The frame of an item, or the beginning of its conversion.
+    fn take(&mut self, item: WatchItem) -> Option<Bytes> {
+        match self.show(item) {
+            Shown::Nothing => None,
+            Shown::InitialEnd(revision) => Some(self.renderer.bookmark(revision, true)),
+            Shown::Entry(kind, entry, event) => {
+                let resource = &self.renderer.resource;
+                let form = resource.stored_form.as_ref();
+                if form.is_some_and(|f| !f.is_shown(resource, &entry.bytes, entry.revision)) {
+                    let (api, resource) = (self.api.clone(), resource.clone());
+                    self.converting = Some(Converting {
+                        kind,
+                        entry: Box::pin(async move {
+                            conversion::present(&api, &resource, vec![entry]).await
+                        }),
+                    });
+                    return None;
                 }
+                Some(match event {
+                    Some(event) => self.renderer.event(kind, &event, &entry),
+                    None => self.renderer.frame_of_entry(kind, &entry),
+                })
+            }
+        }
+    }
+
+    /// `Ready(None)`: nothing is being converted.
+    fn poll_converting(&mut self, context: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        let Some(converting) = &mut self.converting else {
+            return Poll::Ready(None);
+        };
+        let converted = match converting.entry.as_mut().poll(context) {
+            Poll::Pending => return Poll::Pending,
+            Poll::Ready(converted) => converted,
+        };
+        let kind = converting.kind;
+        self.converting = None;
+        match converted {
+            Ok(entries) => Poll::Ready(
+                entries
+                    .first()
+                    .map(|entry| self.renderer.frame_of_entry(kind, entry)),
+            ),
+            Err(status) => {
+                self.state = State::Ended;
+                Poll::Ready(Some(self.renderer.error(&status)))
             }
         }
     }
@@ -303,6 +367,20 @@ impl Stream for Frames {
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = &mut *self;
         loop {
+            match this.poll_converting(context) {
+                Poll::Ready(Some(frame)) => return Poll::Ready(Some(Ok(frame))),
+                Poll::Ready(None) => {}
+                Poll::Pending => {
+                    if this.deadline.as_mut().poll(context).is_ready()
+                        || this.shutdown.as_mut().poll(context).is_ready()
+                    {
+                        this.converting = None;
+                        this.state = State::Ended;
+                        continue;
+                    }
+                    return Poll::Pending;
+                }
+            }
             match &mut this.state {
                 State::Ended => return Poll::Ready(None),
                 State::Failed(gone) => {
@@ -312,7 +390,7 @@ impl Stream for Frames {
                 }
                 State::Running(watch) => match watch.poll_next_unpin(context) {
                     Poll::Ready(Some(Ok(item))) => {
-                        if let Some(frame) = this.render(&item) {
+                        if let Some(frame) = this.take(item) {
                             return Poll::Ready(Some(Ok(frame)));
                         }
                         continue;

@@ -256,6 +256,7 @@ pub fn as_stored(resource: &Resource, object: Value) -> Result<Value> {
     // These two groups are stored as JSON.
     let as_json = ["apiextensions.k8s.io", "apiregistration.k8s.io"];
     if let Some(schema) = &resource.def.schema
+        && !resource.custom
         && !as_json.contains(&resource.def.group.as_ref())
     {
         skep_schema::forget_empty(&mut object, schema);

@@ -16,6 +16,7 @@ use skep_api::{
 use crate::{
     codec::{self, Expected, decode_body, meta},
     context::Ctx,
+    crd::conversion,
     handlers::{
         patch::{self, PatchType},
         update::change_object,
@@ -26,7 +27,6 @@ use crate::{
     registry::Resource,
     respond::Object,
     status::{Result, Status},
-    storage::read_object,
 };
 
 const GROUP: &str = "autoscaling";
@@ -38,6 +38,37 @@ pub struct ScalePaths {
     pub status_replicas: String,
     /// A string, a label selector or a map of labels; empty for none.
     pub selector: String,
+    /// As the definition of a custom resource writes `spec_replicas`: there it must be present, and its strategy checks it.
+    pub spec_path: Option<String>,
+}
+
+impl ScalePaths {
+    pub fn custom(scale: &skep_api::custom::Scale) -> Self {
+        let pointer = |path: &str| skep_api::custom::pointer(path);
+        Self {
+            spec_replicas: pointer(&scale.spec_replicas),
+            status_replicas: pointer(&scale.status_replicas),
+            // A pointer that finds nothing for none.
+            selector: scale
+                .selector
+                .as_deref()
+                .map_or_else(|| "/\u{0}".to_owned(), pointer),
+            spec_path: Some(scale.spec_replicas.clone()),
+        }
+    }
+
+    /// # Errors
+    /// 500 as upstream's for a custom object without replicas.
+    fn check(&self, object: &Value) -> Result<()> {
+        match &self.spec_path {
+            Some(path) if object.pointer(&self.spec_replicas).is_none() => {
+                Err(Status::internal_message(&format!(
+                    "the spec replicas field {path:?} does not exist"
+                )))
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 impl Default for ScalePaths {
@@ -46,6 +77,7 @@ impl Default for ScalePaths {
             spec_replicas: "/spec/replicas".into(),
             status_replicas: "/status/replicas".into(),
             selector: "/spec/selector".into(),
+            spec_path: None,
         }
     }
 }
@@ -62,7 +94,8 @@ pub async fn handle(ctx: &Ctx, resource: &Arc<Resource>, verb: Verb) -> Result<R
     if verb == Verb::Get {
         let entry = ctx.api.storage.get(&resource.key(namespace, name)).await?;
         let entry = entry.ok_or_else(|| Status::missing(resource, name))?;
-        let object = read_object(resource, &entry.bytes)?;
+        let object = conversion::read(&ctx.api, resource, &entry.bytes, entry.revision).await?;
+        paths.check(&object)?;
         return ctx.value(StatusCode::OK, &scale_of(&object, &paths), &out);
     }
     let target = Target {
@@ -188,7 +221,7 @@ fn scaled(
     paths: &ScalePaths,
 ) -> Result<Value> {
     let replicas = scale["spec"]["replicas"].as_i64().unwrap_or(0);
-    if replicas < 0 {
+    if replicas < 0 && paths.spec_path.is_none() {
         let error = FieldError::new(
             FieldErrorKind::Invalid,
             "spec.replicas",
@@ -199,7 +232,11 @@ fn scaled(
     }
     let mut new = old.clone();
     set_pointer(&mut new, &paths.spec_replicas, replicas.into());
-    let version = codec::meta(scale, "resourceVersion");
+    let version = match codec::meta(scale, "resourceVersion") {
+        // A scale may overwrite even where the object itself may not.
+        "" => codec::meta(old, "resourceVersion"),
+        version => version,
+    };
     new["metadata"]["resourceVersion"] = version.into();
     target.track(ctx, options, Some(old), &mut new);
     Ok(new)

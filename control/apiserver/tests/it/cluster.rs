@@ -69,7 +69,17 @@ impl Answer {
 
 impl Cluster {
     pub async fn start() -> Self {
-        let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+        let cluster = Self::over(Arc::new(MemoryStore::new())).await;
+        let account = json!({"metadata": {"name": "default"}});
+        cluster
+            .post("/api/v1/namespaces/default/serviceaccounts", account)
+            .await
+            .expect(201);
+        cluster
+    }
+
+    /// A server over what a store holds already.
+    pub async fn over(store: Arc<dyn Store>) -> Self {
         let registry = builtin_registry();
         let cache = start_cache(store.clone(), &registry)
             .await
@@ -86,13 +96,7 @@ impl Cluster {
             admission: None,
         };
         let server = build(config).await.expect("a server");
-        let cluster = Self { server };
-        let account = json!({"metadata": {"name": "default"}});
-        cluster
-            .post("/api/v1/namespaces/default/serviceaccounts", account)
-            .await
-            .expect(201);
-        cluster
+        Self { server }
     }
 
     pub async fn send(&self, mut request: Request<Body>) -> http::Response<Body> {

@@ -4,7 +4,10 @@
 mod admission;
 mod cluster;
 mod concurrency;
+mod conversion;
+mod definitions;
 mod hook;
+mod operator;
 mod policies;
 mod reads;
 mod webhooks;

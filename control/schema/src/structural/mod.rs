@@ -4,6 +4,7 @@
 
 mod check;
 mod format;
+mod structure;
 mod validate;
 
 use std::{collections::BTreeMap, sync::Arc, sync::OnceLock};
@@ -12,7 +13,7 @@ use regex::Regex;
 use serde_json::{Map, Value};
 
 pub use check::check;
-pub use validate::validate;
+pub use validate::{duplicates, embedded, validate, validate_field, validate_values};
 
 use crate::{
     TypeRef,

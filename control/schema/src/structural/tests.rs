@@ -283,3 +283,76 @@ fn schemas_are_checked() {
     assert!(!check(&deep).is_empty());
     assert!(structural(&deep).is_err());
 }
+
+#[test]
+fn what_only_validates_may_not_say_what_a_place_is() {
+    let found = |schema: Value| -> Vec<String> {
+        check(&schema)
+            .into_iter()
+            .map(|invalid| format!("{}: {}", invalid.field, invalid.detail))
+            .collect()
+    };
+    let schema = json!({"type": "object", "properties": {"a": {"type": "object", "anyOf": [
+        {"type": "object", "description": "x", "properties": {"b": {"minLength": 1}}},
+    ]}}});
+    assert_eq!(
+        found(schema),
+        [
+            "properties[a].anyOf[0].description: must be empty to be structural",
+            "properties[a].anyOf[0].type: must be empty to be structural",
+            "properties[a].properties[b]: because it is defined in {root}.properties[a].anyOf[0].properties[b]",
+        ]
+    );
+    let either = json!([{"type": "integer"}, {"type": "string"}]);
+    assert_eq!(
+        found(json!({"type": "object", "properties": {"a": {
+            "x-kubernetes-int-or-string": true, "anyOf": either,
+        }}})),
+        Vec::<String>::new()
+    );
+    assert_eq!(
+        found(json!({"type": "object", "properties": {"metadata": {
+            "type": "object", "properties": {"labels": {"type": "object", "additionalProperties": {"type": "string"}}},
+        }}})),
+        [
+            "properties[metadata]: must not specify anything other than name and generateName, but metadata is implicitly \
+             specified"
+        ]
+    );
+    assert_eq!(
+        found(
+            json!({"type": "object", "nullable": true, "additionalProperties": {"type": "string"}})
+        ),
+        [
+            "nullable: nullable cannot be true at the root",
+            "additionalProperties: must not be used at the root",
+        ]
+    );
+    assert_eq!(
+        found(
+            json!({"type": "object", "properties": {"a": {"type": "string", "$ref": "#/b", "pattern": "("}}})
+        ),
+        ["properties[a].$ref: $ref is not supported"]
+    );
+    assert_eq!(
+        found(json!({"type": "object", "properties": {"a": {"type": "string", "pattern": "a("}}})),
+        [
+            "properties[a].pattern: must be a valid regular expression, but isn't: error parsing regexp: missing closing \
+             ): `a(`"
+        ]
+    );
+    assert_eq!(
+        found(json!({"type": "object", "properties": {"a": {
+            "type": "object", "default": {"b": 1}, "properties": {"c": {"type": "integer"}},
+        }}})),
+        ["properties[a].default: must not have unknown fields"]
+    );
+    assert_eq!(
+        found(json!({"type": "object", "properties": {"a": {
+            "type": "array", "x-kubernetes-list-type": "set", "items": {"type": "object"},
+        }}})),
+        [
+            "properties[a].items.x-kubernetes-map-type: must be atomic as item of a list with x-kubernetes-list-type=set"
+        ]
+    );
+}

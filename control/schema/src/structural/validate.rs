@@ -11,22 +11,60 @@ const MAX_ERRORS: usize = 500;
 /// Checks a value against the schema's value validations (`minimum`, `pattern`, `enum`, `required`, …) and the
 /// uniqueness of sets and keyed lists. Nothing for built-in types.
 pub fn validate(value: &Value, ty: &TypeRef) -> Vec<Invalid> {
+    let mut found = validate_values(value, None, ty);
+    if found.is_empty() {
+        found = duplicates(value, ty);
+    }
+    found
+}
+
+/// The value validations alone. `old`: what the value replaces; parts that stay as they were are not looked at, so that
+/// an object which a later schema forbids can still be changed elsewhere (KEP-4008).
+pub fn validate_values(value: &Value, old: Option<&Value>, ty: &TypeRef) -> Vec<Invalid> {
     let Some(schema) = root_of(ty) else {
         return Vec::new();
     };
     let mut found = Vec::new();
-    schema.validate(value, "", &mut found);
-    if found.is_empty() {
+    schema.validate(value, old, "", &mut found);
+    found.truncate(MAX_ERRORS);
+    found
+}
+
+/// As [`validate_values`] of one field below the root, for endpoints that write no other.
+pub fn validate_field(value: &Value, old: &Value, field: &str, ty: &TypeRef) -> Vec<Invalid> {
+    let schema = root_of(ty).and_then(|root| root.properties.get(field));
+    let (Some(schema), Some(value)) = (schema, value.get(field)) else {
+        return Vec::new();
+    };
+    let mut found = Vec::new();
+    schema.validate(value, old.get(field), field, &mut found);
+    found.truncate(MAX_ERRORS);
+    found
+}
+
+/// Items that stand twice in a set, and keys that stand twice in a keyed list.
+pub fn duplicates(value: &Value, ty: &TypeRef) -> Vec<Invalid> {
+    let mut found = Vec::new();
+    if let Some(schema) = root_of(ty) {
         schema.unique(value, "", &mut found);
     }
     found.truncate(MAX_ERRORS);
     found
 }
 
+/// The objects within a value that are resources themselves (`x-kubernetes-embedded-resource`), and where they stand.
+pub fn embedded<'a>(value: &'a Value, ty: &TypeRef) -> Vec<(String, &'a Map<String, Value>)> {
+    let mut found = Vec::new();
+    if let Some(schema) = root_of(ty) {
+        schema.embedded(value, "", &mut found);
+    }
+    found
+}
+
 /// Checks one value against one schema, given as JSON (a default, an item of an enum).
 pub(super) fn validate_default(value: &Value, schema: &Schema) -> Vec<Invalid> {
     let mut found = Vec::new();
-    schema.validate(value, "", &mut found);
+    schema.validate(value, None, "", &mut found);
     found
 }
 
@@ -53,8 +91,8 @@ fn number_text(value: f64) -> String {
 }
 
 impl Schema {
-    fn validate(&self, value: &Value, path: &str, found: &mut Vec<Invalid>) {
-        if found.len() >= MAX_ERRORS || (value.is_null() && self.nullable) {
+    fn validate(&self, value: &Value, old: Option<&Value>, path: &str, found: &mut Vec<Invalid>) {
+        if found.len() >= MAX_ERRORS || (value.is_null() && self.nullable) || old == Some(value) {
             return;
         }
         self.validate_type(value, path, found);
@@ -64,7 +102,7 @@ impl Schema {
             Value::Number(number) => {
                 self.validate_number(value, number.as_f64().unwrap_or_default(), path, found);
             }
-            Value::Array(list) => self.validate_list(list, path, found),
+            Value::Array(list) => self.validate_list(list, old, path, found),
             _ => {}
         }
         if !self.one_of_values.is_empty() && !self.one_of_values.contains(value) {
@@ -78,7 +116,7 @@ impl Schema {
             ));
         }
         if let Value::Object(map) = value {
-            self.validate_object(map, path, found);
+            self.validate_object(map, old, path, found);
         }
     }
 
@@ -141,7 +179,7 @@ impl Schema {
                 .iter()
                 .map(|schema| {
                     let mut found = Vec::new();
-                    schema.validate(value, path, &mut found);
+                    schema.validate(value, None, path, &mut found);
                     found
                 })
                 .collect()
@@ -192,7 +230,7 @@ impl Schema {
         }
         if let Some(not) = &self.not {
             let mut inner = Vec::new();
-            not.validate(value, path, &mut inner);
+            not.validate(value, None, path, &mut inner);
             if inner.is_empty() {
                 nameless(
                     format!("{path:?} must not validate the schema (not)"),
@@ -259,10 +297,17 @@ impl Schema {
         }
     }
 
-    fn validate_list(&self, list: &[Value], path: &str, found: &mut Vec<Invalid>) {
+    fn validate_list(
+        &self,
+        list: &[Value],
+        old: Option<&Value>,
+        path: &str,
+        found: &mut Vec<Invalid>,
+    ) {
         if let Some(items) = &self.items {
             for (at, item) in list.iter().enumerate() {
-                items.validate(item, &format!("{path}[{at}]"), found);
+                let old = self.old_item(item, old);
+                items.validate(item, old, &format!("{path}[{at}]"), found);
             }
         }
         let length = list.len() as u64;
@@ -280,7 +325,53 @@ impl Schema {
         }
     }
 
-    fn validate_object(&self, map: &Map<String, Value>, path: &str, found: &mut Vec<Invalid>) {
+    /// What an item was before: only the items of keyed lists have an identity.
+    fn old_item<'a>(&self, item: &Value, old: Option<&'a Value>) -> Option<&'a Value> {
+        let old = old?.as_array().filter(|_| self.list_type == "map")?;
+        let keys = &self.list_map_keys;
+        old.iter()
+            .find(|other| keys.iter().all(|name| other.get(name) == item.get(name)))
+    }
+
+    fn embedded<'a>(
+        &self,
+        value: &'a Value,
+        path: &str,
+        found: &mut Vec<(String, &'a Map<String, Value>)>,
+    ) {
+        match value {
+            Value::Object(map) => {
+                if self.embedded_resource {
+                    found.push((path.to_owned(), map));
+                }
+                for (name, value) in map {
+                    match (self.properties.get(name), &self.additional) {
+                        (Some(schema), _) => schema.embedded(value, &join(path, name), found),
+                        (None, Additional::Schema(schema)) => {
+                            schema.embedded(value, &join(path, name), found);
+                        }
+                        (None, _) => {}
+                    }
+                }
+            }
+            Value::Array(list) => {
+                if let Some(items) = &self.items {
+                    for (at, item) in list.iter().enumerate() {
+                        items.embedded(item, &format!("{path}[{at}]"), found);
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn validate_object(
+        &self,
+        map: &Map<String, Value>,
+        old: Option<&Value>,
+        path: &str,
+        found: &mut Vec<Invalid>,
+    ) {
         let length = map.len() as u64;
         if let Some(min) = self.min_properties.filter(|min| length < *min) {
             let detail = format!("{path} in body should have at least {min} properties");
@@ -323,7 +414,8 @@ impl Schema {
                 (None, Additional::Schema(schema)) => schema,
                 (None, _) => continue,
             };
-            below.validate(value, &join(path, name), found);
+            let old = old.and_then(|old| old.get(name));
+            below.validate(value, old, &join(path, name), found);
         }
     }
 

@@ -1,0 +1,708 @@
+//! Whether a definition can be served (apiextensions `validation.go`).
+//!
+//! Upstream validates its internal form, in which what is the same in all versions stands once at the top: fields of
+//! errors are those (`spec.validation.openAPIV3Schema`).
+
+use std::collections::BTreeSet;
+
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
+    CustomResourceColumnDefinition, CustomResourceConversion, CustomResourceDefinition,
+    CustomResourceDefinitionNames, CustomResourceDefinitionSpec, CustomResourceDefinitionVersion,
+    CustomResourceSubresources, SelectableField, ServiceReference,
+};
+use serde_json::Value;
+
+use super::{each, internal, schema};
+use crate::{
+    custom::{
+        self,
+        names::{APPROVED_ANNOTATION, Approval, approval, is_protected},
+    },
+    field::{Bad, Errors, Path},
+    validation::text,
+};
+
+/// Selectable fields a version may have.
+const MAX_SELECTABLE_FIELDS: usize = 8;
+const MAX_DEPRECATION_WARNING_BYTES: usize = 256;
+
+pub(super) fn definition(
+    new: &CustomResourceDefinition,
+    old: Option<&CustomResourceDefinition>,
+    errors: &mut Errors,
+) {
+    let metadata = Path::new("metadata");
+    let spec_path = Path::new("spec");
+    let spec = &new.spec;
+    if old.is_none() {
+        let name = new.metadata.name.as_deref().unwrap_or_default();
+        if name != format!("{}.{}", spec.names.plural, spec.group) {
+            let detail = "must be spec.names.plural+\".\"+spec.group";
+            errors.invalid(&metadata.child("name"), name, detail);
+        }
+    }
+    validate_spec(spec, old.map(|old| &old.spec), &spec_path, errors);
+    if let Some(old) = old {
+        let established = old
+            .status
+            .as_ref()
+            .and_then(|status| status.conditions.as_deref())
+            .into_iter()
+            .flatten()
+            .any(|c| c.type_ == "Established" && c.status == "True");
+        let (names, old) = (&spec.names, &old.spec);
+        let names_path = spec_path.child("names");
+        if established {
+            errors.immutable(&spec_path.child("scope"), &spec.scope, &old.scope);
+            errors.immutable(&names_path.child("kind"), &names.kind, &old.names.kind);
+        }
+        errors.immutable(&spec_path.child("group"), &spec.group, &old.group);
+        errors.immutable(
+            &names_path.child("plural"),
+            &names.plural,
+            &old.names.plural,
+        );
+    }
+    status(new, errors);
+    validate_approval(new, old, &metadata, errors);
+    let preserves =
+        |spec: &CustomResourceDefinitionSpec| spec.preserve_unknown_fields == Some(true);
+    if preserves(spec) && !old.is_some_and(|old| preserves(&old.spec)) {
+        errors.invalid(
+            &spec_path.child("preserveUnknownFields"),
+            true,
+            "cannot set to true, set x-kubernetes-preserve-unknown-fields to true in spec.versions[*].schema instead",
+        );
+    }
+}
+
+/// Of any write, through `/status` too.
+pub(super) fn status(new: &CustomResourceDefinition, errors: &mut Errors) {
+    let path = Path::new("status");
+    let status = new.status.as_ref();
+    if let Some(accepted) = status.and_then(|status| status.accepted_names.as_ref()) {
+        validate_names(accepted, &path.child("acceptedNames"), errors);
+    }
+    let stored = status
+        .and_then(|status| status.stored_versions.as_deref())
+        .unwrap_or_default();
+    validate_stored_versions(
+        stored,
+        &new.spec.versions,
+        &path.child("storedVersions"),
+        errors,
+    );
+}
+
+fn validate_stored_versions(
+    stored: &[String],
+    versions: &[CustomResourceDefinitionVersion],
+    path: &Path<'_>,
+    errors: &mut Errors,
+) {
+    if stored.is_empty() {
+        errors.invalid(path, None::<&str>, "must have at least one stored version");
+        return;
+    }
+    let mut left: Vec<(usize, &String)> = stored.iter().enumerate().collect();
+    for version in versions {
+        let known = left.iter().any(|(_, name)| **name == version.name);
+        if version.storage && !known {
+            let detail = format!("must have the storage version {}", version.name);
+            errors.invalid(path, Bad::json(&stored), detail);
+        }
+        left.retain(|(_, name)| **name != version.name);
+    }
+    for (at, name) in left {
+        errors.invalid(&path.index(at), name, "must appear in spec.versions");
+    }
+}
+
+fn validate_approval(
+    new: &CustomResourceDefinition,
+    old: Option<&CustomResourceDefinition>,
+    metadata: &Path<'_>,
+    errors: &mut Errors,
+) {
+    if !is_protected(&new.spec.group) {
+        return;
+    }
+    let said = |definition: &CustomResourceDefinition| -> String {
+        let annotations = definition.metadata.annotations.as_ref();
+        let found = annotations.and_then(|all| all.get(APPROVED_ANNOTATION));
+        found.cloned().unwrap_or_default()
+    };
+    let given = said(new);
+    let (state, reason) = approval(&given);
+    if old.is_some_and(|old| approval(&said(old)).0 == state) {
+        return;
+    }
+    let annotations = metadata.child("annotations");
+    let at = annotations.key(APPROVED_ANNOTATION);
+    match state {
+        Approval::Invalid => errors.invalid(&at, given.as_str(), reason),
+        Approval::Missing => errors.required(&at, reason),
+        Approval::Approved | Approval::Bypassed => {}
+    }
+}
+
+/// What all versions have in common, which upstream's internal form keeps at the top.
+struct Shared {
+    schema: bool,
+    subresources: bool,
+    columns: bool,
+    selectable: bool,
+}
+
+impl Shared {
+    fn of(versions: &[CustomResourceDefinitionVersion]) -> Self {
+        let same = |part: fn(&CustomResourceDefinitionVersion) -> Value| {
+            let mut parts = versions.iter().map(part);
+            let first = parts.next();
+            parts.all(|part| Some(&part) == first.as_ref())
+        };
+        Self {
+            schema: same(|v| serde_json::to_value(&v.schema).unwrap_or_default()),
+            subresources: same(|v| serde_json::to_value(&v.subresources).unwrap_or_default()),
+            columns: same(|v| {
+                serde_json::to_value(&v.additional_printer_columns).unwrap_or_default()
+            }),
+            selectable: same(|v| serde_json::to_value(&v.selectable_fields).unwrap_or_default()),
+        }
+    }
+}
+
+fn validate_spec(
+    spec: &CustomResourceDefinitionSpec,
+    old: Option<&CustomResourceDefinitionSpec>,
+    path: &Path<'_>,
+    errors: &mut Errors,
+) {
+    let group = path.child("group");
+    if spec.group.is_empty() {
+        errors.required(&group, "");
+    } else {
+        let messages = text::dns1123_subdomain(&spec.group);
+        if !messages.is_empty() {
+            each(&group, &spec.group, messages, "", errors);
+        } else if !spec.group.contains('.') {
+            errors.invalid(
+                &group,
+                spec.group.as_str(),
+                "should be a domain with at least one dot",
+            );
+        }
+    }
+    let scopes = ["Cluster", "Namespaced"];
+    one_of(&spec.scope, &scopes, &path.child("scope"), errors);
+
+    let versions = &spec.versions;
+    let versions_path = path.child("versions");
+    let shared = Shared::of(versions);
+    for (at, version) in versions.iter().enumerate() {
+        if schema_of(version).is_none() {
+            let at = versions_path.index(at);
+            let at = at.child("schema");
+            errors.required(&at.child("openAPIV3Schema"), "");
+        }
+    }
+    let has_schema = |name: &str, schema: &Value| {
+        let old = old?.versions.iter().find(|v| v.name == name)?;
+        (schema_of(old)? == *schema).then_some(())
+    };
+    let mut seen = BTreeSet::new();
+    let mut unique = true;
+    for (at, version) in versions.iter().enumerate() {
+        unique &= seen.insert(version.name.as_str());
+        let at = versions_path.index(at);
+        let messages = text::dns1035_label(&version.name);
+        each(&at.child("name"), &version.name, messages, "", errors);
+        deprecation(version, &at.child("deprecationWarning"), errors);
+        if !shared.schema
+            && let Some(schema) = schema_of(version)
+        {
+            let unchanged = has_schema(&version.name, &schema).is_some();
+            let at = at.child("schema");
+            schema::validate(&schema, unchanged, has_status(version), &at, errors);
+        }
+        if !shared.subresources
+            && let Some(subresources) = &version.subresources
+        {
+            validate_subresources(subresources, &at.child("subresources"), errors);
+        }
+        if !shared.columns {
+            let columns = version.additional_printer_columns.as_deref();
+            validate_columns(
+                columns.unwrap_or_default(),
+                &at.child("additionalPrinterColumns"),
+                errors,
+            );
+        }
+        if !shared.selectable {
+            let fields = version.selectable_fields.as_deref().unwrap_or_default();
+            let schema = schema_of(version).unwrap_or_default();
+            validate_selectable(fields, &schema, &at.child("selectableFields"), errors);
+        }
+    }
+    let shown = || Bad::shown(internal::versions(versions, shared.schema));
+    if !unique {
+        errors.invalid(&versions_path, shown(), "must contain unique version names");
+    }
+    if versions.iter().filter(|version| version.storage).count() != 1 {
+        let detail = "must have exactly one version marked as storage version";
+        errors.invalid(&versions_path, shown(), detail);
+    }
+
+    let names = path.child("names");
+    let option = |text: &Option<String>| text.clone().unwrap_or_default();
+    for (field, value) in [
+        ("plural", spec.names.plural.clone()),
+        ("singular", option(&spec.names.singular)),
+        ("kind", spec.names.kind.clone()),
+        ("listKind", option(&spec.names.list_kind)),
+    ] {
+        if value.is_empty() {
+            errors.required(&names.child(field), "");
+        }
+    }
+    validate_names(&spec.names, &names, errors);
+
+    if let Some(first) = versions.first() {
+        if shared.schema
+            && let Some(schema) = schema_of(first)
+        {
+            let unchanged = versions
+                .iter()
+                .all(|version| has_schema(&version.name, &schema).is_some());
+            let status = versions.iter().any(has_status);
+            schema::validate(
+                &schema,
+                unchanged,
+                status,
+                &path.child("validation"),
+                errors,
+            );
+        }
+        if shared.subresources
+            && let Some(subresources) = &first.subresources
+        {
+            validate_subresources(subresources, &path.child("subresources"), errors);
+        }
+        if shared.columns {
+            validate_columns(
+                first
+                    .additional_printer_columns
+                    .as_deref()
+                    .unwrap_or_default(),
+                &path.child("additionalPrinterColumns"),
+                errors,
+            );
+        }
+        if shared.selectable {
+            let fields = first.selectable_fields.as_deref().unwrap_or_default();
+            let schema = schema_of(first).unwrap_or_default();
+            validate_selectable(fields, &schema, &path.child("selectableFields"), errors);
+        }
+    }
+    if let Some(conversion) = &spec.conversion {
+        validate_conversion(conversion, &path.child("conversion"), errors);
+    }
+}
+
+fn schema_of(version: &CustomResourceDefinitionVersion) -> Option<Value> {
+    let schema = version.schema.as_ref()?.open_api_v3_schema.as_ref()?;
+    serde_json::to_value(schema).ok()
+}
+
+fn has_status(version: &CustomResourceDefinitionVersion) -> bool {
+    let subresources = version.subresources.as_ref();
+    subresources.is_some_and(|subresources| subresources.status.is_some())
+}
+
+fn one_of(value: &str, accepted: &[&str], path: &Path<'_>, errors: &mut Errors) {
+    if value.is_empty() {
+        errors.required(path, "");
+    } else if !accepted.contains(&value) {
+        errors.not_supported(path, value, accepted);
+    }
+}
+
+fn deprecation(version: &CustomResourceDefinitionVersion, path: &Path<'_>, errors: &mut Errors) {
+    let Some(warning) = version.deprecation_warning.as_deref() else {
+        return;
+    };
+    let mut fail = |detail: String| errors.invalid(path, warning, detail);
+    if version.deprecated != Some(true) {
+        fail("can only be set for deprecated versions".to_owned());
+        return;
+    }
+    if warning.is_empty() {
+        fail("must not be empty".to_owned());
+        return;
+    }
+    if warning.len() > MAX_DEPRECATION_WARNING_BYTES {
+        fail(format!(
+            "must be <= {MAX_DEPRECATION_WARNING_BYTES} characters long"
+        ));
+    }
+    if let Some((at, _)) = warning.char_indices().find(|(_, c)| c.is_control()) {
+        fail(format!(
+            "must only contain printable UTF-8 characters; non-printable character found at index {at}"
+        ));
+    }
+}
+
+fn validate_names(names: &CustomResourceDefinitionNames, path: &Path<'_>, errors: &mut Errors) {
+    const MIXED: &str = "may have mixed case, but should otherwise match: ";
+    let label = |field: &str, name: &str, errors: &mut Errors| {
+        if !name.is_empty() {
+            each(
+                &path.child(field),
+                name,
+                text::dns1035_label(name),
+                "",
+                errors,
+            );
+        }
+    };
+    let kind = |field: &str, name: &str, errors: &mut Errors| {
+        if !name.is_empty() {
+            let messages = text::dns1035_label(&name.to_lowercase());
+            each(&path.child(field), name, messages, MIXED, errors);
+        }
+    };
+    let list_kind = names.list_kind.as_deref().unwrap_or_default();
+    label("plural", &names.plural, errors);
+    label(
+        "singular",
+        names.singular.as_deref().unwrap_or_default(),
+        errors,
+    );
+    kind("kind", &names.kind, errors);
+    kind("listKind", list_kind, errors);
+    let labels = |field: &str, all: &Option<Vec<String>>, errors: &mut Errors| {
+        let field = path.child(field);
+        for (at, name) in all.iter().flatten().enumerate() {
+            each(
+                &field.index(at),
+                name,
+                text::dns1035_label(name),
+                "",
+                errors,
+            );
+        }
+    };
+    labels("shortNames", &names.short_names, errors);
+    if !names.kind.is_empty() && names.kind == list_kind {
+        let detail = "kind and listKind may not be the same";
+        errors.invalid(&path.child("listKind"), list_kind, detail);
+    }
+    labels("categories", &names.categories, errors);
+}
+
+fn simple_path(given: &str, path: &Path<'_>, errors: &mut Errors) -> bool {
+    if given.is_empty() {
+        errors.invalid(path, given, "must not be empty");
+    } else if !given.starts_with('.') {
+        errors.invalid(path, given, "must be a simple json path starting with .");
+    } else if let Err(problem) = custom::compile_path(given) {
+        errors.invalid(path, given, format!("is an invalid json path: {problem}"));
+    } else {
+        return true;
+    }
+    false
+}
+
+fn validate_subresources(
+    subresources: &CustomResourceSubresources,
+    path: &Path<'_>,
+    errors: &mut Errors,
+) {
+    let Some(scale) = &subresources.scale else {
+        return;
+    };
+    let mut below = |field: &str, given: &str, root: &str| {
+        let at = path.child(field);
+        if given.is_empty() {
+            errors.required(&at, "");
+        } else if simple_path(given, &at, errors) && !given.starts_with(&format!("{root}.")) {
+            errors.invalid(&at, given, format!("should be a json path under {root}"));
+        }
+    };
+    below("scale.specReplicasPath", &scale.spec_replicas_path, ".spec");
+    below(
+        "scale.statusReplicasPath",
+        &scale.status_replicas_path,
+        ".status",
+    );
+    if let Some(selector) = scale
+        .label_selector_path
+        .as_deref()
+        .filter(|p| !p.is_empty())
+    {
+        let at = path.child("scale.labelSelectorPath");
+        if simple_path(selector, &at, errors)
+            && !selector.starts_with(".spec.")
+            && !selector.starts_with(".status.")
+        {
+            let detail = "should be a json path under either .spec or .status";
+            errors.invalid(&at, selector, detail);
+        }
+    }
+}
+
+fn validate_columns(
+    columns: &[CustomResourceColumnDefinition],
+    path: &Path<'_>,
+    errors: &mut Errors,
+) {
+    const TYPES: [&str; 5] = ["boolean", "date", "integer", "number", "string"];
+    const FORMATS: [&str; 8] = [
+        "byte",
+        "date",
+        "date-time",
+        "double",
+        "float",
+        "int32",
+        "int64",
+        "password",
+    ];
+    for (at, column) in columns.iter().enumerate() {
+        let at = path.index(at);
+        if column.name.is_empty() {
+            errors.required(&at.child("name"), "");
+        }
+        let types = format!("must be one of {}", TYPES.join(","));
+        if column.type_.is_empty() {
+            errors.required(&at.child("type"), types);
+        } else if !TYPES.contains(&column.type_.as_str()) {
+            errors.invalid(&at.child("type"), column.type_.as_str(), types);
+        }
+        let format = column.format.as_deref().unwrap_or_default();
+        if !format.is_empty() && !FORMATS.contains(&format) {
+            let detail = format!("must be one of {}", FORMATS.join(","));
+            errors.invalid(&at.child("format"), format, detail);
+        }
+        if column.json_path.is_empty() {
+            errors.required(&at.child("JSONPath"), "");
+        } else {
+            simple_path(&column.json_path, &at.child("JSONPath"), errors);
+        }
+    }
+}
+
+fn validate_selectable(
+    fields: &[SelectableField],
+    schema: &Value,
+    path: &Path<'_>,
+    errors: &mut Errors,
+) {
+    let mut seen = BTreeSet::new();
+    for (at, field) in fields.iter().enumerate() {
+        let at = path.index(at);
+        let at = at.child("jsonPath");
+        let given = field.json_path.as_str();
+        if given.is_empty() {
+            errors.required(&at, "");
+            continue;
+        }
+        let found = match schema::at_path(schema, given) {
+            Ok(found) => found,
+            Err(problem) => {
+                errors.invalid(&at, given, format!("is an invalid path: {problem}"));
+                continue;
+            }
+        };
+        if given == ".metadata" || given.starts_with(".metadata.") {
+            errors.invalid(&at, given, "must not point to fields in metadata");
+        }
+        if !["string", "boolean", "integer"].contains(&custom::text(&found, "type")) {
+            let detail = "must point to a field of type string, boolean or integer. Enum string fields and strings with \
+                          formats are allowed.";
+            errors.invalid(&at, given, detail);
+        }
+        if !seen.insert(given) {
+            errors.duplicate(&at, given);
+        }
+    }
+    if seen.len() > MAX_SELECTABLE_FIELDS {
+        errors.too_many(path, seen.len(), MAX_SELECTABLE_FIELDS);
+    }
+}
+
+fn validate_conversion(
+    conversion: &CustomResourceConversion,
+    path: &Path<'_>,
+    errors: &mut Errors,
+) {
+    let strategies = ["None", "Webhook"];
+    one_of(
+        &conversion.strategy,
+        &strategies,
+        &path.child("strategy"),
+        errors,
+    );
+    let client = conversion
+        .webhook
+        .as_ref()
+        .and_then(|w| w.client_config.as_ref());
+    let versions = conversion
+        .webhook
+        .as_ref()
+        .map(|webhook| webhook.conversion_review_versions.as_slice())
+        .unwrap_or_default();
+    let client_path = path.child("webhookClientConfig");
+    let versions_path = path.child("conversionReviewVersions");
+    if conversion.strategy != "Webhook" {
+        let detail = "should not be set when strategy is not set to Webhook";
+        if client.is_some() {
+            errors.forbidden(&client_path, detail);
+        }
+        if !versions.is_empty() {
+            errors.forbidden(&versions_path, detail);
+        }
+        return;
+    }
+    match client {
+        None => errors.required(&client_path, "required when strategy is set to Webhook"),
+        Some(client) => {
+            match (&client.url, &client.service) {
+                (Some(url), None) => webhook_url(url, &client_path.child("url"), errors),
+                (None, Some(service)) => {
+                    webhook_service(service, &client_path.child("service"), errors);
+                }
+                _ => errors.required(&client_path, "exactly one of url or service is required"),
+            }
+            if let Some(bundle) = client.ca_bundle.as_ref().filter(|b| !b.0.is_empty()) {
+                ca_bundle(&bundle.0, &client_path.child("caBundle"), errors);
+            }
+        }
+    }
+    review_versions(versions, &versions_path, errors);
+}
+
+fn ca_bundle(bundle: &[u8], path: &Path<'_>, errors: &mut Errors) {
+    let mut certificates = x509_parser::pem::Pem::iter_from_buffer(bundle)
+        .filter_map(Result::ok)
+        .filter(|pem| pem.label == "CERTIFICATE")
+        .peekable();
+    let shown = {
+        use base64::{Engine, engine::general_purpose::STANDARD};
+        STANDARD.encode(bundle)
+    };
+    if certificates.peek().is_none() {
+        let detail = "unable to load root certificates: unable to parse bytes as PEM block";
+        errors.invalid(path, shown.as_str(), detail);
+    } else if certificates.any(|pem| pem.parse_x509().is_err()) {
+        let detail = "unable to load root certificates: failed to parse certificate";
+        errors.invalid(path, shown.as_str(), detail);
+    }
+}
+
+fn review_versions(versions: &[String], path: &Path<'_>, errors: &mut Errors) {
+    const KNOWN: [&str; 2] = ["v1", "v1beta1"];
+    if versions.is_empty() {
+        errors.required(path, "");
+        return;
+    }
+    let mut seen = BTreeSet::new();
+    for (at, version) in versions.iter().enumerate() {
+        let at = path.index(at);
+        if !seen.insert(version.as_str()) {
+            errors.invalid(&at, version.as_str(), "duplicate version");
+            continue;
+        }
+        each(&at, version, text::dns1035_label(version), "", errors);
+    }
+    if !versions
+        .iter()
+        .any(|version| KNOWN.contains(&version.as_str()))
+    {
+        let detail = format!("must include at least one of {}", KNOWN.join(", "));
+        errors.invalid(path, Bad::json(&versions), detail);
+    }
+}
+
+/// apiserver `webhook.ValidateWebhookURL`
+fn webhook_url(given: &str, path: &Path<'_>, errors: &mut Errors) {
+    const FORM: &str = "; desired format: https://host[/path]";
+    let url = match url::Url::parse(given) {
+        Ok(url) => url,
+        Err(_) if !given.contains("://") => {
+            errors.invalid(
+                path,
+                "",
+                format!("'https' is the only allowed URL scheme{FORM}"),
+            );
+            errors.invalid(path, "", format!("host must be specified{FORM}"));
+            return;
+        }
+        Err(problem) => {
+            errors.required(path, format!("url must be a valid URL: {problem}{FORM}"));
+            return;
+        }
+    };
+    if url.scheme() != "https" {
+        let detail = format!("'https' is the only allowed URL scheme{FORM}");
+        errors.invalid(path, url.scheme(), detail);
+    }
+    if url.host_str().is_none_or(str::is_empty) {
+        errors.invalid(path, "", format!("host must be specified{FORM}"));
+    }
+    if !url.username().is_empty() {
+        errors.invalid(
+            path,
+            url.username(),
+            "user information is not permitted in the URL",
+        );
+    }
+    if let Some(fragment) = url.fragment() {
+        errors.invalid(path, fragment, "fragments are not permitted in the URL");
+    }
+    if let Some(query) = url.query() {
+        errors.invalid(path, query, "query parameters are not permitted in the URL");
+    }
+}
+
+/// apiserver `webhook.ValidateWebhookService`
+fn webhook_service(service: &ServiceReference, path: &Path<'_>, errors: &mut Errors) {
+    if service.name.is_empty() {
+        errors.required(&path.child("name"), "service name is required");
+    }
+    if service.namespace.is_empty() {
+        errors.required(&path.child("namespace"), "service namespace is required");
+    }
+    let port = i64::from(service.port.unwrap_or(443));
+    if !text::port_number(port).is_empty() {
+        errors.invalid(
+            &path.child("port"),
+            port,
+            "port is not valid: must be between 1 and 65535, inclusive",
+        );
+    }
+    let Some(given) = service.path.as_deref() else {
+        return;
+    };
+    let at = path.child("path");
+    if given == "//" {
+        errors.invalid(&at, given, "segment[0] may not be empty");
+        return;
+    }
+    if !given.starts_with('/') {
+        errors.invalid(&at, given, "must start with a '/'");
+    }
+    let inner = given.strip_prefix('/').unwrap_or(given);
+    let inner = inner.strip_suffix('/').unwrap_or(inner);
+    if inner.is_empty() {
+        return;
+    }
+    for (index, segment) in inner.split('/').enumerate() {
+        if segment.is_empty() {
+            errors.invalid(&at, given, format!("segment[{index}] may not be empty"));
+            continue;
+        }
+        for message in text::dns1123_subdomain(segment) {
+            errors.invalid(&at, given, format!("segment[{index}]: {message}"));
+        }
+    }
+}

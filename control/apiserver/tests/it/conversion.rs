@@ -1,0 +1,308 @@
+//! Several versions of a custom resource, converted by a webhook: a small TLS server of this test.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use axum::{Router, body::Bytes, routing::post};
+use base64::{Engine, engine::general_purpose::STANDARD};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo},
+    service::TowerToHyperService,
+};
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
+
+use crate::{
+    cluster::Cluster,
+    definitions::{DEFINITIONS, established, until},
+};
+
+struct Webhook {
+    url: String,
+    ca_bundle: String,
+    calls: Arc<AtomicUsize>,
+}
+
+/// Answers reviews with `convert` at `/convert`; `/slow` never answers.
+async fn webhook(convert: fn(Value, &str) -> Result<Value, String>) -> Webhook {
+    let certified =
+        rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).expect("a certificate");
+    let key = certified.signing_key.serialize_der();
+    let config = rustls::ServerConfig::builder_with_provider(Arc::new(
+        rustls::crypto::ring::default_provider(),
+    ))
+    .with_safe_default_protocol_versions()
+    .expect("protocol versions")
+    .with_no_client_auth()
+    .with_single_cert(
+        vec![certified.cert.der().clone()],
+        rustls_pki_types::PrivateKeyDer::Pkcs8(key.into()),
+    )
+    .expect("a server");
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let port = listener.local_addr().expect("an address").port();
+    let calls = Arc::new(AtomicUsize::new(0));
+    let counter = calls.clone();
+    let app = Router::new()
+        .route(
+            "/convert",
+            post(move |review: Bytes| {
+                counter.fetch_add(1, Ordering::SeqCst);
+                async move {
+                    let review = serde_json::from_slice(&review).expect("a review");
+                    answer(&review, convert).to_string()
+                }
+            }),
+        )
+        .route("/slow", post(std::future::pending::<String>));
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let (acceptor, app) = (acceptor.clone(), app.clone());
+            tokio::spawn(async move {
+                let Ok(stream) = acceptor.accept(stream).await else {
+                    return;
+                };
+                let service = TowerToHyperService::new(app);
+                let _served = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new())
+                    .serve_connection(TokioIo::new(stream), service)
+                    .await;
+            });
+        }
+    });
+    Webhook {
+        url: format!("https://localhost:{port}"),
+        ca_bundle: STANDARD.encode(certified.cert.pem()),
+        calls,
+    }
+}
+
+fn answer(review: &Value, convert: fn(Value, &str) -> Result<Value, String>) -> Value {
+    let request = &review["request"];
+    let to = request["desiredAPIVersion"].as_str().expect("a version");
+    let objects = request["objects"].as_array().expect("objects");
+    let converted: Result<Vec<Value>, String> = objects
+        .iter()
+        .map(|object| convert(object.clone(), to))
+        .collect();
+    let mut response = json!({"uid": request["uid"]});
+    match converted {
+        Ok(objects) => {
+            response["result"] = json!({"status": "Success"});
+            response["convertedObjects"] = objects.into();
+        }
+        Err(message) => response["result"] = json!({"status": "Failed", "message": message}),
+    }
+    json!({"apiVersion": review["apiVersion"], "kind": "ConversionReview", "response": response})
+}
+
+/// `v1` has `spec.address`, `v2` has `spec.host` and `spec.port`.
+fn addresses(mut object: Value, to: &str) -> Result<Value, String> {
+    let spec = &mut object["spec"];
+    if spec["host"] == "refused" {
+        return Err("this host is refused".to_owned());
+    }
+    if to.ends_with("/v1") {
+        let host = spec["host"].as_str().unwrap_or_default();
+        *spec = json!({"address": format!("{host}:{}", spec["port"])});
+    } else {
+        let address = spec["address"].as_str().unwrap_or_default();
+        let (host, port) = address.split_once(':').ok_or("no port")?;
+        let port: u16 = port.parse().map_err(|_| "no port")?;
+        *spec = json!({"host": host, "port": port});
+    }
+    object["apiVersion"] = to.into();
+    object["metadata"]["labels"] = json!({"converted-to": to.rsplit('/').next()});
+    Ok(object)
+}
+
+fn servers(webhook: &Webhook, path: &str, storage: &str) -> Value {
+    let version = |name: &str, spec: Value| {
+        json!({
+            "name": name, "served": true, "storage": name == storage,
+            "schema": {"openAPIV3Schema": {"type": "object", "properties": {
+                "spec": {"type": "object", "properties": spec},
+            }}},
+        })
+    };
+    json!({
+        "metadata": {"name": "servers.example.com"},
+        "spec": {
+            "group": "example.com", "scope": "Namespaced",
+            "names": {"plural": "servers", "kind": "Server"},
+            "conversion": {"strategy": "Webhook", "webhook": {
+                "conversionReviewVersions": ["v1"],
+                "clientConfig": {"url": format!("{}{path}", webhook.url), "caBundle": webhook.ca_bundle},
+            }},
+            "versions": [
+                version("v1", json!({"address": {"type": "string"}})),
+                version("v2", json!({"host": {"type": "string"}, "port": {"type": "integer"}})),
+            ],
+        },
+    })
+}
+
+const V1: &str = "/apis/example.com/v1/namespaces/default/servers";
+const V2: &str = "/apis/example.com/v2/namespaces/default/servers";
+
+#[tokio::test]
+async fn a_webhook_converts_between_versions() {
+    let webhook = webhook(addresses).await;
+    let cluster = Cluster::start().await;
+    let path = format!("{DEFINITIONS}/servers.example.com");
+    cluster
+        .post(DEFINITIONS, servers(&webhook, "/convert", "v1"))
+        .await
+        .expect(201);
+    established(&cluster, "servers.example.com").await;
+    until(&cluster, V2, |code, _| code == 200).await;
+
+    let created = cluster
+        .post(
+            V1,
+            json!({"metadata": {"name": "a"}, "spec": {"address": "x:80"}}),
+        )
+        .await
+        .expect(201);
+    let version = created["metadata"]["resourceVersion"].clone();
+    let calls = || webhook.calls.load(Ordering::SeqCst);
+    assert_eq!(calls(), 0, "v1 is what is stored");
+    let got = cluster.get(&format!("{V2}/a")).await.expect(200);
+    assert_eq!(got["apiVersion"], "example.com/v2");
+    assert_eq!(got["spec"], json!({"host": "x", "port": 80}));
+    assert_eq!(got["metadata"]["uid"], created["metadata"]["uid"]);
+    assert_eq!(got["metadata"]["labels"], json!({"converted-to": "v2"}));
+    let asked = calls();
+    let list = cluster.get(V2).await.expect(200);
+    assert_eq!(list["items"][0]["spec"]["port"], 80);
+    assert_eq!(list["apiVersion"], "example.com/v2");
+    assert_eq!(calls(), asked, "what was converted once is kept");
+
+    // A write through the other version is stored in the first.
+    let patched = cluster
+        .merge(&format!("{V2}/a"), json!({"spec": {"port": 81}}))
+        .await
+        .expect(200);
+    assert_eq!(patched["spec"], json!({"host": "x", "port": 81}));
+    let got = cluster.get(&format!("{V1}/a")).await.expect(200);
+    assert_eq!(got["spec"], json!({"address": "x:81"}));
+
+    // A watch shows its own version.
+    let watch = format!(
+        "{V2}?watch=1&timeoutSeconds=1&resourceVersion={}",
+        version.as_str().expect("text")
+    );
+    let events = cluster.get(&watch).await;
+    let first = events.bytes.split(|b| *b == b'\n').next().expect("a line");
+    let event: Value = serde_json::from_slice(first).expect("JSON");
+    assert_eq!(event["type"], "MODIFIED");
+    assert_eq!(event["object"]["spec"], json!({"host": "x", "port": 81}));
+
+    // What the webhook refuses is an error, in its words.
+    let refused = cluster
+        .post(
+            V2,
+            json!({"metadata": {"name": "b"}, "spec": {"host": "refused", "port": 1}}),
+        )
+        .await
+        .expect(500);
+    assert_eq!(
+        refused["message"],
+        "conversion webhook for example.com/v2, Kind=Server failed: this host is refused"
+    );
+
+    // With another storage version the objects stay as they are stored, and are shown as before.
+    let current = cluster.get(&path).await.expect(200);
+    let mut changed = servers(&webhook, "/convert", "v2");
+    changed["metadata"]["resourceVersion"] = current["metadata"]["resourceVersion"].clone();
+    let changed = cluster.put(&path, changed).await.expect(200);
+    assert_eq!(changed["status"]["storedVersions"], json!(["v1", "v2"]));
+    let got = cluster.get(&format!("{V2}/a")).await.expect(200);
+    assert_eq!(got["spec"], json!({"host": "x", "port": 81}));
+    let got = cluster.get(&format!("{V1}/a")).await.expect(200);
+    assert_eq!(got["spec"], json!({"address": "x:81"}));
+    cluster
+        .delete(&format!("{V1}/a"), Value::Null)
+        .await
+        .expect(200);
+    assert_eq!(cluster.get(&format!("{V2}/a")).await.code, 404);
+}
+
+#[tokio::test]
+async fn a_webhook_that_does_not_answer_holds_up_nobody_else() {
+    let webhook = webhook(addresses).await;
+    let cluster = Cluster::start().await;
+    cluster
+        .post(DEFINITIONS, servers(&webhook, "/slow", "v1"))
+        .await
+        .expect(201);
+    established(&cluster, "servers.example.com").await;
+    until(&cluster, V1, |code, _| code == 200).await;
+    cluster
+        .post(
+            V1,
+            json!({"metadata": {"name": "a"}, "spec": {"address": "x:80"}}),
+        )
+        .await
+        .expect(201);
+    let slow: Vec<_> = (0..20)
+        .map(|_| {
+            let cluster = cluster.clone();
+            tokio::spawn(async move { cluster.get(V2).await })
+        })
+        .collect();
+    let started = Instant::now();
+    for _ in 0..20 {
+        cluster.get(&format!("{V1}/a")).await.expect(200);
+        cluster.get("/api/v1/namespaces/default").await.expect(200);
+    }
+    assert!(started.elapsed() < Duration::from_secs(5));
+    assert!(slow.iter().all(|task| !task.is_finished()));
+    for task in slow {
+        task.abort();
+    }
+}
+
+#[tokio::test]
+async fn without_a_webhook_only_the_version_changes() {
+    let cluster = Cluster::start().await;
+    let version = |name: &str, properties: Value| {
+        json!({
+            "name": name, "served": true, "storage": name == "v1", "deprecated": name == "v1",
+            "schema": {"openAPIV3Schema": {"type": "object", "properties": {
+                "spec": {"type": "object", "properties": properties},
+            }}},
+        })
+    };
+    let definition = json!({
+        "metadata": {"name": "things.example.com"},
+        "spec": {
+            "group": "example.com", "scope": "Cluster", "names": {"plural": "things", "kind": "Thing"},
+            "versions": [
+                version("v1", json!({"a": {"type": "string"}})),
+                version("v2", json!({"a": {"type": "string"}, "b": {"type": "string"}})),
+            ],
+        },
+    });
+    cluster.post(DEFINITIONS, definition).await.expect(201);
+    established(&cluster, "things.example.com").await;
+    let (v1, v2) = ("/apis/example.com/v1/things", "/apis/example.com/v2/things");
+    until(&cluster, v2, |code, _| code == 200).await;
+    let thing = json!({"metadata": {"name": "x"}, "spec": {"a": "1", "b": "2"}});
+    let created = cluster.post(v2, thing).await.expect(201);
+    // It is stored in v1, which does not know `b`.
+    assert_eq!(created["spec"], json!({"a": "1"}));
+    assert_eq!(created["apiVersion"], "example.com/v2");
+    let got = cluster.get(&format!("{v1}/x")).await;
+    let warning = got.headers["warning"].to_str().expect("text").to_owned();
+    assert_eq!(warning, "299 - \"example.com/v1 Thing is deprecated\"");
+    assert_eq!(got.expect(200)["apiVersion"], "example.com/v1");
+    let group = cluster.get("/apis/example.com").await.expect(200);
+    assert_eq!(group["preferredVersion"]["version"], "v2");
+}
