@@ -21,6 +21,11 @@ impl Extra {
     }
 }
 
+/// Whether others may take what a new object was given before it is written.
+pub fn allocates(resource: &Resource) -> bool {
+    resource.is("", "services")
+}
+
 pub async fn before_create(
     ctx: &Ctx,
     resource: &Arc<Resource>,

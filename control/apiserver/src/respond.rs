@@ -270,6 +270,7 @@ impl<'a> Rendering<'a> {
 
 /// A list answer without its items.
 pub struct ListHead {
+    /// Empty for what is not stored.
     pub resource_version: String,
     /// Empty on the last page.
     pub continue_token: String,
@@ -278,7 +279,10 @@ pub struct ListHead {
 
 impl ListHead {
     fn metadata(&self) -> Value {
-        let mut metadata = json!({"resourceVersion": self.resource_version});
+        let mut metadata = json!({});
+        if !self.resource_version.is_empty() {
+            metadata["resourceVersion"] = self.resource_version.as_str().into();
+        }
         if !self.continue_token.is_empty() {
             metadata["continue"] = self.continue_token.as_str().into();
         }

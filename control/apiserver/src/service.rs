@@ -296,6 +296,12 @@ async fn verb(ctx: &Ctx, resource: &Arc<Resource>, shape: Shape) -> Result<Respo
     if !served.contains(&verb) || !resource.has_verb(verb) {
         return Err(Status::method_not_allowed());
     }
+    if subresources::components::is_component_status(resource) {
+        return match verb {
+            Verb::Get => subresources::components::get(ctx, resource).await,
+            _ => subresources::components::list(ctx, resource).await,
+        };
+    }
     match verb {
         Verb::Get => handlers::read::get(ctx, resource).await,
         Verb::List => handlers::read::list(ctx, resource).await,

@@ -1,9 +1,12 @@
 //! What a volume is made of, where pods and persistent volumes agree.
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::api::core::v1::{
     AWSElasticBlockStoreVolumeSource, AzureDiskVolumeSource, FCVolumeSource, FlockerVolumeSource,
-    GCEPersistentDiskVolumeSource, HostPathVolumeSource, NFSVolumeSource, PortworxVolumeSource,
-    QuobyteVolumeSource,
+    GCEPersistentDiskVolumeSource, HostPathVolumeSource, NFSVolumeSource,
+    PhotonPersistentDiskVolumeSource, PortworxVolumeSource, QuobyteVolumeSource,
+    VsphereVirtualDiskVolumeSource,
 };
 
 use super::text;
@@ -323,9 +326,94 @@ fn is_iqn(name: &str) -> bool {
         && authority.bytes().all(|c| c.is_ascii_graphic())
 }
 
+/// What a source of pods and one of PersistentVolumes share where their types differ.
+pub fn validate_glusterfs(
+    endpoints: &str,
+    volume_path: &str,
+    path: &Path<'_>,
+    errors: &mut Errors,
+) {
+    require(endpoints, &path.child("endpoints"), errors);
+    require(volume_path, &path.child("path"), errors);
+}
+
+pub fn validate_rbd(monitors: &[String], image: &str, path: &Path<'_>, errors: &mut Errors) {
+    validate_cephfs(monitors, path, errors);
+    require(image, &path.child("image"), errors);
+}
+
+pub fn validate_cephfs(monitors: &[String], path: &Path<'_>, errors: &mut Errors) {
+    if monitors.is_empty() {
+        errors.required(&path.child("monitors"), "");
+    }
+}
+
+pub fn validate_azure_file(secret: &str, share: &str, path: &Path<'_>, errors: &mut Errors) {
+    require(secret, &path.child("secretName"), errors);
+    require(share, &path.child("shareName"), errors);
+}
+
+pub fn validate_vsphere(
+    source: &VsphereVirtualDiskVolumeSource,
+    path: &Path<'_>,
+    errors: &mut Errors,
+) {
+    require(&source.volume_path, &path.child("volumePath"), errors);
+}
+
+pub fn validate_photon(
+    source: &PhotonPersistentDiskVolumeSource,
+    path: &Path<'_>,
+    errors: &mut Errors,
+) {
+    require(&source.pd_id, &path.child("pdID"), errors);
+}
+
+pub fn validate_scale_io(
+    gateway: &str,
+    system: &str,
+    volume: &str,
+    path: &Path<'_>,
+    errors: &mut Errors,
+) {
+    require(gateway, &path.child("gateway"), errors);
+    require(system, &path.child("system"), errors);
+    require(volume, &path.child("volumeName"), errors);
+}
+
+pub fn validate_storage_os_names(
+    name: &str,
+    namespace: &str,
+    path: &Path<'_>,
+    errors: &mut Errors,
+) {
+    let at = path.child("volumeName");
+    require(name, &at, errors);
+    if !name.is_empty() {
+        errors.invalid_each(&at, name, text::dns1123_label(name));
+    }
+    if !namespace.is_empty() {
+        errors.invalid_each(
+            &path.child("volumeNamespace"),
+            namespace,
+            text::dns1123_label(namespace),
+        );
+    }
+}
+
+pub fn validate_flex(
+    driver: &str,
+    options: Option<&BTreeMap<String, String>>,
+    path: &Path<'_>,
+    errors: &mut Errors,
+) {
+    require(driver, &path.child("driver"), errors);
+    validate_flex_options(options, path, errors);
+}
+
 /// Drivers' options may not use our own prefixes.
-pub fn validate_flex_options(
-    options: Option<&std::collections::BTreeMap<String, String>>,
+fn validate_flex_options(
+    options: Option<&BTreeMap<String, String>>,
     path: &Path<'_>,
     errors: &mut Errors,
 ) {

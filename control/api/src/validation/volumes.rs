@@ -137,8 +137,7 @@ fn validate_source(volume: &Volume, pod_name: &str, path: &Path<'_>, errors: &mu
     }
     let at = path.child("glusterfs");
     if let Some(source) = one.take(&volume.glusterfs, &at, errors) {
-        require(&source.endpoints, &at.child("endpoints"), errors);
-        require(&source.path, &at.child("path"), errors);
+        validate_glusterfs(&source.endpoints, &source.path, &at, errors);
     }
     let at = path.child("flocker");
     if let Some(source) = one.take(&volume.flocker, &at, errors) {
@@ -150,10 +149,7 @@ fn validate_source(volume: &Volume, pod_name: &str, path: &Path<'_>, errors: &mu
     }
     let at = path.child("rbd");
     if let Some(source) = one.take(&volume.rbd, &at, errors) {
-        if source.monitors.is_empty() {
-            errors.required(&at.child("monitors"), "");
-        }
-        require(&source.image, &at.child("image"), errors);
+        validate_rbd(&source.monitors, &source.image, &at, errors);
     }
     let at = path.child("cinder");
     if let Some(source) = one.take(&volume.cinder, &at, errors) {
@@ -162,10 +158,8 @@ fn validate_source(volume: &Volume, pod_name: &str, path: &Path<'_>, errors: &mu
             require(&secret.name, &at.child("secretRef.name"), errors);
         }
     }
-    if let Some(source) = one.take(&volume.cephfs, &path.child("cephFS"), errors)
-        && source.monitors.is_empty()
-    {
-        errors.required(&path.child("cephfs.monitors"), "");
+    if let Some(source) = one.take(&volume.cephfs, &path.child("cephFS"), errors) {
+        validate_cephfs(&source.monitors, &path.child("cephfs"), errors);
     }
     let at = path.child("quobyte");
     if let Some(source) = one.take(&volume.quobyte, &at, errors) {
@@ -180,8 +174,7 @@ fn validate_source(volume: &Volume, pod_name: &str, path: &Path<'_>, errors: &mu
     }
     let at = path.child("flexVolume");
     if let Some(source) = one.take(&volume.flex_volume, &at, errors) {
-        require(&source.driver, &at.child("driver"), errors);
-        validate_flex_options(source.options.as_ref(), &at, errors);
+        validate_flex(&source.driver, source.options.as_ref(), &at, errors);
     }
     let at = path.child("configMap");
     if let Some(source) = one.take(&volume.config_map, &at, errors) {
@@ -189,16 +182,15 @@ fn validate_source(volume: &Volume, pod_name: &str, path: &Path<'_>, errors: &mu
     }
     let at = path.child("azureFile");
     if let Some(source) = one.take(&volume.azure_file, &at, errors) {
-        require(&source.secret_name, &at.child("secretName"), errors);
-        require(&source.share_name, &at.child("shareName"), errors);
+        validate_azure_file(&source.secret_name, &source.share_name, &at, errors);
     }
     let at = path.child("vsphereVolume");
     if let Some(source) = one.take(&volume.vsphere_volume, &at, errors) {
-        require(&source.volume_path, &at.child("volumePath"), errors);
+        validate_vsphere(source, &at, errors);
     }
     let at = path.child("photonPersistentDisk");
     if let Some(source) = one.take(&volume.photon_persistent_disk, &at, errors) {
-        require(&source.pd_id, &at.child("pdID"), errors);
+        validate_photon(source, &at, errors);
     }
     let at = path.child("portworxVolume");
     if let Some(source) = one.take(&volume.portworx_volume, &at, errors) {
@@ -218,9 +210,8 @@ fn validate_source(volume: &Volume, pod_name: &str, path: &Path<'_>, errors: &mu
     }
     let at = path.child("scaleIO");
     if let Some(source) = one.take(&volume.scale_io, &at, errors) {
-        require(&source.gateway, &at.child("gateway"), errors);
-        require(&source.system, &at.child("system"), errors);
-        require(source.volume_name.text(), &at.child("volumeName"), errors);
+        let volume = source.volume_name.text();
+        validate_scale_io(&source.gateway, &source.system, volume, &at, errors);
     }
     let at = path.child("csi");
     if let Some(source) = one.take(&volume.csi, &at, errors) {
@@ -464,21 +455,8 @@ fn validate_csi(source: &CSIVolumeSource, path: &Path<'_>, errors: &mut Errors) 
 }
 
 fn validate_storage_os(source: &StorageOSVolumeSource, path: &Path<'_>, errors: &mut Errors) {
-    let name = source.volume_name.text();
-    let at = path.child("volumeName");
-    if name.is_empty() {
-        errors.required(&at, "");
-    } else {
-        errors.invalid_each(&at, name, text::dns1123_label(name));
-    }
-    let namespace = source.volume_namespace.text();
-    if !namespace.is_empty() {
-        errors.invalid_each(
-            &path.child("volumeNamespace"),
-            namespace,
-            text::dns1123_label(namespace),
-        );
-    }
+    let (name, namespace) = (source.volume_name.text(), source.volume_namespace.text());
+    validate_storage_os_names(name, namespace, path, errors);
     if let Some(secret) = &source.secret_ref {
         require(&secret.name, &path.child("secretRef.name"), errors);
     }

@@ -26,6 +26,19 @@ pub struct Entry {
 }
 
 impl Entry {
+    /// An object that no store has: it was made for one answer.
+    pub fn unstored(key: Key, bytes: Bytes, index: Index) -> Self {
+        Self {
+            key,
+            bytes,
+            create_revision: 0,
+            revision: 0,
+            uid: index.uid.into(),
+            labels: index.labels.into_iter().collect(),
+            fields: index.fields.into_iter().collect(),
+        }
+    }
+
     /// Roughly what it occupies, for the bounds.
     pub(super) fn size_bytes(&self) -> usize {
         size_of::<Self>()

@@ -23,8 +23,8 @@ use crate::{
     storage::Written,
 };
 
-/// How often a generated name is tried when it is taken.
-const GENERATE_ATTEMPTS: usize = 8;
+/// How often a generated name, address or port is tried when others were faster.
+const ATTEMPTS: usize = 8;
 
 pub async fn create(ctx: &Ctx, resource: &Arc<Resource>) -> Result<Response> {
     let out = ctx.output(resource)?;
@@ -76,7 +76,8 @@ pub async fn create_object(
     dedup_owner_references(&mut template, &mut ctx.warnings.lock());
     let generate = meta(&template, "generateName").to_owned();
     let generated = meta(&template, "name").is_empty() && !generate.is_empty();
-    let mut attempts = if generated { GENERATE_ATTEMPTS } else { 1 };
+    let again = generated || hooks::allocates(resource);
+    let mut attempts = if again { ATTEMPTS } else { 1 };
     loop {
         attempts -= 1;
         let mut object = if attempts > 0 {
@@ -96,18 +97,23 @@ pub async fn create_object(
                     .push_str(", the server was not able to generate a unique name for the object");
                 return Err(status.with_retry_after(1));
             }
-            other => return other,
+            Ok(Some(object)) => return Ok(object),
+            // What was allocated for the object was taken meanwhile.
+            Ok(None) if attempts > 0 => {}
+            Ok(None) => return Err(Status::server_timeout(resource, "create")),
+            Err(status) => return Err(status),
         }
     }
 }
 
+/// `None`: what was allocated for the object was taken meanwhile.
 async fn attempt(
     ctx: &Ctx,
     target: Target<'_>,
     object: &mut Value,
     generate: &str,
     options: &WriteOptions,
-) -> Result<Object> {
+) -> Result<Option<Object>> {
     let Target {
         resource,
         namespace,
@@ -160,20 +166,21 @@ async fn attempt(
         if let Some(existing) = api.storage.get(&key).await? {
             return Err(taken(resource, &name, &existing.bytes));
         }
-        return Ok(Object::Value(object));
+        return Ok(Some(Object::Value(object)));
     }
     match api
         .storage
         .create(&key, stored.clone(), ttl(resource), extra)
         .await?
     {
-        Written::At(revision) => conversion::answer(api, resource, object, &stored, revision).await,
+        Written::At(revision) => conversion::answer(api, resource, object, &stored, revision)
+            .await
+            .map(Some),
         Written::Conflict(existing) => {
             let bytes = existing.map(|e| e.bytes).unwrap_or_default();
             Err(taken(resource, &name, &bytes))
         }
-        // What was allocated for the object was taken meanwhile.
-        Written::ExtraConflict => Err(Status::server_timeout(resource, "create")),
+        Written::ExtraConflict => Ok(None),
     }
 }
 

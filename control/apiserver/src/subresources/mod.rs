@@ -1,6 +1,7 @@
 //! What stands below an object: `status`, `scale`, `binding`, …
 
 mod binding;
+pub mod components;
 mod connect;
 mod eviction;
 pub mod reviews;

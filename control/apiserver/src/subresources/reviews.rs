@@ -172,6 +172,68 @@ enum Subject {
     Local,
 }
 
+/// `fieldSelector` and `labelSelector` of what is asked about (KEP-4601).
+fn selector_problems(attributes: &Value, errors: &mut Vec<FieldError>) {
+    for field in ["fieldSelector", "labelSelector"] {
+        let Some(selector) = attributes.get(field).filter(|one| one.is_object()) else {
+            continue;
+        };
+        let path = format!("spec.resourceAttributes.{field}");
+        let raw = selector["rawSelector"].as_str().unwrap_or_default();
+        let requirements = selector["requirements"].as_array();
+        let requirements = requirements.map(Vec::as_slice).unwrap_or_default();
+        match (raw, requirements) {
+            ("", []) => errors.push(FieldError::new(
+                FieldErrorKind::Required,
+                format!("{path}.requirements"),
+                "",
+                format!("when {path} is specified, requirements or rawSelector is required"),
+            )),
+            ("", requirements) => {
+                for (i, requirement) in requirements.iter().enumerate() {
+                    requirement_problems(requirement, &format!("{path}.requirements[{i}]"), errors);
+                }
+            }
+            (_, []) => {}
+            (raw, _) => errors.push(FieldError::new(
+                FieldErrorKind::Invalid,
+                format!("{path}.rawSelector"),
+                raw,
+                "may not specified at the same time as requirements",
+            )),
+        }
+    }
+}
+
+/// Operators that are not known may come from newer clients and are let through.
+fn requirement_problems(requirement: &Value, path: &str, errors: &mut Vec<FieldError>) {
+    let values = requirement["values"].as_array().map_or(0, Vec::len);
+    let at = format!("{path}.values");
+    match requirement["operator"].as_str().unwrap_or_default() {
+        "In" | "NotIn" if values == 0 => errors.push(FieldError::new(
+            FieldErrorKind::Required,
+            at,
+            "",
+            "must be specified when `operator` is 'In' or 'NotIn'",
+        )),
+        "Exists" | "DoesNotExist" if values > 0 => errors.push(FieldError::new(
+            FieldErrorKind::Forbidden,
+            at,
+            "",
+            "may not be specified when `operator` is 'Exists' or 'DoesNotExist'",
+        )),
+        _ => {}
+    }
+    if requirement["key"].as_str().unwrap_or_default().is_empty() {
+        errors.push(FieldError::new(
+            FieldErrorKind::Required,
+            format!("{path}.key"),
+            "",
+            "must be specified",
+        ));
+    }
+}
+
 fn access(ctx: &Ctx, mut review: Value, subject: Subject) -> Result<Value> {
     let spec = &review["spec"];
     let mut errors = Vec::new();
@@ -200,6 +262,12 @@ fn access(ctx: &Ctx, mut review: Value, subject: Subject) -> Result<Value> {
             "exactly one of nonResourceAttributes or resourceAttributes must be specified",
         );
     }
+    if let Some(attributes) = resource {
+        selector_problems(attributes, &mut errors);
+    }
+    let mut invalid = |field: &str, bad: Bad, detail: &str| {
+        errors.push(FieldError::new(FieldErrorKind::Invalid, field, bad, detail));
+    };
     let groups = texts(&spec["groups"]);
     if subject != Subject::Caller && text(spec, "user").is_empty() && groups.is_empty() {
         invalid(
@@ -207,6 +275,21 @@ fn access(ctx: &Ctx, mut review: Value, subject: Subject) -> Result<Value> {
             Bad::from(""),
             "at least one of user or group must be specified",
         );
+    }
+    let (allowed, detail) = match subject {
+        Subject::Local => (
+            &["managedFields", "namespace"][..],
+            "must be empty except for namespace",
+        ),
+        _ => (&["managedFields"][..], "must be empty"),
+    };
+    let metadata = review["metadata"].as_object();
+    let given = metadata.into_iter().flatten();
+    if given
+        .into_iter()
+        .any(|(field, value)| !allowed.contains(&field.as_str()) && !value.is_null())
+    {
+        invalid("metadata", Bad::json(&review["metadata"]), detail);
     }
     let namespace = resource.map(|r| text(r, "namespace")).unwrap_or_default();
     if subject == Subject::Local {

@@ -351,8 +351,7 @@ fn validate_source(
     }
     let at = path.child("glusterfs");
     if let Some(source) = one.take(&spec.glusterfs, &at, errors) {
-        require(&source.endpoints, &at.child("endpoints"), errors);
-        require(&source.path, &at.child("path"), errors);
+        validate_glusterfs(&source.endpoints, &source.path, &at, errors);
         if let Some(namespace) = &source.endpoints_namespace {
             let at = at.child("endpointsNamespace");
             if namespace.is_empty() {
@@ -376,19 +375,14 @@ fn validate_source(
     }
     let at = path.child("rbd");
     if let Some(source) = one.take(&spec.rbd, &at, errors) {
-        if source.monitors.is_empty() {
-            errors.required(&at.child("monitors"), "");
-        }
-        require(&source.image, &at.child("image"), errors);
+        validate_rbd(&source.monitors, &source.image, &at, errors);
     }
     let at = path.child("quobyte");
     if let Some(source) = one.take(&spec.quobyte, &at, errors) {
         validate_quobyte(source, &at, errors);
     }
-    if let Some(source) = one.take(&spec.cephfs, &path.child("cephFS"), errors)
-        && source.monitors.is_empty()
-    {
-        errors.required(&path.child("cephfs.monitors"), "");
+    if let Some(source) = one.take(&spec.cephfs, &path.child("cephFS"), errors) {
+        validate_cephfs(&source.monitors, &path.child("cephfs"), errors);
     }
     let at = path.child("iscsi");
     if let Some(source) = one.take(&spec.iscsi, &at, errors) {
@@ -431,24 +425,22 @@ fn validate_source(
     }
     let at = path.child("flexVolume");
     if let Some(source) = one.take(&spec.flex_volume, &at, errors) {
-        require(&source.driver, &at.child("driver"), errors);
-        validate_flex_options(source.options.as_ref(), &at, errors);
+        validate_flex(&source.driver, source.options.as_ref(), &at, errors);
     }
     let at = path.child("azureFile");
     if let Some(source) = one.take(&spec.azure_file, &at, errors) {
-        require(&source.secret_name, &at.child("secretName"), errors);
-        require(&source.share_name, &at.child("shareName"), errors);
+        validate_azure_file(&source.secret_name, &source.share_name, &at, errors);
         if let Some(namespace) = &source.secret_namespace {
             require(namespace, &at.child("secretNamespace"), errors);
         }
     }
     let at = path.child("vsphereVolume");
     if let Some(source) = one.take(&spec.vsphere_volume, &at, errors) {
-        require(&source.volume_path, &at.child("volumePath"), errors);
+        validate_vsphere(source, &at, errors);
     }
     let at = path.child("photonPersistentDisk");
     if let Some(source) = one.take(&spec.photon_persistent_disk, &at, errors) {
-        require(&source.pd_id, &at.child("pdID"), errors);
+        validate_photon(source, &at, errors);
     }
     let at = path.child("portworxVolume");
     if let Some(source) = one.take(&spec.portworx_volume, &at, errors) {
@@ -460,9 +452,8 @@ fn validate_source(
     }
     let at = path.child("scaleIO");
     if let Some(source) = one.take(&spec.scale_io, &at, errors) {
-        require(&source.gateway, &at.child("gateway"), errors);
-        require(&source.system, &at.child("system"), errors);
-        require(source.volume_name.text(), &at.child("volumeName"), errors);
+        let volume = source.volume_name.text();
+        validate_scale_io(&source.gateway, &source.system, volume, &at, errors);
     }
     let at = path.child("local");
     if let Some(source) = one.take(&spec.local, &at, errors) {
@@ -477,19 +468,8 @@ fn validate_source(
     }
     let at = path.child("storageos");
     if let Some(source) = one.take(&spec.storageos, &at, errors) {
-        let name = source.volume_name.text();
-        require(name, &at.child("volumeName"), errors);
-        if !name.is_empty() {
-            errors.invalid_each(&at.child("volumeName"), name, text::dns1123_label(name));
-        }
-        let namespace = source.volume_namespace.text();
-        if !namespace.is_empty() {
-            errors.invalid_each(
-                &at.child("volumeNamespace"),
-                namespace,
-                text::dns1123_label(namespace),
-            );
-        }
+        let (name, namespace) = (source.volume_name.text(), source.volume_namespace.text());
+        validate_storage_os_names(name, namespace, &at, errors);
     }
     let at = path.child("csi");
     if let Some(source) = one.take(&spec.csi, &at, errors) {
