@@ -81,7 +81,48 @@ fn type_of(value: &Value) -> &'static str {
 pub fn is_namespace(name: &str) -> bool {
     matches!(
         name,
-        "base64" | "format" | "jsonpatch" | "math" | "optional" | "sets" | "strings" | "lists"
+        "base64"
+            | "cidr"
+            | "format"
+            | "ip"
+            | "jsonpatch"
+            | "lists"
+            | "math"
+            | "optional"
+            | "semver"
+            | "sets"
+            | "strings"
+    )
+}
+
+/// Functions without a target or prefix.
+pub fn is_global(name: &str) -> bool {
+    matches!(
+        name,
+        "size"
+            | "int"
+            | "uint"
+            | "double"
+            | "string"
+            | "bytes"
+            | "bool"
+            | "dyn"
+            | "type"
+            | "duration"
+            | "timestamp"
+            | "matches"
+            | "url"
+            | "isURL"
+            | "ip"
+            | "isIP"
+            | "cidr"
+            | "isCIDR"
+            | "quantity"
+            | "isQuantity"
+            | "semver"
+            | "isSemver"
+            | "min"
+            | "max"
     )
 }
 

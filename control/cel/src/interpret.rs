@@ -222,7 +222,7 @@ fn nesting(source: &str) -> usize {
 }
 
 /// `ERROR: <input>:1:3: why` and the line with a caret.
-fn place(source: &str, (line, column): (isize, isize), why: &str) -> String {
+pub(crate) fn place(source: &str, (line, column): (isize, isize), why: &str) -> String {
     let number = usize::try_from(line).unwrap_or(1).max(1);
     let text = source.lines().nth(number - 1).unwrap_or_default();
     let dots = ".".repeat(usize::try_from(column).unwrap_or(1).saturating_sub(1));

@@ -7,6 +7,7 @@
 //! Read `interpret` first.
 #![forbid(unsafe_code)]
 
+pub mod check;
 mod functions;
 mod interpret;
 mod json;

@@ -1,5 +1,6 @@
 //! admissionregistration.k8s.io/v1
 
+mod expressions;
 pub mod policies;
 pub mod policy_bindings;
 mod rules;

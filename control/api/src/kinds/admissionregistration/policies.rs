@@ -7,9 +7,12 @@ use k8s_openapi::api::admissionregistration::v1::{
     ValidatingAdmissionPolicy, Validation, Variable,
 };
 
-use super::rules::{
-    FAILURE_POLICIES, set_match_defaults, validate_match_conditions, validate_match_resources,
-    validate_word,
+use super::{
+    expressions::Scope,
+    rules::{
+        FAILURE_POLICIES, set_match_defaults, validate_match_conditions, validate_match_resources,
+        validate_word,
+    },
 };
 use crate::{
     field::{Bad, Errors, Path},
@@ -111,7 +114,8 @@ struct Head<'a> {
     variables: &'a [Variable],
 }
 
-fn validate_head(head: &Head<'_>, path: &Path<'_>, errors: &mut Errors) {
+/// What the policy's own expressions see.
+fn validate_head(head: &Head<'_>, path: &Path<'_>, errors: &mut Errors) -> Scope {
     let at = path.child("failurePolicy");
     if head.failure_policy.is_none() {
         errors.required(&at, "");
@@ -133,7 +137,12 @@ fn validate_head(head: &Head<'_>, path: &Path<'_>, errors: &mut Errors) {
     if let Some(conditions) = head.conditions {
         validate_match_conditions(conditions, &path.child("matchConditions"), errors);
     }
+    let mut scope = Scope::new(head.param_kind.is_some());
+    if let Some(conditions) = head.conditions {
+        scope.conditions(conditions, &path.child("matchConditions"), errors);
+    }
     let at = path.child("variables");
+    scope.variables(head.variables, &at, errors);
     for (i, variable) in head.variables.iter().enumerate() {
         let at = at.index(i);
         let name = variable.name.as_str();
@@ -146,6 +155,7 @@ fn validate_head(head: &Head<'_>, path: &Path<'_>, errors: &mut Errors) {
             errors.required(&at.child("expression"), MISSING);
         }
     }
+    scope
 }
 
 fn validate_validating(
@@ -162,7 +172,7 @@ fn validate_validating(
         conditions: conditions_too.then(|| spec.match_conditions.items()),
         variables: spec.variables.items(),
     };
-    validate_head(&head, &path, errors);
+    let scope = validate_head(&head, &path, errors);
     let (validations, annotations) = (spec.validations.items(), spec.audit_annotations.items());
     let (validations_at, annotations_at) =
         (path.child("validations"), path.child("auditAnnotations"));
@@ -174,6 +184,7 @@ fn validate_validating(
     }
     for (i, validation) in validations.iter().enumerate() {
         validate_validation(validation, &validations_at.index(i), errors);
+        scope.validation(validation, &validations_at.index(i), errors);
     }
     if annotations.len() > AUDIT_ANNOTATIONS_LIMIT {
         errors.invalid(
@@ -186,6 +197,8 @@ fn validate_validating(
     for (i, annotation) in annotations.iter().enumerate() {
         let at = annotations_at.index(i);
         validate_audit_annotation(annotation, name, &at, errors);
+        let value = annotation.value_expression.as_str();
+        scope.annotation(value, &at.child("valueExpression"), errors);
         let key = &annotation.key;
         if annotations[..i].iter().any(|earlier| earlier.key == *key) {
             errors.duplicate(&at.child("key"), key);
@@ -247,13 +260,14 @@ fn validate_mutating(policy: &MutatingAdmissionPolicy, conditions_too: bool, err
         conditions: conditions_too.then(|| spec.match_conditions.items()),
         variables: spec.variables.items(),
     };
-    validate_head(&head, &path, errors);
+    let scope = validate_head(&head, &path, errors);
     let at = path.child("mutations");
     if spec.mutations.items().is_empty() {
         errors.required(&at, "mutations must contain at least one item");
     }
     for (i, mutation) in spec.mutations.items().iter().enumerate() {
         validate_mutation(mutation, &at.index(i), errors);
+        scope.mutation(mutation, &at.index(i), errors);
     }
     let at = path.child("reinvocationPolicy");
     match spec.reinvocation_policy.text() {

@@ -281,6 +281,7 @@ fn validate_webhook(
     if !tolerated.match_conditions {
         let at = path.child("matchConditions");
         validate_match_conditions(webhook.match_conditions, &at, errors);
+        super::expressions::Scope::new(false).conditions(webhook.match_conditions, &at, errors);
     }
 }
 

@@ -128,7 +128,7 @@ impl Hook {
             object: &object,
             old: &old,
             params: None,
-            namespace: None,
+            namespace: Some(&Value::Null),
         };
         match self.conditions.hold(input) {
             Ok(true) => Ok(Some(matched)),
