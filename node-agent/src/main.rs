@@ -92,6 +92,9 @@ struct Options {
     /// The device to other nodes. Default: the one that holds the node's address.
     #[arg(long, value_name = "IFACE", global = true)]
     uplink: Option<String>,
+    /// A folder of files that describe static pods.
+    #[arg(long, value_name = "DIR", global = true)]
+    pod_manifest_path: Option<PathBuf>,
     /// Sysctls that pods may set beyond the safe ones: names, or prefixes that end with `*`.
     #[arg(long, value_name = "NAME", value_delimiter = ',', global = true)]
     allowed_unsafe_sysctls: Vec<String>,
@@ -216,6 +219,7 @@ async fn run(options: Options) -> Result<()> {
         resolv_conf: options.resolv_conf.clone(),
         port: options.port,
         max_pods: options.max_pods,
+        static_pods: options.pod_manifest_path.clone(),
     };
     let objects = objects::Objects::new(client.clone());
     let mut tasks: Vec<tokio::task::JoinHandle<()>> = Vec::new();
@@ -295,6 +299,9 @@ async fn run(options: Options) -> Result<()> {
         runtime,
         network,
         objects,
+        watches: volumes
+            .is_some()
+            .then(|| kubelet::watches::Watches::new(client.clone())),
         volumes,
         cgroups,
         services: docker.then(|| informers.of::<Service>()),

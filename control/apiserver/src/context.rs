@@ -9,6 +9,7 @@ use http::{HeaderMap, Method, header};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use jiff::Timestamp;
 use parking_lot::Mutex;
+use skep_api::selector::FieldSelector;
 
 use crate::{
     admission::Chain,
@@ -147,7 +148,16 @@ impl Ctx {
     pub fn authorize(&self) -> Result<()> {
         let info = &self.info;
         if info.is_resource {
-            return self.authorize_resource(info.verb, &info.name);
+            // A list or watch of one object by its name is asked about as that object: so a node
+            // may watch what its pods use.
+            let fields = match info.verb {
+                "list" | "watch" if info.name.is_empty() => {
+                    FieldSelector::parse(self.query.get("fieldSelector")).ok()
+                }
+                _ => None,
+            };
+            let selected = fields.as_ref().and_then(|f| f.requires("metadata.name"));
+            return self.authorize_resource(info.verb, selected.unwrap_or(&info.name));
         }
         let attributes = Attributes::Path {
             user: &self.user,

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::{ConfigMap, Container, ObjectReference, Pod, PodStatus, Secret};
+use kube::Api;
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
-use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
 use tokio::time::{Instant, timeout};
 use tracing::{debug, info, warn};
@@ -816,7 +816,7 @@ fn file_end(path: &str, most: u64) -> std::io::Result<Vec<u8>> {
 }
 
 /// A strategic merge patch: conditions of others stay, our own lists replace.
-pub fn status_patch(pod: &Pod, base: &PodStatus, wanted: &PodStatus) -> Value {
+pub fn status_patch(uid: &str, base: &PodStatus, wanted: &PodStatus) -> Value {
     let mut status = serde_json::to_value(wanted).unwrap_or_default();
     let before = serde_json::to_value(base).unwrap_or_default();
     if let (Some(new), Some(old)) = (status.as_object_mut(), before.as_object()) {
@@ -851,7 +851,7 @@ pub fn status_patch(pod: &Pod, base: &PodStatus, wanted: &PodStatus) -> Value {
             }
         }
     }
-    json!({"metadata": {"uid": pod.uid().unwrap_or_default()}, "status": status})
+    json!({"metadata": {"uid": uid}, "status": status})
 }
 
 pub async fn write_status(shared: &Shared, patch: Value) -> Result<Pod, kube::Error> {

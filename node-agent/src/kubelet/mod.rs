@@ -22,8 +22,10 @@ pub mod resize;
 pub mod resources;
 pub mod server;
 pub mod spec;
+pub mod static_pods;
 pub mod status;
 pub mod volumes;
+pub mod watches;
 pub mod worker;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -36,6 +38,7 @@ use futures::StreamExt;
 use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use kube::api::{DeleteParams, PostParams, Preconditions};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, ResourceExt};
 use parking_lot::RwLock;
@@ -54,6 +57,10 @@ use worker::Handle;
 
 /// Between two looks at every container; events say the same earlier.
 const RELIST: Duration = Duration::from_secs(20);
+/// Between two looks at the folder of static pods.
+const STATIC_LOOK: Duration = Duration::from_secs(1);
+/// Between two attempts to write a mirror pod.
+const MIRROR_RETRY: Duration = Duration::from_secs(5);
 const WATCH_RETRY: Duration = Duration::from_millis(200);
 const WATCH_RETRY_MAX: Duration = Duration::from_secs(3);
 /// Containers that Docker is asked to start at the same time.
@@ -70,6 +77,8 @@ pub struct Config {
     pub resolv_conf: PathBuf,
     pub port: u16,
     pub max_pods: u32,
+    /// Where files describe static pods.
+    pub static_pods: Option<PathBuf>,
 }
 
 impl Config {
@@ -85,6 +94,7 @@ impl Config {
             resolv_conf: "/nonexistent".into(),
             port: 10250,
             max_pods: 110,
+            static_pods: None,
         }
     }
 }
@@ -100,6 +110,7 @@ pub struct Context {
     pub objects: Objects,
     /// `None` on a hollow node, which has no files.
     pub volumes: Option<Volumes>,
+    pub watches: Option<watches::Watches>,
     pub cgroups: Option<cgroup::Cgroups>,
     pub recorder: Recorder,
     pub services: Option<Informer<Service>>,
@@ -180,6 +191,12 @@ pub struct Kubelet {
     synced: bool,
     /// Pods named by a list that is under way.
     arriving: Option<HashSet<String>>,
+    /// By uid.
+    statics: BTreeMap<String, Pod>,
+    /// Mirrors of static pods in the API, by namespace and name.
+    mirrors: HashMap<(String, String), Arc<Pod>>,
+    /// When a mirror was last written or deleted, by its namespace and name.
+    mirrored_at: HashMap<(String, String), tokio::time::Instant>,
 }
 
 impl Kubelet {
@@ -190,6 +207,9 @@ impl Kubelet {
             listed: HashMap::new(),
             synced: false,
             arriving: None,
+            statics: BTreeMap::new(),
+            mirrors: HashMap::new(),
+            mirrored_at: HashMap::new(),
         }
     }
 
@@ -202,8 +222,13 @@ impl Kubelet {
         let mut events = self.ctx.runtime.events();
         let mut relist = tokio::time::interval(RELIST);
         relist.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut look = tokio::time::interval(STATIC_LOOK);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let has_statics = self.ctx.config.static_pods.is_some();
+        self.static_pods();
         loop {
             tokio::select! {
+                _ = look.tick(), if has_statics => self.static_pods(),
                 () = stop.cancelled() => return,
                 event = pods.next() => match event {
                     Some(Ok(event)) => self.pod_event(event).await,
@@ -239,9 +264,11 @@ impl Kubelet {
                     .pods
                     .read()
                     .keys()
-                    .filter(|uid| !live.contains(*uid))
+                    .filter(|uid| !live.contains(*uid) && !self.statics.contains_key(*uid))
                     .cloned()
                     .collect();
+                self.mirrors
+                    .retain(|_, mirror| mirror.uid().is_some_and(|uid| live.contains(&uid)));
                 for uid in gone {
                     self.forget(&uid);
                 }
@@ -253,23 +280,174 @@ impl Kubelet {
                 self.collect(&live).await;
             }
             watcher::Event::Apply(pod) => self.desire(pod),
+            watcher::Event::Delete(pod) if static_pods::is_mirror(&pod) => {
+                let name = full_name(&pod);
+                let known = self.mirrors.get(&name).and_then(|m| m.uid());
+                if known == pod.uid() {
+                    self.mirrors.remove(&name);
+                }
+                self.mirrored_at.remove(&name);
+                self.reflect();
+            }
             watcher::Event::Delete(pod) => self.forget(&pod.uid().unwrap_or_default()),
         }
     }
 
+    /// Looks at the files again.
+    fn static_pods(&mut self) {
+        let Some(folder) = self.ctx.config.static_pods.clone() else {
+            return;
+        };
+        let mut found = static_pods::read(&folder, &self.ctx.config.node_name);
+        let gone: Vec<String> = self
+            .statics
+            .keys()
+            .filter(|uid| !found.contains_key(*uid))
+            .cloned()
+            .collect();
+        for uid in gone {
+            info!(uid, "the file of a static pod is gone or has changed");
+            self.forget(&uid);
+        }
+        for (uid, pod) in &mut found {
+            // It was seen when it was seen first.
+            if let Some(known) = self.statics.remove(uid) {
+                *pod = known;
+            }
+        }
+        self.statics = found;
+        self.reflect();
+    }
+
+    /// Brings static pods, their workers and their mirrors together.
+    fn reflect(&mut self) {
+        let statics: Vec<Pod> = self.statics.values().cloned().collect();
+        for pod in &statics {
+            let name = full_name(pod);
+            let uid = pod.uid().unwrap_or_default();
+            let before = self.workers.iter().any(|(other, worker)| {
+                let same = worker.who.namespace == name.0 && worker.who.name == name.1;
+                same && *other != uid && !worker.is_done()
+            });
+            if before {
+                // The version before this one has not ended yet.
+                continue;
+            }
+            let mirror = self.mirrors.get(&name).cloned();
+            let mirror = mirror.filter(|m| static_pods::is_mirror_of(m, pod));
+            let shown = static_pods::with_mirror(pod, mirror.as_deref());
+            self.run_pod(shown, mirror.as_ref().and_then(|m| m.uid()));
+            if mirror.is_none() && !self.mirrors.contains_key(&name) {
+                self.write_mirror(pod);
+            }
+        }
+        let stale: Vec<Arc<Pod>> = self
+            .mirrors
+            .values()
+            .filter(|mirror| {
+                let shows = |pod: &&Pod| full_name(pod) == full_name(mirror);
+                !statics
+                    .iter()
+                    .find(shows)
+                    .is_some_and(|pod| static_pods::is_mirror_of(mirror, pod))
+            })
+            .cloned()
+            .collect();
+        for mirror in stale {
+            self.delete_mirror(&mirror);
+        }
+    }
+
+    /// False when the last attempt is too young.
+    fn may_write_mirror(&mut self, name: &(String, String)) -> bool {
+        let now = tokio::time::Instant::now();
+        let young = |at: &tokio::time::Instant| now.duration_since(*at) < MIRROR_RETRY;
+        if !self.synced || self.mirrored_at.get(name).is_some_and(young) {
+            return false;
+        }
+        self.mirrored_at.insert(name.clone(), now);
+        true
+    }
+
+    fn write_mirror(&mut self, pod: &Pod) {
+        let Some(node) = self.ctx.desk.node.read().clone() else {
+            return;
+        };
+        let name = full_name(pod);
+        if !self.may_write_mirror(&name) {
+            return;
+        }
+        let mirror = static_pods::mirror(pod, &node);
+        let api: Api<Pod> = Api::namespaced(self.ctx.client.clone(), &name.0);
+        tokio::spawn(async move {
+            match api.create(&PostParams::default(), &mirror).await {
+                Ok(_) => info!(name = name.1, "the API shows a static pod"),
+                Err(kube::Error::Api(status)) if status.code == 409 => {}
+                Err(e) => warn!(name = name.1, error = %e, "cannot write a mirror pod; will retry"),
+            }
+        });
+    }
+
+    fn delete_mirror(&mut self, mirror: &Pod) {
+        let name = full_name(mirror);
+        let shown = static_pods::hash_of_mirror(mirror);
+        let ends = shown
+            .and_then(|uid| self.workers.get(uid))
+            .is_some_and(|worker| !worker.is_done());
+        // Until its containers have ended there is something to show.
+        let wait = ends && mirror.metadata.deletion_timestamp.is_none();
+        if wait || !self.may_write_mirror(&name) {
+            return;
+        }
+        let api: Api<Pod> = Api::namespaced(self.ctx.client.clone(), &name.0);
+        let params = DeleteParams {
+            grace_period_seconds: Some(0),
+            preconditions: Some(Preconditions {
+                uid: mirror.uid(),
+                resource_version: None,
+            }),
+            ..Default::default()
+        };
+        tokio::spawn(async move {
+            match api.delete(&name.1, &params).await {
+                Ok(_) => {}
+                Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {}
+                Err(e) => {
+                    warn!(name = name.1, error = %e, "cannot delete a mirror pod; will retry")
+                }
+            }
+        });
+    }
+
     fn desire(&mut self, pod: Pod) {
+        if static_pods::is_mirror(&pod) {
+            // Only shown by the API, not run from there.
+            self.mirrors.insert(full_name(&pod), Arc::new(pod));
+            self.reflect();
+            return;
+        }
+        self.run_pod(pod, None);
+    }
+
+    /// `mirror_uid`: of a static pod, the object that its status is written to.
+    fn run_pod(&mut self, pod: Pod, mirror_uid: Option<String>) {
         let Some(uid) = pod.uid() else { return };
-        // A mirror of a static pod is not run from the API.
         let pod = Arc::new(pod);
+        let known = self.ctx.pods.read().get(&uid).cloned();
+        if pod::is_static(&pod) && known.as_deref() == Some(&*pod) {
+            return;
+        }
         self.ctx.pods.write().insert(uid.clone(), pod.clone());
         match self.workers.get(&uid).filter(|w| !w.is_done()) {
             Some(worker) => {
+                *worker.mirror_uid.lock() = mirror_uid;
                 worker.desired.send_replace(Some(pod));
             }
             None => {
                 let who = pod::identity(&pod);
-                self.workers
-                    .insert(uid, Handle::spawn(self.ctx.clone(), who, Some(pod)));
+                let worker = Handle::spawn(self.ctx.clone(), who, Some(pod));
+                *worker.mirror_uid.lock() = mirror_uid;
+                self.workers.insert(uid, worker);
             }
         }
     }
@@ -351,4 +529,8 @@ impl Kubelet {
                 .insert(uid, Handle::spawn(self.ctx.clone(), who, None));
         }
     }
+}
+
+fn full_name(pod: &Pod) -> (String, String) {
+    (pod.namespace().unwrap_or_default(), pod.name_any())
 }

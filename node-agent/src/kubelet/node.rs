@@ -152,9 +152,9 @@ impl RuntimeView {
         }
     }
 
-    fn is_up(&self) -> bool {
+    fn is_up(&self, now: tokio::time::Instant) -> bool {
         self.answered_at
-            .is_some_and(|at| at.elapsed() < RUNTIME_SILENCE)
+            .is_some_and(|at| now.duration_since(at) < RUNTIME_SILENCE)
     }
 }
 
@@ -240,7 +240,11 @@ async fn status(
         addresses: Some(addresses),
         capacity: Some(capacity),
         allocatable: Some(allocatable),
-        conditions: Some(conditions(&old_conditions, runtime.is_up(), now)),
+        conditions: Some(conditions(
+            &old_conditions,
+            runtime.is_up(tokio::time::Instant::now()),
+            now,
+        )),
         daemon_endpoints: Some(NodeDaemonEndpoints {
             kubelet_endpoint: Some(DaemonEndpoint {
                 port: i32::from(config.port),
@@ -446,5 +450,30 @@ async fn renew(client: Client, node: &str) -> Result<bool, kube::Error> {
             debug!(node, "made the node's lease");
             false
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runtime::hollow::HollowRuntime;
+
+    #[tokio::test]
+    async fn a_node_outlives_a_short_silence_of_its_runtime() {
+        let mut view = RuntimeView::default();
+        let now = tokio::time::Instant::now();
+        assert!(!view.is_up(now), "nothing is known of it yet");
+        view.look(&HollowRuntime::new()).await;
+        let ready = |silence: Duration| {
+            let up = view.answered_at.is_some_and(|at| view.is_up(at + silence));
+            let all = conditions(&[], up, Timestamp::UNIX_EPOCH);
+            let ready = all.into_iter().find(|c| c.type_ == "Ready").unwrap();
+            (ready.status, ready.message.unwrap_or_default())
+        };
+        assert_eq!(ready(RUNTIME_SILENCE - Duration::from_secs(1)).0, "True");
+        assert_eq!(
+            ready(RUNTIME_SILENCE),
+            ("False".into(), "container runtime is down".into())
+        );
     }
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ObjectReference, Pod, PodStatus};
+use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -26,6 +27,8 @@ use crate::runtime::{ContainerRole, Image, Observed, PodRef, State};
 
 /// How often config maps, secrets and tokens in volumes are looked at.
 const REFRESH: Duration = Duration::from_secs(45);
+/// While the refresh before is still under way.
+const REFRESH_AGAIN: Duration = Duration::from_millis(100);
 /// `ErrImagePull` turns into `ImagePullBackOff` after this time.
 const PULL_ERROR_SHOWN: Duration = Duration::from_secs(2);
 /// How often a resize that did not fit is tried again.
@@ -44,6 +47,7 @@ pub struct Shared {
     pub ips: Vec<IpAddr>,
     /// Cancelled when the pod is to end: hooks of starting containers stop waiting.
     pub ending: CancellationToken,
+    pub mirror_uid: Arc<Mutex<Option<String>>>,
 }
 
 pub struct Handle {
@@ -51,6 +55,8 @@ pub struct Handle {
     /// `None`: the API does not have it.
     pub desired: watch::Sender<Option<Arc<Pod>>>,
     pub wake: Arc<Notify>,
+    /// Of a static pod: the uid of its mirror in the API, once there is one.
+    pub mirror_uid: Arc<Mutex<Option<String>>>,
     task: tokio::task::JoinHandle<()>,
 }
 
@@ -59,11 +65,13 @@ impl Handle {
         let (desired, receive) = watch::channel(pod);
         let wake = Arc::new(Notify::new());
         let worker = Worker::new(ctx, who.clone(), receive, wake.clone());
+        let mirror_uid = worker.shared.mirror_uid.clone();
         let task = tokio::spawn(worker.run());
         Self {
             who,
             desired,
             wake,
+            mirror_uid,
             task,
         }
     }
@@ -100,6 +108,9 @@ struct Worker {
     write_failure: Option<Failure>,
     seen_at: Timestamp,
     refresh_at: tokio::time::Instant,
+    /// Notified when something that a volume shows has changed.
+    news: Arc<Notify>,
+    refreshing: Option<AbortHandle>,
     observe_failed: bool,
     /// There has been an observation.
     seen: bool,
@@ -122,6 +133,7 @@ impl Worker {
                 images: Arc::default(),
                 ips: Vec::new(),
                 ending: CancellationToken::new(),
+                mirror_uid: Arc::default(),
             },
             desired,
             wake,
@@ -143,6 +155,8 @@ impl Worker {
             write_failure: None,
             seen_at: Timestamp::now(),
             refresh_at: tokio::time::Instant::now() + REFRESH,
+            news: Arc::default(),
+            refreshing: None,
             observe_failed: false,
             seen: false,
             abandoned: false,
@@ -150,6 +164,9 @@ impl Worker {
     }
 
     async fn run(mut self) {
+        if let (Some(watches), Some(pod)) = (&self.shared.ctx.watches, &self.pod) {
+            watches.follow(pod, &self.news);
+        }
         let mut stale = true;
         loop {
             if stale {
@@ -224,6 +241,11 @@ impl Worker {
                 Err(_) => self.abandoned = true,
             },
             () = self.wake.notified() => stale = true,
+            () = self.news.notified() => {
+                self.refresh_at = tokio::time::Instant::now();
+                // What was missing may be there now.
+                self.memory.volumes_failure = None;
+            }
             () = tokio::time::sleep(sleep) => stale = self.observe_failed,
         }
         // What else has happened meanwhile needs no plan of its own.
@@ -794,9 +816,13 @@ impl Worker {
         if !self.memory.volumes_ready || now < self.refresh_at || pod::is_terminating(pod) {
             return;
         }
+        if self.refreshing.as_ref().is_some_and(|r| !r.is_finished()) {
+            self.refresh_at = now + REFRESH_AGAIN;
+            return;
+        }
         self.refresh_at = now + REFRESH.mul_f64(0.8 + 0.4 * rand::random::<f64>());
         let (shared, pod) = (self.shared.clone(), pod.clone());
-        tokio::spawn(async move {
+        let task = tokio::spawn(async move {
             let node = shared.ctx.facts(&shared.ips);
             if let Some(volumes) = &shared.ctx.volumes
                 && let Err(e) = volumes.refresh(&pod, &node).await
@@ -807,6 +833,7 @@ impl Worker {
                     .warning(&reference(&pod, None), "FailedMount", e.to_string());
             }
         });
+        self.refreshing = Some(task.abort_handle());
     }
 
     fn write_status(&mut self, pod: Arc<Pod>, plan: &Plan, now: Timestamp) {
@@ -840,6 +867,15 @@ impl Worker {
             .write_failure
             .as_ref()
             .is_some_and(|f| f.retry_at() > now);
+        let uid = match pod::is_static(&pod) {
+            true => self.shared.mirror_uid.lock().clone(),
+            false => Some(self.shared.who.uid.clone()),
+        };
+        let Some(uid) = uid else {
+            // Nothing in the API shows this pod yet.
+            self.sent = None;
+            return;
+        };
         if self.writing || waits || (current && self.write_failure.is_none()) {
             return;
         }
@@ -851,7 +887,7 @@ impl Worker {
         }
         self.sent = Some(wanted.clone());
         self.writing = true;
-        let patch = actions::status_patch(&pod, base, &wanted);
+        let patch = actions::status_patch(&uid, base, &wanted);
         let shared = self.shared.clone();
         self.writes
             .spawn(async move { actions::write_status(&shared, patch).await });
@@ -888,6 +924,14 @@ impl Worker {
                 self.sent = None;
             }
             Err(e) => warn!(error = %e, "a status write did not end well"),
+        }
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        if let Some(watches) = &self.shared.ctx.watches {
+            watches.forget(&self.shared.who.uid);
         }
     }
 }

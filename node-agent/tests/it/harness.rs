@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use skep_agent::kubelet::volumes::{MountNamespace, Volumes};
-use skep_agent::kubelet::{Config, Context, Kubelet, cgroup, events, node, objects};
+use skep_agent::kubelet::{Config, Context, Kubelet, cgroup, events, node, objects, watches};
 use skep_agent::network::HollowNetwork;
 use skep_agent::runtime::Runtime;
 use skep_agent::runtime::docker::DockerRuntime;
@@ -26,6 +26,7 @@ pub struct Node {
     pub name: String,
     pub dir: tempfile::TempDir,
     pub socket: PathBuf,
+    ctx: Option<Arc<Context>>,
     stop: CancellationToken,
     task: Option<tokio::task::JoinHandle<()>>,
 }
@@ -135,6 +136,7 @@ impl Node {
             name,
             dir,
             socket: socket.to_path_buf(),
+            ctx: None,
             stop: CancellationToken::new(),
             task: None,
         };
@@ -153,6 +155,7 @@ impl Node {
             resolv_conf: PathBuf::from("/etc/resolv.conf"),
             port: 0,
             max_pods: 110,
+            static_pods: Some(self.dir.path().join("manifests")),
         }
     }
 
@@ -171,6 +174,7 @@ impl Node {
                 MountNamespace::own(),
             )),
             objects,
+            watches: Some(watches::Watches::new(client.clone())),
             cgroups: Some(cgroup::Cgroups::discover()),
             services: None,
             endpoint_slices: None,
@@ -183,6 +187,7 @@ impl Node {
             client,
             config,
         });
+        self.ctx = Some(ctx.clone());
         self.stop = CancellationToken::new();
         self.task = Some(tokio::spawn(Kubelet::new(ctx).run(self.stop.clone())));
     }
@@ -194,6 +199,15 @@ impl Node {
             task.await.expect("the kubelet ends");
         }
         self.run();
+    }
+
+    /// The API knows the node, as after its registration.
+    pub fn put_node(&self) {
+        let node = json!({"metadata": {"name": self.name, "uid": "node-uid"}});
+        let node = serde_json::from_value(node).expect("a node");
+        if let Some(ctx) = &self.ctx {
+            *ctx.desk.node.write() = Some(Arc::new(node));
+        }
     }
 
     pub fn path(&self, pod: &str) -> String {

@@ -5,6 +5,8 @@
 
 mod api;
 mod conformance;
+mod faults;
 mod harness;
+mod lifecycle;
 mod outage;
 mod pods;
