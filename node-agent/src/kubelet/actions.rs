@@ -112,11 +112,17 @@ pub async fn perform(shared: Shared, pod: Option<Arc<Pod>>, action: Action) -> O
                 container,
                 attempt,
                 sandbox,
+                epoch,
             },
             Some(pod),
         ) => {
+            let begin = Begin {
+                attempt,
+                sandbox: &sandbox,
+                epoch,
+            };
             let result = match find(&pod, &container) {
-                Some((kind, c)) => start(&shared, &pod, kind, &c, attempt, &sandbox).await,
+                Some((kind, c)) => start(&shared, &pod, kind, &c, &begin).await,
                 None => Err((
                     "CreateContainerConfigError".into(),
                     "the container is not in the spec".into(),
@@ -496,15 +502,22 @@ async fn ensure_image(
     Err(("ErrImagePull".into(), failure))
 }
 
+/// Which start of a container this is, and where.
+struct Begin<'a> {
+    attempt: u32,
+    sandbox: &'a str,
+    epoch: u32,
+}
+
 async fn start(
     shared: &Shared,
     pod: &Pod,
     kind: Kind,
     c: &Container,
-    attempt: u32,
-    sandbox: &str,
+    begin: &Begin<'_>,
 ) -> Result<(), Refusal> {
     let ctx = &shared.ctx;
+    let (attempt, sandbox) = (begin.attempt, begin.sandbox);
     let about = reference(pod, Some(&c.name));
     let bad_config = |message: String| ("CreateContainerConfigError".to_string(), message);
     let namespace = shared.who.namespace.as_str();
@@ -557,6 +570,9 @@ async fn start(
     })
     .map_err(bad_config)?;
 
+    wanted
+        .labels
+        .insert(label::EPOCH.into(), begin.epoch.to_string());
     if kind == Kind::Ephemeral {
         wanted.pid_of = target(shared, pod, &c.name).await.map_err(bad_config)?;
     }

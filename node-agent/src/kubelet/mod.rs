@@ -48,7 +48,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::network::PodNetwork;
-use crate::runtime::{Listed, PodRef, Runtime, Wake};
+use crate::runtime::{Listed, PodRef, Runtime, RuntimeError, Wake};
 use env::NodeFacts;
 use events::Recorder;
 use objects::Objects;
@@ -57,6 +57,8 @@ use worker::Handle;
 
 /// Between two looks at every container; events say the same earlier.
 const RELIST: Duration = Duration::from_secs(20);
+/// A runtime that takes longer to answer does not hold up what else there is to do.
+pub const RUNTIME_PATIENCE: Duration = Duration::from_secs(20);
 /// Between two looks at the folder of static pods.
 const STATIC_LOOK: Duration = Duration::from_secs(1);
 /// Between two attempts to write a mirror pod.
@@ -467,7 +469,9 @@ impl Kubelet {
 
     /// Wakes every pod whose containers differ from the last time, and takes on orphans.
     async fn relist(&mut self) {
-        let all = match self.ctx.runtime.list().await {
+        let listed = tokio::time::timeout(RUNTIME_PATIENCE, self.ctx.runtime.list()).await;
+        let silent = || RuntimeError::Unavailable("the container runtime does not answer".into());
+        let all = match listed.unwrap_or_else(|_| Err(silent())) {
             Ok(all) => all,
             Err(e) => {
                 warn!(error = %e, "cannot list containers; will retry");

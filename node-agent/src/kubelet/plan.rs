@@ -17,7 +17,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::{Container, Pod};
+use k8s_openapi::api::core::v1::{Container, LinuxContainerUser, Pod};
 
 use super::admit::Rejection;
 use super::pod::{self, Kind};
@@ -153,6 +153,8 @@ pub struct Memory {
     pub rejected: Option<Rejection>,
     /// Set once; the pod has failed as a whole: reason, message.
     pub failed: Option<(String, String)>,
+    /// Whom the first process of a running container belongs to, by id.
+    pub users: BTreeMap<String, LinuxContainerUser>,
     /// By container id, read when it ended.
     pub termination_messages: BTreeMap<String, String>,
     /// The container of each name whose crash loop an event has told of.
@@ -201,6 +203,8 @@ pub enum Action {
         container: String,
         attempt: u32,
         sandbox: String,
+        /// See [`Epoch`].
+        epoch: u32,
     },
     KillContainer {
         container: String,
@@ -379,13 +383,47 @@ fn deadline(input: &Input<'_>, pod: &Pod, plan: &mut Plan) -> Option<(String, St
     ))
 }
 
+/// All containers of a pod may restart together (KEP-5532): each time is an epoch, which its
+/// containers carry as a label. What is left of an earlier one has ended and counts no more.
+struct Epoch<'a> {
+    current: u32,
+    /// The container of the epoch before whose end began this one, while nothing of this one exists.
+    begun_by: Option<&'a Observed>,
+}
+
+fn epoch_of(o: &Observed) -> u32 {
+    let label = o.labels.get(label::EPOCH);
+    label.and_then(|n| n.parse().ok()).unwrap_or(0)
+}
+
+impl<'a> Epoch<'a> {
+    fn of(containers: &[(Kind, Container)], observed: &'a [Observed]) -> Self {
+        let apps = || observed.iter().filter(|o| o.role == ContainerRole::App);
+        let last = apps().map(epoch_of).max().unwrap_or(0);
+        let begun_by = apps().filter(|o| epoch_of(o) == last).find(|o| {
+            let of = containers.iter().find(|(_, c)| c.name == o.name);
+            o.state == State::Exited && of.is_some_and(|(_, c)| pod::restarts_all(c, exit_code(o)))
+        });
+        Self {
+            current: last + u32::from(begun_by.is_some()),
+            begun_by,
+        }
+    }
+
+    fn has(&self, o: &Observed) -> bool {
+        epoch_of(o) == self.current
+    }
+}
+
 /// Every main container has ended for good, or an init container that may not be retried failed.
 pub fn is_finished(pod: &Pod, observed: &[Observed], memory: &Memory) -> bool {
     let all = pod::containers(pod);
+    let epoch = Epoch::of(&all, observed);
     let failed_init = all.iter().any(|(kind, c)| {
         *kind == Kind::Init
             && attempts(observed, &c.name).first().is_some_and(|o| {
-                o.state == State::Exited
+                epoch.has(o)
+                    && o.state == State::Exited
                     && o.exit_code != 0
                     && !pod::restarts(pod, c, Kind::Init, o.exit_code)
             })
@@ -478,13 +516,32 @@ fn run(input: &Input<'_>, pod: &Pod, plan: &mut Plan) {
         plan.push(input, Action::StartSandbox { attempt });
     }
 
-    // 4. Containers in order.
+    // 4. All of them restart, if one has ended that way: first everything ends.
+    let epoch = Epoch::of(&containers, input.observed);
+    let mut ending = false;
+    for o in input.observed {
+        if o.role == ContainerRole::App && o.state == State::Running && !epoch.has(o) {
+            ending = true;
+            let message = format!("Stopping container {}", o.name);
+            kill(input, plan, o, pod::grace(pod), &message);
+        }
+    }
+    if ending {
+        return;
+    }
+    if let Some(o) = epoch.begun_by
+        && waits_after_crash(input, plan, pod, o)
+    {
+        return;
+    }
+
+    // 5. Containers in order.
     let initialized = sandbox.is_some_and(|s| {
         containers.iter().any(|(kind, c)| {
             *kind == Kind::Main
                 && attempts(input.observed, &c.name)
                     .iter()
-                    .any(|o| o.labels.get(SANDBOX_LABEL) == Some(&s.id))
+                    .any(|o| o.labels.get(SANDBOX_LABEL) == Some(&s.id) && epoch.has(o))
         })
     });
     for (kind, container) in &containers {
@@ -492,7 +549,8 @@ fn run(input: &Input<'_>, pod: &Pod, plan: &mut Plan) {
         let latest = here
             .first()
             .copied()
-            .filter(|o| sandbox.is_none_or(|s| o.labels.get(SANDBOX_LABEL) == Some(&s.id)));
+            .filter(|o| sandbox.is_none_or(|s| o.labels.get(SANDBOX_LABEL) == Some(&s.id)))
+            .filter(|o| epoch.has(o));
         let proceed = match kind {
             Kind::Init if initialized => true,
             Kind::Init => match latest {
@@ -502,16 +560,43 @@ fn run(input: &Input<'_>, pod: &Pod, plan: &mut Plan) {
                     true
                 }
                 _ => {
-                    one(input, plan, pod, *kind, container, latest, sandbox);
+                    one(
+                        input,
+                        plan,
+                        pod,
+                        *kind,
+                        container,
+                        latest,
+                        sandbox,
+                        epoch.current,
+                    );
                     false
                 }
             },
             Kind::Sidecar => {
-                one(input, plan, pod, *kind, container, latest, sandbox);
+                one(
+                    input,
+                    plan,
+                    pod,
+                    *kind,
+                    container,
+                    latest,
+                    sandbox,
+                    epoch.current,
+                );
                 initialized || latest.is_some_and(|o| has_started(memory, container, o))
             }
             Kind::Main | Kind::Ephemeral => {
-                one(input, plan, pod, *kind, container, latest, sandbox);
+                one(
+                    input,
+                    plan,
+                    pod,
+                    *kind,
+                    container,
+                    latest,
+                    sandbox,
+                    epoch.current,
+                );
                 true
             }
         };
@@ -519,6 +604,34 @@ fn run(input: &Input<'_>, pod: &Pod, plan: &mut Plan) {
             break;
         }
     }
+    let starts = |(_, action): &(Key, Action)| matches!(action, Action::StartContainer { .. });
+    if let Some(o) = epoch.begun_by
+        && plan.actions.iter().any(starts)
+    {
+        plan.crashed
+            .insert(o.name.clone(), o.finished_at.unwrap_or(o.created_at));
+    }
+}
+
+/// True while the back-off of a container that has ended forbids its restart.
+fn waits_after_crash(input: &Input<'_>, plan: &mut Plan, pod: &Pod, o: &Observed) -> bool {
+    let Some(backoff) = input.memory.crash_backoff.get(&o.name) else {
+        return false;
+    };
+    let ended = o.finished_at.unwrap_or(o.created_at);
+    let until = backoff.until(ended);
+    if until <= input.now || backoff.expired(ended, BACKOFF_MAX) {
+        return false;
+    }
+    plan.wake(until);
+    let who = pod::full_name(&pod::identity(pod));
+    let message = format!(
+        "back-off {} restarting failed container={} pod={who}",
+        go_duration(backoff.delay),
+        o.name
+    );
+    plan.waiting.insert(o.name.clone(), message);
+    true
 }
 
 /// Running, past its startup probe and its postStart hook.
@@ -550,6 +663,10 @@ fn sandbox<'a>(input: &Input<'a>, plan: &mut Plan) -> Option<&'a Observed> {
     Some(live)
 }
 
+#[expect(
+    clippy::too_many_arguments,
+    reason = "what is seen and wanted of one container"
+)]
 fn one(
     input: &Input<'_>,
     plan: &mut Plan,
@@ -558,6 +675,7 @@ fn one(
     container: &Container,
     latest: Option<&Observed>,
     sandbox: Option<&Observed>,
+    epoch: u32,
 ) {
     let name = &container.name;
     if input.busy.contains_key(&Key::Container(name.clone())) {
@@ -589,21 +707,8 @@ fn one(
                 if !restarts(pod, container, kind, o, input.memory) {
                     return;
                 }
-                if let Some(backoff) = input.memory.crash_backoff.get(name) {
-                    let ended = o.finished_at.unwrap_or(o.created_at);
-                    let until = backoff.until(ended);
-                    if until > input.now && !backoff.expired(ended, BACKOFF_MAX) {
-                        plan.wake(until);
-                        let who = pod::full_name(&pod::identity(pod));
-                        plan.waiting.insert(
-                            name.clone(),
-                            format!(
-                                "back-off {} restarting failed container={name} pod={who}",
-                                go_duration(backoff.delay)
-                            ),
-                        );
-                        return;
-                    }
+                if waits_after_crash(input, plan, pod, o) {
+                    return;
                 }
             }
             State::Created => {}
@@ -644,6 +749,7 @@ fn one(
         container: name.clone(),
         attempt,
         sandbox: sandbox.id.clone(),
+        epoch,
     };
     plan.push(input, action);
 }

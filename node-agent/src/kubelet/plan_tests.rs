@@ -174,6 +174,7 @@ impl Model {
                 container,
                 attempt,
                 sandbox,
+                epoch,
             } => {
                 let alive = self
                     .containers
@@ -187,6 +188,7 @@ impl Model {
                             .find(|(_, c)| c.name == container);
                         let o = self.containers.iter_mut().find(|o| o.id == id).unwrap();
                         o.limits = resources::container_limits(&pod, &c.unwrap().1, 0);
+                        o.labels.insert(label::EPOCH.into(), epoch.to_string());
                     }
                     if !half {
                         self.start(&id);
@@ -623,4 +625,39 @@ fn a_resize_changes_what_runs_or_replaces_it() {
             .collect();
         assert_eq!(shares, [Some(2048)]);
     }
+}
+
+#[test]
+fn one_container_may_take_all_others_into_a_restart() {
+    let c = |name: &str| serde_json::json!({"name": name, "image": "i"});
+    let mut leader = c("a");
+    leader["restartPolicyRules"] = serde_json::json!([
+        {"action": "RestartAllContainers", "exitCodes": {"operator": "In", "values": [42]}}]);
+    let mut model = Model::new(pod(serde_json::json!({"restartPolicy": "Never",
+        "containers": [leader, c("b")], "initContainers": [c("i")]})));
+    model.settle();
+    let starts =
+        |model: &Model, name: &str| model.started.iter().filter(|(n, _)| n == name).count();
+    let exit = |model: &mut Model, code: i32| {
+        let of = |o: &&Observed| o.name == "a" && o.state == State::Running;
+        let id = model.containers.iter().find(of).unwrap().id.clone();
+        model.end(&id, code);
+    };
+    let mut waits = Vec::new();
+    for round in 2..5 {
+        exit(&mut model, 42);
+        let before = model.now;
+        model.settle();
+        waits.push(model.now.duration_since(before).as_secs());
+        assert_eq!(model.running(), ["a", "b"]);
+        for name in ["i", "a", "b"] {
+            assert_eq!(starts(&model, name), round, "{name}");
+        }
+    }
+    assert_eq!(waits, [0, 10, 20]);
+    // Any other end is an end, as the pod's policy says.
+    exit(&mut model, 1);
+    model.settle();
+    assert_eq!(model.running(), ["b"]);
+    assert_eq!(starts(&model, "b"), 4);
 }

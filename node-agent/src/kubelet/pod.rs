@@ -71,6 +71,30 @@ pub fn is_sidecar(container: &Container) -> bool {
     container.restart_policy.as_deref() == Some("Always")
 }
 
+const RESTART_ALL: &str = "RestartAllContainers";
+
+/// The action of the first rule that fits an exit code.
+fn rule(container: &Container, exit_code: i32) -> Option<&str> {
+    let mut rules = container.restart_policy_rules.iter().flatten();
+    let fits = rules.find(|rule| {
+        let Some(codes) = &rule.exit_codes else {
+            return false;
+        };
+        let listed = codes.values.iter().flatten().any(|code| *code == exit_code);
+        match codes.operator.as_str() {
+            "In" => listed,
+            "NotIn" => !listed,
+            _ => false,
+        }
+    });
+    fits.map(|rule| rule.action.as_str())
+}
+
+/// KEP-5532: with this exit code the container takes all of its pod along into a restart.
+pub fn restarts_all(container: &Container, exit_code: i32) -> bool {
+    rule(container, exit_code) == Some(RESTART_ALL)
+}
+
 /// KEP-5307: a container's own policy wins over the pod's, and its rules over both.
 pub fn restarts(pod: &Pod, container: &Container, kind: Kind, exit_code: i32) -> bool {
     match kind {
@@ -78,19 +102,8 @@ pub fn restarts(pod: &Pod, container: &Container, kind: Kind, exit_code: i32) ->
         Kind::Ephemeral => return false,
         Kind::Init | Kind::Main => {}
     }
-    for rule in container.restart_policy_rules.iter().flatten() {
-        let Some(codes) = &rule.exit_codes else {
-            continue;
-        };
-        let listed = codes.values.iter().flatten().any(|code| *code == exit_code);
-        let matches = match codes.operator.as_str() {
-            "In" => listed,
-            "NotIn" => !listed,
-            _ => false,
-        };
-        if matches {
-            return rule.action == "Restart" || rule.action == "RestartAllContainers";
-        }
+    if let Some(action) = rule(container, exit_code) {
+        return matches!(action, "Restart" | RESTART_ALL);
     }
     let policy = match &container.restart_policy {
         Some(own) => RestartPolicy::parse(Some(own)),

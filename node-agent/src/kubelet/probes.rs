@@ -417,11 +417,14 @@ async fn grpc(ip: &str, port: u16, service: &str) -> Result<(), String> {
     });
     let mut message = Vec::new();
     if !service.is_empty() {
-        let length = u8::try_from(service.len())
-            .ok()
-            .filter(|length| *length < 0x80)
-            .ok_or("the service name is too long")?;
-        message.extend([0x0a, length]);
+        message.push(0x0a);
+        // The length as protobuf writes numbers: seven bits a byte, the lowest first.
+        let mut length = service.len();
+        while length >= 0x80 {
+            message.push((length & 0x7f) as u8 | 0x80);
+            length >>= 7;
+        }
+        message.push(length as u8);
         message.extend(service.as_bytes());
     }
     let mut body = vec![0];
@@ -467,5 +470,134 @@ async fn grpc(ip: &str, port: u16, service: &str) -> Result<(), String> {
         Some([0x08, 2, ..]) => Err("service unhealthy (responded with \"NOT_SERVING\")".into()),
         Some([0x08, 3, ..]) => Err("service unhealthy (responded with \"SERVICE_UNKNOWN\")".into()),
         _ => Err("service unhealthy (responded with \"UNKNOWN\")".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use hyper::service::service_fn;
+    use serde_json::json;
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::runtime::hollow::HollowRuntime;
+
+    type Answer = http::Response<http_body_util::combinators::BoxBody<Bytes, Infallible>>;
+
+    /// `grpc.health.v1.Health` for HTTP/2, a few pages for HTTP/1.
+    async fn answer(request: http::Request<hyper::body::Incoming>) -> Result<Answer, Infallible> {
+        let path = request.uri().path().to_string();
+        let asked = request.into_body().collect().await.map(|b| b.to_bytes());
+        let asked = asked.unwrap_or_default();
+        let service = String::from_utf8_lossy(asked.get(7..).unwrap_or_default()).into_owned();
+        let code = match path.as_str() {
+            "/broken" => 500,
+            "/moved" | "/away" => 302,
+            _ => 200,
+        };
+        let (health, status) = match service.as_str() {
+            "down" => (2, "0"),
+            "unknown" => (3, "0"),
+            "old" => (0, "12"),
+            _ => (1, "0"),
+        };
+        let body = match path.as_str() {
+            "/grpc.health.v1.Health/Check" => vec![0, 0, 0, 0, 2, 8, health],
+            _ => Vec::new(),
+        };
+        let trailers = http::HeaderMap::from_iter([(
+            http::HeaderName::from_static("grpc-status"),
+            http::HeaderValue::from_static(status),
+        )]);
+        let body = Full::new(Bytes::from(body)).with_trailers(async { Some(Ok(trailers)) });
+        let mut response = http::Response::builder().status(code);
+        match path.as_str() {
+            "/moved" => response = response.header("location", "/broken"),
+            "/away" => response = response.header("location", "http://192.0.2.1/"),
+            _ => {}
+        }
+        Ok(response.body(body.boxed()).unwrap())
+    }
+
+    async fn serve() -> u16 {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(async move {
+                    hyper_util::server::conn::auto::Builder::new(TokioExecutor::new())
+                        .serve_connection(TokioIo::new(stream), service_fn(answer))
+                        .await
+                });
+            }
+        });
+        port
+    }
+
+    async fn check(probe: serde_json::Value) -> Outcome {
+        let target = Target {
+            runtime: Arc::new(HollowRuntime::new()),
+            id: "gone".into(),
+            container: serde_json::from_value(json!({"name": "c",
+                "ports": [{"name": "nobody", "containerPort": 1}]}))
+            .unwrap(),
+            ip: Some([127, 0, 0, 1].into()),
+            age: Duration::ZERO,
+            known: ProbeResults::default(),
+            ending: CancellationToken::new(),
+            reports: mpsc::channel(1).0,
+        };
+        target.once(&serde_json::from_value(probe).unwrap()).await
+    }
+
+    #[tokio::test]
+    async fn each_kind_of_probe_tells_good_from_bad() {
+        let port = serve().await;
+        let bad = |text: &str| Outcome::Bad(text.into());
+        let get = |path: &str| json!({"httpGet": {"path": path, "port": port}});
+        assert_eq!(check(get("/")).await, Outcome::Good);
+        assert_eq!(
+            check(get("/broken")).await,
+            bad("HTTP probe failed with statuscode: 500")
+        );
+        assert_eq!(
+            check(get("/moved")).await,
+            bad("HTTP probe failed with statuscode: 500")
+        );
+        assert_eq!(
+            check(get("/away")).await,
+            Outcome::Good,
+            "another host is not asked"
+        );
+        assert_eq!(
+            check(json!({"httpGet": {"path": "/x", "port": "nobody"}})).await,
+            bad("Get \"http://127.0.0.1:1/x\": dial tcp 127.0.0.1:1: connect: connection refused")
+        );
+        assert_eq!(
+            check(json!({"tcpSocket": {"port": port}})).await,
+            Outcome::Good
+        );
+        assert_eq!(
+            check(json!({"tcpSocket": {"port": "nobody"}})).await,
+            bad("dial tcp 127.0.0.1:1: connect: connection refused")
+        );
+        let grpc = |service: &str| json!({"grpc": {"port": port, "service": service}});
+        assert_eq!(check(grpc("")).await, Outcome::Good);
+        assert_eq!(check(grpc(&"x".repeat(300))).await, Outcome::Good);
+        assert_eq!(
+            check(grpc("down")).await,
+            bad("service unhealthy (responded with \"NOT_SERVING\")")
+        );
+        assert_eq!(
+            check(grpc("unknown")).await,
+            bad("service unhealthy (responded with \"SERVICE_UNKNOWN\")")
+        );
+        assert!(matches!(check(grpc("old")).await,
+            Outcome::Bad(text) if text.contains("does not implement the grpc health protocol")));
+        // A container that the runtime does not know cannot be asked.
+        let exec = json!({"exec": {"command": ["true"]}});
+        assert!(matches!(check(exec).await, Outcome::Unknown(_)));
     }
 }

@@ -8,8 +8,8 @@ use std::net::IpAddr;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
     Container, ContainerState, ContainerStateRunning, ContainerStateTerminated,
-    ContainerStateWaiting, ContainerStatus, HostIP, Pod, PodCondition, PodIP, PodStatus,
-    VolumeMountStatus,
+    ContainerStateWaiting, ContainerStatus, ContainerUser, HostIP, Pod, PodCondition, PodIP,
+    PodStatus, VolumeMountStatus,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
@@ -181,6 +181,10 @@ fn container_status(
             .filter(|r| r.limits.is_some() || r.requests.is_some());
     }
     out.volume_mounts = some(volume_mounts(container));
+    out.user = found.first().and_then(|o| {
+        let linux = memory.users.get(&o.id).cloned();
+        linux.map(|linux| ContainerUser { linux: Some(linux) })
+    });
     if kind != Kind::Init || found.first().is_none_or(|o| o.state != State::Exited) {
         out.stop_signal = container
             .lifecycle

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{ObjectReference, Pod, PodStatus};
+use k8s_openapi::api::core::v1::{LinuxContainerUser, ObjectReference, Pod, PodStatus};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
@@ -22,8 +22,8 @@ use super::plan::{RETRY_FIRST, RETRY_MAX};
 use super::probes::{self, Report, Which};
 use super::resize::{self, Allocated};
 use super::volumes::VolumePaths;
-use super::{Context, admit, pod, status};
-use crate::runtime::{ContainerRole, Image, Observed, PodRef, State};
+use super::{Context, RUNTIME_PATIENCE, admit, pod, status};
+use crate::runtime::{ContainerRole, Image, Observed, PodRef, RuntimeError, State};
 
 /// How often config maps, secrets and tokens in volumes are looked at.
 const REFRESH: Duration = Duration::from_secs(45);
@@ -286,7 +286,10 @@ impl Worker {
     }
 
     async fn observe(&mut self) {
-        match self.shared.ctx.runtime.observe(&self.shared.who.uid).await {
+        let look = self.shared.ctx.runtime.observe(&self.shared.who.uid);
+        let silent = || RuntimeError::Unavailable("the container runtime does not answer".into());
+        let looked = tokio::time::timeout(RUNTIME_PATIENCE, look).await;
+        match looked.unwrap_or_else(|_| Err(silent())) {
             Ok(observed) => {
                 self.observed = observed;
                 self.observe_failed = false;
@@ -314,7 +317,19 @@ impl Worker {
             let message = actions::termination_message(&*self.shared.ctx.runtime, &o).await;
             self.memory.termination_messages.insert(o.id, message);
         }
+        // A hollow container is no process.
+        if self.shared.ctx.volumes.is_some() {
+            for o in self.observed.iter().filter(|o| o.state == State::Running) {
+                let user = o.pid.filter(|_| !self.memory.users.contains_key(&o.id));
+                if let Some(user) = user.and_then(process_user) {
+                    self.memory.users.insert(o.id.clone(), user);
+                }
+            }
+        }
         let live: Vec<&str> = self.observed.iter().map(|o| o.id.as_str()).collect();
+        self.memory
+            .users
+            .retain(|id, _| live.contains(&id.as_str()));
         self.memory
             .termination_messages
             .retain(|id, _| live.contains(&id.as_str()));
@@ -926,6 +941,24 @@ impl Worker {
             Err(e) => warn!(error = %e, "a status write did not end well"),
         }
     }
+}
+
+/// User and groups of a process. See proc(5).
+fn process_user(pid: u32) -> Option<LinuxContainerUser> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let field = |name: &str| -> Option<Vec<i64>> {
+        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+        Some(
+            line.split_whitespace()
+                .filter_map(|n| n.parse().ok())
+                .collect(),
+        )
+    };
+    Some(LinuxContainerUser {
+        uid: field("Uid:")?.first().copied()?,
+        gid: field("Gid:")?.first().copied()?,
+        supplemental_groups: field("Groups:").filter(|g| !g.is_empty()),
+    })
 }
 
 impl Drop for Worker {

@@ -109,6 +109,8 @@ pub mod label {
     pub const CONTAINER_NAME: &str = "io.kubernetes.container.name";
     pub const CONTAINER_HASH: &str = "io.kubernetes.container.hash";
     pub const ATTEMPT: &str = "io.kubernetes.container.restartCount";
+    /// How often all containers of the pod were restarted together before this one.
+    pub const EPOCH: &str = "io.skep.pod.epoch";
     pub const ROLE: &str = "io.kubernetes.docker.type";
     pub const TERMINATION_PATH: &str = "io.kubernetes.container.terminationMessagePath";
     pub const TERMINATION_POLICY: &str = "io.kubernetes.container.terminationMessagePolicy";

@@ -361,6 +361,55 @@ async fn configuration_in_volumes() {
     check(cases, config).await;
 }
 
+/// Claims, as the control plane binds them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn claims() {
+    let root = tempfile::tempdir().unwrap();
+    std::fs::create_dir(root.path().join("local")).unwrap();
+    let uses = |claim: &str| {
+        pod(
+            "touch /v/f && stat -c '%u %g' /v/f",
+            json!({"volumeMounts": [{"name": "v", "mountPath": "/v"}]}),
+            json!({"securityContext": {"runAsUser": 1000, "fsGroup": 2000},
+                "volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": claim}}]}),
+        )
+    };
+    let path = |name: &str| root.path().join(name);
+    let volumes = json!([
+        {"name": "made", "hostPath": {"path": path("made"), "type": "DirectoryOrCreate"}},
+        {"name": "local", "local": {"path": path("local")}},
+    ]);
+    check(
+        vec![
+            case(
+                "a provisioned folder of this node",
+                uses("made"),
+                &["1000 2000"],
+            ),
+            case("a local volume", uses("local"), &["1000 2000"]),
+        ],
+        |node| {
+            for volume in volumes.as_array().unwrap() {
+                let name = volume["name"].as_str().unwrap();
+                let mut spec = volume.clone();
+                spec.as_object_mut().unwrap().remove("name");
+                spec["capacity"] = json!({"storage": "1Gi"});
+                let annotations = json!({"pv.kubernetes.io/provisioned-by": "skep.io/local-path"});
+                node.api.put(
+                    &format!("/api/v1/persistentvolumes/{name}"),
+                    json!({"metadata": {"name": name, "annotations": annotations}, "spec": spec}),
+                );
+                node.api.put(
+                    &format!("/api/v1/persistentvolumeclaims/default/{name}"),
+                    json!({"metadata": {"name": name, "namespace": "default"},
+                        "spec": {"volumeName": name}, "status": {"phase": "Bound"}}),
+                );
+            }
+        },
+    )
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn scratch_space() {
     let at = |path: &str| json!({"volumeMounts": [{"name": "v", "mountPath": path}]});

@@ -27,6 +27,8 @@ async fn a_pod_runs_survives_the_agent_and_goes() {
         .trim_start_matches("docker://")
         .to_string();
     assert_eq!(pod["status"]["hostIP"], "192.0.2.1");
+    let user = json!({"linux": {"uid": 0, "gid": 0, "supplementalGroups": [0]}});
+    assert_eq!(status["user"], user);
     assert_eq!(pod["status"]["qosClass"], "BestEffort");
     node.wait_event("web", "Started", "Container started").await;
 
@@ -149,6 +151,14 @@ async fn bad_pods_say_what_is_wrong() {
     never["image"] = json!("skep-kubelet-test/missing:1");
     never["imagePullPolicy"] = json!("Never");
     node.create("never", json!({"containers": [never]}));
+    // Nobody listens on this port.
+    let mut pull = sh("c", FOREVER);
+    pull["image"] = json!("127.0.0.1:1/nothing:1");
+    pull["imagePullPolicy"] = json!("Always");
+    node.create(
+        "pull",
+        json!({"containers": [pull], "imagePullSecrets": [{"name": "nowhere"}]}),
+    );
     node.create("name", with("image", json!("UPPER CASE")));
     node.create("command", with("command", json!(["/no/such/thing"])));
     node.create(
@@ -172,6 +182,11 @@ async fn bad_pods_say_what_is_wrong() {
             "Container image \"skep-kubelet-test/missing:1\" is not present with pull policy of Never",
         ),
         (
+            "pull",
+            "ImagePullBackOff",
+            "Back-off pulling image \"127.0.0.1:1/nothing:1\": ErrImagePull: ",
+        ),
+        (
             "name",
             "InvalidImageName",
             "Failed to apply default image tag",
@@ -187,6 +202,22 @@ async fn bad_pods_say_what_is_wrong() {
             .await;
         let message = waiting(&seen)["message"].as_str().unwrap().to_string();
         assert!(message.contains(text), "{pod}: {message}");
+    }
+    for (reason, text) in [
+        (
+            "FailedToRetrieveImagePullSecret",
+            "Unable to retrieve some image pull secrets (nowhere)",
+        ),
+        ("Pulling", "Pulling image \"127.0.0.1:1/nothing:1\""),
+        ("Failed", "Failed to pull image \"127.0.0.1:1/nothing:1\": "),
+        ("Failed", "Error: ErrImagePull"),
+        (
+            "BackOff",
+            "Back-off pulling image \"127.0.0.1:1/nothing:1\"",
+        ),
+        ("Failed", "Error: ImagePullBackOff"),
+    ] {
+        node.wait_event("pull", reason, text).await;
     }
     node.wait_event(
         "mount",

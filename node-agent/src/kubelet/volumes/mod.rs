@@ -37,6 +37,10 @@ pub struct VolumeError {
     pub message: String,
 }
 
+const PROVISIONED_BY: &str = "pv.kubernetes.io/provisioned-by";
+/// The provisioner of node-local folders; it lives in the controllers.
+const LOCAL_PATH: &str = "skep.io/local-path";
+
 /// Where each volume of a pod is, by its name.
 pub type VolumePaths = BTreeMap<String, PathBuf>;
 
@@ -241,7 +245,16 @@ impl Volumes {
             };
         }
         if let Some(source) = spec.host_path {
-            return host_path(&source);
+            let made_for_us = pv.metadata.annotations.as_ref();
+            let made_for_us = made_for_us.and_then(|a| a.get(PROVISIONED_BY));
+            return match made_for_us.map(String::as_str) {
+                Some(LOCAL_PATH) => {
+                    let path = PathBuf::from(&source.path);
+                    provisioned(&path, pod).map_err(|e| format!("{}: {e}", source.path))?;
+                    Ok(path)
+                }
+                _ => host_path(&source),
+            };
         }
         Err(format!(
             "no volume plugin matched name: persistentvolume \"{volume}\" is not local"
@@ -288,6 +301,15 @@ impl Volumes {
 fn fs_group(pod: &Pod) -> Option<u32> {
     let group = pod::spec(pod).security_context.as_ref()?.fs_group?;
     u32::try_from(group).ok()
+}
+
+/// A folder that was provisioned for a claim: whoever the pod runs as may write there.
+fn provisioned(path: &Path, pod: &Pod) -> io::Result<()> {
+    if !path.is_dir() {
+        fs::create_dir_all(path)?;
+        fs::set_permissions(path, fs::Permissions::from_mode(0o777))?;
+    }
+    ownership::give(path, pod)
 }
 
 /// Checks `type` and makes what may be made.
