@@ -8,16 +8,24 @@ use serde_json::Value;
 use super::*;
 use crate::printer::{Column, Printer, age, name, time_since};
 
+fn containers_column() -> Column {
+    Column::new("Containers", "Names of each container in the template.")
+}
+
+fn images_column() -> Column {
+    Column::new(
+        "Images",
+        "Images referenced by each container in the template.",
+    )
+}
+
 pub fn pod_template() -> Arc<dyn Printer> {
     table(
         || {
             vec![
                 Column::name(),
-                Column::new("Containers", "Names of each container in the template."),
-                Column::new(
-                    "Images",
-                    "Images referenced by each container in the template.",
-                ),
+                containers_column(),
+                images_column(),
                 Column::new("Pod Labels", "The labels for the pod template."),
             ]
         },
@@ -49,12 +57,8 @@ pub fn replication_controller() -> Arc<dyn Printer> {
                 )
                 .typed("integer"),
                 Column::age(),
-                Column::new("Containers", "Names of each container in the template.").wide(),
-                Column::new(
-                    "Images",
-                    "Images referenced by each container in the template.",
-                )
-                .wide(),
+                containers_column().wide(),
+                images_column().wide(),
                 Column::of(
                     "Selector",
                     "io.k8s.api.core.v1.ReplicationControllerSpec",
@@ -122,12 +126,8 @@ pub fn daemon_set() -> Arc<dyn Printer> {
                     "nodeSelector",
                 ),
                 Column::age(),
-                Column::new("Containers", "Names of each container in the template.").wide(),
-                Column::new(
-                    "Images",
-                    "Images referenced by each container in the template.",
-                )
-                .wide(),
+                containers_column().wide(),
+                images_column().wide(),
                 Column::of("Selector", "io.k8s.api.apps.v1.DaemonSetSpec", "selector").wide(),
             ]
         },
@@ -152,12 +152,8 @@ pub fn deployment() -> Arc<dyn Printer> {
                     "availableReplicas",
                 ),
                 Column::age(),
-                Column::new("Containers", "Names of each container in the template.").wide(),
-                Column::new(
-                    "Images",
-                    "Images referenced by each container in the template.",
-                )
-                .wide(),
+                containers_column().wide(),
+                images_column().wide(),
                 Column::of("Selector", "io.k8s.api.apps.v1.DeploymentSpec", "selector").wide(),
             ]
         },
@@ -181,12 +177,8 @@ pub fn replica_set() -> Arc<dyn Printer> {
                 )
                 .typed("integer"),
                 Column::age(),
-                Column::new("Containers", "Names of each container in the template.").wide(),
-                Column::new(
-                    "Images",
-                    "Images referenced by each container in the template.",
-                )
-                .wide(),
+                containers_column().wide(),
+                images_column().wide(),
                 Column::of("Selector", "io.k8s.api.apps.v1.ReplicaSetSpec", "selector").wide(),
             ]
         },
@@ -201,12 +193,8 @@ pub fn stateful_set() -> Arc<dyn Printer> {
                 Column::name(),
                 Column::new("Ready", "Number of the pod with ready state"),
                 Column::age(),
-                Column::new("Containers", "Names of each container in the template.").wide(),
-                Column::new(
-                    "Images",
-                    "Images referenced by each container in the template.",
-                )
-                .wide(),
+                containers_column().wide(),
+                images_column().wide(),
             ]
         },
         stateful_set_cells,
@@ -267,12 +255,8 @@ pub fn cron_job() -> Arc<dyn Printer> {
                     "lastScheduleTime",
                 ),
                 Column::age(),
-                Column::new("Containers", "Names of each container in the template.").wide(),
-                Column::new(
-                    "Images",
-                    "Images referenced by each container in the template.",
-                )
-                .wide(),
+                containers_column().wide(),
+                images_column().wide(),
                 Column::of("Selector", "io.k8s.api.batch.v1.JobSpec", "selector").wide(),
             ]
         },
@@ -289,12 +273,8 @@ pub fn job() -> Arc<dyn Printer> {
                 Column::of("Completions", "io.k8s.api.batch.v1.JobStatus", "succeeded"),
                 Column::new("Duration", "Time required to complete the job."),
                 Column::age(),
-                Column::new("Containers", "Names of each container in the template.").wide(),
-                Column::new(
-                    "Images",
-                    "Images referenced by each container in the template.",
-                )
-                .wide(),
+                containers_column().wide(),
+                images_column().wide(),
                 Column::of("Selector", "io.k8s.api.batch.v1.JobSpec", "selector").wide(),
             ]
         },

@@ -154,8 +154,10 @@ struct Tolerated {
     match_conditions: bool,
 }
 
-fn is_known_version(version: &String) -> bool {
-    REVIEW_VERSIONS.contains(&version.as_str())
+fn names_known_version(versions: &[String]) -> bool {
+    versions
+        .iter()
+        .any(|version| REVIEW_VERSIONS.contains(&version.as_str()))
 }
 
 fn tolerated(webhooks: &[Webhook<'_>], old: &[Webhook<'_>]) -> Tolerated {
@@ -173,7 +175,7 @@ fn tolerated(webhooks: &[Webhook<'_>], old: &[Webhook<'_>]) -> Tolerated {
             .all(|hook| SIDE_EFFECTS.contains(&hook.side_effects)),
         review_versions: old.iter().any(|hook| {
             let versions = hook.review_versions;
-            !versions.is_empty() && !versions.iter().any(is_known_version)
+            !versions.is_empty() && !names_known_version(versions)
         }),
         same_names: (1..names.len()).any(|i| names[..i].contains(&names[i])),
         selector_values: old.iter().any(bad_selector),
@@ -304,7 +306,7 @@ fn validate_review_versions(
             errors.invalid_each(&at, version, text::dns1035_label(version));
         }
     }
-    if !tolerated.review_versions && !versions.iter().any(is_known_version) {
+    if !tolerated.review_versions && !names_known_version(versions) {
         errors.invalid(
             path,
             Bad::json(&versions),
