@@ -336,7 +336,7 @@ impl Conversion {
         revision > self.shared.since && bytes.starts_with(resource.head.as_bytes())
     }
 
-    async fn from_stored(&self, api: &Api, stored: Vec<Value>) -> Result<Vec<Value>> {
+    async fn show(&self, api: &Api, stored: Vec<Value>) -> Result<Vec<Value>> {
         let mut objects = Vec::with_capacity(stored.len());
         for object in stored {
             objects.push(self.shared.refresh(object)?);
@@ -376,7 +376,7 @@ pub async fn read(
         None => crate::storage::read_object(resource, bytes),
         Some(form) if form.is_shown(resource, bytes, revision) => decode(),
         Some(form) => {
-            let mut objects = form.from_stored(api, vec![decode()?]).await?;
+            let mut objects = form.show(api, vec![decode()?]).await?;
             objects
                 .pop()
                 .ok_or_else(|| Status::unknown("a conversion brought nothing"))
@@ -420,7 +420,7 @@ pub async fn present(
     if places.is_empty() {
         return Ok(entries);
     }
-    let converted = form.from_stored(api, objects).await?;
+    let converted = form.show(api, objects).await?;
     for (at, object) in places.into_iter().zip(converted) {
         let bytes = codec::encode_object(&object);
         let entry = &mut entries[at];
@@ -472,7 +472,7 @@ pub async fn answer(
     }
     let value = serde_json::from_slice(&bytes)
         .map_err(|error| Status::internal("decoding an object just written", &error))?;
-    let mut objects = form.from_stored(api, vec![value]).await?;
+    let mut objects = form.show(api, vec![value]).await?;
     Ok(crate::respond::Object::Value(
         objects.pop().unwrap_or_default(),
     ))

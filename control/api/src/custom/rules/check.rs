@@ -499,7 +499,7 @@ impl Checker<'_> {
             "startsWith" | "endsWith" => cost::traverse(size(1)),
             "isSorted" | "sum" | "max" | "min" | "indexOf" | "lastIndexOf" | "join"
             | "distinct" | "reverse" | "sort" | "first" | "last" => cost::traverse(size(0)).max(1),
-            _ => cost::traverse(size(0).min(size(0))).max(1),
+            _ => cost::traverse(size(0)).max(1),
         };
         (ty, sum.saturating_add(own))
     }

@@ -6,7 +6,6 @@
 pub mod check;
 mod cost;
 mod types;
-
 mod value;
 
 use std::{collections::BTreeMap, sync::Arc};
