@@ -42,10 +42,11 @@ const EDGES: [(&str, &[&str]); 5] = [
 ];
 
 /// Crates without I/O.
-const PURE: [&str; 4] = [
+const PURE: [&str; 5] = [
     "control/api/",
     "control/schema/",
     "control/apply/",
+    "control/cel/",
     "ebpf/common/",
 ];
 const IO: [&str; 6] = ["tokio", "hyper", "axum", "kube", "nix", "bollard"];

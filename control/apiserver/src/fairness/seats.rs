@@ -392,6 +392,8 @@ impl Seats {
             if let Some(at) = queue.waiting.iter().position(|w| w.ticket == ticket) {
                 queue.waiting.remove(at);
                 level.waiting -= 1;
+                // A level that nobody waits in lends its seats again.
+                self.dispatch();
                 return;
             }
         }

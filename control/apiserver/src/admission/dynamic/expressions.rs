@@ -1,7 +1,12 @@
 //! CEL in admission: the variables, match conditions, budgets.
 
-use std::cell::{OnceCell, RefCell};
+use std::{
+    cell::{OnceCell, RefCell},
+    collections::HashMap,
+    sync::{Arc, LazyLock},
+};
 
+use parking_lot::Mutex;
 use serde_json::Value as Json;
 use skep_cel::{Budget, Environment, Error, Program, Value, from_json};
 
@@ -18,7 +23,25 @@ const OUT_OF_BUDGET: &str =
 /// One expression; a text that does not compile fails whenever it is evaluated.
 pub struct Expression {
     pub source: String,
-    program: Result<Program, String>,
+    program: Result<Arc<Program>, String>,
+}
+
+/// Programs kept by their text: a change of one policy does not compile all others anew.
+const MAX_PROGRAMS: usize = 8192;
+
+fn compiled(source: &str) -> Result<Arc<Program>, String> {
+    static PROGRAMS: LazyLock<Mutex<HashMap<String, Arc<Program>>>> = LazyLock::new(Mutex::default);
+    if let Some(program) = PROGRAMS.lock().get(source) {
+        return Ok(program.clone());
+    }
+    let program = Program::compile(source).map_err(|error| error.to_string())?;
+    let program = Arc::new(program);
+    let mut programs = PROGRAMS.lock();
+    if programs.len() >= MAX_PROGRAMS {
+        programs.clear();
+    }
+    programs.insert(source.to_owned(), program.clone());
+    Ok(program)
 }
 
 /// Why an expression has no result.
@@ -44,7 +67,7 @@ impl Expression {
         let source = source.as_str().unwrap_or_default();
         Self {
             source: source.to_owned(),
-            program: Program::compile(source.trim()).map_err(|error| error.to_string()),
+            program: compiled(source.trim()),
         }
     }
 

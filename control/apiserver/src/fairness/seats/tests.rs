@@ -176,3 +176,66 @@ fn a_new_configuration_keeps_who_is_there() {
     seats.release(running, SOON);
     assert!(matches!(seats.ask("gone", "s", 0), Asked::Refused));
 }
+
+proptest::proptest! {
+    /// Whatever happens, a seat is held by one request, and nobody waits beside a free seat of its own level.
+    #[test]
+    fn seats_are_never_lost_and_never_given_twice(
+        steps in proptest::collection::vec((0..5_u8, 0..3_usize, proptest::num::u64::ANY), 1..200),
+    ) {
+        let names = ["a", "b", "c"];
+        let mut seats = seats(
+            &[
+                level("a", 2, 50, None, queues(4, 2, 3)),
+                level("b", 1, 0, Some(50), queues(1, 1, 2)),
+                level("c", 1, 100, Some(0), reject()),
+            ],
+            8,
+        );
+        let mut held: Vec<Grant> = Vec::new();
+        let mut waiting: Vec<(&str, u64, oneshot::Receiver<Grant>)> = Vec::new();
+        for (what, which, n) in steps {
+            let at = |length: usize| usize::try_from(n % length.max(1) as u64).unwrap();
+            match what {
+                0..=2 => match seats.ask(names[which], "s", n) {
+                    Asked::Granted(grant) => held.push(grant),
+                    Asked::Queued { ticket, granted } => waiting.push((names[which], ticket, granted)),
+                    Asked::Refused | Asked::Exempt => {}
+                },
+                3 if !held.is_empty() => {
+                    let grant = held.swap_remove(at(held.len()));
+                    seats.release(grant, Duration::from_millis(n % 50));
+                }
+                4 if !waiting.is_empty() => {
+                    let (name, ticket, granted) = waiting.swap_remove(at(waiting.len()));
+                    drop(granted);
+                    seats.leave(name, ticket);
+                }
+                _ => {}
+            }
+            waiting.retain_mut(|(_, _, granted)| match granted.try_recv() {
+                Ok(grant) => {
+                    held.push(grant);
+                    false
+                }
+                Err(_) => true,
+            });
+            let sum = |of: fn(&Level) -> u32| seats.levels.values().map(of).sum::<u32>() as usize;
+            proptest::prop_assert_eq!(sum(|level| level.executing), held.len());
+            proptest::prop_assert_eq!(sum(|level| level.taken), held.len());
+            proptest::prop_assert_eq!(sum(|level| level.lent), sum(|level| level.borrowed));
+            for level in seats.levels.values() {
+                proptest::prop_assert!(level.taken <= level.limits.nominal);
+                proptest::prop_assert!(level.lent <= level.limits.lendable);
+                proptest::prop_assert!(level.waiting == 0 || level.taken >= level.limits.nominal);
+            }
+        }
+        waiting.clear();
+        for grant in held {
+            seats.release(grant, SOON);
+        }
+        for level in seats.levels.values() {
+            proptest::prop_assert_eq!((level.taken, level.executing, level.lent, level.borrowed), (0, 0, 0, 0));
+        }
+    }
+}
