@@ -358,29 +358,36 @@ impl ServiceTables {
     fn write(&mut self, port: &mut Programmed, wanted: &ServicePort) -> Result<(), Error> {
         let internal = self.place(port, &wanted.internal)?;
         let external = self.place(port, &wanted.external)?;
-        let shared = !wanted.maglev && same_members(&wanted.internal, &wanted.external);
+        // One backend needs no table to be chosen by all nodes alike.
+        let mut maglev = wanted.maglev && external.len() > 1;
+        let shared = !maglev && same_members(&wanted.internal, &wanted.external);
 
         self.fill(&mut port.internal, &internal)?;
         let external_extent = if shared {
             port.internal.extent()
         } else {
             let mut run = port.external.take().unwrap_or_default();
-            let slots = if wanted.maglev {
+            let mut result = Ok(());
+            if maglev {
                 let members: Vec<(String, u32)> = wanted
                     .external
                     .iter()
                     .zip(&external)
                     .map(|(endpoint, index)| (format!("{}:{}", endpoint.ip, endpoint.port), *index))
                     .collect();
-                maglev_table(&members)
-            } else {
-                external.clone()
-            };
-            let result = if wanted.maglev {
-                self.refill(&mut run, slots)
-            } else {
-                self.fill(&mut run, &slots)
-            };
+                result = match self.refill(&mut run, maglev_table(&members)) {
+                    // Balanced at random rather than not at all: a table takes a hundred times the
+                    // slots.
+                    Err(Error::Full { .. }) => {
+                        maglev = false;
+                        Ok(())
+                    }
+                    other => other,
+                };
+            }
+            if !maglev {
+                result = self.fill(&mut run, &external);
+            }
             let extent = run.extent();
             port.external = Some(run);
             result?;
@@ -394,7 +401,7 @@ impl ServiceTables {
                 key_of(frontend, wanted.protocol),
                 Frontend {
                     service: port.id,
-                    flags: flags_of(frontend, wanted),
+                    flags: flags_of(frontend, wanted, maglev),
                     internal: port.internal.extent(),
                     external: external_extent,
                     affinity_seconds: wanted
@@ -657,7 +664,7 @@ fn key_of(frontend: &FrontendAddress, protocol: u8) -> FrontendKey {
     FrontendKey::new(address, PortBe::new(frontend.port), protocol)
 }
 
-fn flags_of(frontend: &FrontendAddress, wanted: &ServicePort) -> u32 {
+fn flags_of(frontend: &FrontendAddress, wanted: &ServicePort, maglev: bool) -> u32 {
     let mut flags = 0;
     if !frontend.external {
         flags |= frontend_flags::INTERNAL_ONLY;
@@ -668,7 +675,7 @@ fn flags_of(frontend: &FrontendAddress, wanted: &ServicePort) -> u32 {
             flags |= frontend_flags::EXTERNAL_DROP;
         }
     }
-    if wanted.maglev && !wanted.external.is_empty() {
+    if maglev {
         flags |= frontend_flags::EXTERNAL_MAGLEV;
     }
     if frontend.restricted && !wanted.source_ranges.is_empty() {
