@@ -355,8 +355,8 @@ fn left_over(key: &FlowKey, answer: &Flow, now: u32) -> u32 {
     {
         return FREE;
     }
-    let both_ended = existing.flags & flow_flags::FIN != 0
-        && existing.flags & flow_flags::PEER_FIN != 0;
+    let both_ended =
+        existing.flags & flow_flags::FIN != 0 && existing.flags & flow_flags::PEER_FIN != 0;
     if existing.flags & flow_flags::RESET == 0 && !both_ended {
         return 0;
     }

@@ -320,7 +320,13 @@ fn from_entry_node(skb: *mut __sk_buff, scratch: &mut Scratch, pod: &Pod, via: u
             wanted.backend = 0;
             wanted.answer_via = via;
             if create(skb, scratch) != 0 {
-                return drop(skb, &scratch.packet, Reason::FlowTableFull, Hook::FromNet, 0);
+                return drop(
+                    skb,
+                    &scratch.packet,
+                    Reason::FlowTableFull,
+                    Hook::FromNet,
+                    0,
+                );
             }
         }
     }

@@ -129,6 +129,9 @@ mod tests {
         let v6 = |text: &str| mac_of(text.parse().unwrap());
         assert_ne!(v6("fd00::1"), v6("fd00::2"));
         assert_ne!(v6("fd00::1")[..2], TUNNEL_MAC_PREFIX, "not an IPv4 node's");
-        assert_eq!((overhead(v4), overhead("fd00::1".parse().unwrap())), (50, 70));
+        assert_eq!(
+            (overhead(v4), overhead("fd00::1".parse().unwrap())),
+            (50, 70)
+        );
     }
 }

@@ -60,7 +60,11 @@ pub async fn run(
         let eligible: Vec<String> = if balanced.is_empty() {
             Vec::new()
         } else {
-            nodes.all().iter().filter_map(|node| eligible(node)).collect()
+            nodes
+                .all()
+                .iter()
+                .filter_map(|node| eligible(node))
+                .collect()
         };
         let wanted = plan_announced(&node_name, &balanced, &eligible, |namespace, name| {
             slices.by_index(BY_SERVICE, &format!("{namespace}/{name}"))

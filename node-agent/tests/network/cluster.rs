@@ -105,7 +105,9 @@ impl TestCluster {
         ip(&format!("-n {switch} link set br0 up"));
         let alone = way == Way::Vxlan;
         if alone {
-            ip(&format!("netns exec {switch} sysctl -qw net.ipv4.ip_forward=1"));
+            ip(&format!(
+                "netns exec {switch} sysctl -qw net.ipv4.ip_forward=1"
+            ));
         }
         cluster.plug("out", 200, false);
         cluster.plug("out2", 201, false);
@@ -140,11 +142,15 @@ impl TestCluster {
             "-n {switch} link add {port} type veth peer name eth0 netns {netns}"
         ));
         if alone {
-            ip(&format!("-n {switch} addr add 10.89.{number}.254/24 dev {port}"));
+            ip(&format!(
+                "-n {switch} addr add 10.89.{number}.254/24 dev {port}"
+            ));
             ip(&format!("-n {switch} link set {port} up"));
             ip(&format!("-n {netns} addr add 10.89.{number}.1/24 dev eth0"));
             ip(&format!("-n {netns} link set eth0 up"));
-            ip(&format!("-n {netns} route add default via 10.89.{number}.254"));
+            ip(&format!(
+                "-n {netns} route add default via 10.89.{number}.254"
+            ));
             return;
         }
         ip(&format!("-n {switch} link set {port} master br0 up"));
@@ -305,9 +311,11 @@ impl TestNode {
     ) -> T {
         let agent = self.agent.as_ref().unwrap();
         let network = agent.network.clone();
-        agent
-            .runtime
-            .block_on(async { tokio::spawn(async move { run(&network.datapath) }).await.unwrap() })
+        agent.runtime.block_on(async {
+            tokio::spawn(async move { run(&network.datapath) })
+                .await
+                .unwrap()
+        })
     }
 
     pub(crate) fn place(&self) -> Place {

@@ -115,7 +115,10 @@ fn many_tcp(address: &str, count: usize) {
             })
         })
         .collect();
-    let answered: usize = clients.into_iter().map(|client| client.join().unwrap()).sum();
+    let answered: usize = clients
+        .into_iter()
+        .map(|client| client.join().unwrap())
+        .sum();
     println!("answer {answered} {}", syn_retransmissions());
 }
 

@@ -189,7 +189,10 @@ fn pods_and_services_across_two_nodes() {
         restricted: true,
     };
     cluster.set_service("default/balanced:http", TCP, &[balanced], &backends);
-    assert!(one(&ask(&outside, "10.89.0.250:80")).starts_with("error"), "nobody answers");
+    assert!(
+        one(&ask(&outside, "10.89.0.250:80")).starts_with("error"),
+        "nobody answers"
+    );
     for turn in [0, 1, 0] {
         for (index, node) in cluster.nodes.iter().enumerate() {
             let ips: Vec<std::net::Ipv4Addr> = if index == turn {
@@ -197,14 +200,22 @@ fn pods_and_services_across_two_nodes() {
             } else {
                 Vec::new()
             };
-            node.run_in_netns(move |datapath| datapath.set_announced(&ips)).unwrap();
+            node.run_in_netns(move |datapath| datapath.set_announced(&ips))
+                .unwrap();
         }
-        let before = cluster.nodes.iter().map(|node| counted(node, Reason::FlowCreated));
+        let before = cluster
+            .nodes
+            .iter()
+            .map(|node| counted(node, Reason::FlowCreated));
         let before: Vec<u64> = before.collect();
         assert!(one(&ask(&outside, "10.89.0.250:80")).starts_with("answer web-"));
         for (index, node) in cluster.nodes.iter().enumerate() {
             let served = counted(node, Reason::FlowCreated) > before[index];
-            assert_eq!(served, index == turn, "the announcement moves the neighbours at once");
+            assert_eq!(
+                served,
+                index == turn,
+                "the announcement moves the neighbours at once"
+            );
         }
     }
 
@@ -407,7 +418,12 @@ fn no_syn_meets_an_old_connection() {
     };
     let backend = cluster.nodes[1].add_pod("backend");
     let _server = start(&backend.place, "tcp-brief 0.0.0.0:80");
-    cluster.set_service("default/brief:tcp", TCP, &[node_port(30_090)], &[(backend.ip, 80)]);
+    cluster.set_service(
+        "default/brief:tcp",
+        TCP,
+        &[node_port(30_090)],
+        &[(backend.ip, 80)],
+    );
     const COUNT: usize = 8_000;
     let ask = format!("many-tcp {}:30090 {COUNT}", cluster.nodes[0].ip);
     let clients = [cluster.outside(), cluster.second_outside()]
@@ -455,7 +471,11 @@ fn pods_and_services_through_a_tunnel() {
     assert_eq!(one(&ask(&a.place, "10.96.0.50:80")), expected);
     for node in ["10.89.1.1", "10.89.2.1"] {
         let answers = run(&outside, &format!("ask-tcp {node}:30080 5"));
-        assert_eq!(answers, vec!["answer web-b 10.89.0.200"; 5], "through {node}");
+        assert_eq!(
+            answers,
+            vec!["answer web-b 10.89.0.200"; 5],
+            "through {node}"
+        );
         assert_eq!(
             one(&run(&outside, &format!("ask-udp {node}:30053 1"))),
             "answer dns-b 10.89.0.200"

@@ -200,7 +200,10 @@ fn a_tunnel_keeps_the_client(bench: &Bench) {
         );
         onward.source
     };
-    bench.set("p:tcp", &node_port(TCP, 30_015, &[("10.244.3.7", 80, false)]));
+    bench.set(
+        "p:tcp",
+        &node_port(TCP, 30_015, &[("10.244.3.7", 80, false)]),
+    );
     let request = frame(TCP, CLIENT, "192.0.2.10:30015");
     set_tunnel(false);
     assert_eq!(there_and_back(&request).ip(), ip("10.244.1.1"));
@@ -249,7 +252,10 @@ fn a_tunnel_keeps_the_client(bench: &Bench) {
 }
 
 fn clients_keep_their_port_while_it_is_free(bench: &Bench) {
-    bench.set("n:tcp", &node_port(TCP, 30_014, &[("10.244.2.10", 80, false)]));
+    bench.set(
+        "n:tcp",
+        &node_port(TCP, 30_014, &[("10.244.2.10", 80, false)]),
+    );
     let from = |client: &str| frame(TCP, &format!("{client}:45000"), "192.0.2.10:30014");
     let port_of = |request: &Frame| bench.run("from_net", UPLINK, request).1.source.port();
     let end = |request: &Frame| {
@@ -323,7 +329,11 @@ fn announced_addresses_are_answered_for(bench: &Bench) {
     assert_eq!(answer[22..28], [2, 0, 0, 0, 0, 0xaa], "our MAC");
     assert_eq!(answer[28..32], ours.octets());
     assert_eq!(answer[32..42], [2, 0, 0, 0, 0, 9, 192, 0, 2, 1]);
-    assert_eq!(asked(&question(2)).0, Verdict::Pass, "a reply is no question");
+    assert_eq!(
+        asked(&question(2)).0,
+        Verdict::Pass,
+        "a reply is no question"
+    );
 
     let mut wanted = node_port(TCP, 443, &[(POD, 8443, true)]);
     wanted.frontends[0].ip = ours.into();
