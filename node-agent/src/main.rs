@@ -17,7 +17,7 @@ use skep_agent::kubelet::{
     self, Config, Context, Kubelet, bootstrap, cgroup, events, node, objects,
 };
 use skep_agent::network::node::cleanup as network_cleanup;
-use skep_agent::network::{HollowNetwork, NodeNetwork, NodeNetworkConfig, PodNetwork};
+use skep_agent::network::{HollowNetwork, NodeNetwork, NodeNetworkConfig, PodNetwork, Way};
 use skep_agent::policy;
 use skep_agent::proxy::{self, ProxyConfig};
 use skep_agent::runtime::Runtime;
@@ -89,6 +89,10 @@ struct Options {
         global = true
     )]
     service_cidr: Vec<IpNet>,
+    /// How pods of other nodes are reached; the same on every node. `native`: nodes share a link, or
+    /// the network between them routes pod addresses. `vxlan`: through a tunnel.
+    #[arg(long, value_enum, default_value = "native", global = true)]
+    pod_network: PodNetworkWay,
     /// The device to other nodes. Default: the one that holds the node's address.
     #[arg(long, value_name = "IFACE", global = true)]
     uplink: Option<String>,
@@ -123,6 +127,12 @@ enum Command {
 enum Which {
     Docker,
     Hollow,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum PodNetworkWay {
+    Native,
+    Vxlan,
 }
 
 fn main() -> Result<()> {
@@ -177,6 +187,10 @@ fn network_config(options: &Options, node_name: &str, node_ip: IpAddr) -> NodeNe
             .unwrap_or_else(|| PathBuf::from("/sys/fs/cgroup")),
         cluster_cidrs: options.cluster_cidr.clone(),
         service_cidrs: options.service_cidr.clone(),
+        way: match options.pod_network {
+            PodNetworkWay::Native => Way::Native,
+            PodNetworkWay::Vxlan => Way::Vxlan,
+        },
     }
 }
 
@@ -274,6 +288,12 @@ async fn run(options: Options) -> Result<()> {
                 node.datapath.clone(),
                 node_name.clone(),
                 pods.clone(),
+                stop.clone(),
+            )));
+            tasks.push(tokio::spawn(proxy::announce::run(
+                informers.clone(),
+                node.datapath.clone(),
+                node_name.clone(),
                 stop.clone(),
             )));
             tasks.push(tokio::spawn(proxy::run(

@@ -18,7 +18,7 @@ use anyhow::Result;
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::{
-    commands::{config, create, describe, get, info, nodes, pods, workloads, write},
+    commands::{config, create, datapath, describe, get, info, nodes, pods, workloads, write},
     session::{Global, Session},
     target::Selection,
 };
@@ -104,6 +104,9 @@ enum Command {
     Taint(nodes::Taint),
     #[command(subcommand)]
     Top(nodes::Top),
+    Services(datapath::Services),
+    Flows(datapath::Flows),
+    Drops(datapath::Drops),
     /// Print a completion script: source <(skep completion bash)
     Completion {
         shell: clap_complete::Shell,
@@ -196,6 +199,9 @@ async fn run(cli: Cli) -> Result<()> {
         Command::Drain(drain) => drain.run(session).await,
         Command::Taint(taint) => taint.run(session).await,
         Command::Top(top) => top.run(session).await,
+        Command::Services(services) => services.run(session).await,
+        Command::Flows(flows) => flows.run(session).await,
+        Command::Drops(drops) => drops.run(session).await,
         Command::Config(_) | Command::Completion { .. } => Ok(()),
     }
 }

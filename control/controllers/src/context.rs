@@ -31,6 +31,8 @@ pub struct Config {
     /// Prefix length of a node's share, by family.
     pub node_prefix_v4: u8,
     pub node_prefix_v6: u8,
+    /// Addresses for LoadBalancer Services. Empty: somebody else gives them theirs.
+    pub load_balancer_pools: Vec<IpNet>,
     /// A node that does not report for this long is unreachable.
     pub node_monitor_grace: Duration,
     /// Finished pods kept in the whole cluster.
@@ -48,6 +50,7 @@ impl Config {
             cluster_cidrs: Vec::new(),
             node_prefix_v4: 24,
             node_prefix_v6: 64,
+            load_balancer_pools: Vec::new(),
             node_monitor_grace: Duration::from_secs(40),
             terminated_pod_threshold: 12_500,
         }

@@ -17,6 +17,7 @@ pub mod disruption;
 pub mod endpoints;
 pub mod garbage;
 pub mod job;
+pub mod load_balancer;
 pub mod mirroring;
 pub mod namespace;
 pub mod node_ipam;
@@ -66,6 +67,7 @@ pub async fn lead(config: Arc<Config>, term: CancellationToken) {
     tasks.spawn(cron_job::run(context.clone()));
     tasks.spawn(disruption::run(context.clone()));
     tasks.spawn(endpoints::run(context.clone()));
+    tasks.spawn(load_balancer::run(context.clone()));
     tasks.spawn(namespace::run(context.clone()));
     tasks.spawn(garbage::run(context.clone()));
     tasks.spawn(node_lifecycle::run(context.clone()));

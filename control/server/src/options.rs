@@ -83,6 +83,11 @@ pub struct Options {
     #[arg(long, value_name = "CIDR", default_value = "10.244.0.0/16")]
     pub cluster_cidr: IpNet,
 
+    /// Addresses for LoadBalancer Services, on the nodes' own link; may be given several times. The
+    /// nodes answer for those in use (ARP). Without it another controller gives Services theirs.
+    #[arg(long, value_name = "CIDR")]
+    pub load_balancer_cidr: Vec<IpNet>,
+
     /// Ports of NodePort Services, first and last.
     #[arg(long, value_name = "FIRST-LAST", default_value = "30000-32767", value_parser = port_range)]
     pub service_node_port_range: (u16, u16),

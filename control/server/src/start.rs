@@ -359,6 +359,9 @@ fn controllers(
     let informers = Informers::new(client, shutdown.clone());
     let mut config = skep_controllers::Config::new(informers, identity);
     config.cluster_cidrs = vec![options.cluster_cidr];
+    config
+        .load_balancer_pools
+        .clone_from(&options.load_balancer_cidr);
     config.node_monitor_grace = options.node_monitor_grace_period;
     config.root_ca_pem.clone_from(&authority.certificate_pem);
     config.signer = Some(authority);

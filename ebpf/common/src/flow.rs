@@ -53,9 +53,21 @@ pub struct Flow {
     pub backend: u32,
     /// The policy generation that allowed it; another generation asks again.
     pub policy_generation: u32,
+    /// The node to tunnel the packet to, an IPv4 address in network byte order; 0 = as routed.
+    pub via: u32,
 }
 
 impl Flow {
+    /// Whether this entry's other direction is the one of `key`. An entry may outlive its pair: the
+    /// asking side has begun anew, and the old answer's entry keeps the port.
+    #[inline(always)]
+    pub fn answers(&self, key: &FlowKey) -> bool {
+        self.destination_port == key.source_port
+            && self.source_port == key.destination_port
+            && self.destination == key.source
+            && self.source == key.destination
+    }
+
     /// The key under which the answer's entry is found.
     pub const fn reverse_key(&self, protocol: u8) -> FlowKey {
         FlowKey {
@@ -108,14 +120,22 @@ pub struct FragmentPorts {
 pub const MAX_FLOWS: u32 = 131_072;
 pub const MAX_FRAGMENTS: u32 = 4_096;
 
-/// Ports for translated sources: below the kernel's ephemeral range (32768–60999), outside the
-/// NodePort range (30000–32767), so that a host socket's tuple is never taken.
+/// Where a port for a translated source is looked for when its own is taken: below the kernel's
+/// ephemeral range (32768–60999), outside the NodePort range.
 pub const NAT_PORT_FIRST: u16 = 10_000;
 pub const NAT_PORT_COUNT: u16 = 19_999;
+pub const FIRST_UNPRIVILEGED_PORT: u16 = 1_024;
+/// The API server's default `--service-node-port-range`.
+pub const NODE_PORT_FIRST: u16 = 30_000;
+pub const NODE_PORT_LAST: u16 = 32_767;
+
+/// How long Linux remembers a closed connection (`TCP_TIMEWAIT_LEN`, 60 s), in the programs' clock
+/// and with a margin: so long a port stays its last user's.
+pub const TIME_WAIT_SECONDS: u32 = 62;
 
 const _: () = {
     assert!(size_of::<FlowKey>() == 40);
-    assert!(size_of::<Flow>() == 56);
+    assert!(size_of::<Flow>() == 60);
     assert!(size_of::<FragmentKey>() == 40);
-    assert!((NAT_PORT_FIRST as u32 + NAT_PORT_COUNT as u32) < 30_000);
+    assert!(NAT_PORT_FIRST + NAT_PORT_COUNT <= NODE_PORT_FIRST);
 };

@@ -20,7 +20,7 @@ pub use address::{Address, PortBe};
 
 /// The layouts' version; part of the pin folder's name, so that an agent of another layout never
 /// opens these maps. Raise it with every change of a key or value.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;

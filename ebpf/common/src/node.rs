@@ -35,7 +35,7 @@ pub mod pod_flags {
 pub struct Network {
     /// `network_flags`.
     pub flags: u32,
-    /// The node to tunnel to, or [`Address::ANY`].
+    /// The node to tunnel to, or [`Address::ANY`]: reached natively.
     pub tunnel: Address,
 }
 
@@ -61,12 +61,20 @@ pub struct Config {
     pub policy_generation: u32,
     /// Cookie of the node's own network namespace: only there is 127.0.0.1:NodePort a Service.
     pub host_netns_cookie: u64,
+    pub uplink_mac: [u8; 6],
+    pub _pad: u16,
+    /// The node's own addresses in the tunnel: sources of connections to the pods behind it.
+    pub tunnel_v4: Address,
+    pub tunnel_v6: Address,
 }
 
 pub mod config_flags {
     pub const MASQUERADE: u32 = 1 << 0;
     /// Somebody reads the flow events.
     pub const EVENTS: u32 = 1 << 1;
+    /// Clients from outside keep their address through the tunnel: every node can tell from a
+    /// packet's Ethernet source which node it came from (see [`tunnel_mac`]).
+    pub const TUNNEL_KEEPS_CLIENT: u32 = 1 << 2;
 }
 
 /// `skb->mark` of packets that the programs have finished with.
@@ -76,6 +84,18 @@ pub const MAX_PODS: u32 = 1_024;
 pub const MAX_NETNS: u32 = 1_024;
 pub const MAX_NODE_ADDRESSES: u32 = 256;
 pub const MAX_NETWORKS: u32 = 16_384;
+/// Service addresses that this node answers ARP for.
+pub const MAX_ANNOUNCED: u32 = 1_024;
+
+/// First bytes of a tunnel device's MAC: locally administered, "skep" as far as it goes.
+pub const TUNNEL_MAC_PREFIX: [u8; 2] = [0x0a, 0x5c];
+
+/// The MAC of the tunnel device of the node with this IPv4 address: the address itself, so that no
+/// node has to be asked.
+pub const fn tunnel_mac(node: [u8; 4]) -> [u8; 6] {
+    let [a, b] = TUNNEL_MAC_PREFIX;
+    [a, b, node[0], node[1], node[2], node[3]]
+}
 
 /// The programs' clock: `bpf_ktime_get_coarse_ns() >> 30`, a little more than a second.
 #[inline(always)]
@@ -86,5 +106,5 @@ pub const fn seconds(monotonic_ns: u64) -> u32 {
 const _: () = {
     assert!(size_of::<Pod>() == 32);
     assert!(size_of::<Network>() == 20);
-    assert!(size_of::<Config>() == 56);
+    assert!(size_of::<Config>() == 96);
 };

@@ -71,6 +71,8 @@ reasons! {
     SourceTranslated = 21, "source_translated";
     /// Not a drop: sent through the tunnel.
     Tunnelled = 22, "tunnelled";
+    /// Not a drop: an ARP request for a Service address of this node answered.
+    ArpAnswered = 23, "arp_answered";
 }
 
 impl Reason {
@@ -85,6 +87,7 @@ impl Reason {
                 | Reason::IcmpTranslated
                 | Reason::SourceTranslated
                 | Reason::Tunnelled
+                | Reason::ArpAnswered
         )
     }
 }

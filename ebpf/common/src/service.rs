@@ -153,7 +153,7 @@ pub struct ServiceCounters {
 
 pub const MAX_FRONTENDS: u32 = 65_536;
 pub const MAX_SERVICES: u32 = 65_536;
-pub const MAX_SLOTS: u32 = 1 << 19;
+pub const MAX_SLOTS: u32 = 1 << 21;
 pub const MAX_BACKENDS: u32 = 1 << 18;
 pub const MAX_AFFINITIES: u32 = 65_536;
 pub const MAX_SOURCE_RANGES: u32 = 16_384;

@@ -3,13 +3,17 @@
 
 use core::ptr::addr_of;
 
-use aya_ebpf::bindings::{__sk_buff, BPF_F_PSEUDO_HDR, BPF_NOEXIST};
+use aya_ebpf::bindings::{
+    __sk_buff, BPF_F_PSEUDO_HDR, BPF_NOEXIST, bpf_sock_tuple,
+    bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2,
+};
 use aya_ebpf::helpers::generated::{
     bpf_csum_diff, bpf_get_prandom_u32, bpf_l3_csum_replace, bpf_l4_csum_replace,
+    bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp,
 };
 use skep_ebpf_common::flow::*;
 use skep_ebpf_common::reason::Reason;
-use skep_ebpf_common::{Address, ICMP, ICMPV6, PortBe, TCP};
+use skep_ebpf_common::{Address, ICMP, ICMPV6, PortBe, TCP, UDP};
 
 use crate::count::now;
 use crate::maps::{FLOWS, Scratch, config};
@@ -22,18 +26,24 @@ const EEXIST: i32 = -17;
 const PORT_ATTEMPTS: u32 = 16;
 /// Coprime to [`NAT_PORT_COUNT`], so that attempts never repeat a port.
 const PORT_STRIDE: u32 = 7_919;
+/// What [`left_over`] says of an entry that nobody needs.
+const FREE: u32 = u32::MAX;
 
 /// What a known flow says beside its tuple.
 #[derive(Clone, Copy)]
 pub struct Followed {
     pub flags: u32,
     pub policy_generation: u32,
+    /// See [`Flow::via`].
+    pub via: u32,
 }
 
 /// Looks the packet's flow up, keeps its state and says in `new` how the packet leaves. `None`: a
 /// new flow.
 ///
-/// A SYN on a connection that was closing begins a new one at once: clients reuse ports.
+/// A SYN on a connection that was closing begins a new one at once: clients reuse ports. [`create`]
+/// finds the old one, whose answer's entry keeps the translated port for as long as the backend may
+/// remember it.
 #[inline(never)]
 pub fn follow(packet: &Packet, new: &mut Tuple) -> Option<Followed> {
     let flow = FLOWS.get_ptr_mut(&packet.key)?;
@@ -41,11 +51,12 @@ pub fn follow(packet: &Packet, new: &mut Tuple) -> Option<Followed> {
     // timestamp or a state bit until the next packet.
     let flow = unsafe { &mut *flow };
     let flags = flow.flags;
-    let opens = packet.key.protocol != TCP || packet.tcp_flags & (SYN | ACK) == SYN;
-    if opens && flags & flow_flags::REVERSE == 0 {
-        let closing = packet.key.protocol == TCP && flags & flow_flags::CLOSING != 0;
-        if closing || backend_gone(flow) {
+    if opens(packet) && flags & flow_flags::REVERSE == 0 {
+        if backend_gone(flow) {
             forget(&packet.key, flow);
+            return None;
+        }
+        if packet.key.protocol == TCP && flags & flow_flags::CLOSING != 0 {
             return None;
         }
     }
@@ -65,7 +76,7 @@ pub fn follow(packet: &Packet, new: &mut Tuple) -> Option<Followed> {
     }
     if state != flags {
         flow.flags = state;
-        tell_twin(flow, packet.key.protocol, state);
+        tell_twin(&packet.key, flow, state);
     }
     new.source = flow.source;
     new.destination = flow.destination;
@@ -74,7 +85,42 @@ pub fn follow(packet: &Packet, new: &mut Tuple) -> Option<Followed> {
     Some(Followed {
         flags: state,
         policy_generation: flow.policy_generation,
+        via: flow.via,
     })
+}
+
+/// Whether the packet may be the first of its flow.
+#[inline(always)]
+pub fn opens(packet: &Packet) -> bool {
+    packet.key.protocol != TCP || packet.tcp_flags & (SYN | ACK) == SYN
+}
+
+/// Whether answers to this packet of the node's own would be taken for those of a translated flow:
+/// pods and clients keep their ports behind the node's address where they are free.
+#[inline(always)]
+pub fn answer_taken(key: &FlowKey) -> bool {
+    // SAFETY: copied at once.
+    match unsafe { FLOWS.get(key.reversed()) } {
+        Some(flow) => flow.destination != key.source || flow.destination_port != key.source_port,
+        None => false,
+    }
+}
+
+/// Answers of the flow that this packet belongs to go back through the node `via` from now on.
+#[inline(always)]
+pub fn return_via(packet: &Packet, new: &Tuple, via: u32) {
+    let key = FlowKey {
+        source: new.destination,
+        destination: new.source,
+        source_port: new.destination_port,
+        destination_port: new.source_port,
+        protocol: packet.key.protocol,
+        _pad: [0; 3],
+    };
+    if let Some(answer) = FLOWS.get_ptr_mut(&key) {
+        // SAFETY: an element of the map; a plain store.
+        unsafe { (*answer).via = via };
+    }
 }
 
 #[inline(always)]
@@ -86,9 +132,12 @@ fn backend_gone(flow: &Flow) -> bool {
 
 /// The other direction learns of FIN, RST and the first answer.
 #[inline(never)]
-fn tell_twin(flow: &Flow, protocol: u8, state: u32) -> u32 {
-    let key = flow.reverse_key(protocol);
-    if let Some(twin) = FLOWS.get_ptr_mut(&key) {
+fn tell_twin(key: &FlowKey, flow: &Flow, state: u32) -> u32 {
+    if let Some(twin) = FLOWS.get_ptr_mut(&flow.reverse_key(key.protocol)) {
+        // SAFETY: an element of the map, as in `follow`.
+        if !unsafe { (*twin).answers(key) } {
+            return 0;
+        }
         let mut told = state & (flow_flags::RESET | flow_flags::ANSWERED);
         if state & flow_flags::FIN != 0 {
             told |= flow_flags::PEER_FIN;
@@ -119,13 +168,20 @@ pub struct Wanted {
     pub flags: u32,
     pub service: u32,
     pub backend: u32,
+    /// The node that answers go back through (see [`Flow::via`]).
+    pub answer_via: u32,
 }
 
 /// Creates both entries of `scratch.wanted` for the packet and leaves its tuple in `scratch.new`.
 /// The answer's entry goes first and only if its key is free: that is what allocates a port, per
 /// remote address and port. 0 = done, else the reason plus one.
+///
+/// A client keeps its own source port where that is free: when it takes a port again, its SYN
+/// finds the receiver's old connection with sequence numbers that only grow, and is accepted. A
+/// port that another client has just used would meet that connection in TIME_WAIT and lose a
+/// second, so it is taken last, and the longest unused one first.
 #[inline(never)]
-pub fn create(scratch: &mut Scratch) -> u32 {
+pub fn create(skb: *mut __sk_buff, scratch: &mut Scratch) -> u32 {
     let Scratch {
         packet,
         wanted,
@@ -153,14 +209,37 @@ pub fn create(scratch: &mut Scratch) -> u32 {
     answer.service = wanted.service;
     answer.backend = wanted.backend;
     answer.policy_generation = generation;
+    answer.via = wanted.answer_via;
 
-    let hides_source = wanted.source != key.source;
-    let own = key.source_port.get().wrapping_sub(NAT_PORT_FIRST);
-    let keep_port = !hides_source || own < NAT_PORT_COUNT || key.protocol == ICMP;
+    let mut keep_port = wanted.source == key.source
+        || key.protocol == ICMP
+        || key.protocol == ICMPV6
+        || (may_keep(key.source_port.get()) && taken_by_node(skb, answer_key) == 0);
+    // SAFETY: read at once.
+    if let Some(before) = unsafe { FLOWS.get(key) }
+        && before.flags & flow_flags::REVERSE == 0
+        && before.source == wanted.source
+        && before.destination == wanted.destination
+        && before.destination_port == wanted.destination_port
+    {
+        // The port that this client had towards this backend: still its own.
+        keep_port = true;
+        answer_key.destination_port = before.source_port;
+    }
+    let attempts = if wanted.flags & flow_flags::TRACK_ONLY != 0 {
+        1
+    } else {
+        PORT_ATTEMPTS
+    };
     // SAFETY: no arguments.
     let start = flow_hash(key) ^ unsafe { bpf_get_prandom_u32() };
     let mut chosen = false;
+    let mut longest_unused = 0;
+    let mut its_port = PortBe(0);
     for attempt in 0..PORT_ATTEMPTS {
+        if attempt >= attempts {
+            break;
+        }
         if attempt > 0 || !keep_port {
             let offset =
                 start.wrapping_add(attempt.wrapping_mul(PORT_STRIDE)) % NAT_PORT_COUNT as u32;
@@ -171,14 +250,23 @@ pub fn create(scratch: &mut Scratch) -> u32 {
                 chosen = true;
                 break;
             }
-            Err(EEXIST) => {
-                if attempt == 0 && take_over(answer_key, answer) != 0 {
-                    chosen = true;
-                    break;
-                }
-            }
+            Err(EEXIST) => {}
             Err(_) => return Reason::FlowTableFull as u32 + 1,
         }
+        let unused = left_over(answer_key, answer, now);
+        if unused == FREE {
+            if replace(answer_key, answer) != 0 {
+                chosen = true;
+                break;
+            }
+        } else if unused > longest_unused {
+            longest_unused = unused;
+            its_port = answer_key.destination_port;
+        }
+    }
+    if !chosen && longest_unused != 0 {
+        answer_key.destination_port = its_port;
+        chosen = replace(answer_key, answer) != 0;
     }
     if !chosen {
         return Reason::NoPort as u32 + 1;
@@ -192,6 +280,7 @@ pub fn create(scratch: &mut Scratch) -> u32 {
     flow.service = wanted.service;
     flow.backend = wanted.backend;
     flow.policy_generation = generation;
+    flow.via = 0;
     if FLOWS.insert(key, &*flow, 0).is_err() {
         let _ = FLOWS.remove(&*answer_key);
         return Reason::FlowTableFull as u32 + 1;
@@ -203,27 +292,96 @@ pub fn create(scratch: &mut Scratch) -> u32 {
     0
 }
 
-/// Replaces an answer's entry that is this very flow's own left-over, or that of a connection
-/// which has ended.
+/// Ports that a client may keep behind the node's address: no server's, no NodePort's.
+#[inline(always)]
+fn may_keep(port: u16) -> bool {
+    port >= FIRST_UNPRIVILEGED_PORT && !(NODE_PORT_FIRST <= port && port <= NODE_PORT_LAST)
+}
+
+/// Whether a socket of the node would get this answer (`bpf_skc_lookup_tcp`, Linux 5.2).
 #[inline(never)]
-fn take_over(key: &FlowKey, answer: &Flow) -> u32 {
+fn taken_by_node(skb: *mut __sk_buff, answer: &FlowKey) -> u32 {
+    /// The namespace of the packet's interface.
+    const CURRENT_NETNS: u64 = u64::MAX;
+    // SAFETY: all-zero is a valid value.
+    let mut tuple: bpf_sock_tuple = unsafe { core::mem::zeroed() };
+    let len = if answer.source.is_v4() {
+        tuple.__bindgen_anon_1.ipv4 = bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 {
+            saddr: answer.source.v4_be(),
+            daddr: answer.destination.v4_be(),
+            sport: answer.source_port.0,
+            dport: answer.destination_port.0,
+        };
+        12
+    } else {
+        tuple.__bindgen_anon_1.ipv6 = bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 {
+            saddr: answer.source.0,
+            daddr: answer.destination.0,
+            sport: answer.source_port.0,
+            dport: answer.destination_port.0,
+        };
+        36
+    };
+    // SAFETY: the tuple and its length agree; what is found is released at once.
+    unsafe {
+        let socket = match answer.protocol {
+            TCP => bpf_skc_lookup_tcp(skb.cast(), &raw mut tuple, len, CURRENT_NETNS, 0),
+            UDP => bpf_sk_lookup_udp(skb.cast(), &raw mut tuple, len, CURRENT_NETNS, 0),
+            _ => return 0,
+        };
+        if socket.is_null() {
+            return 0;
+        }
+        bpf_sk_release(socket.cast());
+    }
+    1
+}
+
+/// How long the existing entry of this key has been of no use: 0 = in use, [`FREE`] = this very
+/// flow's own left-over, or nobody remembers its connection any more, else seconds since it was
+/// closed, plus one.
+#[inline(never)]
+fn left_over(key: &FlowKey, answer: &Flow, now: u32) -> u32 {
     let Some(existing) = FLOWS.get_ptr_mut(key) else {
-        return 0;
+        // Gone meanwhile; `replace` finds out.
+        return FREE;
     };
     // SAFETY: copied at once.
     let existing = unsafe { *existing };
-    let same = existing.source == answer.source
+    if existing.source == answer.source
         && existing.destination == answer.destination
         && existing.source_port == answer.source_port
-        && existing.destination_port == answer.destination_port;
-    if !same {
-        if existing.flags & flow_flags::CLOSING == 0 {
+        && existing.destination_port == answer.destination_port
+    {
+        return FREE;
+    }
+    let both_ended =
+        existing.flags & flow_flags::FIN != 0 && existing.flags & flow_flags::PEER_FIN != 0;
+    if existing.flags & flow_flags::RESET == 0 && !both_ended {
+        return 0;
+    }
+    let unused = now.wrapping_sub(existing.seen);
+    if existing.flags & flow_flags::RESET != 0 || unused >= TIME_WAIT_SECONDS {
+        return FREE;
+    }
+    unused + 1
+}
+
+/// Puts `answer` in the place of an entry that is left over. Of two that try, one succeeds.
+#[inline(never)]
+fn replace(key: &FlowKey, answer: &Flow) -> u32 {
+    if let Some(existing) = FLOWS.get_ptr_mut(key) {
+        // SAFETY: copied at once.
+        let twin_key = unsafe { (*existing).reverse_key(key.protocol) };
+        if FLOWS.remove(key).is_err() {
             return 0;
         }
-        let twin = existing.reverse_key(key.protocol);
-        let _ = FLOWS.remove(&twin);
+        // SAFETY: read at once.
+        if unsafe { FLOWS.get(twin_key) }.is_some_and(|twin| twin.answers(key)) {
+            let _ = FLOWS.remove(&twin_key);
+        }
     }
-    FLOWS.insert(key, answer, 0).is_ok() as u32
+    FLOWS.insert(key, answer, BPF_NOEXIST as u64).is_ok() as u32
 }
 
 /// Translates an ICMP error to what its receiver sent: the quoted packet is one that left after

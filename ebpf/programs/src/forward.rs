@@ -10,7 +10,7 @@ use skep_ebpf_common::node::{MARK_DONE, Pod};
 use skep_ebpf_common::reason::Reason;
 
 use crate::count::{count, report};
-use crate::maps::Scratch;
+use crate::maps::{Scratch, config};
 use crate::packet::{Packet, decrement_hop_limit, ifindex, set_mark, store};
 
 pub const PASS: i32 = 0; // TC_ACT_OK
@@ -22,6 +22,8 @@ const FIB_SUCCESS: i64 = 0;
 const FIB_NOT_FORWARDED: i64 = 4;
 const FIB_FORWARDING_DISABLED: i64 = 5;
 const FIB_NO_NEIGHBOUR: i64 = 7;
+/// Too long for the next device: the tunnel fragments what it carries.
+const FIB_TOO_LONG: i64 = 8;
 
 #[inline(always)]
 pub fn drop(skb: *mut __sk_buff, packet: &Packet, reason: Reason, hook: Hook, service: u32) -> i32 {
@@ -54,6 +56,7 @@ pub fn route(skb: *mut __sk_buff, scratch: &mut Scratch, hook: Hook) -> i32 {
     } = scratch;
     match look_up_route(skb, packet, next_hop) as i64 {
         FIB_SUCCESS | FIB_NO_NEIGHBOUR => {}
+        FIB_TOO_LONG if to_tunnel(next_hop) => {}
         // Local, multicast, broadcast.
         FIB_NOT_FORWARDED | FIB_FORWARDING_DISABLED => return PASS,
         _ => {
@@ -83,6 +86,32 @@ pub fn route(skb: *mut __sk_buff, scratch: &mut Scratch, hook: Hook) -> i32 {
     }) as i32
 }
 
+/// Through the tunnel to a node, by that node's IPv4 address.
+#[inline(never)]
+pub fn tunnel(skb: *mut __sk_buff, packet: &mut Packet, via: u32, hook: Hook) -> i32 {
+    let Some(config) = config() else {
+        return DROP;
+    };
+    if decrement_hop_limit(skb, packet).is_none() {
+        return drop(skb, packet, Reason::HopLimit, hook, 0);
+    }
+    set_mark(skb, MARK_DONE);
+    count(Reason::Tunnelled);
+    // SAFETY: all-zero is a valid value.
+    let mut neighbour: bpf_redir_neigh = unsafe { zeroed() };
+    neighbour.nh_family = AF_INET as u32;
+    neighbour.__bindgen_anon_1.ipv6_nh = [via, 0, 0, 0];
+    // SAFETY: the pointer and its length agree.
+    (unsafe {
+        bpf_redirect_neigh(
+            config.tunnel_ifindex,
+            &raw mut neighbour,
+            size_of::<bpf_redir_neigh>() as i32,
+            0,
+        )
+    }) as i32
+}
+
 /// Whether the routing table sends the packet on to somewhere.
 #[inline(always)]
 pub fn routable(skb: *mut __sk_buff, packet: &Packet, next_hop: &mut NextHop) -> bool {
@@ -90,6 +119,13 @@ pub fn routable(skb: *mut __sk_buff, packet: &Packet, next_hop: &mut NextHop) ->
         look_up_route(skb, packet, next_hop) as i64,
         FIB_SUCCESS | FIB_NO_NEIGHBOUR
     )
+}
+
+#[inline(always)]
+fn to_tunnel(next_hop: &NextHop) -> bool {
+    config().is_some_and(|config| {
+        config.tunnel_ifindex != 0 && config.tunnel_ifindex == next_hop.ifindex
+    })
 }
 
 #[repr(C)]

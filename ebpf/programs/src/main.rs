@@ -20,6 +20,7 @@
 )]
 #![allow(unreachable_pub, reason = "a binary: `pub` means between its files")]
 
+mod announce;
 mod count;
 mod flow;
 mod forward;

@@ -48,6 +48,9 @@ pub static PODS: HashMap<Address, Pod, { MAX_PODS as usize }> = HashMap::new();
 pub static NODE_ADDRESSES: HashMap<Address, u32, { MAX_NODE_ADDRESSES as usize }> = HashMap::new();
 #[btf_map]
 pub static NETWORKS: LpmTrie<Address, Network, { MAX_NETWORKS as usize }> = LpmTrie::new();
+/// Service addresses that this node answers for on its link.
+#[btf_map]
+pub static ANNOUNCED: HashMap<Address, u32, { MAX_ANNOUNCED as usize }> = HashMap::new();
 /// The pod's address by the cookie of its network namespace: the client of a connect.
 #[btf_map]
 pub static NETNS: HashMap<u64, Address, { MAX_NETNS as usize }> = HashMap::new();

@@ -7,16 +7,21 @@ use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use skep_ebpf_common::event::Hook;
 use skep_ebpf_common::flow::flow_flags;
-use skep_ebpf_common::node::{MARK_DONE, Pod, network_flags, pod_flags};
+use skep_ebpf_common::node::{
+    MARK_DONE, Pod, TUNNEL_MAC_PREFIX, config_flags, network_flags, pod_flags,
+};
 use skep_ebpf_common::reason::Reason;
 use skep_ebpf_common::service::*;
 use skep_ebpf_common::{Address, SCTP};
 
+use crate::announce::{answer_arp, is_announced};
 use crate::count::{count, report, service_connection, service_refused};
-use crate::flow::{Followed, create, follow, translate_icmp_error};
+use crate::flow::{
+    Followed, answer_taken, create, follow, opens, return_via, translate_icmp_error,
+};
 use crate::forward::{DROP, PASS, deliver, drop, route};
-use crate::maps::{SOURCE_RANGES, Scratch, config, scratch};
-use crate::packet::{Parsed, Shape, ifindex, mark, parse, rewrite};
+use crate::maps::{NETWORKS, SOURCE_RANGES, Scratch, config, scratch};
+use crate::packet::{Packet, Parsed, Shape, ifindex, is_arp, load, mark, parse, rewrite};
 use crate::pod::{masquerade, network_of, pod_at, set_tracked};
 use crate::policy;
 use crate::service::{Balance, choose, find, flow_hash, is_node_address};
@@ -31,6 +36,7 @@ pub fn from_net(ctx: TcContext) -> i32 {
     };
     match parse(skb, &mut scratch.packet) {
         Parsed::Ip => arrived(skb, scratch),
+        Parsed::NotIp if is_arp(skb) => answer_arp(skb).unwrap_or(PASS),
         Parsed::NotIp | Parsed::Truncated => PASS,
     }
 }
@@ -78,6 +84,10 @@ fn arrived(skb: *mut __sk_buff, scratch: &mut Scratch) -> i32 {
             false,
             &mut scratch.frontend,
         );
+        if !found && is_announced(&packet.key.destination) {
+            // Not the node's either: the stack would send it back to the link.
+            return drop(skb, packet, Reason::NoSuchFrontend, Hook::FromNet, 0);
+        }
         if !found || scratch.frontend.flags & frontend_flags::INTERNAL_ONLY != 0 {
             return PASS;
         }
@@ -174,21 +184,29 @@ fn serve(skb: *mut __sk_buff, scratch: &mut Scratch) -> u32 {
     wanted.flags = 0;
     wanted.service = service;
     wanted.backend = chosen.index;
+    wanted.answer_via = 0;
     if backend.flags & backend_flags::LOCAL == 0 {
         // The answer must come back through this node.
         let Some(config) = config() else {
             return REFUSED;
         };
-        wanted.source = if backend.address.is_v4() {
-            config.node_v4
+        let v4 = backend.address.is_v4();
+        let tunnelled = is_tunnelled(&backend.address);
+        if tunnelled && v4 && config.flags & config_flags::TUNNEL_KEEPS_CLIENT != 0 {
+            // The backend's node sends it back to where the packet came from.
         } else {
-            config.node_v6
-        };
-        count(Reason::SourceTranslated);
+            wanted.source = match (tunnelled, v4) {
+                (false, true) => config.node_v4,
+                (false, false) => config.node_v6,
+                (true, true) => config.tunnel_v4,
+                (true, false) => config.tunnel_v6,
+            };
+            count(Reason::SourceTranslated);
+        }
     } else if network_of(&key.source) & network_flags::CLUSTER != 0 {
         set_tracked(&wanted.destination);
     }
-    match create(scratch) {
+    match create(skb, scratch) {
         0 => {}
         code => return FAILED + code - 1,
     }
@@ -201,6 +219,13 @@ fn serve(skb: *mut __sk_buff, scratch: &mut Scratch) -> u32 {
     );
     service_connection(service);
     SERVED
+}
+
+#[inline(always)]
+fn is_tunnelled(address: &Address) -> bool {
+    NETWORKS
+        .get(&Key::new(128, *address))
+        .is_some_and(|network| network.tunnel != Address::ANY)
 }
 
 #[inline(always)]
@@ -219,6 +244,10 @@ fn in_source_ranges(service: u32, client: &Address) -> bool {
 /// Straight to a pod's address: from another node, or from a router that knows the pod network.
 #[inline(always)]
 fn to_local_pod(skb: *mut __sk_buff, scratch: &mut Scratch, pod: &Pod) -> i32 {
+    let via = entry_node(skb, &scratch.packet);
+    if via != 0 {
+        return from_entry_node(skb, scratch, pod, via);
+    }
     let packet = &mut scratch.packet;
     if pod.flags & (pod_flags::TRACKED | ISOLATED) == 0 {
         return deliver(skb, packet, pod, Hook::FromNet);
@@ -236,10 +265,79 @@ fn to_local_pod(skb: *mut __sk_buff, scratch: &mut Scratch, pod: &Pod) -> i32 {
     if packet.has_tuple() && pod.flags & ISOLATED != 0 {
         match &followed {
             Some(followed) => policy::renew(packet, followed),
-            None => policy::remember(scratch),
+            None => policy::remember(skb, scratch),
         }
     }
     deliver(skb, &mut scratch.packet, pod, Hook::FromNet)
+}
+
+/// The node (an IPv4 address) that sent us, through the tunnel, what a client outside the cluster
+/// had sent to a Service; else 0.
+#[inline(always)]
+fn entry_node(skb: *mut __sk_buff, packet: &Packet) -> u32 {
+    let Some(config) = config() else { return 0 };
+    if config.tunnel_ifindex != ifindex(skb)
+        || config.flags & config_flags::TUNNEL_KEEPS_CLIENT == 0
+        || !packet.key.source.is_v4()
+        || !packet.has_tuple()
+        || network_of(&packet.key.source) & network_flags::CLUSTER != 0
+    {
+        return 0;
+    }
+    match load::<[u8; 6]>(skb, 6) {
+        Some([a, b, node @ ..]) if [a, b] == TUNNEL_MAC_PREFIX => u32::from_ne_bytes(node),
+        _ => 0,
+    }
+}
+
+/// A connection from outside, sent on by the node where it came in: its answers go back there.
+#[inline(never)]
+fn from_entry_node(skb: *mut __sk_buff, scratch: &mut Scratch, pod: &Pod, via: u32) -> i32 {
+    let Scratch {
+        packet,
+        wanted,
+        new,
+        ..
+    } = &mut *scratch;
+    let followed = follow(packet, new);
+    match &followed {
+        Some(followed) if followed.flags & flow_flags::REVERSE == 0 => {
+            // The client may have come through another node before.
+            if opens(packet) {
+                return_via(packet, new, via);
+            }
+        }
+        Some(_) => {}
+        None => {
+            if !policy::allows_ingress(packet, pod, None) {
+                return drop(skb, packet, Reason::PolicyIngress, Hook::FromNet, 0);
+            }
+            wanted.source = packet.key.source;
+            wanted.destination = packet.key.destination;
+            wanted.destination_port = packet.key.destination_port;
+            wanted.flags = 0;
+            wanted.service = 0;
+            wanted.backend = 0;
+            wanted.answer_via = via;
+            if create(skb, scratch) != 0 {
+                return drop(
+                    skb,
+                    &scratch.packet,
+                    Reason::FlowTableFull,
+                    Hook::FromNet,
+                    0,
+                );
+            }
+        }
+    }
+    if rewrite(skb, &mut scratch.packet, &scratch.new).is_none() {
+        return drop(skb, &scratch.packet, Reason::Rewrite, Hook::FromNet, 0);
+    }
+    let packet = &mut scratch.packet;
+    if followed.is_some() && !policy::allows_ingress(packet, pod, followed.as_ref()) {
+        return drop(skb, packet, Reason::PolicyIngress, Hook::FromNet, 0);
+    }
+    deliver(skb, packet, pod, Hook::FromNet)
 }
 
 /// To where the translated packet belongs.
@@ -277,24 +375,35 @@ fn leaving(skb: *mut __sk_buff, scratch: &mut Scratch) -> i32 {
     }
     // Answers of backends in the host's namespace, and flows that the stack forwarded.
     if follow(packet, new).is_none() {
-        if pod_at(&packet.key.source).is_none()
-            || network_of(&packet.key.destination) & network_flags::CLUSTER != 0
-        {
-            return PASS;
-        }
-        let Some(source) = masquerade(packet.key.source.is_v4()) else {
-            return PASS;
-        };
-        wanted.source = *source;
+        wanted.source = packet.key.source;
         wanted.destination = packet.key.destination;
         wanted.destination_port = packet.key.destination_port;
-        wanted.flags = flow_flags::MASQUERADE;
+        wanted.flags = 0;
         wanted.service = 0;
         wanted.backend = 0;
-        if create(scratch) != 0 {
+        wanted.answer_via = 0;
+        if pod_at(&packet.key.source).is_none() {
+            // The node's own: on the port that its socket has, unless a flow behind the node's
+            // address has it towards the same server.
+            if !opens(packet) || !answer_taken(&packet.key) {
+                return PASS;
+            }
+        } else {
+            if network_of(&packet.key.destination) & network_flags::CLUSTER != 0 {
+                return PASS;
+            }
+            let Some(source) = masquerade(packet.key.source.is_v4()) else {
+                return PASS;
+            };
+            wanted.source = *source;
+            wanted.flags = flow_flags::MASQUERADE;
+        }
+        if create(skb, scratch) != 0 {
             return drop(skb, &scratch.packet, Reason::FlowTableFull, Hook::ToNet, 0);
         }
-        count(Reason::Masqueraded);
+        if scratch.wanted.flags & flow_flags::MASQUERADE != 0 {
+            count(Reason::Masqueraded);
+        }
     }
     match rewrite(skb, &mut scratch.packet, &scratch.new) {
         Some(()) => PASS,

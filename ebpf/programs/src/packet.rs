@@ -16,6 +16,7 @@ use crate::maps::FRAGMENTS;
 pub const ETH_LEN: u32 = 14;
 const ETH_P_IP: u32 = 0x0800u16.to_be() as u32;
 const ETH_P_IPV6: u32 = 0x86ddu16.to_be() as u32;
+const ETH_P_ARP: u32 = 0x0806u16.to_be() as u32;
 
 pub const FIN: u8 = 0x01;
 pub const SYN: u8 = 0x02;
@@ -119,6 +120,12 @@ pub fn set_mark(skb: *mut __sk_buff, mark: u32) {
 pub fn ifindex(skb: *mut __sk_buff) -> u32 {
     // SAFETY: the hook's context.
     unsafe { addr_of!((*skb).ifindex).read_volatile() }
+}
+
+#[inline(always)]
+pub fn is_arp(skb: *mut __sk_buff) -> bool {
+    // SAFETY: the hook's context.
+    (unsafe { addr_of!((*skb).protocol).read_volatile() }) == ETH_P_ARP
 }
 
 /// Fills `packet`, every field of it.

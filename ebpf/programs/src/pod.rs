@@ -13,7 +13,7 @@ use skep_ebpf_common::reason::Reason;
 
 use crate::count::{count, service_connection, service_refused};
 use crate::flow::{create, follow, translate_icmp_error};
-use crate::forward::{DROP, PASS, deliver, drop, routable, route};
+use crate::forward::{DROP, PASS, deliver, drop, routable, route, tunnel};
 use crate::maps::{NETWORKS, PODS, Scratch, config, scratch};
 use crate::packet::{Packet, Parsed, Shape, ifindex, parse, rewrite};
 use crate::policy;
@@ -128,11 +128,15 @@ fn sent(skb: *mut __sk_buff, scratch: &mut Scratch) -> i32 {
     if packet.has_tuple() && (pod.flags | flags_of(peer)) & ISOLATED != 0 {
         match &followed {
             Some(followed) => policy::renew(packet, followed),
-            None => policy::remember(scratch),
+            None => policy::remember(skb, scratch),
         }
     }
     match peer {
         Some(peer) => deliver(skb, &mut scratch.packet, peer, Hook::FromPod),
+        None if followed.as_ref().is_some_and(|followed| followed.via != 0) => {
+            let via = followed.map_or(0, |followed| followed.via);
+            tunnel(skb, &mut scratch.packet, via, Hook::FromPod)
+        }
         None if is_node_address(&scratch.packet.key.destination) => PASS,
         None => route(skb, scratch, Hook::FromPod),
     }
@@ -188,6 +192,7 @@ fn translation(skb: *mut __sk_buff, scratch: &mut Scratch, network: u32) -> u32 
     wanted.flags = 0;
     wanted.service = 0;
     wanted.backend = 0;
+    wanted.answer_via = 0;
     if find(
         &key.destination,
         key.destination_port,
@@ -210,6 +215,7 @@ fn translation(skb: *mut __sk_buff, scratch: &mut Scratch, network: u32) -> u32 
         wanted.destination_port = chosen.backend.port;
         wanted.service = frontend.service;
         wanted.backend = chosen.index;
+        wanted.answer_via = 0;
         // The answer must find its way back through the flow table on both sides.
         set_tracked(&key.source);
         set_tracked(&wanted.destination);
@@ -229,7 +235,7 @@ fn translation(skb: *mut __sk_buff, scratch: &mut Scratch, network: u32) -> u32 
     } else {
         return UNCHANGED;
     }
-    match create(scratch) {
+    match create(skb, scratch) {
         0 => {
             count(Reason::FlowCreated);
             NEW_TUPLE
@@ -269,7 +275,7 @@ fn received(skb: *mut __sk_buff, scratch: &mut Scratch) -> i32 {
         return drop(skb, packet, Reason::PolicyIngress, Hook::ToPod, 0);
     }
     if followed.is_none() && pod.flags & ISOLATED != 0 && packet.is(Shape::Ports) {
-        policy::remember(scratch);
+        policy::remember(skb, scratch);
     }
     PASS
 }

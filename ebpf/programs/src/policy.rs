@@ -1,6 +1,7 @@
 //! NetworkPolicy at the pod's edge. A connection is judged once, at its first packet; the flow
 //! table remembers the verdict until policy changes. Answers of an allowed connection pass.
 
+use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use skep_ebpf_common::flow::{FlowKey, flow_flags};
 use skep_ebpf_common::node::{Pod, pod_flags};
@@ -44,7 +45,7 @@ fn exempt(packet: &Packet, followed: Option<&Followed>) -> bool {
 /// Remembers that this connection may go on, so that its answers pass. Nothing is remembered when
 /// the table is full: then only what policy allows in both directions passes.
 #[inline(always)]
-pub fn remember(scratch: &mut Scratch) {
+pub fn remember(skb: *mut __sk_buff, scratch: &mut Scratch) {
     let Scratch { packet, wanted, .. } = scratch;
     wanted.source = packet.key.source;
     wanted.destination = packet.key.destination;
@@ -52,7 +53,8 @@ pub fn remember(scratch: &mut Scratch) {
     wanted.flags = flow_flags::TRACK_ONLY;
     wanted.service = 0;
     wanted.backend = 0;
-    create(scratch);
+    wanted.answer_via = 0;
+    create(skb, scratch);
 }
 
 /// Today's policy allows a connection of yesterday: it is not asked again until policy changes. A

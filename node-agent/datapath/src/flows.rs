@@ -1,9 +1,10 @@
 //! The sweep of the flow table. The kernel evicts nothing: an entry goes when both directions of
 //! its connection have been quiet for longer than their state allows.
 
+use std::collections::HashSet;
 use std::net::IpAddr;
 
-use skep_ebpf_common::flow::{Flow, FlowKey, flow_flags};
+use skep_ebpf_common::flow::{Flow, FlowKey, TIME_WAIT_SECONDS, flow_flags};
 use skep_ebpf_common::node::seconds;
 use skep_ebpf_common::{Address, TCP, UDP};
 
@@ -36,6 +37,13 @@ pub struct FlowEntry {
 
 pub(crate) struct FlowTable(pub(crate) Table<FlowKey, Flow>);
 
+impl Sweep {
+    /// Whether the next sweep should come soon.
+    pub fn is_high(&self) -> bool {
+        self.limit != 0 && self.entries * 100 >= self.limit as usize * HIGH_WATER_PERCENT
+    }
+}
+
 impl FlowTable {
     /// # Errors
     /// The kernel refused; nothing is half done.
@@ -51,10 +59,10 @@ impl FlowTable {
         })?;
         let limit = self.0.limit();
         let hurry = entries * 100 >= limit as usize * HIGH_WATER_PERCENT;
-        let mut removed = 0;
+        let mut removed = HashSet::new();
         for (key, flow) in quiet {
             let allowed = timeout(&key, &flow, hurry);
-            if idle(now, &flow) < allowed {
+            if removed.contains(&key) || idle(now, &flow) < allowed {
                 continue;
             }
             // It may have been used since, or its other direction may be alive.
@@ -64,15 +72,25 @@ impl FlowTable {
             if idle(now, &current) < allowed {
                 continue;
             }
-            let twin_key = flow.reverse_key(key.protocol);
-            if let Some(twin) = self.0.get(&twin_key)?
-                && idle(now, &twin) < allowed
-            {
+            let twin_key = current.reverse_key(key.protocol);
+            let twin = self.0.get(&twin_key)?.filter(|twin| twin.answers(&key));
+            if twin.is_some_and(|twin| idle(now, &twin) < allowed) {
                 continue;
             }
-            self.0.remove(&key)?;
-            removed += 1;
+            // Both at once, the asking direction first: half a pair would take packets in one
+            // direction and lose their answers, for as long as they come.
+            let reverse = current.flags & flow_flags::REVERSE != 0;
+            let pair = match (twin.is_some(), reverse) {
+                (false, _) => vec![key],
+                (true, true) => vec![twin_key, key],
+                (true, false) => vec![key, twin_key],
+            };
+            for each in pair {
+                self.0.remove(&each)?;
+                removed.insert(each);
+            }
         }
+        let removed = removed.len();
         Ok(Sweep {
             entries,
             removed,
@@ -143,6 +161,15 @@ fn idle(now: u32, flow: &Flow) -> u32 {
     if idle > u32::MAX / 2 { 0 } else { idle }
 }
 
+/// Whether the asking side's address or port was replaced by one of the node's.
+fn holds_port(key: &FlowKey, flow: &Flow) -> bool {
+    if flow.flags & flow_flags::REVERSE == 0 {
+        (flow.source, flow.source_port) != (key.source, key.source_port)
+    } else {
+        (flow.destination, flow.destination_port) != (key.destination, key.destination_port)
+    }
+}
+
 /// Seconds of silence that a flow's state allows.
 fn timeout(key: &FlowKey, flow: &Flow, hurry: bool) -> u32 {
     let answered = flow.flags & flow_flags::ANSWERED != 0;
@@ -150,6 +177,8 @@ fn timeout(key: &FlowKey, flow: &Flow, hurry: bool) -> u32 {
     let both_closed = flow.flags & (flow_flags::FIN | flow_flags::PEER_FIN)
         == flow_flags::FIN | flow_flags::PEER_FIN;
     let (normal, hurried) = match key.protocol {
+        // The receiver may hold the connection in TIME_WAIT: nobody else gets the port.
+        TCP if both_closed && !reset && holds_port(key, flow) => (TIME_WAIT_SECONDS, 5),
         TCP if reset || both_closed => (10, 5),
         // A half-closed connection may still carry data for long (RFC 5382 REQ-5 names 4 minutes
         // for transitory states).

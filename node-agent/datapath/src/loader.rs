@@ -7,7 +7,7 @@
 
 use std::fs::File;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -35,7 +35,7 @@ use crate::memory::{BackendArray, SlotArray};
 use crate::pods::{NodeTables, PodLink};
 use crate::policy::{PolicyState, PolicyTables};
 use crate::services::ServiceTables;
-use crate::sys::{AttachType, Target, netns_cookie};
+use crate::sys::{AttachType, Target, netns_cookie, send_frames};
 use crate::table::{Plain, Table, possible_cpus};
 
 static PROGRAMS: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/skep-programs"));
@@ -71,6 +71,8 @@ pub struct DatapathConfig {
     pub cgroup: PathBuf,
     /// Towards the other nodes and the world; `None` in tests without one.
     pub uplink_ifindex: Option<u32>,
+    /// What ARP requests for announced addresses are answered with.
+    pub uplink_mac: [u8; 6],
     /// Every address of the node; the first of each family is the source of translated flows.
     pub node_ips: Vec<IpAddr>,
     /// Hide pods behind the node's address when they leave the cluster.
@@ -122,7 +124,7 @@ const SOCKET_HOOKS: [(&str, AttachType); 8] = [
 
 const PACKET_PROGRAMS: [&str; 4] = ["from_pod", "to_pod", "from_net", "to_net"];
 
-const MAPS: [&str; 18] = [
+const MAPS: [&str; 19] = [
     "FRONTENDS",
     "SLOTS",
     "BACKENDS",
@@ -134,6 +136,7 @@ const MAPS: [&str; 18] = [
     "CONFIG",
     "PODS",
     "NODE_ADDRESSES",
+    "ANNOUNCED",
     "NETWORKS",
     "NETNS",
     "RULES",
@@ -188,6 +191,7 @@ impl Datapath {
             config: table(&ebpf, "CONFIG", 1)?,
             pods: table(&ebpf, "PODS", MAX_PODS)?,
             addresses: table(&ebpf, "NODE_ADDRESSES", MAX_NODE_ADDRESSES)?,
+            announced: table(&ebpf, "ANNOUNCED", MAX_ANNOUNCED)?,
             networks: table(&ebpf, "NETWORKS", MAX_NETWORKS)?,
             netns: table(&ebpf, "NETNS", MAX_NETNS)?,
             writer: Mutex::new(()),
@@ -239,6 +243,7 @@ impl Datapath {
             kernel.node_v4 = first(true);
             kernel.node_v6 = first(false);
             kernel.uplink_ifindex = config.uplink_ifindex.unwrap_or(0);
+            kernel.uplink_mac = config.uplink_mac;
             kernel.host_netns_cookie = cookie;
             kernel.flags &= !config_flags::MASQUERADE;
             if config.masquerade {
@@ -336,9 +341,70 @@ impl Datapath {
         Ok(())
     }
 
-    /// Networks of the cluster (pods and nodes; never masqueraded) and of Services.
-    pub fn set_networks(&self, cluster: &[IpNet], services: &[IpNet]) -> Result<(), Error> {
-        self.node.set_networks(cluster, services)
+    /// Networks of the cluster (never masqueraded) and of Services, and those of the cluster's that
+    /// are reached through the tunnel, with the node at its other end.
+    pub fn set_networks(
+        &self,
+        cluster: &[IpNet],
+        services: &[IpNet],
+        tunnelled: &[(IpNet, IpAddr)],
+    ) -> Result<(), Error> {
+        self.node.set_networks(cluster, services, tunnelled)
+    }
+
+    /// Attaches the network programs to the tunnel's device. `ips` are the node's own addresses in
+    /// the tunnel; `keeps_client` says that every node's device has a MAC of
+    /// [`skep_ebpf_common::node::tunnel_mac`].
+    pub fn set_tunnel(
+        &self,
+        ifindex: u32,
+        ips: &[IpAddr],
+        keeps_client: bool,
+    ) -> Result<(), Error> {
+        let own = format!("tunnel-{ifindex}-");
+        for name in self.links.names()? {
+            if name.starts_with("tunnel-") && !name.starts_with(&own) {
+                self.links.detach(&name)?;
+            }
+        }
+        self.node.add_addresses(ips)?;
+        let first = |v4: bool| {
+            ips.iter()
+                .find(|ip| ip.is_ipv4() == v4)
+                .map_or(Address::ANY, |ip| Address::from(*ip))
+        };
+        self.node.update_config(|kernel| {
+            kernel.tunnel_ifindex = ifindex;
+            kernel.tunnel_v4 = first(true);
+            kernel.tunnel_v6 = first(false);
+            kernel.flags &= !config_flags::TUNNEL_KEEPS_CLIENT;
+            if keeps_client {
+                kernel.flags |= config_flags::TUNNEL_KEEPS_CLIENT;
+            }
+        })?;
+        self.attach_pair("tunnel", ifindex, "from_net", "to_net")
+    }
+
+    /// Makes these the Service addresses that this node answers for on its link, and tells the
+    /// link about those that it did not answer for before.
+    pub fn set_announced(&self, ips: &[Ipv4Addr]) -> Result<(), Error> {
+        let added = self.node.set_announced(ips)?;
+        self.announce(&added)
+    }
+
+    /// Says on the link that these addresses are here: a gratuitous ARP request each (RFC 5227
+    /// §3), which replaces what the neighbours remember of another node.
+    pub fn announce(&self, ips: &[Ipv4Addr]) -> Result<(), Error> {
+        let config = self.node.config.get(&0)?.unwrap_or_default();
+        if ips.is_empty() || config.uplink_ifindex == 0 {
+            return Ok(());
+        }
+        let frames: Vec<[u8; 42]> = ips
+            .iter()
+            .map(|ip| gratuitous_arp(config.uplink_mac, *ip))
+            .collect();
+        send_frames(config.uplink_ifindex, &frames)
+            .map_err(|error| Error::kernel("announce addresses on", "the uplink", error))
     }
 
     /// Runs a packet program over a frame as if it came by `ifindex`, with all its effects on the
@@ -487,6 +553,19 @@ pub fn ensure_bpffs(folder: &Path) -> Result<(), Error> {
         .map_err(|errno| Error::file("mount a bpffs on", root, errno.into()))?;
     }
     Ok(())
+}
+
+/// An Ethernet frame: who has `ip`, asked by `ip` itself.
+fn gratuitous_arp(mac: [u8; 6], ip: Ipv4Addr) -> [u8; 42] {
+    let mut frame = [0; 42];
+    frame[..6].fill(0xff);
+    frame[6..12].copy_from_slice(&mac);
+    // ARP; Ethernet, IPv4, their address lengths, a request.
+    frame[12..22].copy_from_slice(&[0x08, 0x06, 0, 1, 0x08, 0, 6, 4, 0, 1]);
+    frame[22..28].copy_from_slice(&mac);
+    frame[28..32].copy_from_slice(&ip.octets());
+    frame[38..42].copy_from_slice(&ip.octets());
+    frame
 }
 
 fn load<'a, P: 'a>(

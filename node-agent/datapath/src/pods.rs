@@ -1,7 +1,7 @@
 //! Tables about the node: pods, its addresses, networks, the configuration.
 
 use std::collections::{HashMap, HashSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
 use parking_lot::Mutex;
@@ -27,6 +27,7 @@ pub(crate) struct NodeTables {
     pub(crate) config: Table<u32, Config>,
     pub(crate) pods: Table<Address, Pod>,
     pub(crate) addresses: Table<Address, u32>,
+    pub(crate) announced: Table<Address, u32>,
     pub(crate) networks: Table<Prefix<Address>, Network>,
     pub(crate) netns: Table<u64, Address>,
     /// Serialises read-modify-write of `config` and of pods.
@@ -93,9 +94,38 @@ impl NodeTables {
         Ok(())
     }
 
+    pub(crate) fn add_addresses(&self, ips: &[IpAddr]) -> Result<(), Error> {
+        ips.iter()
+            .try_for_each(|ip| self.addresses.set(&Address::from(*ip), &1))
+    }
+
+    /// Returns the addresses that were not announced before.
+    pub(crate) fn set_announced(&self, ips: &[Ipv4Addr]) -> Result<Vec<Ipv4Addr>, Error> {
+        let known: HashSet<Address> = self.announced.keys()?.into_iter().collect();
+        let mut added = Vec::new();
+        for ip in ips {
+            let address = Address::from(IpAddr::from(*ip));
+            if !known.contains(&address) {
+                self.announced.set(&address, &1)?;
+                added.push(*ip);
+            }
+        }
+        for address in known {
+            if !ips.iter().any(|ip| address.to_ip() == IpAddr::from(*ip)) {
+                self.announced.remove(&address)?;
+            }
+        }
+        Ok(added)
+    }
+
     /// Which networks are the cluster's own (pods and nodes: never masqueraded) and which belong
     /// to Services.
-    pub(crate) fn set_networks(&self, cluster: &[IpNet], services: &[IpNet]) -> Result<(), Error> {
+    pub(crate) fn set_networks(
+        &self,
+        cluster: &[IpNet],
+        services: &[IpNet],
+        tunnelled: &[(IpNet, IpAddr)],
+    ) -> Result<(), Error> {
         let mut wanted: HashMap<(u32, Address), Network> = HashMap::new();
         let flagged = [
             (cluster, network_flags::CLUSTER),
@@ -106,6 +136,12 @@ impl NodeTables {
                 let prefix = prefix_of(net);
                 wanted.entry((prefix.bits, prefix.data)).or_default().flags |= flag;
             }
+        }
+        for (net, node) in tunnelled {
+            let prefix = prefix_of(net);
+            let network = wanted.entry((prefix.bits, prefix.data)).or_default();
+            network.flags |= network_flags::CLUSTER;
+            network.tunnel = Address::from(*node);
         }
         for ((bits, data), network) in &wanted {
             self.networks.set(

@@ -66,8 +66,7 @@ impl SlotAllocator {
         self.free[order].insert(base);
     }
 
-    #[cfg(test)]
-    fn free_slots(&self) -> u32 {
+    pub(crate) fn free_slots(&self) -> u32 {
         self.free
             .iter()
             .enumerate()

@@ -229,3 +229,36 @@ pub fn netns_cookie(socket: impl AsFd) -> io::Result<u64> {
         Err(io::Error::last_os_error())
     }
 }
+
+/// Sends whole Ethernet frames out of an interface of this namespace.
+pub(crate) fn send_frames<F: AsRef<[u8]>>(ifindex: u32, frames: &[F]) -> io::Result<()> {
+    // SAFETY: no pointers. Protocol 0: nothing is received.
+    let socket = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
+    if socket < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: just opened, owned by nobody else.
+    let socket = unsafe { OwnedFd::from_raw_fd(socket) };
+    // SAFETY: all-zero is a valid value.
+    let mut target: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+    target.sll_family = libc::AF_PACKET as u16;
+    target.sll_ifindex = ifindex.cast_signed();
+    for frame in frames {
+        let frame = frame.as_ref();
+        // SAFETY: the frame and the address live longer than the call and have these lengths.
+        let sent = unsafe {
+            libc::sendto(
+                socket.as_raw_fd(),
+                frame.as_ptr().cast(),
+                frame.len(),
+                0,
+                (&raw const target).cast(),
+                size_of::<libc::sockaddr_ll>() as libc::socklen_t,
+            )
+        };
+        if sent < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}

@@ -9,6 +9,7 @@ pub mod ipam;
 pub mod netlink;
 pub mod node;
 pub mod pods;
+mod tunnel;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr};
@@ -17,7 +18,7 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-pub use node::{NodeNetwork, NodeNetworkConfig};
+pub use node::{NodeNetwork, NodeNetworkConfig, Way};
 pub use pods::Pods;
 
 /// Names one pod for as long as it lives; the uid alone identifies it.

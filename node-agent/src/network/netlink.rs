@@ -10,11 +10,12 @@ use futures::TryStreamExt;
 use ipnet::IpNet;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::link::{LinkAttribute, LinkMessage};
+use netlink_packet_route::neighbour::NeighbourFlags;
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
 use nix::sched::{CloneFlags, setns};
-use rtnetlink::{Handle, LinkUnspec, LinkVeth, RouteMessageBuilder};
+use rtnetlink::{Handle, LinkUnspec, LinkVeth, LinkVxlan, RouteMessageBuilder};
 
 /// `proto` of the routes that skep adds: "who added this" in `ip route`. Unassigned in
 /// rtnetlink(7) and iproute2's rt_protos.
@@ -40,6 +41,10 @@ impl NetlinkError {
             object: object.into(),
             source: source.into(),
         }
+    }
+
+    pub(super) fn missing(object: impl Into<String>) -> Self {
+        Self::new("find interface", object, "it is gone")
     }
 }
 
@@ -139,6 +144,45 @@ impl Netlink {
             .execute()
             .await
             .map_err(|error| NetlinkError::new("create veth pair", name, error))
+    }
+
+    /// A VXLAN device that learns nothing and asks nobody: see [`Self::set_forwarding`].
+    pub async fn add_vxlan(
+        &self,
+        name: &str,
+        vni: u32,
+        local: IpAddr,
+        port: u16,
+    ) -> Result<(), NetlinkError> {
+        let builder = LinkVxlan::new(name, vni).port(port).learning(false);
+        let builder = match local {
+            IpAddr::V4(ip) => builder.local(ip),
+            IpAddr::V6(ip) => builder.local6(ip),
+        };
+        self.handle
+            .link()
+            .add(builder.build())
+            .execute()
+            .await
+            .map_err(|error| NetlinkError::new("create VXLAN device", name, error))
+    }
+
+    /// Frames to `mac` leave a VXLAN device for `node`.
+    pub async fn set_forwarding(
+        &self,
+        index: u32,
+        mac: [u8; 6],
+        node: IpAddr,
+    ) -> Result<(), NetlinkError> {
+        self.handle
+            .neighbours()
+            .add_bridge(index, &mac)
+            .destination(node)
+            .flags(NeighbourFlags::Own)
+            .replace()
+            .execute()
+            .await
+            .map_err(|error| NetlinkError::new("forward to node", node.to_string(), error))
     }
 
     pub async fn remove(&self, index: u32) -> Result<(), NetlinkError> {
@@ -293,6 +337,11 @@ pub enum NextHop {
         via: IpAddr,
         interface: Option<u32>,
     },
+    /// Behind a tunnel: `via` is on its link, whatever its address looks like.
+    Tunnel {
+        via: IpAddr,
+        interface: u32,
+    },
     /// Refused with ICMP: a packet that gets here must not leave the machine.
     Unreachable,
 }
@@ -312,6 +361,9 @@ impl Route {
                 if let Some(index) = interface {
                     builder = builder.output_interface(index);
                 }
+            }
+            NextHop::Tunnel { via, interface } => {
+                builder = builder.gateway(via)?.output_interface(interface).onlink();
             }
             NextHop::Unreachable => builder = builder.kind(RouteType::Unreachable),
         }

@@ -21,6 +21,7 @@ use tracing::{error, info, warn};
 use super::NetworkError;
 use super::netlink::{Netlink, NextHop, Route};
 use super::pods::{Pods, write_sysctl};
+use super::tunnel::{self, Peer};
 
 /// Behind every other route: what nothing else claims must not leave the machine.
 const UNREACHABLE_METRIC: u32 = 4_278_198_272;
@@ -28,6 +29,8 @@ const UNREACHABLE_METRIC: u32 = 4_278_198_272;
 const RETRY: std::time::Duration = std::time::Duration::from_secs(5);
 /// A full table of the kernel's is looked at this often.
 const SWEEP: std::time::Duration = std::time::Duration::from_secs(10);
+/// While the flow table is above its high-water mark.
+const HASTY_SWEEP: std::time::Duration = std::time::Duration::from_secs(2);
 
 #[derive(Clone, Debug)]
 pub struct NodeNetworkConfig {
@@ -41,6 +44,17 @@ pub struct NodeNetworkConfig {
     pub cgroup: PathBuf,
     pub cluster_cidrs: Vec<IpNet>,
     pub service_cidrs: Vec<IpNet>,
+    pub way: Way,
+}
+
+/// How pods of other nodes are reached. The same on every node of a cluster.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Way {
+    /// The nodes are neighbours, or the network between them knows pod addresses.
+    #[default]
+    Native,
+    /// Through a VXLAN between the nodes.
+    Vxlan,
 }
 
 /// The datapath and the pod network of this node, ready for pods.
@@ -49,6 +63,8 @@ pub struct NodeNetwork {
     pub pods: Arc<Pods>,
     netlink: Netlink,
     config: NodeNetworkConfig,
+    /// Index of the tunnel's device.
+    tunnel: Option<u32>,
 }
 
 impl NodeNetwork {
@@ -69,6 +85,7 @@ impl NodeNetwork {
             bpf_dir: config.bpf_dir.clone(),
             cgroup: config.cgroup.clone(),
             uplink_ifindex: Some(uplink.index),
+            uplink_mac: uplink.mac,
             node_ips,
             masquerade: true,
             limits: Limits::default(),
@@ -79,15 +96,33 @@ impl NodeNetwork {
             .map_err(other)?;
         let datapath = Arc::new(datapath);
         let state_file = config.state_dir.join("pod-network.json");
-        let pods = Pods::new(datapath.clone(), netlink.clone(), state_file, uplink.mtu).await?;
+        let mut mtu = uplink.mtu;
+        let mut tunnel = None;
+        match (config.way, config.node_ips.first()) {
+            (Way::Vxlan, Some(ip)) => {
+                mtu = mtu.saturating_sub(tunnel::overhead(*ip));
+                let device = tunnel::ensure_device(&netlink, *ip, mtu)
+                    .await
+                    .map_err(other)?;
+                tunnel = Some(device.index);
+            }
+            (Way::Vxlan, None) => {
+                return Err(NetworkError::Other(
+                    "a tunnel needs the node's address; see --node-ip".into(),
+                ));
+            }
+            (Way::Native, _) => tunnel::remove_device(&netlink).await.map_err(other)?,
+        }
+        let pods = Pods::new(datapath.clone(), netlink.clone(), state_file, mtu).await?;
         let network = Self {
             datapath,
             pods: Arc::new(pods),
             netlink,
             config,
+            tunnel,
         };
         network.begin().await?;
-        info!(uplink = uplink.name, mtu = uplink.mtu, "pod network ready");
+        info!(uplink = uplink.name, mtu, "pod network ready");
         Ok(network)
     }
 
@@ -109,6 +144,7 @@ impl NodeNetwork {
             &self.config.node_name,
             &self.config.cluster_cidrs,
             &self.config.service_cidrs,
+            self.tunnel,
             nodes.iter().map(AsRef::as_ref),
         )
     }
@@ -161,10 +197,37 @@ impl NodeNetwork {
         self.apply(&plan).await
     }
 
-    async fn apply(&self, plan: &RoutePlan) -> Result<(), NetworkError> {
+    /// The node's own addresses in the tunnel, and the programs on its device.
+    async fn enter_tunnel(&self, device: u32, ranges: &[IpNet]) -> Result<(), NetworkError> {
+        let ips: Vec<IpAddr> = ranges.iter().filter_map(tunnel::own_address).collect();
+        for ip in &ips {
+            self.netlink
+                .add_address(device, IpNet::from(*ip))
+                .await
+                .map_err(other)?;
+        }
+        let keeps_client = self
+            .config
+            .node_ips
+            .first()
+            .is_some_and(|ip| tunnel::keeps_client(*ip));
         self.datapath
-            .set_networks(&plan.cluster, &plan.services)
+            .set_tunnel(device, &ips, keeps_client)
+            .map_err(other)
+    }
+
+    async fn apply(&self, plan: &RoutePlan) -> Result<(), NetworkError> {
+        if let (Some(device), Some(ranges)) = (self.tunnel, &plan.own_ranges) {
+            self.enter_tunnel(device, ranges).await?;
+        }
+        self.datapath
+            .set_networks(&plan.cluster, &plan.services, &plan.tunnelled)
             .map_err(other)?;
+        if let Some(device) = self.tunnel {
+            tunnel::set_peers(&self.netlink, device, &plan.peers)
+                .await
+                .map_err(other)?;
+        }
         let wanted: BTreeSet<IpNet> = plan.routes.iter().map(|route| route.destination).collect();
         for route in &plan.routes {
             self.netlink.set_route(route).await.map_err(other)?;
@@ -194,6 +257,7 @@ pub async fn cleanup(config: &NodeNetworkConfig) -> Result<(), NetworkError> {
     for (_, message) in netlink.own_routes().await.map_err(other)? {
         netlink.remove_route(message).await.map_err(other)?;
     }
+    tunnel::remove_device(&netlink).await.map_err(other)?;
     skep_datapath::cleanup(&config.bpf_dir).map_err(other)?;
     match std::fs::remove_file(&state_file) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(other(error)),
@@ -234,8 +298,13 @@ async fn find_uplink(
 
 async fn sweep(datapath: Arc<Datapath>, stop: CancellationToken) {
     loop {
+        let pause = if datapath.last_sweep().is_high() {
+            HASTY_SWEEP
+        } else {
+            SWEEP
+        };
         tokio::select! {
-            () = tokio::time::sleep(SWEEP) => {}
+            () = tokio::time::sleep(pause) => {}
             () = stop.cancelled() => return,
         }
         let datapath = datapath.clone();
@@ -260,15 +329,20 @@ struct RoutePlan {
     routes: Vec<Route>,
     cluster: Vec<IpNet>,
     services: Vec<IpNet>,
+    /// Of `cluster`, what is behind the tunnel, and which node there has it.
+    tunnelled: Vec<(IpNet, IpAddr)>,
+    peers: Vec<Peer>,
     /// This node's `spec.podCIDRs`, once it has some.
     own_ranges: Option<Vec<IpNet>>,
 }
 
-/// Native routing: the other nodes are neighbours, or the network between them knows pod addresses.
+/// Natively routed, the other nodes are neighbours, or the network between them knows pod addresses.
+/// Through a tunnel they are outside the cluster's network: nobody there knows a pod's address.
 fn plan_routes<'a>(
     own_name: &str,
     cluster_cidrs: &[IpNet],
     service_cidrs: &[IpNet],
+    tunnel: Option<u32>,
     nodes: impl Iterator<Item = &'a Node>,
 ) -> RoutePlan {
     let mut routes: BTreeMap<IpNet, Route> = BTreeMap::new();
@@ -282,23 +356,41 @@ fn plan_routes<'a>(
     }
     let mut cluster: BTreeSet<IpNet> = cluster_cidrs.iter().copied().collect();
     let mut own_ranges = None;
+    let mut tunnelled = Vec::new();
+    let mut peers = Vec::new();
     for node in nodes {
         let ips = internal_ips(node);
-        cluster.extend(ips.iter().map(|ip| IpNet::from(*ip)));
+        let own = node.metadata.name.as_deref() == Some(own_name);
+        if tunnel.is_none() || own {
+            cluster.extend(ips.iter().map(|ip| IpNet::from(*ip)));
+        }
         let ranges = pod_cidrs(node);
         cluster.extend(ranges.iter().copied());
-        if node.metadata.name.as_deref() == Some(own_name) {
+        if own {
             if !ranges.is_empty() {
                 own_ranges = Some(ranges);
             }
             continue;
         }
+        if let (Some(_), Some(first)) = (tunnel, ips.first()) {
+            tunnelled.extend(ranges.iter().map(|range| (*range, *first)));
+            peers.push(Peer {
+                node: *first,
+                next_hops: ips.clone(),
+            });
+        }
         for range in ranges {
             let same_family = |ip: &&IpAddr| ip.is_ipv4() == range.addr().is_ipv4();
             if let Some(via) = ips.iter().find(same_family) {
-                let next = NextHop::Gateway {
-                    via: *via,
-                    interface: None,
+                let next = match tunnel {
+                    Some(interface) => NextHop::Tunnel {
+                        via: *via,
+                        interface,
+                    },
+                    None => NextHop::Gateway {
+                        via: *via,
+                        interface: None,
+                    },
                 };
                 routes.insert(
                     range,
@@ -315,6 +407,8 @@ fn plan_routes<'a>(
         routes: routes.into_values().collect(),
         cluster: cluster.into_iter().collect(),
         services: service_cidrs.to_vec(),
+        tunnelled,
+        peers,
         own_ranges,
     }
 }
@@ -386,6 +480,7 @@ mod tests {
             "node1",
             &[net("10.244.0.0/16")],
             &[net("10.96.0.0/16")],
+            None,
             nodes.iter(),
         );
         let via = NextHop::Gateway {
@@ -417,5 +512,34 @@ mod tests {
             plan.cluster.contains(&net("10.89.0.3/32")),
             "a node is inside: {plan:?}"
         );
+    }
+
+    #[test]
+    fn nodes_behind_a_tunnel_are_outside() {
+        let nodes = [
+            node("node1", "10.89.1.1", Some("10.244.0.0/24")),
+            node("node2", "10.89.2.1", Some("10.244.1.0/24")),
+        ];
+        let plan = plan_routes(
+            "node1",
+            &[net("10.244.0.0/16")],
+            &[net("10.96.0.0/16")],
+            Some(7),
+            nodes.iter(),
+        );
+        let far: IpAddr = "10.89.2.1".parse().unwrap();
+        let next = NextHop::Tunnel {
+            via: far,
+            interface: 7,
+        };
+        assert!(
+            plan.routes
+                .iter()
+                .any(|route| route.destination == net("10.244.1.0/24") && route.next == next)
+        );
+        assert_eq!(plan.tunnelled, [(net("10.244.1.0/24"), far)]);
+        assert_eq!(plan.peers.len(), 1);
+        assert!(plan.cluster.contains(&net("10.89.1.1/32")));
+        assert!(!plan.cluster.contains(&net("10.89.2.1/32")), "masqueraded");
     }
 }

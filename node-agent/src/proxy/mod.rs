@@ -7,6 +7,7 @@
 //! before both informers have synced, since half a list would take backends away; what a
 //! predecessor left and no Service claims goes after the first full pass.
 
+pub mod announce;
 mod health;
 pub mod plan;
 mod sockets;

@@ -13,7 +13,7 @@ use skep_datapath::services::{Endpoint, FrontendAddress, ServicePort};
 
 /// Set on a Service: another proxy serves it.
 const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
-/// Set on a Service: `maglev` or `random`, for clients outside.
+/// Set on a Service: `maglev` (the default) or `random`, for clients outside.
 const BALANCE_ANNOTATION: &str = "skep.dev/load-balancing";
 /// `sessionAffinityConfig.clientIP.timeoutSeconds` when it is not given.
 const DEFAULT_AFFINITY: Duration = Duration::from_secs(10_800);
@@ -70,7 +70,7 @@ pub fn plan_service(
         .annotations
         .iter()
         .flatten()
-        .any(|(key, value)| key == BALANCE_ANNOTATION && value == "maglev");
+        .all(|(key, value)| key != BALANCE_ANNOTATION || value != "random");
 
     let mut local_ready = BTreeSet::new();
     for cluster_ip in cluster_ips(spec) {
@@ -147,6 +147,8 @@ fn plan_port(
     });
     let wanted = |frontends: Vec<FrontendAddress>, internal: &[Endpoint]| ServicePort {
         protocol,
+        // All nodes choose the same backend for a connection, whichever of them it comes to.
+        maglev: maglev && frontends.iter().any(|frontend| frontend.external),
         frontends,
         internal: internal.to_vec(),
         external: if external_local {
@@ -156,7 +158,6 @@ fn plan_port(
         },
         affinity,
         external_local,
-        maglev,
         source_ranges: source_ranges(spec),
     };
     let (external, internal): (Vec<_>, Vec<_>) = frontends
@@ -651,6 +652,26 @@ mod tests {
             plan.ports["default/web:metrics/tcp/ipv4"].frontends.len(),
             1
         );
+    }
+
+    #[test]
+    fn clients_outside_are_balanced_by_maglev_unless_told_otherwise() {
+        let check = |kind: &str, balance: Option<&str>, expected: bool| {
+            let mut object = service(json!({
+                "type": kind, "ports": [{"name": "http", "port": 80, "nodePort": 30080}],
+            }));
+            if kind == "ClusterIP" {
+                object = service(json!({}));
+            }
+            let annotation = balance.map(|name| (BALANCE_ANNOTATION.into(), name.into()));
+            object.metadata.annotations = Some(annotation.into_iter().collect());
+            let plan = plan_service(&object, &slice(vec![ready("10.244.0.2", "n")]), &node());
+            assert_eq!(plan.ports["default/web:http/tcp/ipv4"].maglev, expected);
+        };
+        check("NodePort", None, true);
+        check("NodePort", Some("maglev"), true);
+        check("NodePort", Some("random"), false);
+        check("ClusterIP", None, false);
     }
 
     #[test]

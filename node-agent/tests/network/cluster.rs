@@ -13,7 +13,7 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use nix::sched::{CloneFlags, setns};
 use skep_agent::dns::{Dns, DnsConfig, Reverse, Zone};
 use skep_agent::network::{
-    NodeNetwork, NodeNetworkConfig, PodIdentity, PodNetwork, PodNetworkSpec,
+    NodeNetwork, NodeNetworkConfig, PodIdentity, PodNetwork, PodNetworkSpec, Way,
 };
 use skep_agent::proxy::{ProxyConfig, program_static};
 use skep_client::Informer;
@@ -78,6 +78,11 @@ fn cgroup2() -> PathBuf {
 impl TestCluster {
     /// `None`, after saying why, where the test cannot run.
     pub(crate) fn start(count: u8) -> Option<Self> {
+        Self::start_with(count, Way::Native)
+    }
+
+    /// With a tunnel the nodes share no link: a router is between them, and it knows no pod.
+    pub(crate) fn start_with(count: u8, way: Way) -> Option<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         if !nix::unistd::geteuid().is_root() {
             eprintln!("skipped: needs root for namespaces and eBPF programs");
@@ -98,9 +103,23 @@ impl TestCluster {
         ip(&format!("netns add {switch}"));
         ip(&format!("-n {switch} link add br0 type bridge"));
         ip(&format!("-n {switch} link set br0 up"));
-        cluster.plug("out", 200);
+        let alone = way == Way::Vxlan;
+        if alone {
+            ip(&format!(
+                "netns exec {switch} sysctl -qw net.ipv4.ip_forward=1"
+            ));
+        }
+        cluster.plug("out", 200, false);
+        cluster.plug("out2", 201, false);
+        if alone {
+            ip(&format!("-n {switch} addr add 10.89.0.254/24 dev br0"));
+            for client in ["out", "out2"] {
+                let netns = cluster.netns(client);
+                ip(&format!("-n {netns} route add default via 10.89.0.254"));
+            }
+        }
         for number in 1..=count {
-            cluster.add_node(number);
+            cluster.add_node(number, way);
         }
         for node in &mut cluster.nodes {
             node.start_agent();
@@ -114,7 +133,7 @@ impl TestCluster {
     }
 
     /// A namespace with an `eth0` on the bridge.
-    fn plug(&self, name: &str, number: u8) {
+    fn plug(&self, name: &str, number: u8, alone: bool) {
         let (netns, switch) = (self.netns(name), self.netns("net"));
         let port = format!("p{number}");
         ip(&format!("netns add {netns}"));
@@ -122,17 +141,34 @@ impl TestCluster {
         ip(&format!(
             "-n {switch} link add {port} type veth peer name eth0 netns {netns}"
         ));
+        if alone {
+            ip(&format!(
+                "-n {switch} addr add 10.89.{number}.254/24 dev {port}"
+            ));
+            ip(&format!("-n {switch} link set {port} up"));
+            ip(&format!("-n {netns} addr add 10.89.{number}.1/24 dev eth0"));
+            ip(&format!("-n {netns} link set eth0 up"));
+            ip(&format!(
+                "-n {netns} route add default via 10.89.{number}.254"
+            ));
+            return;
+        }
         ip(&format!("-n {switch} link set {port} master br0 up"));
         ip(&format!("-n {netns} addr add 10.89.0.{number}/24 dev eth0"));
         ip(&format!("-n {netns} link set eth0 up"));
     }
 
-    fn add_node(&mut self, number: u8) {
+    fn add_node(&mut self, number: u8, way: Way) {
         let name = format!("node{number}");
-        self.plug(&name, number);
+        let alone = way == Way::Vxlan;
+        self.plug(&name, number, alone);
         let cgroup = self.cgroup.join(&name);
         std::fs::create_dir(&cgroup).unwrap();
-        let address = IpAddr::from([10, 89, 0, number]);
+        let address = if alone {
+            IpAddr::from([10, 89, number, 1])
+        } else {
+            IpAddr::from([10, 89, 0, number])
+        };
         let config = NodeNetworkConfig {
             node_name: name.clone(),
             uplink: None,
@@ -142,6 +178,7 @@ impl TestCluster {
             cgroup: cgroup.clone(),
             cluster_cidrs: vec!["10.244.0.0/16".parse().unwrap()],
             service_cidrs: vec!["10.96.0.0/16".parse().unwrap()],
+            way,
         };
         self.nodes.push(TestNode {
             netns: format!("/run/netns/{}", self.netns(&name)),
@@ -159,11 +196,10 @@ impl TestCluster {
         let objects: Vec<_> = self.nodes.iter().map(TestNode::object).collect();
         for node in &self.nodes {
             let agent = node.agent.as_ref().unwrap();
-            let nodes = objects.clone();
-            agent
-                .runtime
-                .block_on(agent.network.set_nodes(&nodes))
-                .unwrap();
+            let (nodes, network) = (objects.clone(), agent.network.clone());
+            // On a worker, which is in the node's namespace; `block_on` would poll here.
+            let set = async { tokio::spawn(async move { network.set_nodes(&nodes).await }).await };
+            agent.runtime.block_on(set).unwrap().unwrap();
         }
     }
 
@@ -173,8 +209,17 @@ impl TestCluster {
     }
 
     pub(crate) fn outside(&self) -> Place {
+        self.place_outside("out")
+    }
+
+    /// Another client with another address.
+    pub(crate) fn second_outside(&self) -> Place {
+        self.place_outside("out2")
+    }
+
+    fn place_outside(&self, name: &str) -> Place {
         Place {
-            netns: format!("/run/netns/{}", self.netns("out")),
+            netns: format!("/run/netns/{}", self.netns(name)),
             cgroup: None,
         }
     }
@@ -257,6 +302,20 @@ impl TestNode {
 
     pub(crate) fn datapath(&self) -> &skep_datapath::Datapath {
         &self.agent.as_ref().unwrap().network.datapath
+    }
+
+    /// On a thread of the agent's, which is in the node's namespace.
+    pub(crate) fn run_in_netns<T: Send + 'static>(
+        &self,
+        run: impl FnOnce(&skep_datapath::Datapath) -> T + Send + 'static,
+    ) -> T {
+        let agent = self.agent.as_ref().unwrap();
+        let network = agent.network.clone();
+        agent.runtime.block_on(async {
+            tokio::spawn(async move { run(&network.datapath) })
+                .await
+                .unwrap()
+        })
     }
 
     pub(crate) fn place(&self) -> Place {
@@ -356,7 +415,8 @@ impl Drop for TestCluster {
             let _ = std::fs::remove_dir(&node.cgroup);
         }
         let _ = std::fs::remove_dir_all(&self.bpf);
-        let names: Vec<String> = ["net".to_string(), "out".to_string()]
+        let names: Vec<String> = ["net", "out", "out2"]
+            .map(str::to_string)
             .into_iter()
             .chain(self.nodes.iter().map(|node| node.name.clone()))
             .collect();

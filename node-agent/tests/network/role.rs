@@ -26,6 +26,8 @@ fn role() {
         ["tcp", address, name] => serve_tcp(address, name),
         ["udp", address, name] => serve_udp(address, name),
         ["ask-tcp", address, count] => ask_tcp(address, count.parse().unwrap()),
+        ["tcp-brief", address] => serve_tcp_briefly(address),
+        ["many-tcp", address, count] => many_tcp(address, count.parse().unwrap()),
         ["ask-udp", address, count] => ask_udp(address, count.parse().unwrap()),
         ["hold-tcp", address] => hold_tcp(address),
         ["ask-dns", server, name] => ask_dns(server, name),
@@ -54,6 +56,16 @@ fn serve_tcp(address: &str, name: &str) {
     }
 }
 
+/// Closes first, so that the connection's TIME_WAIT is the server's.
+fn serve_tcp_briefly(address: &str) {
+    let listener = TcpListener::bind(address).unwrap();
+    println!("ready");
+    for stream in listener.incoming() {
+        let Ok(mut stream) = stream else { continue };
+        let _ = stream.write_all(b"bye");
+    }
+}
+
 fn serve_udp(address: &str, name: &str) {
     let socket = UdpSocket::bind(address).unwrap();
     println!("ready");
@@ -79,6 +91,46 @@ fn ask_tcp(address: &str, count: usize) {
             Err(error) => println!("error {:?}", error.kind()),
         }
     }
+}
+
+/// Opens connections from a few source ports, so that each is used again and again; says how many
+/// got their answer and how many SYNs had to be sent again.
+fn many_tcp(address: &str, count: usize) {
+    const THREADS: usize = 4;
+    std::fs::write("/proc/sys/net/ipv4/ip_local_port_range", "40000 44999").unwrap();
+    let address: SocketAddr = address.parse().unwrap();
+    let clients: Vec<_> = (0..THREADS)
+        .map(|_| {
+            std::thread::spawn(move || {
+                let answered = |_: &usize| {
+                    let mut answer = String::new();
+                    TcpStream::connect(address)
+                        .and_then(|mut stream| {
+                            stream.set_read_timeout(Some(TIMEOUT))?;
+                            stream.read_to_string(&mut answer)
+                        })
+                        .is_ok()
+                };
+                (0..count / THREADS).filter(answered).count()
+            })
+        })
+        .collect();
+    let answered: usize = clients
+        .into_iter()
+        .map(|client| client.join().unwrap())
+        .sum();
+    println!("answer {answered} {}", syn_retransmissions());
+}
+
+/// `TcpExt: TCPSynRetrans` of this namespace.
+fn syn_retransmissions() -> u64 {
+    let text = std::fs::read_to_string("/proc/net/netstat").unwrap();
+    let mut lines = text.lines().filter(|line| line.starts_with("TcpExt:"));
+    let names = lines.next().unwrap().split_whitespace();
+    let values = lines.next().unwrap().split_whitespace();
+    let mut pairs = names.zip(values);
+    let (_, value) = pairs.find(|(name, _)| *name == "TCPSynRetrans").unwrap();
+    value.parse().unwrap()
 }
 
 fn ask_udp(address: &str, count: usize) {

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use skep_agent::network::{HostPort, PodNetworkSpec};
+use skep_agent::network::{HostPort, PodNetworkSpec, Way};
 use skep_datapath::layout::reason::Reason;
 use skep_datapath::layout::{TCP, UDP};
 use skep_datapath::policy::{Direction, PodPolicy, PolicyState, Rule};
@@ -179,6 +179,45 @@ fn pods_and_services_across_two_nodes() {
         one(&ask(&outside, "10.89.0.1:30082")),
         "error ConnectionRefused"
     );
+
+    // An address of the pool, on no interface: where one node answers for it, then the other.
+    let pool = IpAddr::from([10, 89, 0, 250]);
+    let balanced = FrontendAddress {
+        ip: pool,
+        port: 80,
+        external: true,
+        restricted: true,
+    };
+    cluster.set_service("default/balanced:http", TCP, &[balanced], &backends);
+    assert!(
+        one(&ask(&outside, "10.89.0.250:80")).starts_with("error"),
+        "nobody answers"
+    );
+    for turn in [0, 1, 0] {
+        for (index, node) in cluster.nodes.iter().enumerate() {
+            let ips: Vec<std::net::Ipv4Addr> = if index == turn {
+                vec![[10, 89, 0, 250].into()]
+            } else {
+                Vec::new()
+            };
+            node.run_in_netns(move |datapath| datapath.set_announced(&ips))
+                .unwrap();
+        }
+        let before = cluster
+            .nodes
+            .iter()
+            .map(|node| counted(node, Reason::FlowCreated));
+        let before: Vec<u64> = before.collect();
+        assert!(one(&ask(&outside, "10.89.0.250:80")).starts_with("answer web-"));
+        for (index, node) in cluster.nodes.iter().enumerate() {
+            let served = counted(node, Reason::FlowCreated) > before[index];
+            assert_eq!(
+                served,
+                index == turn,
+                "the announcement moves the neighbours at once"
+            );
+        }
+    }
 
     // A backend that is a node's own process.
     let backends = [(cluster.nodes[0].ip, 8080)];
@@ -367,4 +406,93 @@ fn policy_isolates_pods_and_their_open_connections() {
         &server.place,
         &format!("ask-tcp {}:80 1", friend.ip)
     ));
+}
+
+/// A connection's translated source port stays its own while the backend may hold the connection
+/// in TIME_WAIT: a SYN of another client on it would be answered with an ACK of the old connection
+/// and be lost for a second.
+#[test]
+fn no_syn_meets_an_old_connection() {
+    let Some(cluster) = TestCluster::start(2) else {
+        return;
+    };
+    let backend = cluster.nodes[1].add_pod("backend");
+    let _server = start(&backend.place, "tcp-brief 0.0.0.0:80");
+    cluster.set_service(
+        "default/brief:tcp",
+        TCP,
+        &[node_port(30_090)],
+        &[(backend.ip, 80)],
+    );
+    const COUNT: usize = 8_000;
+    let ask = format!("many-tcp {}:30090 {COUNT}", cluster.nodes[0].ip);
+    let clients = [cluster.outside(), cluster.second_outside()]
+        .map(|place| (place, ask.clone()))
+        .map(|(place, ask)| std::thread::spawn(move || run(&place, &ask)));
+    for client in clients {
+        assert_eq!(one(&client.join().unwrap()), format!("answer {COUNT} 0"));
+    }
+}
+
+/// The router between the nodes drops what has a pod's address: everything must be in the tunnel.
+#[test]
+fn pods_and_services_through_a_tunnel() {
+    let Some(mut cluster) = TestCluster::start_with(2, Way::Vxlan) else {
+        return;
+    };
+    let a = cluster.nodes[0].add_pod("a");
+    let b = cluster.nodes[1].add_pod("b");
+    let node1 = cluster.nodes[0].place();
+    let outside = cluster.outside();
+    let _web_b = start(&b.place, "tcp 0.0.0.0:80 web-b");
+    let _dns_b = start(&b.place, "udp 0.0.0.0:53 dns-b");
+    let _web_a = start(&a.place, "tcp 0.0.0.0:80 web-a");
+    let ask = |place, address: &str| run(place, &format!("ask-tcp {address} 1"));
+
+    let expected = format!("answer web-b {}", a.ip);
+    assert_eq!(one(&ask(&a.place, &format!("{}:80", b.ip))), expected);
+    // From the node: its address in the tunnel, which the answer finds.
+    assert_eq!(
+        one(&ask(&node1, &format!("{}:80", b.ip))),
+        "answer web-b 10.244.1.1"
+    );
+    // To another node: outside, behind this one's address.
+    let _on_node = start(&cluster.nodes[1].place(), "tcp 0.0.0.0:8080 node-2");
+    assert_eq!(
+        one(&ask(&a.place, "10.89.2.1:8080")),
+        "answer node-2 10.89.1.1"
+    );
+
+    // A remote backend sees the client itself, and the answer comes back by the node asked.
+    let frontends = [cluster_ip(80), node_port(30_080)];
+    cluster.set_service("default/web:http", TCP, &frontends, &[(b.ip, 80)]);
+    let frontends = [cluster_ip(53), node_port(30_053)];
+    cluster.set_service("default/dns:udp", UDP, &frontends, &[(b.ip, 53)]);
+    assert_eq!(one(&ask(&a.place, "10.96.0.50:80")), expected);
+    for node in ["10.89.1.1", "10.89.2.1"] {
+        let answers = run(&outside, &format!("ask-tcp {node}:30080 5"));
+        assert_eq!(
+            answers,
+            vec!["answer web-b 10.89.0.200"; 5],
+            "through {node}"
+        );
+        assert_eq!(
+            one(&run(&outside, &format!("ask-udp {node}:30053 1"))),
+            "answer dns-b 10.89.0.200"
+        );
+    }
+    assert!(counted(&cluster.nodes[1], Reason::Tunnelled) > 0);
+
+    // The agent's restart keeps a connection through the tunnel.
+    let mut held = start(&outside, "hold-tcp 10.89.1.1:30080");
+    assert_eq!(held.say("before"), "alive");
+    for node in &mut cluster.nodes {
+        node.kill_agent();
+    }
+    assert_eq!(held.say("while dead"), "alive");
+    for node in &mut cluster.nodes {
+        node.start_agent();
+    }
+    cluster.reconnect();
+    assert_eq!(held.say("after"), "alive");
 }

@@ -40,6 +40,12 @@ pub struct Options {
     /// Seconds without a heartbeat after which a node counts as lost
     #[arg(long, value_name = "SECONDS", default_value_t = 40)]
     pub node_monitor_grace_period: u32,
+    /// Addresses for LoadBalancer Services, of the nodes' own network; may be given several times
+    #[arg(long, value_name = "CIDR")]
+    pub load_balancer_cidr: Vec<String>,
+    /// How pods of other nodes are reached: native, or vxlan
+    #[arg(long, value_name = "WAY", default_value = "native", value_parser = ["native", "vxlan"])]
+    pub pod_network: String,
     /// Stop once the nodes are ready
     #[arg(long)]
     pub no_quick_start: bool,
@@ -72,7 +78,7 @@ pub fn run(options: &Options) -> Result<()> {
 
     make_network(&state)?;
     start_control_plane(&state, options)?;
-    start_nodes(&state)?;
+    start_nodes(&state, options)?;
     if !state.isolated {
         let file = kubeconfig::merge(&state.kubeconfig())?;
         progress::note(&format!(
@@ -250,7 +256,7 @@ fn start_control_plane(state: &State, options: &Options) -> Result<()> {
     };
     let data = state.data_directory.join("control");
     std::fs::create_dir_all(&data)?;
-    let shared = words([
+    let mut shared = words([
         ("--service-cidr", SERVICE_RANGE.to_owned()),
         ("--cluster-cidr", POD_RANGE.to_owned()),
         (
@@ -258,6 +264,9 @@ fn start_control_plane(state: &State, options: &Options) -> Result<()> {
             options.node_monitor_grace_period.to_string(),
         ),
     ]);
+    for pool in &options.load_balancer_cidr {
+        shared.extend(words([("--load-balancer-cidr", pool.clone())]));
+    }
     let mut arguments = words([
         ("--data-dir", data.display().to_string()),
         ("--listen", format!("{}:{API_PORT}", state.control_address)),
@@ -366,7 +375,7 @@ fn start_etcd(state: &State, place: &Place) -> Result<String> {
     Ok(endpoint)
 }
 
-fn start_nodes(state: &State) -> Result<()> {
+fn start_nodes(state: &State, options: &Options) -> Result<()> {
     let bootstrap = state.directory().join("bootstrap.kubeconfig");
     let written = state.data_directory.join("control/bootstrap.kubeconfig");
     wait_for(
@@ -415,6 +424,7 @@ fn start_nodes(state: &State) -> Result<()> {
                     ("--cgroup-parent", node.cgroup.display().to_string()),
                     ("--bpf-dir", node.bpf_directory.display().to_string()),
                     ("--cluster-dns", CLUSTER_DNS.to_owned()),
+                    ("--pod-network", options.pod_network.clone()),
                 ]),
                 place: node.place(),
                 listen: None,

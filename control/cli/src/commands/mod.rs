@@ -4,6 +4,7 @@ use std::time::Duration;
 
 pub mod config;
 pub mod create;
+pub mod datapath;
 pub mod describe;
 pub mod get;
 pub mod info;

@@ -105,6 +105,7 @@ impl Cluster {
             key_pem: key.serialize_pem(),
         });
         config.cluster_cidrs = vec!["10.244.0.0/16".parse().expect("a range")];
+        config.load_balancer_pools = vec!["192.0.2.8/30".parse().expect("a range")];
         config.node_monitor_grace = GRACE;
         tokio::spawn(skep_controllers::run(config, stop.clone()));
         let config = skep_scheduler::Config {

@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 pub(crate) const FIN: u8 = 0x01;
 pub(crate) const SYN: u8 = 0x02;
+pub(crate) const RST: u8 = 0x04;
 pub(crate) const ACK: u8 = 0x10;
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -11,7 +11,7 @@ use skep_datapath::layout::{ICMP, TCP, UDP};
 use skep_datapath::services::{Endpoint, FrontendAddress, ServicePort};
 use skep_datapath::{Datapath, PodLink, Verdict};
 
-use crate::frame::{ACK, FIN, Frame, frame, read_unreachable, unreachable};
+use crate::frame::{ACK, FIN, Frame, RST, frame, read_unreachable, unreachable};
 use crate::scratch::scratch;
 
 const CLIENT: &str = "198.51.100.9:4444";
@@ -19,6 +19,7 @@ const POD: &str = "10.244.1.5";
 const POD_IFINDEX: u32 = 103;
 const UPLINK: u32 = 102;
 const OTHER_IFINDEX: u32 = 104;
+const TUNNEL: u32 = 105;
 
 struct Bench {
     datapath: Datapath,
@@ -101,6 +102,7 @@ fn packets_through_every_program() {
         (UPLINK, "up0"),
         (POD_IFINDEX, "pod0"),
         (OTHER_IFINDEX, "pod1"),
+        (TUNNEL, "tun0"),
     ] {
         shell(&format!(
             "link add {name} index {index} type veth peer name {name}x"
@@ -131,6 +133,7 @@ fn packets_through_every_program() {
                 "fd00:1::/48",
             ]),
             &nets(&["10.96.0.0/16"]),
+            &[],
         )
         .unwrap();
     let link = |ifindex: u32| PodLink {
@@ -162,7 +165,190 @@ fn packets_through_every_program() {
     fragments_follow_their_first(&bench);
     hop_limits_end_journeys(&bench);
     two_clients_never_share_a_port(&bench);
+    clients_keep_their_port_while_it_is_free(&bench);
+    the_nodes_own_sockets_are_respected(&bench);
+    announced_addresses_are_answered_for(&bench);
     quiet_flows_are_swept_live_ones_stay(&bench);
+    a_tunnel_keeps_the_client(&bench);
+}
+
+fn a_tunnel_keeps_the_client(bench: &Bench) {
+    let net = |text: &str| text.parse::<IpNet>().unwrap();
+    bench
+        .datapath
+        .set_networks(
+            &[net("10.244.0.0/16"), net("192.0.2.10/32")],
+            &[net("10.96.0.0/16")],
+            &[(net("10.244.3.0/24"), ip("192.0.2.12"))],
+        )
+        .unwrap();
+    let set_tunnel = |keeps_client: bool| {
+        let own = [ip("10.244.1.1")];
+        bench
+            .datapath
+            .set_tunnel(TUNNEL, &own, keeps_client)
+            .unwrap();
+    };
+    let there_and_back = |request: &Frame| {
+        let (verdict, onward) = bench.run("from_net", UPLINK, request);
+        assert_eq!(verdict, Verdict::Redirect);
+        let (verdict, back) = bench.run("from_net", TUNNEL, &onward.answer());
+        assert_eq!(verdict, Verdict::Redirect);
+        assert_eq!(
+            (back.source, back.destination),
+            (request.destination, request.source)
+        );
+        onward.source
+    };
+    bench.set(
+        "p:tcp",
+        &node_port(TCP, 30_015, &[("10.244.3.7", 80, false)]),
+    );
+    let request = frame(TCP, CLIENT, "192.0.2.10:30015");
+    set_tunnel(false);
+    assert_eq!(there_and_back(&request).ip(), ip("10.244.1.1"));
+    set_tunnel(true);
+    let request = frame(TCP, "198.51.100.9:5555", "192.0.2.10:30015");
+    assert_eq!(there_and_back(&request), request.source);
+
+    // On the backend's node: the answer goes back to the node that the request came from.
+    let from_node = |node: u8, request: &Frame| {
+        let mut bytes = request.bytes();
+        bytes[6..12].copy_from_slice(&[0x0a, 0x5c, 192, 0, 2, node]);
+        let (verdict, inside) = bench.run_raw("from_net", TUNNEL, &bytes);
+        assert_eq!(verdict, Verdict::Redirect);
+        Frame::read(&inside)
+    };
+    let tunnelled = || bench.counted(Reason::Tunnelled);
+    let request = frame(TCP, "198.51.100.9:6666", &format!("{POD}:8080"));
+    for node in [12, 13] {
+        let inside = from_node(node, &request);
+        assert_eq!(
+            (inside.source, inside.destination),
+            (request.source, request.destination)
+        );
+        let before = tunnelled();
+        let (verdict, answer) = bench.run("from_pod", POD_IFINDEX, &inside.answer());
+        assert_eq!(verdict, Verdict::Redirect);
+        assert_eq!(answer.source, request.destination);
+        assert_eq!(tunnelled(), before + 1);
+    }
+    // The same client port directly to this node's NodePort: two connections of the pod's.
+    bench.set("q:tcp", &node_port(TCP, 30_016, &[(POD, 8080, true)]));
+    let direct = frame(TCP, "198.51.100.9:6666", "192.0.2.10:30016");
+    let (_, inside) = bench.run("from_net", UPLINK, &direct);
+    assert_ne!(inside.source, request.source);
+    let (_, answer) = bench.run("from_pod", POD_IFINDEX, &inside.answer());
+    assert_eq!(
+        (answer.source, answer.destination),
+        (direct.destination, direct.source)
+    );
+    // A pod of the cluster is no client from outside.
+    let pod = frame(TCP, "10.244.3.7:6666", &format!("{POD}:8080"));
+    let inside = from_node(12, &pod);
+    let before = tunnelled();
+    bench.run("from_pod", POD_IFINDEX, &inside.answer());
+    assert_eq!(tunnelled(), before, "routed as any pod's");
+}
+
+fn clients_keep_their_port_while_it_is_free(bench: &Bench) {
+    bench.set(
+        "n:tcp",
+        &node_port(TCP, 30_014, &[("10.244.2.10", 80, false)]),
+    );
+    let from = |client: &str| frame(TCP, &format!("{client}:45000"), "192.0.2.10:30014");
+    let port_of = |request: &Frame| bench.run("from_net", UPLINK, request).1.source.port();
+    let end = |request: &Frame| {
+        let (_, onward) = bench.run("from_net", UPLINK, &request.clone().flags(FIN | ACK));
+        bench.run("from_net", UPLINK, &onward.answer().flags(FIN | ACK));
+    };
+    let (first, second, third) = (
+        from("198.51.100.1"),
+        from("198.51.100.2"),
+        from("198.51.100.3"),
+    );
+    assert_eq!(port_of(&first), 45_000);
+    let other = port_of(&second);
+    assert!((10_000..30_000).contains(&other), "{other}");
+    end(&first);
+    assert_ne!(
+        port_of(&third),
+        45_000,
+        "the backend may hold it in TIME_WAIT"
+    );
+    assert_eq!(port_of(&first), 45_000, "its own again, at once");
+    bench.run("from_net", UPLINK, &first.clone().flags(RST));
+    assert_eq!(
+        port_of(&from("198.51.100.4")),
+        45_000,
+        "after a reset nobody remembers it"
+    );
+    // Ports of servers are not taken.
+    let privileged = frame(TCP, "198.51.100.1:80", "192.0.2.10:30014");
+    assert!((10_000..30_000).contains(&port_of(&privileged)));
+}
+
+fn the_nodes_own_sockets_are_respected(bench: &Bench) {
+    let socket = std::net::UdpSocket::bind("192.0.2.10:46000").unwrap();
+    let request = frame(UDP, "10.244.1.5:46000", "198.51.100.1:53");
+    let (_, onward) = bench.run("from_pod", POD_IFINDEX, &request);
+    assert_ne!(onward.source.port(), 46_000);
+    drop(socket);
+    let request = frame(UDP, "10.244.1.5:46000", "198.51.100.2:53");
+    let (_, onward) = bench.run("from_pod", POD_IFINDEX, &request);
+    assert_eq!(onward.source, "192.0.2.10:46000".parse().unwrap());
+
+    // Now the node itself uses that port towards the same server.
+    let own = frame(UDP, "192.0.2.10:46000", "198.51.100.2:53");
+    let (verdict, moved) = bench.run("to_net", UPLINK, &own);
+    assert_eq!(verdict, Verdict::Pass);
+    assert_ne!(moved.source.port(), 46_000);
+    let (verdict, back) = bench.run("from_net", UPLINK, &moved.answer());
+    assert_eq!((verdict, back.destination), (Verdict::Pass, own.source));
+    let (_, back) = bench.run("from_net", UPLINK, &onward.answer());
+    assert_eq!(back.destination, request.source, "and the pod's go on");
+}
+
+fn announced_addresses_are_answered_for(bench: &Bench) {
+    let question = |operation: u8| {
+        let mut bytes = vec![0xff; 6];
+        bytes.extend([2, 0, 0, 0, 0, 9]);
+        bytes.extend([0x08, 0x06, 0, 1, 0x08, 0, 6, 4, 0, operation]);
+        bytes.extend([2, 0, 0, 0, 0, 9, 192, 0, 2, 1]);
+        bytes.extend([0, 0, 0, 0, 0, 0, 192, 0, 2, 50]);
+        bytes
+    };
+    let asked = |bytes: &[u8]| bench.run_raw("from_net", UPLINK, bytes);
+    assert_eq!(asked(&question(1)), (Verdict::Pass, question(1)));
+    let ours = std::net::Ipv4Addr::new(192, 0, 2, 50);
+    bench.datapath.set_announced(&[ours]).unwrap();
+    let (verdict, answer) = asked(&question(1));
+    assert_eq!(verdict, Verdict::Redirect);
+    assert_eq!(answer[..6], [2, 0, 0, 0, 0, 9], "to who asked");
+    assert_eq!(answer[20..22], [0, 2], "a reply");
+    assert_eq!(answer[22..28], [2, 0, 0, 0, 0, 0xaa], "our MAC");
+    assert_eq!(answer[28..32], ours.octets());
+    assert_eq!(answer[32..42], [2, 0, 0, 0, 0, 9, 192, 0, 2, 1]);
+    assert_eq!(
+        asked(&question(2)).0,
+        Verdict::Pass,
+        "a reply is no question"
+    );
+
+    let mut wanted = node_port(TCP, 443, &[(POD, 8443, true)]);
+    wanted.frontends[0].ip = ours.into();
+    bench.set("o:tcp", &wanted);
+    let request = frame(TCP, "198.51.100.7:5000", "192.0.2.50:443");
+    let (verdict, inside) = bench.run("from_net", UPLINK, &request);
+    assert_eq!(verdict, Verdict::Redirect);
+    assert_eq!(inside.destination, format!("{POD}:8443").parse().unwrap());
+    let before = bench.counted(Reason::NoSuchFrontend);
+    let other = frame(TCP, "198.51.100.7:5000", "192.0.2.50:444");
+    assert_eq!(bench.run("from_net", UPLINK, &other).0, Verdict::Drop);
+    assert_eq!(bench.counted(Reason::NoSuchFrontend), before + 1);
+
+    bench.datapath.set_announced(&[]).unwrap();
+    assert_eq!(asked(&question(1)).0, Verdict::Pass);
 }
 
 fn what_is_not_ours_passes(bench: &Bench) {

@@ -32,6 +32,7 @@ pub(crate) fn scratch(name: &str) -> Option<Scratch> {
         bpf_dir: bpf_parent.join("node"),
         cgroup: cgroup.clone(),
         uplink_ifindex: None,
+        uplink_mac: [2, 0, 0, 0, 0, 0xaa],
         node_ips: vec![IpAddr::from([192, 0, 2, 10])],
         masquerade: true,
         limits: Limits {

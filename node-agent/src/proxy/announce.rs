@@ -1,0 +1,322 @@
+//! Addresses of LoadBalancer Services on the nodes' link: which of them this node answers for.
+//!
+//! Every agent chooses alone and all choose the same: the ready node with the highest hash of its
+//! name and the address. A node that stops being ready, or has no endpoint of a Service that wants
+//! local ones, hands its addresses to others and leaves the rest where they are.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{Node, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use skep_client::Informers;
+use skep_client::informer::BY_SERVICE;
+use skep_datapath::Datapath;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+/// Written by the controller that assigns addresses of the pool.
+const ADDRESS_FROM_POOL: &str = "skep.dev/AddressFromPool";
+/// Set on a Node: it takes no part in load balancing from outside.
+const EXCLUDE_LABEL: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
+/// After a failure, and between repetitions of an announcement.
+const PAUSE: Duration = Duration::from_secs(1);
+/// An announcement is one frame, which may be lost.
+const REPETITIONS: u32 = 3;
+
+/// Answers for this node's share of the pool's addresses until `stop`.
+pub async fn run(
+    informers: Informers,
+    datapath: Arc<Datapath>,
+    node_name: String,
+    stop: CancellationToken,
+) {
+    let services = informers.of::<Service>();
+    let slices = informers.of::<EndpointSlice>();
+    let nodes = informers.of::<Node>();
+    let changed = Arc::new(Notify::new());
+    let wake = changed.clone();
+    services.on_change(move |_| wake.notify_one());
+    let wake = changed.clone();
+    slices.on_change(move |_| wake.notify_one());
+    let wake = changed.clone();
+    nodes.on_change(move |_| wake.notify_one());
+    tokio::select! {
+        () = async { tokio::join!(services.synced(), slices.synced(), nodes.synced()); } => {}
+        () = stop.cancelled() => return,
+    }
+    let mut announced = BTreeSet::new();
+    let mut fresh: Vec<Ipv4Addr> = Vec::new();
+    let mut left = 0;
+    loop {
+        let balanced: Vec<Arc<Service>> = services
+            .all()
+            .into_iter()
+            .filter(|service| is_from_pool(service))
+            .collect();
+        let eligible: Vec<String> = if balanced.is_empty() {
+            Vec::new()
+        } else {
+            nodes
+                .all()
+                .iter()
+                .filter_map(|node| eligible(node))
+                .collect()
+        };
+        let wanted = plan_announced(&node_name, &balanced, &eligible, |namespace, name| {
+            slices.by_index(BY_SERVICE, &format!("{namespace}/{name}"))
+        });
+        let mut failed = false;
+        if wanted != announced {
+            let ips: Vec<Ipv4Addr> = wanted.iter().copied().collect();
+            match datapath.set_announced(&ips) {
+                Ok(()) => {
+                    fresh = wanted.difference(&announced).copied().collect();
+                    left = REPETITIONS - 1;
+                    info!(addresses = ?wanted, "answering for addresses of load balancers");
+                    announced = wanted;
+                }
+                Err(error) => {
+                    warn!(%error, "addresses of load balancers are not answered for");
+                    failed = true;
+                }
+            }
+        } else if left > 0 {
+            left -= 1;
+            let still: Vec<Ipv4Addr> = fresh
+                .iter()
+                .filter(|ip| announced.contains(ip))
+                .copied()
+                .collect();
+            if let Err(error) = datapath.announce(&still) {
+                warn!(%error, "an announcement could not be repeated");
+            }
+        }
+        tokio::select! {
+            () = changed.notified() => {}
+            () = tokio::time::sleep(PAUSE), if failed || left > 0 => {}
+            () = stop.cancelled() => return,
+        }
+    }
+}
+
+/// The addresses that `node_name` answers for.
+///
+/// # Guarantees
+/// A function of its arguments. With the same Services, nodes and endpoints, no two nodes choose
+/// the same address, and an address that some node can serve is chosen by one.
+pub fn plan_announced(
+    node_name: &str,
+    services: &[Arc<Service>],
+    eligible: &[String],
+    slices: impl Fn(&str, &str) -> Vec<Arc<EndpointSlice>>,
+) -> BTreeSet<Ipv4Addr> {
+    // An address that several Services share is where all of them can be served, if anywhere.
+    let mut candidates: BTreeMap<Ipv4Addr, BTreeSet<&str>> = BTreeMap::new();
+    for service in services {
+        let local = service
+            .spec
+            .as_ref()
+            .and_then(|spec| spec.external_traffic_policy.as_deref())
+            == Some("Local");
+        let mut able: BTreeSet<&str> = eligible.iter().map(String::as_str).collect();
+        if local {
+            let namespace = service.metadata.namespace.as_deref().unwrap_or_default();
+            let name = service.metadata.name.as_deref().unwrap_or_default();
+            let found = slices(namespace, name);
+            let with_endpoint = nodes_with_ready_endpoints(&found);
+            // None has any: somebody answers, so that clients are not left without an answer.
+            if able.iter().any(|node| with_endpoint.contains(*node)) {
+                able.retain(|node| with_endpoint.contains(*node));
+            }
+        }
+        for ip in addresses(service) {
+            candidates
+                .entry(ip)
+                .and_modify(|nodes| {
+                    let both: BTreeSet<&str> = nodes.intersection(&able).copied().collect();
+                    if !both.is_empty() {
+                        *nodes = both;
+                    }
+                })
+                .or_insert_with(|| able.clone());
+        }
+    }
+    candidates
+        .into_iter()
+        .filter(|(ip, nodes)| {
+            let best = nodes.iter().max_by_key(|node| (score(node, *ip), **node));
+            best == Some(&node_name)
+        })
+        .map(|(ip, _)| ip)
+        .collect()
+}
+
+fn is_from_pool(service: &Service) -> bool {
+    let status = service.status.as_ref();
+    status
+        .and_then(|status| status.conditions.as_ref())
+        .into_iter()
+        .flatten()
+        .any(|condition| condition.type_ == ADDRESS_FROM_POOL && condition.status == "True")
+}
+
+fn addresses(service: &Service) -> Vec<Ipv4Addr> {
+    let status = service.status.as_ref();
+    status
+        .and_then(|status| status.load_balancer.as_ref())
+        .and_then(|balancer| balancer.ingress.as_ref())
+        .into_iter()
+        .flatten()
+        .filter_map(|ingress| ingress.ip.as_ref()?.parse().ok())
+        .collect()
+}
+
+/// The node's name, if it may answer.
+fn eligible(node: &Node) -> Option<String> {
+    let excluded = node
+        .metadata
+        .labels
+        .iter()
+        .flatten()
+        .any(|(label, _)| label == EXCLUDE_LABEL);
+    let ready = node
+        .status
+        .as_ref()
+        .and_then(|status| status.conditions.as_ref())
+        .into_iter()
+        .flatten()
+        .any(|condition| condition.type_ == "Ready" && condition.status == "True");
+    (ready && !excluded)
+        .then(|| node.metadata.name.clone())
+        .flatten()
+}
+
+fn nodes_with_ready_endpoints(slices: &[Arc<EndpointSlice>]) -> BTreeSet<String> {
+    slices
+        .iter()
+        .flat_map(|slice| slice.endpoints.iter().flatten())
+        .filter(|endpoint| {
+            let conditions = endpoint.conditions.as_ref();
+            conditions
+                .and_then(|conditions| conditions.ready)
+                .unwrap_or(true)
+        })
+        .filter_map(|endpoint| endpoint.node_name.clone())
+        .collect()
+}
+
+/// FNV-1a, finished by MurmurHash3's mixer: agents of any build must agree.
+fn score(node: &str, ip: Ipv4Addr) -> u64 {
+    let mut hash = 0xcbf2_9ce4_8422_2325u64;
+    for byte in node.bytes().chain(ip.octets()) {
+        hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+    }
+    hash ^= hash >> 33;
+    hash = hash.wrapping_mul(0xff51_afd7_ed55_8ccd);
+    hash ^= hash >> 33;
+    hash = hash.wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+    hash ^ (hash >> 33)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+
+    fn service(ip: &str, policy: &str) -> Arc<Service> {
+        Arc::new(
+            serde_json::from_value(json!({
+                "metadata": {"namespace": "default", "name": "web"},
+                "spec": {"type": "LoadBalancer", "externalTrafficPolicy": policy},
+                "status": {"loadBalancer": {"ingress": [{"ip": ip}]}},
+            }))
+            .unwrap(),
+        )
+    }
+
+    fn names(count: usize) -> Vec<String> {
+        (0..count).map(|number| format!("node{number}")).collect()
+    }
+
+    fn owners(
+        services: &[Arc<Service>],
+        nodes: &[String],
+        slices: &[Arc<EndpointSlice>],
+    ) -> BTreeMap<Ipv4Addr, Vec<String>> {
+        let mut owners: BTreeMap<Ipv4Addr, Vec<String>> = BTreeMap::new();
+        for node in nodes {
+            for ip in plan_announced(node, services, nodes, |_, _| slices.to_vec()) {
+                owners.entry(ip).or_default().push(node.clone());
+            }
+        }
+        owners
+    }
+
+    proptest! {
+        #[test]
+        fn each_address_has_one_owner_and_moves_only_with_it(
+            hosts in prop::collection::btree_set(any::<u8>(), 1..40),
+            count in 2usize..12,
+            lost in any::<prop::sample::Index>(),
+        ) {
+            let services: Vec<_> = hosts
+                .iter()
+                .map(|host| service(&format!("192.0.2.{host}"), "Cluster"))
+                .collect();
+            let mut nodes = names(count);
+            let before = owners(&services, &nodes, &[]);
+            prop_assert_eq!(before.len(), hosts.len());
+            prop_assert!(before.values().all(|owners| owners.len() == 1));
+            let lost = nodes.remove(lost.index(count));
+            let after = owners(&services, &nodes, &[]);
+            for (ip, owner) in &before {
+                if owner[0] != lost {
+                    prop_assert_eq!(&after[ip], owner);
+                } else {
+                    prop_assert_eq!(after[ip].len(), 1);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn local_services_are_answered_for_where_their_endpoints_are() {
+        let slice = |node: &str, ready: bool| -> Vec<Arc<EndpointSlice>> {
+            let slice = serde_json::from_value(json!({
+                "metadata": {"name": "web-1", "namespace": "default"}, "addressType": "IPv4",
+                "endpoints": [{
+                    "addresses": ["10.244.0.2"], "nodeName": node, "conditions": {"ready": ready},
+                }],
+            }));
+            vec![Arc::new(slice.unwrap())]
+        };
+        let services = [service("192.0.2.7", "Local")];
+        for node in names(5) {
+            let found = owners(&services, &names(5), &slice(&node, true));
+            assert_eq!(found.into_values().collect::<Vec<_>>(), [[node]]);
+        }
+        let anywhere = owners(&services, &names(5), &slice("node1", false));
+        assert_eq!(anywhere.len(), 1, "somebody answers");
+    }
+
+    #[test]
+    fn nodes_answer_only_while_ready() {
+        let node = |ready: &str, labels: serde_json::Value| -> Node {
+            serde_json::from_value(json!({
+                "metadata": {"name": "node1", "labels": labels},
+                "status": {"conditions": [{"type": "Ready", "status": ready}]},
+            }))
+            .unwrap()
+        };
+        assert_eq!(eligible(&node("True", json!({}))), Some("node1".into()));
+        assert_eq!(eligible(&node("Unknown", json!({}))), None);
+        assert_eq!(eligible(&node("True", json!({EXCLUDE_LABEL: ""}))), None);
+    }
+}
