@@ -34,6 +34,18 @@ struct Inner {
     events: broadcast::Sender<String>,
 }
 
+/// A container or sandbox to be made.
+struct Wanted<'a> {
+    role: ContainerRole,
+    pod: &'a PodRef,
+    /// Empty for a sandbox.
+    name: &'a str,
+    attempt: u32,
+    image: &'a str,
+    limits: &'a ResourceLimits,
+    labels: &'a BTreeMap<String, String>,
+}
+
 impl Default for HollowRuntime {
     fn default() -> Self {
         Self::new()
@@ -76,19 +88,13 @@ impl HollowRuntime {
         let _ = self.inner.events.send(uid.to_string());
     }
 
-    fn create(
-        &self,
-        role: ContainerRole,
-        pod: &PodRef,
-        name: &str,
-        attempt: u32,
-        image: &str,
-        limits: &ResourceLimits,
-        labels: &BTreeMap<String, String>,
-    ) -> String {
+    fn create(&self, wanted: &Wanted<'_>) -> String {
         let mut containers = self.inner.containers.lock();
         let same = |o: &Observed| {
-            o.role == role && o.pod.uid == pod.uid && o.name == name && o.attempt == attempt
+            o.role == wanted.role
+                && o.pod.uid == wanted.pod.uid
+                && o.name == wanted.name
+                && o.attempt == wanted.attempt
         };
         if let Some(existing) = containers.values().find(|o| same(o)) {
             return existing.id.clone();
@@ -96,10 +102,10 @@ impl HollowRuntime {
         let id = format!("{:064x}", self.inner.next.fetch_add(1, Ordering::Relaxed));
         let made = Observed {
             id: id.clone(),
-            role,
-            pod: pod.clone(),
-            name: name.into(),
-            attempt,
+            role: wanted.role,
+            pod: wanted.pod.clone(),
+            name: wanted.name.into(),
+            attempt: wanted.attempt,
             state: State::Created,
             pid: None,
             created_at: Timestamp::now(),
@@ -108,10 +114,10 @@ impl HollowRuntime {
             exit_code: 0,
             oom_killed: false,
             error: String::new(),
-            image: image.into(),
-            image_id: format!("sha256:{image}"),
-            limits: limits.clone(),
-            labels: labels.clone(),
+            image: wanted.image.into(),
+            image_id: format!("sha256:{}", wanted.image),
+            limits: wanted.limits.clone(),
+            labels: wanted.labels.clone(),
         };
         containers.insert(id.clone(), made);
         id
@@ -171,16 +177,15 @@ impl Runtime for HollowRuntime {
     }
 
     async fn create_sandbox(&self, spec: &SandboxSpec) -> Result<String> {
-        let role = ContainerRole::Sandbox;
-        Ok(self.create(
-            role,
-            &spec.pod,
-            "",
-            spec.attempt,
-            super::pause::IMAGE,
-            &ResourceLimits::default(),
-            &spec.labels,
-        ))
+        Ok(self.create(&Wanted {
+            role: ContainerRole::Sandbox,
+            pod: &spec.pod,
+            name: "",
+            attempt: spec.attempt,
+            image: super::pause::IMAGE,
+            limits: &ResourceLimits::default(),
+            labels: &spec.labels,
+        }))
     }
 
     async fn create_container(&self, sandbox: &str, spec: &ContainerSpec) -> Result<String> {
@@ -189,16 +194,15 @@ impl Runtime for HollowRuntime {
                 "sandbox {sandbox} is not running"
             )));
         }
-        let role = ContainerRole::App;
-        Ok(self.create(
-            role,
-            &spec.pod,
-            &spec.name,
-            spec.attempt,
-            &spec.image,
-            &spec.resources,
-            &spec.labels,
-        ))
+        Ok(self.create(&Wanted {
+            role: ContainerRole::App,
+            pod: &spec.pod,
+            name: &spec.name,
+            attempt: spec.attempt,
+            image: &spec.image,
+            limits: &spec.resources,
+            labels: &spec.labels,
+        }))
     }
 
     async fn start(&self, id: &str) -> Result<()> {

@@ -10,8 +10,10 @@ use crate::harness::{Daemon, IMAGE, Node, docker_at};
 
 /// Answers probes with 200 and counts them.
 async fn probed_server() -> (u16, Arc<AtomicU32>) {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = listener.local_addr().unwrap().port();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
+        .await
+        .expect("a port");
+    let port = listener.local_addr().expect("its address").port();
     let count = Arc::new(AtomicU32::new(0));
     let counter = count.clone();
     tokio::spawn(async move {
