@@ -33,6 +33,8 @@ pub struct Config {
     pub node_prefix_v6: u8,
     /// A node that does not report for this long is unreachable.
     pub node_monitor_grace: Duration,
+    /// Between two looks of an autoscaler at its metrics.
+    pub horizontal_period: Duration,
     /// Finished pods kept in the whole cluster.
     pub terminated_pod_threshold: usize,
 }
@@ -49,6 +51,7 @@ impl Config {
             node_prefix_v4: 24,
             node_prefix_v6: 64,
             node_monitor_grace: Duration::from_secs(40),
+            horizontal_period: Duration::from_secs(15),
             terminated_pod_threshold: 12_500,
         }
     }

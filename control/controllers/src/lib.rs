@@ -16,6 +16,7 @@ pub mod deployment;
 pub mod disruption;
 pub mod endpoints;
 pub mod garbage;
+pub mod horizontal;
 pub mod job;
 pub mod mirroring;
 pub mod namespace;
@@ -68,6 +69,7 @@ pub async fn lead(config: Arc<Config>, term: CancellationToken) {
     tasks.spawn(endpoints::run(context.clone()));
     tasks.spawn(namespace::run(context.clone()));
     tasks.spawn(garbage::run(context.clone()));
+    tasks.spawn(horizontal::run(context.clone()));
     tasks.spawn(node_lifecycle::run(context.clone()));
     tasks.spawn(taint_eviction::run(context.clone()));
     tasks.spawn(node_ipam::run(context.clone()));
