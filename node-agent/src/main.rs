@@ -14,7 +14,8 @@ use rustls::pki_types::CertificateDer;
 use skep_agent::dns::{Dns, DnsConfig};
 use skep_agent::kubelet::volumes::{MountNamespace, Volumes};
 use skep_agent::kubelet::{
-    self, Config, Context, Kubelet, bootstrap, cgroup, events, node, objects,
+    self, Config, Context, Kubelet, bootstrap, cgroup, events, eviction, image_gc, log_links, node,
+    objects, reserved,
 };
 use skep_agent::network::node::cleanup as network_cleanup;
 use skep_agent::network::{HollowNetwork, NodeNetwork, NodeNetworkConfig, PodNetwork, Way};
@@ -102,6 +103,50 @@ struct Options {
     /// Sysctls that pods may set beyond the safe ones: names, or prefixes that end with `*`.
     #[arg(long, value_name = "NAME", value_delimiter = ',', global = true)]
     allowed_unsafe_sysctls: Vec<String>,
+    /// When pods have to go: `memory.available`, `nodefs.available`, `nodefs.inodesFree`, `pid.available`, each below an
+    /// amount or a percentage. Empty: never.
+    #[arg(
+        long,
+        default_value = eviction::plan::DEFAULT,
+        value_name = "SIGNAL<AMOUNT,…",
+        global = true
+    )]
+    eviction_hard: String,
+    /// The same, once it has been so for `--eviction-soft-grace-period`; pods get their own grace period.
+    #[arg(
+        long,
+        default_value = "",
+        value_name = "SIGNAL<AMOUNT,…",
+        global = true
+    )]
+    eviction_soft: String,
+    #[arg(long, default_value_t = 90, value_name = "SECONDS", global = true)]
+    eviction_soft_grace_period: u64,
+    /// Where `pods` and `containers` lead to what containers say, for log shippers.
+    #[arg(long, default_value = "/var/log", value_name = "DIR", global = true)]
+    log_dir: PathBuf,
+    /// Kept for the system's own processes: `cpu=100m,memory=500Mi,ephemeral-storage=1Gi`.
+    #[arg(
+        long,
+        default_value = "",
+        value_name = "RESOURCE=AMOUNT,…",
+        global = true
+    )]
+    system_reserved: String,
+    /// Kept for the agent and Docker.
+    #[arg(
+        long,
+        default_value = "",
+        value_name = "RESOURCE=AMOUNT,…",
+        global = true
+    )]
+    kube_reserved: String,
+    /// Percent of the images' disk in use above which unused images go; 100: never.
+    #[arg(long, default_value_t = 85, value_name = "PERCENT", global = true)]
+    image_gc_high_threshold: u8,
+    /// How far.
+    #[arg(long, default_value_t = 80, value_name = "PERCENT", global = true)]
+    image_gc_low_threshold: u8,
     #[arg(long, value_enum, default_value = "docker", global = true)]
     runtime: Which,
     #[arg(long, default_value_t = 10250, global = true)]
@@ -194,7 +239,33 @@ fn network_config(options: &Options, node_name: &str, node_ip: IpAddr) -> NodeNe
     }
 }
 
+/// # Errors
+/// When an option names no threshold.
+fn thresholds(options: &Options) -> Result<Vec<eviction::plan::Threshold>> {
+    let mut all = eviction::plan::parse(&options.eviction_hard)
+        .map_err(anyhow::Error::msg)
+        .context("--eviction-hard")?;
+    let soft = eviction::plan::parse(&options.eviction_soft)
+        .map_err(anyhow::Error::msg)
+        .context("--eviction-soft")?;
+    let grace = std::time::Duration::from_secs(options.eviction_soft_grace_period);
+    all.extend(soft.into_iter().map(|threshold| eviction::plan::Threshold {
+        grace: Some(grace),
+        ..threshold
+    }));
+    Ok(all)
+}
+
 async fn run(options: Options) -> Result<()> {
+    let thresholds = match options.runtime {
+        Which::Docker => thresholds(&options)?,
+        // What a hollow node's machine lacks is no business of its pods.
+        Which::Hollow => Vec::new(),
+    };
+    let mut reserved = reserved::Reserved::new();
+    for text in [&options.system_reserved, &options.kube_reserved] {
+        reserved::add(&mut reserved, text).map_err(anyhow::Error::msg)?;
+    }
     let node_name = node_name(&options)?;
     std::fs::create_dir_all(&options.state_dir)
         .with_context(|| format!("cannot make {}", options.state_dir.display()))?;
@@ -308,6 +379,11 @@ async fn run(options: Options) -> Result<()> {
         }
     };
 
+    let capacity = node::capacity(&config);
+    if let Some(cgroups) = &cgroups {
+        reserved::enforce(cgroups, &options.cgroup_parent, &capacity, &reserved)
+            .context("cannot limit the pods to what is not reserved")?;
+    }
     // A hollow node has no containers that could tell the difference.
     let docker = options.runtime == Which::Docker;
     let ctx = Arc::new(Context {
@@ -327,13 +403,20 @@ async fn run(options: Options) -> Result<()> {
         services: docker.then(|| informers.of::<Service>()),
         endpoint_slices: docker.then(|| informers.of::<EndpointSlice>()),
         host_ips: vec![node_ip],
-        allocatable: parking_lot::RwLock::new(node::capacity(&config)),
+        allocatable: parking_lot::RwLock::new(reserved::allocatable(
+            &capacity,
+            &reserved,
+            &thresholds,
+        )),
+        reserved,
+        thresholds,
         memory_capacity: i64::try_from(node::memory_kib() * 1024).unwrap_or(i64::MAX),
         starts: kubelet::Context::starts(),
         desk: kubelet::admit::Desk {
             unsafe_sysctls: options.allowed_unsafe_sysctls.clone(),
             ..Default::default()
         },
+        evictions: Default::default(),
         pods: parking_lot::RwLock::default(),
         client,
         config,
@@ -341,6 +424,27 @@ async fn run(options: Options) -> Result<()> {
     info!(node = node_name, ip = %node_ip, "starting");
     tasks.push(tokio::spawn(node::run(ctx.clone(), stop.clone())));
     tasks.push(tokio::spawn(Kubelet::new(ctx.clone()).run(stop.clone())));
+    if docker {
+        tasks.push(tokio::spawn(eviction::run(
+            ctx.clone(),
+            eviction::Settings::new(ctx.thresholds.clone()),
+            stop.clone(),
+        )));
+        tasks.push(tokio::spawn(log_links::run(
+            ctx.clone(),
+            options.log_dir.clone(),
+            stop.clone(),
+        )));
+        let thresholds = image_gc::Thresholds {
+            high: options.image_gc_high_threshold,
+            low: options.image_gc_low_threshold,
+        };
+        tasks.push(tokio::spawn(image_gc::run(
+            ctx.clone(),
+            thresholds,
+            stop.clone(),
+        )));
+    }
     if options.runtime == Which::Docker {
         let served = kubelet::server::run(ctx.clone(), roots, stop.clone());
         tasks.push(tokio::spawn(async move {
@@ -380,6 +484,11 @@ async fn cleanup(options: Options) -> Result<()> {
     match DockerRuntime::connect(&options.docker_socket, &scope(&options, &node_name)).await {
         Ok(docker) => {
             namespace = mount_namespace(&docker);
+            if let Some(root) = docker.image_root().await
+                && let Err(e) = log_links::clear(&options.log_dir, &root)
+            {
+                failures.push(format!("cannot remove the links to logs: {e}"));
+            }
             match docker.list().await {
                 Ok(containers) => {
                     let removals = containers.iter().map(|c| docker.remove(&c.id));

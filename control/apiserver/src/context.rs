@@ -46,6 +46,7 @@ pub struct Api {
     pub discovery: crate::discovery::Cache,
     pub metrics: Metrics,
     pub fairness: crate::fairness::Fairness,
+    pub node_metrics: crate::node_metrics::NodeMetrics,
     pub readiness: crate::health::Readiness,
 }
 

@@ -20,6 +20,7 @@ pub mod hooks;
 pub mod identity;
 pub mod metrics;
 pub mod negotiate;
+pub mod node_metrics;
 pub mod openapi;
 pub mod options;
 pub mod registry;

@@ -209,10 +209,11 @@ fn outgoing(
     Ok(request)
 }
 
-trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
+pub(crate) trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
-async fn connect(relay: &Relay, destination: &Destination) -> Result<Box<dyn Io>> {
+/// Also for our own requests to node agents.
+pub(crate) async fn connect(relay: &Relay, destination: &Destination) -> Result<Box<dyn Io>> {
     let target = SocketAddr::new(destination.address, destination.port);
     let config = match destination.tls {
         Tls::None => None,

@@ -18,6 +18,7 @@ use crate::{
     fairness::Fairness,
     health::Readiness,
     metrics::Metrics,
+    node_metrics,
     registry::Registry,
     relay::Relay,
     service::ApiService,
@@ -50,7 +51,9 @@ pub struct Server {
 
 /// The table of built-in resources, for [`start_cache`] and [`Config`].
 pub fn builtin_registry() -> Arc<ArcSwap<Registry>> {
-    Arc::new(ArcSwap::from_pointee(Registry::new(skep_api::builtin())))
+    Arc::new(ArcSwap::from_pointee(
+        Registry::new(skep_api::builtin()).with(node_metrics::rows()),
+    ))
 }
 
 /// Starts the watch cache over a store; labels and selectable fields are indexed by the registry's rows.
@@ -120,11 +123,13 @@ pub async fn build(config: Config) -> anyhow::Result<Server> {
         discovery: Default::default(),
         metrics: Metrics::default(),
         fairness,
+        node_metrics: Default::default(),
         readiness: Readiness::default(),
     });
     crd::start(&api);
     bootstrap::run(&api, config.advertise).await?;
     crd::follow(&api);
+    tokio::spawn(node_metrics::run(Arc::downgrade(&api)));
     Ok(Server { api })
 }
 

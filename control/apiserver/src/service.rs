@@ -18,7 +18,7 @@ use crate::{
     context::{Api, Ctx, now},
     discovery, handlers, health,
     identity::User,
-    openapi,
+    node_metrics, openapi,
     registry::Resource,
     respond::{self, json_response, text},
     status::{Result, Status},
@@ -303,6 +303,8 @@ async fn verb(ctx: &Ctx, resource: &Arc<Resource>, shape: Shape) -> Result<Respo
         };
     }
     match verb {
+        Verb::Get if node_metrics::serves(resource) => node_metrics::get(ctx, resource).await,
+        Verb::List if node_metrics::serves(resource) => node_metrics::list(ctx, resource).await,
         Verb::Get => handlers::read::get(ctx, resource).await,
         Verb::List => handlers::read::list(ctx, resource).await,
         Verb::Watch => handlers::watch::watch(ctx, resource).await,

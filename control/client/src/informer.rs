@@ -380,6 +380,15 @@ impl Informers {
         }
     }
 
+    /// The same informers for a component that writes as somebody else. Whoever asks for a kind first reads it for all.
+    #[must_use]
+    pub fn with_client(&self, client: Client) -> Self {
+        Self {
+            client,
+            ..self.clone()
+        }
+    }
+
     pub fn client(&self) -> &Client {
         &self.client
     }

@@ -35,6 +35,8 @@ pub struct Config {
     pub load_balancer_pools: Vec<IpNet>,
     /// A node that does not report for this long is unreachable.
     pub node_monitor_grace: Duration,
+    /// Between two looks of an autoscaler at its metrics.
+    pub horizontal_period: Duration,
     /// Finished pods kept in the whole cluster.
     pub terminated_pod_threshold: usize,
 }
@@ -52,6 +54,7 @@ impl Config {
             node_prefix_v6: 64,
             load_balancer_pools: Vec::new(),
             node_monitor_grace: Duration::from_secs(40),
+            horizontal_period: Duration::from_secs(15),
             terminated_pod_threshold: 12_500,
         }
     }

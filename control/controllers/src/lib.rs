@@ -16,6 +16,7 @@ pub mod deployment;
 pub mod disruption;
 pub mod endpoints;
 pub mod garbage;
+pub mod horizontal;
 pub mod job;
 pub mod load_balancer;
 pub mod mirroring;
@@ -70,6 +71,7 @@ pub async fn lead(config: Arc<Config>, term: CancellationToken) {
     tasks.spawn(load_balancer::run(context.clone()));
     tasks.spawn(namespace::run(context.clone()));
     tasks.spawn(garbage::run(context.clone()));
+    tasks.spawn(horizontal::run(context.clone()));
     tasks.spawn(node_lifecycle::run(context.clone()));
     tasks.spawn(taint_eviction::run(context.clone()));
     tasks.spawn(node_ipam::run(context.clone()));

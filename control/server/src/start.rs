@@ -53,11 +53,12 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<()> {
         (Components::Remote(path), None)
     };
     let identity = identity(&options);
+    // Scheduler and controllers read the same pods and nodes: one cache does for both.
+    let mut shared: Option<Informers> = None;
     if options.roles.contains(&Role::Scheduler) {
-        let informers = Informers::new(
-            components.client("system:kube-scheduler").await?,
-            shutdown.clone(),
-        );
+        let client = components.client("system:kube-scheduler").await?;
+        let informers = Informers::new(client, shutdown.clone());
+        shared = Some(informers.clone());
         let config = skep_scheduler::Config {
             informers,
             identity: identity.clone(),
@@ -84,7 +85,11 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<()> {
         };
         joining.prepare(&shutdown).await?;
         let client = components.client("system:kube-controller-manager").await?;
-        let config = controllers(&options, client, authority, identity, &shutdown);
+        let informers = match &shared {
+            Some(shared) => shared.with_client(client),
+            None => Informers::new(client, shutdown.clone()),
+        };
+        let config = controllers(&options, informers, authority, identity);
         let shutdown = shutdown.clone();
         tasks.spawn(async move {
             skep_controllers::run(config, shutdown).await;
@@ -351,12 +356,10 @@ fn identity(options: &Options) -> String {
 
 fn controllers(
     options: &Options,
-    client: Client,
+    informers: Informers,
     authority: Authority,
     identity: String,
-    shutdown: &CancellationToken,
 ) -> skep_controllers::Config {
-    let informers = Informers::new(client, shutdown.clone());
     let mut config = skep_controllers::Config::new(informers, identity);
     config.cluster_cidrs = vec![options.cluster_cidr];
     config

@@ -8,7 +8,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::runtime::ResourceLimits;
+use crate::runtime::{ContainerStats, ResourceLimits};
 
 #[derive(Debug, Clone)]
 pub struct Cgroups {
@@ -144,6 +144,54 @@ impl Cgroups {
             write(&folder, "memory.max", bytes)?;
         }
         Ok(())
+    }
+
+    /// What the group's processes use. `None`: there is no such group.
+    pub fn usage(&self, group: &str) -> Option<ContainerStats> {
+        let read_at = Some(jiff::Timestamp::now());
+        let number = |folder: &Path, file: &str| -> Option<u64> {
+            fs::read_to_string(folder.join(file))
+                .ok()?
+                .trim()
+                .parse()
+                .ok()
+        };
+        // `name value` lines.
+        let table = |folder: &Path, file: &str, name: &str| -> u64 {
+            let text = fs::read_to_string(folder.join(file)).unwrap_or_default();
+            let mut lines = text.lines();
+            let value = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+            value.and_then(|v| v.trim().parse().ok()).unwrap_or(0)
+        };
+        if self.version2_only() {
+            let folder = self.folder("unified", group).filter(|f| f.exists())?;
+            let memory = number(&folder, "memory.current").unwrap_or(0);
+            let inactive = table(&folder, "memory.stat", "inactive_file");
+            return Some(ContainerStats {
+                cpu_usage_ns: table(&folder, "cpu.stat", "usage_usec") * 1000,
+                memory_usage_bytes: memory,
+                memory_working_set_bytes: memory.saturating_sub(inactive),
+                memory_rss_bytes: table(&folder, "memory.stat", "anon"),
+                pids: number(&folder, "pids.current").unwrap_or(0),
+                read_at,
+            });
+        }
+        let cpu = self.folder("cpuacct", group).filter(|f| f.exists())?;
+        let (mut memory, mut inactive, mut rss) = (0, 0, 0);
+        if let Some(folder) = self.folder("memory", group) {
+            memory = number(&folder, "memory.usage_in_bytes").unwrap_or(0);
+            inactive = table(&folder, "memory.stat", "total_inactive_file");
+            rss = table(&folder, "memory.stat", "total_rss");
+        }
+        let pids = self.folder("pids", group);
+        Some(ContainerStats {
+            cpu_usage_ns: number(&cpu, "cpuacct.usage").unwrap_or(0),
+            memory_usage_bytes: memory,
+            memory_working_set_bytes: memory.saturating_sub(inactive),
+            memory_rss_bytes: rss,
+            pids: pids.and_then(|f| number(&f, "pids.current")).unwrap_or(0),
+            read_at,
+        })
     }
 
     /// Removes the group in every hierarchy. What still has processes stays and is an error.

@@ -10,20 +10,25 @@ pub mod bootstrap;
 pub mod cgroup;
 pub mod env;
 pub mod events;
+pub mod eviction;
 pub mod hooks;
+pub mod image_gc;
 pub mod images;
 mod insecure;
+pub mod log_links;
 pub mod node;
 pub mod objects;
 pub mod plan;
 pub mod pod;
 pub mod probes;
+pub mod reserved;
 pub mod resize;
 pub mod resources;
 pub mod server;
 pub mod spec;
 pub mod static_pods;
 pub mod status;
+pub mod usage;
 pub mod volumes;
 pub mod watches;
 pub mod worker;
@@ -119,9 +124,13 @@ pub struct Context {
     pub endpoint_slices: Option<Informer<EndpointSlice>>,
     pub host_ips: Vec<IpAddr>,
     pub allocatable: RwLock<BTreeMap<String, Quantity>>,
+    /// Kept from pods, by reservation and by thresholds.
+    pub reserved: reserved::Reserved,
+    pub thresholds: Vec<eviction::plan::Threshold>,
     pub memory_capacity: i64,
     pub starts: Semaphore,
     pub desk: admit::Desk,
+    pub evictions: eviction::Evictions,
     /// Pods as the workers see them, for the agent's server.
     pub pods: RwLock<HashMap<String, Arc<Pod>>>,
 }
@@ -242,6 +251,11 @@ impl Kubelet {
                     Some(Wake::All) => self.relist().await,
                     None => return,
                 },
+                () = self.ctx.evictions.changed.notified() => {
+                    for uid in self.ctx.evictions.waiting() {
+                        self.wake(&uid);
+                    }
+                }
                 _ = relist.tick() => {
                     self.workers.retain(|_, worker| !worker.is_done());
                     self.relist().await;

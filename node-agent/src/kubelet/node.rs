@@ -1,6 +1,6 @@
 //! This node's object in the API: registration, status and Lease.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +19,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::events::Recorder;
-use super::{Config, Context};
+use super::eviction::plan::Pressure;
+use super::{Config, Context, reserved};
 use crate::runtime::{Runtime, RuntimeError};
 
 const LEASE_NAMESPACE: &str = "kube-node-lease";
@@ -158,7 +159,12 @@ impl RuntimeView {
     }
 }
 
-fn conditions(old: &[NodeCondition], runtime_is_up: bool, now: Timestamp) -> Vec<NodeCondition> {
+fn conditions(
+    old: &[NodeCondition],
+    runtime_is_up: bool,
+    pressure: &BTreeSet<Pressure>,
+    now: Timestamp,
+) -> Vec<NodeCondition> {
     let ready = match runtime_is_up {
         true => (
             "True",
@@ -171,25 +177,48 @@ fn conditions(old: &[NodeCondition], runtime_is_up: bool, now: Timestamp) -> Vec
             "container runtime is down".to_string(),
         ),
     };
-    let fine = |kind: &'static str, reason: &'static str, message: &str| {
-        (kind, "False", reason, message.to_string())
+    let level = |kind: Pressure| match (kind, pressure.contains(&kind)) {
+        (Pressure::Memory, true) => (
+            "MemoryPressure",
+            "True",
+            "KubeletHasInsufficientMemory",
+            "kubelet has insufficient memory available".to_string(),
+        ),
+        (Pressure::Memory, false) => (
+            "MemoryPressure",
+            "False",
+            "KubeletHasSufficientMemory",
+            "kubelet has sufficient memory available".to_string(),
+        ),
+        (Pressure::Disk, true) => (
+            "DiskPressure",
+            "True",
+            "KubeletHasDiskPressure",
+            "kubelet has disk pressure".to_string(),
+        ),
+        (Pressure::Disk, false) => (
+            "DiskPressure",
+            "False",
+            "KubeletHasNoDiskPressure",
+            "kubelet has no disk pressure".to_string(),
+        ),
+        (Pressure::Pid, true) => (
+            "PIDPressure",
+            "True",
+            "KubeletHasInsufficientPID",
+            "kubelet has insufficient PID available".to_string(),
+        ),
+        (Pressure::Pid, false) => (
+            "PIDPressure",
+            "False",
+            "KubeletHasSufficientPID",
+            "kubelet has sufficient PID available".to_string(),
+        ),
     };
     let wanted = [
-        fine(
-            "MemoryPressure",
-            "KubeletHasSufficientMemory",
-            "kubelet has sufficient memory available",
-        ),
-        fine(
-            "DiskPressure",
-            "KubeletHasNoDiskPressure",
-            "kubelet has no disk pressure",
-        ),
-        fine(
-            "PIDPressure",
-            "KubeletHasSufficientPID",
-            "kubelet has sufficient PID available",
-        ),
+        level(Pressure::Memory),
+        level(Pressure::Disk),
+        level(Pressure::Pid),
         ("Ready", ready.0, ready.1, ready.2),
     ];
     wanted
@@ -220,7 +249,7 @@ async fn status(
     let config = &ctx.config;
     runtime.look(&*ctx.runtime).await;
     let capacity = capacity(config);
-    let allocatable = capacity.clone();
+    let allocatable = reserved::allocatable(&capacity, &ctx.reserved, &ctx.thresholds);
     ctx.allocatable.write().clone_from(&allocatable);
     let old_conditions = old.and_then(|o| o.conditions.clone()).unwrap_or_default();
     let mut addresses: Vec<NodeAddress> = ctx
@@ -243,6 +272,7 @@ async fn status(
         conditions: Some(conditions(
             &old_conditions,
             runtime.is_up(tokio::time::Instant::now()),
+            &ctx.evictions.pressure(),
             now,
         )),
         daemon_endpoints: Some(NodeDaemonEndpoints {
@@ -312,6 +342,7 @@ pub async fn run(ctx: Arc<Context>, stop: CancellationToken) {
         }
         tokio::select! {
             () = stop.cancelled() => return,
+            () = ctx.evictions.pressure_changed.notified() => {}
             _ = tick.tick(), if outcome.is_ok() => wait = Duration::from_millis(200),
             () = tokio::time::sleep(wait), if outcome.is_err() => {
                 wait = (wait * 2).min(HEARTBEAT);
@@ -458,6 +489,27 @@ mod tests {
     use super::*;
     use crate::runtime::hollow::HollowRuntime;
 
+    #[test]
+    fn pressure_is_told_once_and_dated() {
+        let (first, later) = (Timestamp::UNIX_EPOCH, Timestamp::from_second(60).unwrap());
+        let pressure = BTreeSet::from([Pressure::Disk]);
+        let before = conditions(&[], true, &pressure, first);
+        let shown = |all: &[NodeCondition], kind: &str| {
+            let found = all.iter().find(|c| c.type_ == kind).unwrap();
+            let since = found.last_transition_time.as_ref().unwrap().0;
+            (found.status.clone(), found.reason.clone().unwrap(), since)
+        };
+        let disk = ("True".into(), "KubeletHasDiskPressure".into(), first);
+        assert_eq!(shown(&before, "DiskPressure"), disk);
+        let memory = ("False".into(), "KubeletHasSufficientMemory".into(), first);
+        assert_eq!(shown(&before, "MemoryPressure"), memory);
+        let same = conditions(&before, true, &pressure, later);
+        assert_eq!(shown(&same, "DiskPressure"), disk);
+        let over = conditions(&before, true, &BTreeSet::new(), later);
+        let fine = ("False".into(), "KubeletHasNoDiskPressure".into(), later);
+        assert_eq!(shown(&over, "DiskPressure"), fine);
+    }
+
     #[tokio::test]
     async fn a_node_outlives_a_short_silence_of_its_runtime() {
         let mut view = RuntimeView::default();
@@ -466,7 +518,7 @@ mod tests {
         view.look(&HollowRuntime::new()).await;
         let ready = |silence: Duration| {
             let up = view.answered_at.is_some_and(|at| view.is_up(at + silence));
-            let all = conditions(&[], up, Timestamp::UNIX_EPOCH);
+            let all = conditions(&[], up, &BTreeSet::new(), Timestamp::UNIX_EPOCH);
             let ready = all.into_iter().find(|c| c.type_ == "Ready").unwrap();
             (ready.status, ready.message.unwrap_or_default())
         };

@@ -155,6 +155,8 @@ pub struct Memory {
     pub failed: Option<(String, String)>,
     /// Whom the first process of a running container belongs to, by id.
     pub users: BTreeMap<String, LinuxContainerUser>,
+    /// Instead of the pod's own, when the node cannot wait that long.
+    pub hurry: Option<Duration>,
     /// By container id, read when it ended.
     pub termination_messages: BTreeMap<String, String>,
     /// The container of each name whose crash loop an event has told of.
@@ -354,7 +356,9 @@ pub fn plan(input: &Input<'_>) -> Plan {
         || pod::is_over(pod)
         || is_finished(pod, input.observed, input.memory)
     {
-        tear_down(input, &mut plan, Some(pod), pod::grace(pod), false);
+        let grace = pod::grace(pod);
+        let grace = input.memory.hurry.map_or(grace, |hurry| hurry.min(grace));
+        tear_down(input, &mut plan, Some(pod), grace, false);
         return plan;
     }
     run(input, pod, &mut plan);

@@ -18,6 +18,9 @@ use super::pod::{self, Kind};
 use super::{resize, resources};
 use crate::runtime::{Observed, State};
 
+/// Why a pod failed that the node could not keep.
+pub const EVICTED: &str = "Evicted";
+
 pub struct Input<'a> {
     pub pod: &'a Pod,
     pub base: &'a PodStatus,
@@ -663,8 +666,15 @@ fn conditions(
         ready,
         containers_ready("ContainersReady"),
     ];
+    let evicted = input.plan.failed.as_ref().filter(|f| f.0 == EVICTED);
+    let disrupted = evicted.map(|(_, message)| Verdict {
+        reason: Some("TerminationByKubelet"),
+        message: Some(message.clone()),
+        ..Verdict::bare("DisruptionTarget", true)
+    });
     let mut out: Vec<PodCondition> = verdicts
         .into_iter()
+        .chain(disrupted)
         .chain(resizing(input, containers))
         .map(|v| v.condition(input))
         .collect();

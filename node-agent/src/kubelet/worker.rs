@@ -21,6 +21,7 @@ use super::plan::{self, Action, BACKOFF_FIRST, BACKOFF_MAX, Backoff, Failure, Ke
 use super::plan::{RETRY_FIRST, RETRY_MAX};
 use super::probes::{self, Report, Which};
 use super::resize::{self, Allocated};
+use super::status::EVICTED;
 use super::volumes::VolumePaths;
 use super::{Context, RUNTIME_PATIENCE, admit, pod, status};
 use crate::runtime::{ContainerRole, Image, Observed, PodRef, RuntimeError, State};
@@ -388,6 +389,7 @@ impl Worker {
             }
         }
         self.admit();
+        self.take_notice();
         self.allocate();
         let pod = self.effective.clone();
         let input = plan::Input {
@@ -451,6 +453,27 @@ impl Worker {
             plan.wake_at = Some(plan.wake_at.map_or(at, |w| w.min(at)));
         }
         plan
+    }
+
+    /// The node is short of something, or the pod has outgrown its limits: it has failed.
+    fn take_notice(&mut self) {
+        let Some(pod) = self.pod.clone() else { return };
+        let over = self.memory.failed.is_some() || pod::is_terminating(&pod) || pod::is_over(&pod);
+        let evictions = &self.shared.ctx.evictions;
+        let Some(eviction) = evictions.of(&self.shared.who.uid).filter(|_| !over) else {
+            return;
+        };
+        info!(
+            uid = self.shared.who.uid,
+            message = eviction.message,
+            "evicted the pod"
+        );
+        self.shared
+            .ctx
+            .recorder
+            .warning(&reference(&pod, None), EVICTED, eviction.message.clone());
+        self.memory.failed = Some((EVICTED.into(), eviction.message));
+        self.memory.hurry = eviction.grace;
     }
 
     /// Once in the pod's life, before anything of it exists.

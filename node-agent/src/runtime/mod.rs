@@ -343,6 +343,10 @@ pub trait Runtime: Send + Sync + 'static {
 
     async fn image(&self, reference: &str) -> Result<Option<Image>>;
     async fn images(&self) -> Result<Vec<Image>>;
+    /// The folder that holds images and the containers' own files. `None`: not known (yet).
+    async fn image_root(&self) -> Option<std::path::PathBuf> {
+        None
+    }
     async fn pull(&self, reference: &str, auth: Option<&RegistryAuth>) -> Result<()>;
     /// The image as an archive of its layers, as `docker save` writes it.
     fn save_image(&self, reference: &str) -> BoxStream<Result<Bytes>>;

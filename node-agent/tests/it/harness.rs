@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use skep_agent::kubelet::volumes::{MountNamespace, Volumes};
-use skep_agent::kubelet::{Config, Context, Kubelet, cgroup, events, node, objects, watches};
+use skep_agent::kubelet::{
+    Config, Context, Kubelet, cgroup, events, eviction, node, objects, watches,
+};
 use skep_agent::network::HollowNetwork;
 use skep_agent::runtime::Runtime;
 use skep_agent::runtime::docker::DockerRuntime;
@@ -26,9 +28,11 @@ pub struct Node {
     pub name: String,
     pub dir: tempfile::TempDir,
     pub socket: PathBuf,
-    ctx: Option<Arc<Context>>,
     stop: CancellationToken,
     task: Option<tokio::task::JoinHandle<()>>,
+    /// Of the agent that runs.
+    pub ctx: Option<Arc<Context>>,
+    thresholds: Vec<eviction::plan::Threshold>,
 }
 
 pub fn docker(arguments: &[&str]) -> String {
@@ -136,12 +140,19 @@ impl Node {
             name,
             dir,
             socket: socket.to_path_buf(),
-            ctx: None,
             stop: CancellationToken::new(),
             task: None,
+            ctx: None,
+            thresholds: Vec::new(),
         };
         node.run();
         node
+    }
+
+    /// The same node, which from now on finds that it runs short of something.
+    pub async fn run_short(&mut self, thresholds: &str) {
+        self.thresholds = eviction::plan::parse(thresholds).expect("thresholds");
+        self.restart().await;
     }
 
     fn config(&self) -> Config {
@@ -180,15 +191,23 @@ impl Node {
             endpoint_slices: None,
             host_ips: vec![config.node_ip],
             allocatable: parking_lot::RwLock::new(node::capacity(&config)),
+            reserved: Default::default(),
+            thresholds: Vec::new(),
             memory_capacity: 1 << 34,
             starts: Context::starts(),
             desk: Default::default(),
+            evictions: Default::default(),
             pods: parking_lot::RwLock::default(),
             client,
             config,
         });
-        self.ctx = Some(ctx.clone());
         self.stop = CancellationToken::new();
+        let settings = eviction::Settings {
+            thresholds: self.thresholds.clone(),
+            period: std::time::Duration::from_millis(300),
+        };
+        tokio::spawn(eviction::run(ctx.clone(), settings, self.stop.clone()));
+        self.ctx = Some(ctx.clone());
         self.task = Some(tokio::spawn(Kubelet::new(ctx).run(self.stop.clone())));
     }
 

@@ -5,6 +5,7 @@
 
 mod api;
 mod conformance;
+mod eviction;
 mod faults;
 mod harness;
 mod lifecycle;

@@ -108,6 +108,8 @@ fn clean_nodes(state: &State) {
                 .arg(&node.address)
                 .arg("--state-dir")
                 .arg(&node.state_directory)
+                .arg("--log-dir")
+                .arg(node.state_directory.join("log"))
                 .arg("--cgroup-parent")
                 .arg(&node.cgroup)
                 .arg("--bpf-dir")

@@ -421,6 +421,10 @@ fn start_nodes(state: &State, options: &Options) -> Result<()> {
                     ("--node-name", node.name.clone()),
                     ("--node-ip", node.address.clone()),
                     ("--state-dir", node.state_directory.display().to_string()),
+                    (
+                        "--log-dir",
+                        node.state_directory.join("log").display().to_string(),
+                    ),
                     ("--cgroup-parent", node.cgroup.display().to_string()),
                     ("--bpf-dir", node.bpf_directory.display().to_string()),
                     ("--cluster-dns", CLUSTER_DNS.to_owned()),

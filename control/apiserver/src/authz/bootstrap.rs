@@ -204,7 +204,7 @@ mod tests {
                 .iter()
                 .filter(|o| o.plural == "clusterroles")
                 .count(),
-            71
+            72
         );
         assert_eq!(
             objects

@@ -29,24 +29,27 @@ async fn stored(ctx: &Ctx, plural: &str, namespace: &str, name: &str) -> Result<
 /// Address and agent port of a node; upstream's order of address types.
 async fn node(ctx: &Ctx, name: &str) -> Result<(IpAddr, u16)> {
     let node = stored(ctx, "nodes", "", name).await?;
-    let addresses = node["status"]["addresses"]
-        .as_array()
-        .cloned()
-        .unwrap_or_default();
+    agent_address(&node).ok_or_else(|| {
+        let addresses = node["status"]["addresses"].as_array();
+        let addresses = addresses.map(Vec::as_slice).unwrap_or_default();
+        Status::internal_message(&format!(
+            "no preferred addresses found; known addresses: {addresses:?}"
+        ))
+    })
+}
+
+/// Where a node's agent listens. `None`: it has no address yet.
+pub(crate) fn agent_address(node: &Value) -> Option<(IpAddr, u16)> {
+    let addresses = node["status"]["addresses"].as_array()?;
     let address = ["InternalIP", "ExternalIP", "Hostname"]
         .iter()
         .find_map(|wanted| {
             let mut of_type = addresses.iter().filter(|a| a["type"] == *wanted);
             of_type.find_map(|a| a["address"].as_str()?.parse().ok())
-        });
-    let address = address.ok_or_else(|| {
-        Status::internal_message(&format!(
-            "no preferred addresses found; known addresses: {addresses:?}"
-        ))
-    })?;
+        })?;
     let port = node["status"]["daemonEndpoints"]["kubeletEndpoint"]["Port"].as_u64();
     let port = port.and_then(|p| u16::try_from(p).ok()).filter(|p| *p != 0);
-    Ok((address, port.unwrap_or(AGENT_PORT)))
+    Some((address, port.unwrap_or(AGENT_PORT)))
 }
 
 /// Percent-encodes what may not stand in a path segment or query value.

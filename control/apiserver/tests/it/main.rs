@@ -7,6 +7,7 @@ mod concurrency;
 mod conversion;
 mod definitions;
 mod hook;
+mod node_metrics;
 mod operator;
 mod policies;
 mod reads;

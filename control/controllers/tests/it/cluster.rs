@@ -40,6 +40,7 @@ const DEADLINE: Duration = Duration::from_secs(40);
 pub(crate) const GRACE: Duration = Duration::from_secs(2);
 
 pub(crate) struct Cluster {
+    server: skep_apiserver::Server,
     pub(crate) client: Client,
     /// Nodes whose kubelet lives.
     alive: Arc<Mutex<HashSet<String>>>,
@@ -107,6 +108,7 @@ impl Cluster {
         config.cluster_cidrs = vec!["10.244.0.0/16".parse().expect("a range")];
         config.load_balancer_pools = vec!["192.0.2.8/30".parse().expect("a range")];
         config.node_monitor_grace = GRACE;
+        config.horizontal_period = Duration::from_millis(200);
         tokio::spawn(skep_controllers::run(config, stop.clone()));
         let config = skep_scheduler::Config {
             informers: Informers::new(scheduler, stop.clone()),
@@ -114,6 +116,7 @@ impl Cluster {
         };
         tokio::spawn(skep_scheduler::run(config, stop.clone()));
         let cluster = Self {
+            server,
             client: admin,
             alive: Arc::default(),
             stop,
@@ -156,6 +159,11 @@ impl Cluster {
             .expect("reports its size");
         report_ready(&self.client, name).await.expect("reports");
         self.alive.lock().insert(name.to_owned());
+    }
+
+    /// What nodes and pods use, as their agents would report it.
+    pub(crate) fn metrics(&self) -> &skep_apiserver::node_metrics::NodeMetrics {
+        &self.server.api.node_metrics
     }
 
     /// The kubelet dies; its pods and its Node object stay.

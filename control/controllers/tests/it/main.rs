@@ -2,6 +2,7 @@
 //! plays every node: it heartbeats, says that its pods run, and lets them go when they are deleted.
 #![forbid(unsafe_code)]
 
+mod autoscaling;
 mod cluster;
 mod nodes;
 mod objects;

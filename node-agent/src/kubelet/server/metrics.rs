@@ -5,33 +5,13 @@ use std::sync::atomic::Ordering;
 
 use axum::extract::State;
 use axum::response::Response;
-use futures::StreamExt;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::App;
-use crate::kubelet::{events, node};
-use crate::runtime::{ContainerRole, ContainerStats, Observed, State as ContainerState};
-
-/// Containers that are asked at the same time.
-const AT_ONCE: usize = 8;
-
-async fn usage(app: &App) -> Vec<(Observed, ContainerStats)> {
-    let runtime = &app.ctx.runtime;
-    let listed = runtime.list().await.unwrap_or_default();
-    let running = listed
-        .into_iter()
-        .filter(|c| c.role == ContainerRole::App && c.state == ContainerState::Running);
-    futures::stream::iter(running)
-        .map(|c| async move {
-            let observed = runtime.inspect(&c.id).await.ok()?;
-            Some((observed, runtime.stats(&c.id).await.ok()?))
-        })
-        .buffer_unordered(AT_ONCE)
-        .filter_map(|found| async { found })
-        .collect()
-        .await
-}
+use crate::kubelet::events;
+use crate::kubelet::usage::{self, Used};
+use crate::runtime::{ContainerRole, ContainerStats, State as ContainerState};
 
 struct NodeUsage {
     cpu_ns: u64,
@@ -53,29 +33,17 @@ fn node_usage() -> NodeUsage {
         .iter()
         .filter_map(|i| ticks.get(*i))
         .sum();
-    let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let available = meminfo
-        .lines()
-        .find_map(|line| {
-            line.strip_prefix("MemAvailable:")?
-                .split_whitespace()
-                .next()?
-                .parse()
-                .ok()
-        })
-        .unwrap_or(0u64)
-        * 1024;
-    let total = node::memory_kib() * 1024;
+    let memory = usage::memory();
     NodeUsage {
         cpu_ns: busy * 10_000_000,
-        memory_used: total.saturating_sub(available),
-        memory_available: available,
-        memory_total: total,
+        memory_used: memory.capacity.saturating_sub(memory.available),
+        memory_available: memory.available,
+        memory_total: memory.capacity,
     }
 }
 
 pub(super) async fn resource(State(app): State<App>) -> String {
-    let all = usage(&app).await;
+    let all = usage::containers(&app.ctx).await;
     let node = node_usage();
     let now = Timestamp::now().as_millisecond();
     let mut out = String::new();
@@ -85,7 +53,7 @@ pub(super) async fn resource(State(app): State<App>) -> String {
             let _ = writeln!(out, "{name}{line} {now}");
         }
     };
-    let labels = |o: &Observed| {
+    let labels = |o: &Used| {
         format!(
             "{{container=\"{}\",namespace=\"{}\",pod=\"{}\"}}",
             o.name, o.pod.namespace, o.pod.name
@@ -97,7 +65,7 @@ pub(super) async fn resource(State(app): State<App>) -> String {
         "counter",
         "Cumulative cpu time consumed by the container in core-seconds",
         all.iter()
-            .map(|(o, s)| format!("{} {}", labels(o), seconds(s.cpu_usage_ns)))
+            .map(|o| format!("{} {}", labels(o), seconds(o.stats.cpu_usage_ns)))
             .collect(),
     );
     family(
@@ -105,7 +73,7 @@ pub(super) async fn resource(State(app): State<App>) -> String {
         "gauge",
         "Current working set of the container in bytes",
         all.iter()
-            .map(|(o, s)| format!("{} {}", labels(o), s.memory_working_set_bytes))
+            .map(|o| format!("{} {}", labels(o), o.stats.memory_working_set_bytes))
             .collect(),
     );
     family(
@@ -113,7 +81,7 @@ pub(super) async fn resource(State(app): State<App>) -> String {
         "gauge",
         "Start time of the container since unix epoch in seconds",
         all.iter()
-            .filter_map(|(o, _)| {
+            .filter_map(|o| {
                 Some(format!(
                     "{} {}",
                     labels(o),
@@ -135,7 +103,8 @@ pub(super) async fn resource(State(app): State<App>) -> String {
         vec![format!(" {}", node.memory_used)],
     );
     let mut pods: std::collections::BTreeMap<(String, String), (u64, u64)> = Default::default();
-    for (o, s) in &all {
+    for o in &all {
+        let s = &o.stats;
         let sum = pods
             .entry((o.pod.namespace.clone(), o.pod.name.clone()))
             .or_default();
@@ -171,24 +140,25 @@ pub(super) async fn resource(State(app): State<App>) -> String {
 }
 
 pub(super) async fn summary(State(app): State<App>) -> Response {
-    let all = usage(&app).await;
+    let all = usage::containers(&app.ctx).await;
     let node = node_usage();
     let now = Timestamp::now().to_string();
     let cpu = |ns: u64| json!({"time": now, "usageCoreNanoSeconds": ns});
     let memory = |usage: u64, working: u64, rss: u64| json!({"time": now, "usageBytes": usage, "workingSetBytes": working, "rssBytes": rss});
     let mut pods: Vec<Value> = Vec::new();
-    let mut uids: Vec<&str> = all.iter().map(|(o, _)| o.pod.uid.as_str()).collect();
+    let mut uids: Vec<&str> = all.iter().map(|o| o.pod.uid.as_str()).collect();
     uids.sort_unstable();
     uids.dedup();
     for uid in uids {
-        let of: Vec<_> = all.iter().filter(|(o, _)| o.pod.uid == uid).collect();
-        let Some((first, _)) = of.first() else {
+        let of: Vec<_> = all.iter().filter(|o| o.pod.uid == uid).collect();
+        let Some(first) = of.first() else {
             continue;
         };
-        let sum = |f: fn(&ContainerStats) -> u64| of.iter().map(|(_, s)| f(s)).sum::<u64>();
+        let sum = |f: fn(&ContainerStats) -> u64| of.iter().map(|o| f(&o.stats)).sum::<u64>();
         let containers: Vec<Value> = of
             .iter()
-            .map(|(o, s)| {
+            .map(|o| {
+                let s = &o.stats;
                 json!({
                     "name": o.name,
                     "startTime": o.started_at.map(|t| t.to_string()),
@@ -200,7 +170,7 @@ pub(super) async fn summary(State(app): State<App>) -> Response {
             .collect();
         pods.push(json!({
             "podRef": {"name": first.pod.name, "namespace": first.pod.namespace, "uid": uid},
-            "startTime": first.created_at.to_string(),
+            "startTime": of.iter().filter_map(|o| o.started_at).min().map(|t| t.to_string()),
             "containers": containers,
             "cpu": cpu(sum(|s| s.cpu_usage_ns)),
             "memory": memory(
@@ -210,6 +180,20 @@ pub(super) async fn summary(State(app): State<App>) -> Response {
             "process_stats": {"process_count": sum(|s| s.pids)},
         }));
     }
+    let fs = usage::disk(&app.ctx.config.state_dir).map(|(bytes, inodes)| {
+        json!({
+            "time": now, "availableBytes": bytes.available, "capacityBytes": bytes.capacity,
+            "usedBytes": bytes.capacity.saturating_sub(bytes.available),
+            "inodesFree": inodes.available, "inodes": inodes.capacity,
+            "inodesUsed": inodes.capacity.saturating_sub(inodes.available),
+        })
+    });
+    let rlimit = usage::pids().map(|pids| {
+        json!({
+            "time": now, "maxpid": pids.capacity,
+            "curproc": pids.capacity.saturating_sub(pids.available),
+        })
+    });
     super::json(&json!({
         "node": {
             "nodeName": app.ctx.config.node_name,
@@ -220,6 +204,8 @@ pub(super) async fn summary(State(app): State<App>) -> Response {
                 "usageBytes": node.memory_total.saturating_sub(node.memory_available),
                 "workingSetBytes": node.memory_used,
             },
+            "fs": fs,
+            "rlimit": rlimit,
         },
         "pods": pods,
     }))
@@ -228,7 +214,8 @@ pub(super) async fn summary(State(app): State<App>) -> Response {
 /// cAdvisor's names for what `/metrics/resource` counts: dashboards ask for them.
 pub(super) async fn cadvisor(State(app): State<App>) -> String {
     let mut out = String::new();
-    for (o, s) in usage(&app).await {
+    for o in usage::containers(&app.ctx).await {
+        let s = &o.stats;
         let labels = format!(
             "{{container=\"{}\",id=\"{}\",image=\"{}\",namespace=\"{}\",pod=\"{}\"}}",
             o.name, o.id, o.image, o.pod.namespace, o.pod.name

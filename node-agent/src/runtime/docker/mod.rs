@@ -399,6 +399,11 @@ impl Runtime for DockerRuntime {
         }
     }
 
+    async fn image_root(&self) -> Option<std::path::PathBuf> {
+        let info = self.docker.info().await.ok()?;
+        info.docker_root_dir.map(Into::into)
+    }
+
     async fn images(&self) -> Result<Vec<Image>> {
         let options = query::ListImagesOptionsBuilder::new().build();
         let all = self
