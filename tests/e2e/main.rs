@@ -4,6 +4,7 @@
 //! story runs if its name contains one of the words. `SKEP_KEEP=1` leaves the cluster there.
 #![forbid(unsafe_code)]
 
+mod clients;
 mod errors;
 mod first_session;
 mod healing;
@@ -47,6 +48,9 @@ const STORIES: &[(&str, fn(&Story<'_>) -> Result<()>)] = &[
         "bad input gets the error that kubectl users know",
         errors::bad_input,
     ),
+    ("the newest kubectl", clients::newest_kubectl),
+    ("Helm installs, upgrades and rolls back", clients::helm),
+    ("the Python client", clients::python),
     ("an image that does not exist", errors::missing_image),
     (
         "configuration, volumes and init containers reach a container",

@@ -49,6 +49,10 @@ impl Client {
         &self.program
     }
 
+    pub fn kubeconfig(&self) -> &Path {
+        &self.kubeconfig
+    }
+
     pub fn command(&self, arguments: &[&str]) -> Command {
         // A command that hangs is a failure to report, not a reason to hang too.
         let mut command = Command::new("timeout");

@@ -8,4 +8,5 @@ pub mod client;
 pub mod cluster;
 pub mod histogram;
 pub mod load;
+pub mod real_clients;
 pub mod wait;

@@ -12,6 +12,8 @@ use crate::{build, command, progress, setup, workspace};
 enum Area {
     /// Creates, gets and lists per second of the API server
     Api,
+    /// `kill -9` of the API server under writes, over and over (`--rounds 100`): what was acknowledged must be there
+    Crash,
     /// Requests per second direct, through ClusterIP and through NodePort
     Datapath,
     /// Pod start and end, memory of each process
@@ -50,6 +52,7 @@ pub fn run(options: &Options) -> Result<()> {
     })?;
     let area = match options.area {
         Area::Api => "api",
+        Area::Crash => "crash",
         Area::Datapath => "datapath",
         Area::Node => "node",
     };

@@ -681,6 +681,8 @@ fn unescape(value: &str) -> Result<String, SelectorError> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[track_caller]
@@ -791,5 +793,34 @@ mod tests {
             refused("a=b=c"),
             "invalid field selector: unescaped character in value: 61"
         );
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_a_selector_or_an_error(text in "[ a-cA-C0-2!=<>(),./_\\\\-]{0,40}|\\PC{0,40}", value in "\\PC{0,8}") {
+            if let Ok(selector) = LabelSelector::parse(&text) {
+                let _matches = selector.matches_with(|_| Some(&value));
+                let _matches = selector.matches_with(|_| None);
+            }
+            if let Ok(selector) = FieldSelector::parse(&text) {
+                let _matches = selector.matches_with(|_| Some(&value));
+            }
+        }
+
+        #[test]
+        fn a_set_selects_itself_and_nothing_that_lacks_a_label(
+            labels in proptest::collection::btree_map("[a-c]{1,3}", "[x-z]{0,3}", 1..5),
+        ) {
+            let selector = LabelSelector::from_set(&labels);
+            prop_assert!(selector.matches(&labels));
+            for key in labels.keys() {
+                let mut fewer = labels.clone();
+                fewer.remove(key);
+                prop_assert!(!selector.matches(&fewer));
+            }
+            let pairs: Vec<String> = labels.iter().map(|(k, v)| format!("{k}={v}")).collect();
+            let parsed = LabelSelector::parse(&pairs.join(",")).expect("well-formed");
+            prop_assert!(parsed.matches(&labels));
+        }
     }
 }

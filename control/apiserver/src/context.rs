@@ -13,6 +13,8 @@ use skep_api::selector::FieldSelector;
 
 use crate::{
     admission::Chain,
+    aggregation::Aggregation,
+    audit::{self, Audit},
     authn::Authenticator,
     authz::{Attributes, Authorizer, Decision},
     identity::User,
@@ -48,6 +50,9 @@ pub struct Api {
     pub fairness: crate::fairness::Fairness,
     pub node_metrics: crate::node_metrics::NodeMetrics,
     pub readiness: crate::health::Readiness,
+    /// `None`: nothing is recorded.
+    pub audit: Option<Arc<Audit>>,
+    pub aggregation: Aggregation,
 }
 
 /// One request.
@@ -68,6 +73,8 @@ pub struct Ctx {
     pub warnings: Mutex<Vec<String>>,
     /// What admission has to say to the audit log.
     pub audit_annotations: Mutex<Vec<(String, String)>>,
+    /// What the audit log says about this request, if anything.
+    pub audit: Option<Box<audit::Record>>,
     pub now: Timestamp,
 }
 
@@ -88,6 +95,7 @@ impl Ctx {
             upgrade: Mutex::new(None),
             warnings: Mutex::default(),
             audit_annotations: Mutex::default(),
+            audit: None,
             now: now(),
         }
     }
@@ -112,7 +120,13 @@ impl Ctx {
                 "Timeout",
                 "the request's body did not arrive in time",
             )),
-            Ok(Ok(collected)) => Ok(collected.to_bytes()),
+            Ok(Ok(collected)) => {
+                let body = collected.to_bytes();
+                if let Some(record) = &self.audit {
+                    record.note_body(&self.headers, &body);
+                }
+                Ok(body)
+            }
             Ok(Err(error)) if error.downcast_ref::<LengthLimitError>().is_some() => {
                 Err(Status::too_large(format!(
                     "Request entity too large: limit is {MAX_BODY_BYTES}"
@@ -166,7 +180,9 @@ impl Ctx {
             verb: info.verb,
             path: &info.path,
         };
-        match self.api.authorizer.authorize(&attributes) {
+        let decision = self.api.authorizer.authorize(&attributes);
+        self.note_decision(&decision);
+        match decision {
             Decision::Allow { .. } => Ok(()),
             Decision::NoOpinion { reason } => {
                 let mut text = format!(
@@ -192,7 +208,9 @@ impl Ctx {
             namespace: &info.namespace,
             name,
         };
-        let Decision::NoOpinion { reason } = self.api.authorizer.authorize(&attributes) else {
+        let decision = self.api.authorizer.authorize(&attributes);
+        self.note_decision(&decision);
+        let Decision::NoOpinion { reason } = decision else {
             return Ok(());
         };
         let resource = if info.subresource.is_empty() {
@@ -211,6 +229,14 @@ impl Ctx {
         }
         append_reason(&mut text, &reason);
         Err(Status::forbidden(&info.group, &info.resource, name, &text))
+    }
+}
+
+impl Ctx {
+    fn note_decision(&self, decision: &Decision) {
+        if let Some(record) = &self.audit {
+            record.note_decision(decision);
+        }
     }
 }
 

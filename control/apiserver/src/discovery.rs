@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256, Sha512};
 use skep_api::resource::Subresource;
 
 use crate::{
+    aggregation::Table,
     context::Ctx,
     negotiate,
     registry::{Group, Registry, Resource, Version},
@@ -20,9 +21,9 @@ use crate::{
 
 const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
 
-/// The aggregated documents of one registry generation.
+/// The aggregated documents of one generation of the registry and of the APIServices.
 #[derive(Default)]
-pub struct Cache(Mutex<Option<(u64, Arc<Aggregated>)>>);
+pub struct Cache(Mutex<Option<((u64, u64), Arc<Aggregated>)>>);
 
 struct Aggregated {
     core: (Bytes, String),
@@ -30,26 +31,28 @@ struct Aggregated {
 }
 
 impl Cache {
-    fn get(&self, registry: &Registry) -> Arc<Aggregated> {
+    fn get(&self, registry: &Registry, remotes: &Table) -> Arc<Aggregated> {
         let mut cached = self.0.lock();
+        let now = (registry.generation, remotes.generation);
         if let Some((generation, documents)) = cached.as_ref()
-            && *generation == registry.generation
+            && *generation == now
         {
             return documents.clone();
         }
         let (core, groups): (Vec<&Group>, Vec<&Group>) =
             registry.groups().iter().partition(|g| g.name.is_empty());
         let documents = Arc::new(Aggregated {
-            core: aggregated(&core),
-            groups: aggregated(&groups),
+            core: aggregated(&core, &Table::default()),
+            groups: aggregated(&groups, remotes),
         });
-        *cached = Some((registry.generation, documents.clone()));
+        *cached = Some((now, documents.clone()));
         documents
     }
 }
 
-fn aggregated(groups: &[&Group]) -> (Bytes, String) {
-    let items: Vec<Value> = groups.iter().map(|g| aggregated_group(g)).collect();
+fn aggregated(groups: &[&Group], remotes: &Table) -> (Bytes, String) {
+    let mut items: Vec<Value> = groups.iter().map(|g| aggregated_group(g)).collect();
+    remotes.add_aggregated(&mut items);
     let list = json!({
         "kind": "APIGroupDiscoveryList", "apiVersion": "apidiscovery.k8s.io/v2", "metadata": {},
         "items": items,
@@ -175,7 +178,8 @@ fn root(ctx: &Ctx, core: bool) -> Result<Response> {
 }
 
 fn aggregated_response(ctx: &Ctx, core: bool) -> Response {
-    let documents = ctx.api.discovery.get(&ctx.registry);
+    let remotes = ctx.api.aggregation.table();
+    let documents = ctx.api.discovery.get(&ctx.registry, &remotes);
     let (bytes, etag) = if core {
         &documents.core
     } else {
@@ -226,17 +230,17 @@ fn api_group(group: &Group) -> Value {
 
 fn groups(ctx: &Ctx) -> Value {
     let groups = ctx.registry.groups().iter().filter(|g| !g.name.is_empty());
-    json!({
-        "kind": "APIGroupList", "apiVersion": "v1",
-        "groups": groups.map(api_group).collect::<Vec<_>>(),
-    })
+    let mut groups: Vec<Value> = groups.map(api_group).collect();
+    ctx.api.aggregation.table().add_groups(&mut groups);
+    json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups})
 }
 
 fn group(ctx: &Ctx, name: &str) -> Result<Response> {
-    let Some(group) = ctx.registry.group(name).filter(|_| !name.is_empty()) else {
+    let local = ctx.registry.group(name).filter(|_| !name.is_empty());
+    let remotes = ctx.api.aggregation.table();
+    let Some(mut value) = remotes.complete_group(name, local.map(api_group)) else {
         return Ok(text(StatusCode::NOT_FOUND, "404 page not found\n"));
     };
-    let mut value = api_group(group);
     value["kind"] = "APIGroup".into();
     value["apiVersion"] = "v1".into();
     ctx.value(StatusCode::OK, &value, &ctx.plain_output()?)

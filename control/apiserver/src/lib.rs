@@ -5,6 +5,8 @@
 #![forbid(unsafe_code)]
 
 pub mod admission;
+pub mod aggregation;
+pub mod audit;
 pub mod authn;
 pub mod authz;
 pub mod bootstrap;
@@ -13,6 +15,7 @@ pub mod codec;
 pub mod context;
 pub mod crd;
 pub mod discovery;
+pub mod encryption;
 pub mod fairness;
 pub mod handlers;
 pub mod health;

@@ -9,7 +9,7 @@ use std::{
 
 use parking_lot::Mutex;
 
-use crate::cache::Cache;
+use crate::{audit::Audit, cache::Cache};
 
 /// Upper bounds of the latency buckets, in seconds.
 const BUCKETS: [f64; 12] = [
@@ -75,14 +75,14 @@ impl Metrics {
         }
     }
 
-    pub fn render(&self, cache: &Cache) -> String {
+    pub fn render(&self, cache: &Cache, audit: Option<&Audit>) -> String {
         let mut out = String::new();
         // Writing to a string cannot fail.
-        let _written = self.write(cache, &mut out);
+        let _written = self.write(cache, audit, &mut out);
         out
     }
 
-    fn write(&self, cache: &Cache, out: &mut String) -> std::fmt::Result {
+    fn write(&self, cache: &Cache, audit: Option<&Audit>, out: &mut String) -> std::fmt::Result {
         let requests = self.requests.lock().clone();
         head(
             out,
@@ -155,6 +155,13 @@ impl Metrics {
         )?;
         let metrics = cache.metrics();
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        if let Some(counters) = audit.map(|audit| &audit.sink.counters) {
+            let (events, lost) = (load(&counters.events), load(&counters.lost));
+            let name = "apiserver_audit_event_total";
+            gauge(out, name, "counter", "Audit events written.", events)?;
+            let name = "apiserver_audit_error_total";
+            gauge(out, name, "counter", "Audit events lost.", lost)?;
+        }
         for (name, kind, help, value) in [
             (
                 "apiserver_longrunning_requests",

@@ -12,6 +12,7 @@ use sha2::{Digest, Sha512};
 use skep_schema::openapi::{self, Row, Subresource};
 
 use crate::{
+    aggregation::Table,
     context::Ctx,
     registry::{Registry, Resource},
     respond::json_response,
@@ -56,7 +57,8 @@ pub struct Documents {
 struct State {
     generation: Option<u64>,
     v3: BTreeMap<String, Document>,
-    v2: Option<Document>,
+    /// With the generation of the APIServices in it.
+    v2: Option<(u64, Document)>,
 }
 
 /// The rows of a registry as plain data.
@@ -123,14 +125,20 @@ impl Documents {
         Some(document)
     }
 
-    fn v2(&self, registry: &Registry) -> Document {
-        if let Some(found) = self.current(registry, |state| state.v2.clone()) {
+    fn v2(&self, registry: &Registry, remotes: &Table) -> Document {
+        let current = |state: &State| {
+            let v2 = state.v2.as_ref()?;
+            (v2.0 == remotes.generation).then(|| v2.1.clone())
+        };
+        if let Some(found) = self.current(registry, current) {
             return found;
         }
-        let document = Document::new(&openapi::v2(&rows(registry)));
+        let mut value = openapi::v2(&rows(registry));
+        remotes.add_openapi_v2(&mut value);
+        let document = Document::new(&value);
         let mut state = self.state.lock();
         state.refresh(registry);
-        state.v2 = Some(document.clone());
+        state.v2 = Some((remotes.generation, document.clone()));
         document
     }
 
@@ -161,7 +169,10 @@ pub async fn handle(ctx: &Ctx) -> Option<Result<Response>> {
         "/openapi/v2" if wants_protobuf_v2(&ctx.headers) => Some(Ok(protobuf_v2())),
         "/openapi/v2" => {
             let (api, registry) = (ctx.api.clone(), ctx.registry.clone());
-            let document = tokio::task::spawn_blocking(move || api.documents.v2(&registry)).await;
+            let document = tokio::task::spawn_blocking(move || {
+                api.documents.v2(&registry, &api.aggregation.table())
+            })
+            .await;
             Some(match document {
                 Ok(document) => Ok(send(ctx, &document, false)),
                 Err(error) => Err(crate::status::Status::internal("rendering OpenAPI", &error)),
@@ -195,6 +206,7 @@ async fn index(ctx: &Ctx) -> Response {
                 }
             }
         }
+        api.aggregation.table().add_openapi_v3(&mut paths);
         paths
     });
     let paths = paths.await.unwrap_or_default();

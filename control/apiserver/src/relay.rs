@@ -60,20 +60,96 @@ impl Relay {
 }
 
 /// Where a request goes.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Destination {
     pub address: IpAddr,
     pub port: u16,
     pub tls: Tls,
     /// Path and query.
     pub path: String,
+    /// Sent besides, in place of what the client says under the same names.
+    pub headers: HeaderMap,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum Tls {
     None,
     Node,
     Proxy,
+    /// The server of an APIService.
+    Service(Arc<ServiceTls>),
+}
+
+/// How to trust a server behind a Service, and under which name.
+#[derive(Debug)]
+pub struct ServiceTls {
+    pub config: Arc<rustls::ClientConfig>,
+    /// `name.namespace.svc`
+    pub name: String,
+}
+
+/// Longest body that [`fetch`] takes.
+const FETCH_BYTES: usize = 32 << 20;
+
+/// A whole answer.
+pub struct Fetched {
+    pub status: StatusCode,
+    pub body: bytes::Bytes,
+}
+
+/// Asks for something on our own behalf. The caller bounds the time.
+///
+/// # Errors
+/// Why there is no answer.
+pub async fn fetch(
+    api: &crate::context::Api,
+    destination: &Destination,
+) -> std::result::Result<Fetched, String> {
+    use http_body_util::BodyExt;
+    let io = connect(&api.relay, destination)
+        .await
+        .map_err(|status| status.message.clone())?;
+    let text = |error: hyper::Error| error.to_string();
+    let handshake = hyper::client::conn::http1::handshake::<_, Body>(TokioIo::new(io)).await;
+    let (mut sender, connection) = handshake.map_err(text)?;
+    let mut request = Request::new(Body::empty());
+    *request.uri_mut() = destination
+        .path
+        .parse()
+        .map_err(|_| "the path is not valid".to_owned())?;
+    *request.headers_mut() = destination.headers.clone();
+    if let Ok(host) = HeaderValue::from_str(&host(destination)) {
+        request.headers_mut().insert(header::HOST, host);
+    }
+    // Ends with this future, also when its time is up.
+    let answer = async {
+        let answer = sender.send_request(request).await.map_err(text)?;
+        let status = answer.status();
+        let body = http_body_util::Limited::new(answer.into_body(), FETCH_BYTES);
+        let body = body.collect().await.map_err(|error| error.to_string())?;
+        Ok(Fetched {
+            status,
+            body: body.to_bytes(),
+        })
+    };
+    let mut connection = std::pin::pin!(connection);
+    let mut answer = std::pin::pin!(answer);
+    tokio::select! {
+        answer = &mut answer => answer,
+        ended = &mut connection => match ended {
+            // The answer may have come with the end.
+            Ok(()) => answer.await,
+            Err(error) => Err(error.to_string()),
+        },
+    }
+}
+
+/// As a client of the destination names it.
+fn host(destination: &Destination) -> String {
+    match &destination.tls {
+        Tls::Service(tls) => tls.name.clone(),
+        _ => SocketAddr::new(destination.address, destination.port).to_string(),
+    }
 }
 
 /// Headers that concern one connection only (RFC 9110 §7.6.1), and credentials that are for us.
@@ -195,11 +271,16 @@ fn outgoing(
     *request.uri_mut() = uri;
     let headers = request.headers_mut();
     copy_headers(&ctx.headers, headers);
-    for name in ["impersonate-user", "impersonate-group", "impersonate-uid"] {
+    let credentials = |name: &HeaderName| {
+        crate::aggregation::is_identity(name) || name.as_str().starts_with("impersonate-")
+    };
+    for name in ctx.headers.keys().filter(|name| credentials(name)) {
         headers.remove(name);
     }
-    let host = SocketAddr::new(destination.address, destination.port).to_string();
-    if let Ok(host) = HeaderValue::from_str(&host) {
+    for (name, value) in &destination.headers {
+        headers.append(name, value.clone());
+    }
+    if let Ok(host) = HeaderValue::from_str(&host(destination)) {
         headers.insert(header::HOST, host);
     }
     if let Some(upgrade) = upgrade {
@@ -215,10 +296,15 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 /// Also for our own requests to node agents.
 pub(crate) async fn connect(relay: &Relay, destination: &Destination) -> Result<Box<dyn Io>> {
     let target = SocketAddr::new(destination.address, destination.port);
-    let config = match destination.tls {
-        Tls::None => None,
-        Tls::Node => Some(&relay.node_tls),
-        Tls::Proxy => Some(&relay.proxy_tls),
+    let by_address = ServerName::IpAddress(destination.address.into());
+    let (config, name) = match &destination.tls {
+        Tls::None => (None, Ok(by_address)),
+        Tls::Node => (Some(relay.node_tls.clone()), Ok(by_address)),
+        Tls::Proxy => (Some(relay.proxy_tls.clone()), Ok(by_address)),
+        Tls::Service(tls) => (
+            Some(Some(tls.config.clone())),
+            ServerName::try_from(tls.name.clone()),
+        ),
     };
     let dial = async {
         let stream = TcpStream::connect(target)
@@ -230,10 +316,8 @@ pub(crate) async fn connect(relay: &Relay, destination: &Destination) -> Result<
         let Some(config) = config else {
             return Ok(Box::new(stream) as Box<dyn Io>);
         };
-        let config = config
-            .clone()
-            .ok_or("this server has no client certificate for it")?;
-        let name = ServerName::IpAddress(destination.address.into());
+        let config = config.ok_or("this server has no client certificate for it")?;
+        let name = name.map_err(|error| error.to_string())?;
         let tls = TlsConnector::from(config).connect(name, stream).await;
         Ok(Box::new(tls.map_err(|error| error.to_string())?) as Box<dyn Io>)
     };

@@ -9,12 +9,15 @@ use skep_store::Store;
 
 use crate::{
     admission::{self, Chain},
+    aggregation::{self, Aggregation, FrontProxy},
+    audit::Audit,
     authn::Authenticator,
     authz::Authorizer,
-    bootstrap,
+    bootstrap::{self, Advertise, ExtensionAuthentication},
     cache::{Cache, Index, Indexer, Options},
     context::Api,
     crd,
+    encryption::Encryption,
     fairness::Fairness,
     health::Readiness,
     metrics::Metrics,
@@ -38,15 +41,35 @@ pub struct Config {
     pub services: Allocators,
     pub relay: Relay,
     /// The address and port that the `kubernetes` Service leads to; `None` makes no such Service.
-    pub advertise: Option<std::net::SocketAddr>,
+    pub advertise: Option<Advertise>,
     /// `None`: the plugins that are on by default.
     pub admission: Option<Chain>,
+    /// `None`: no audit log.
+    pub audit: Option<Arc<Audit>>,
+    /// The one that the cache was started with.
+    pub encryption: Arc<Encryption>,
+    /// What is shown to the servers of APIServices.
+    pub front_proxy: Option<FrontProxy>,
+    /// The CAs in the ConfigMap by which those servers know users and this server; `None` makes no such ConfigMap.
+    pub authentication: Option<ExtensionAuthentication>,
 }
 
 /// A running API server.
 #[derive(Clone)]
 pub struct Server {
     pub api: Arc<Api>,
+    _tasks: Arc<Tasks>,
+}
+
+/// What runs until the last [`Server`] is dropped.
+struct Tasks(Vec<tokio::task::AbortHandle>);
+
+impl Drop for Tasks {
+    fn drop(&mut self) {
+        for task in &self.0 {
+            task.abort();
+        }
+    }
 }
 
 /// The table of built-in resources, for [`start_cache`] and [`Config`].
@@ -63,9 +86,12 @@ pub fn builtin_registry() -> Arc<ArcSwap<Registry>> {
 pub async fn start_cache(
     store: Arc<dyn Store>,
     registry: &Arc<ArcSwap<Registry>>,
+    encryption: Arc<Encryption>,
 ) -> Result<Arc<Cache>, skep_store::StoreError> {
     let mut options = Options::new(indexer(registry.clone()));
-    options.reveal = None;
+    options.reveal = Some(Arc::new(move |key: &str, value| {
+        encryption.reveal(key, value)
+    }));
     Cache::start(store, options).await
 }
 
@@ -110,6 +136,7 @@ pub async fn build(config: Config) -> anyhow::Result<Server> {
         storage: Storage {
             store: config.store,
             cache: config.cache,
+            encryption: config.encryption,
         },
         registry: config.registry,
         authorizer: config.authorizer,
@@ -125,12 +152,28 @@ pub async fn build(config: Config) -> anyhow::Result<Server> {
         fairness,
         node_metrics: Default::default(),
         readiness: Readiness::default(),
+        audit: config.audit,
+        aggregation: Aggregation::new(config.front_proxy),
     });
     crd::start(&api);
-    bootstrap::run(&api, config.advertise).await?;
+    bootstrap::run(&api, config.advertise, config.authentication.as_ref()).await?;
     crd::follow(&api);
-    tokio::spawn(node_metrics::run(Arc::downgrade(&api)));
-    Ok(Server { api })
+    let mut tasks = vec![
+        tokio::spawn(aggregation::run(api.clone())).abort_handle(),
+        tokio::spawn(node_metrics::run(Arc::downgrade(&api))).abort_handle(),
+    ];
+    if let Some(Advertise {
+        address,
+        shared: true,
+    }) = config.advertise
+    {
+        let member = bootstrap::masters::run(api.clone(), address);
+        tasks.push(tokio::spawn(member).abort_handle());
+    }
+    Ok(Server {
+        api,
+        _tasks: Arc::new(Tasks(tasks)),
+    })
 }
 
 impl Server {

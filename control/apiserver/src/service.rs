@@ -10,14 +10,16 @@ use std::{
 
 use axum::{body::Body, response::Response};
 use futures::{FutureExt, future::BoxFuture};
-use http::{Method, Request, StatusCode};
+use http::{Method, Request, StatusCode, header};
 use skep_api::resource::Verb;
 
 use crate::{
-    authn::identify::identify,
+    aggregation,
+    audit::{self, Arrival},
+    authn::identify::{Identity, identify},
     context::{Api, Ctx, now},
     discovery, handlers, health,
-    identity::User,
+    identity::{Peer, User},
     node_metrics, openapi,
     registry::Resource,
     respond::{self, json_response, text},
@@ -59,21 +61,47 @@ pub async fn handle(api: Arc<Api>, request: Request<Body>) -> Response {
     api.metrics.in_flight.fetch_add(1, Ordering::Relaxed);
     let _in_flight = InFlight(api.clone());
     let (mut parts, body) = request.into_parts();
-    let identified = identify(&api, &mut parts, now());
+    let Identity {
+        requester,
+        impersonated,
+    } = identify(&api, &mut parts, now());
     let upgrade = parts.extensions.remove::<hyper::upgrade::OnUpgrade>();
-    let (user, refused) = match identified {
+    let (impersonated, refused) = match impersonated {
         Ok(user) => (user, None),
-        Err(status) => (User::anonymous(), Some(status)),
+        Err(status) => (None, Some(status)),
     };
-    let mut ctx = Ctx::new(api, &parts, body, user);
+    let authenticated = requester.is_some();
+    let audit = api.audit.clone();
+    let audit_id = audit::audit_id(&parts.headers);
+    let user = impersonated.as_ref().or(requester.as_ref()).cloned();
+    let mut ctx = Ctx::new(api, &parts, body, user.unwrap_or_else(User::anonymous));
     ctx.upgrade = parking_lot::Mutex::new(upgrade);
+    if let Some(audit) = audit {
+        let arrival = Arrival {
+            id: &audit_id,
+            uri: &parts.uri,
+            headers: &ctx.headers,
+            info: &ctx.info,
+            peer: parts.extensions.get::<Peer>(),
+            requester: requester.as_ref(),
+            impersonated: impersonated.as_ref(),
+        };
+        ctx.audit = audit.begin(arrival).await;
+        if ctx.audit.as_ref().is_some_and(|r| r.needs_plain_answer()) {
+            ctx.headers.remove(header::ACCEPT_ENCODING);
+        }
+    }
     let answer = match refused {
         Some(status) => Ok(Err(status)),
         None => AssertUnwindSafe(bounded(&ctx)).catch_unwind().await,
     };
+    let mut failure = None;
     let mut response = match answer {
         Ok(Ok(response)) => response,
-        Ok(Err(status)) => respond::failure(&ctx, &status),
+        Ok(Err(status)) => {
+            failure = ctx.audit.is_some().then(|| status.to_value());
+            respond::failure(&ctx, &status)
+        }
         Err(panic) => {
             let what = panic
                 .downcast_ref::<String>()
@@ -82,6 +110,9 @@ pub async fn handle(api: Arc<Api>, request: Request<Body>) -> Response {
                 .unwrap_or("no message");
             tracing::error!(panic = what, method = %ctx.method, path = %ctx.info.path, "a handler panicked");
             ctx.api.metrics.panics.fetch_add(1, Ordering::Relaxed);
+            if let Some(record) = ctx.audit.take() {
+                record.panicked(what).await;
+            }
             let status = Status::internal_message(
                 "This request caused apiserver to panic. Look in the logs for details.",
             );
@@ -94,7 +125,16 @@ pub async fn handle(api: Arc<Api>, request: Request<Body>) -> Response {
     }
     let code = response.status().as_u16();
     ctx.api.metrics.record(&ctx.info, code, started.elapsed());
-    response
+    audit::name(&mut response, &audit_id);
+    match ctx.audit.take() {
+        Some(record) => {
+            for (key, value) in ctx.audit_annotations.lock().drain(..) {
+                record.annotate(&key, &value);
+            }
+            record.answered(response, failure, authenticated).await
+        }
+        None => response,
+    }
 }
 
 /// How long a handler may take until it answers; a body that is streamed afterwards may take longer.
@@ -135,6 +175,9 @@ async fn bounded(ctx: &Ctx) -> Result<Response> {
 
 async fn route(ctx: &Ctx) -> Result<Response> {
     ctx.authorize()?;
+    if let Some(answer) = aggregation::handle(ctx).await {
+        return answer;
+    }
     if ctx.info.is_resource {
         return resource(ctx).await;
     }
@@ -166,7 +209,8 @@ async fn route(ctx: &Ctx) -> Result<Response> {
     match ctx.info.path.as_str() {
         "/version" | "/version/" => Ok(json_response(StatusCode::OK, &health::version())),
         "/metrics" => {
-            let mut metrics = ctx.api.metrics.render(&ctx.api.storage.cache);
+            let audit = ctx.api.audit.as_deref();
+            let mut metrics = ctx.api.metrics.render(&ctx.api.storage.cache, audit);
             // Writing to a string cannot fail.
             let _written = ctx.api.fairness.write_metrics(&mut metrics);
             Ok(text(StatusCode::OK, metrics))

@@ -11,9 +11,10 @@ use crate::{
     codec,
     context::Api,
     crd::conversion,
+    encryption::Encryption,
     hooks::Extra,
     registry::Resource,
-    status::{Result, Status},
+    status::{Failure, Result, Status},
 };
 
 /// How long a read may wait for the cache to catch up with the store before the client is told to try again.
@@ -23,6 +24,7 @@ const FRESH_TIMEOUT: Duration = Duration::from_secs(3);
 pub struct Storage {
     pub store: Arc<dyn Store>,
     pub cache: Arc<Cache>,
+    pub encryption: Arc<Encryption>,
 }
 
 /// A stored object as one write found it.
@@ -31,6 +33,8 @@ pub struct Current {
     /// As clients see it, in the stored version, resource version included.
     pub bytes: Bytes,
     pub revision: Revision,
+    /// See [`Entry::stale`].
+    pub stale: bool,
 }
 
 impl Current {
@@ -50,15 +54,7 @@ impl From<&Entry> for Current {
         Self {
             bytes: entry.bytes.clone(),
             revision: entry.revision,
-        }
-    }
-}
-
-impl From<skep_store::Entry> for Current {
-    fn from(entry: skep_store::Entry) -> Self {
-        Self {
-            bytes: codec::with_revision(&entry.value, entry.mod_revision),
-            revision: entry.mod_revision,
+            stale: entry.stale,
         }
     }
 }
@@ -107,6 +103,10 @@ pub enum Written {
     ExtraConflict,
 }
 
+fn untransformed(key: &str, why: &str) -> Failure {
+    Status::internal_message(&format!("unable to transform key {key:?}: {why}"))
+}
+
 impl Storage {
     /// Waits until the cache shows everything that was committed before this call.
     pub async fn fresh(&self) -> Result<Revision> {
@@ -121,7 +121,29 @@ impl Storage {
     /// A linearizable read.
     pub async fn get(&self, key: &str) -> Result<Option<Arc<Entry>>> {
         self.fresh().await?;
-        Ok(self.cache.get(key))
+        match self.cache.get(key) {
+            None => self.readable(key).map(|()| None),
+            found => Ok(found),
+        }
+    }
+
+    /// # Errors
+    /// 500 where something at or under `prefix` is stored that cannot be read.
+    pub fn readable(&self, prefix: &str) -> Result<()> {
+        match self.cache.unreadable(prefix) {
+            None => Ok(()),
+            Some((key, why)) => Err(untransformed(&key, &why)),
+        }
+    }
+
+    fn revealed(&self, entry: skep_store::Entry) -> Result<Current> {
+        let revealed = self.encryption.reveal(&entry.key, entry.value);
+        let revealed = revealed.map_err(|why| untransformed(&entry.key, &why))?;
+        Ok(Current {
+            bytes: codec::with_revision(&revealed.json, entry.mod_revision),
+            revision: entry.mod_revision,
+            stale: revealed.stale,
+        })
     }
 
     /// From the cache where it has the object, else a linearizable read: for things that rarely vanish.
@@ -180,11 +202,18 @@ impl Storage {
         self.write(guard, delete, extra).await
     }
 
-    async fn write(&self, guard: Guard, op: Op, extra: Extra) -> Result<Written> {
+    /// Writes if the guards hold; what encryption is configured is applied.
+    pub async fn write(&self, guard: Guard, op: Op, extra: Extra) -> Result<Written> {
         let mut guards = vec![guard];
         guards.extend(extra.guards);
         let mut ops = vec![op];
         ops.extend(extra.ops);
+        for op in &mut ops {
+            if let Op::Put { key, value, .. } = op {
+                let sealed = self.encryption.seal(key, std::mem::take(value));
+                *value = sealed.map_err(|why| untransformed(key, &why))?;
+            }
+        }
         match self.store.txn(guards, ops).await? {
             TxnOutcome::Committed { revision } => {
                 // Whoever got the answer finds what it wrote in the cache too, which is what admission looks at.
@@ -194,7 +223,8 @@ impl Storage {
                 Ok(Written::At(revision))
             }
             TxnOutcome::Conflict { guard: 0, current } => {
-                Ok(Written::Conflict(current.map(Current::from)))
+                let current = current.map(|entry| self.revealed(entry)).transpose()?;
+                Ok(Written::Conflict(current))
             }
             TxnOutcome::Conflict { .. } => Ok(Written::ExtraConflict),
         }

@@ -84,16 +84,21 @@ impl Iterator for Joined {
         if self.ended {
             return None;
         }
-        let mut piece = BytesMut::with_capacity(PIECE_BYTES.min(4096 + self.items.len() * 1024));
+        // What fits is known before it is copied, so that nothing grows on the way.
+        let mut count = 0;
+        let mut size = self.head.as_ref().map_or(0, Bytes::len) + TAIL.len();
+        for (bytes, _) in self.items.as_slice() {
+            if size >= PIECE_BYTES {
+                break;
+            }
+            size += bytes.len() + 2;
+            count += 1;
+        }
+        let mut piece = BytesMut::with_capacity(size);
         if let Some(head) = self.head.take() {
             piece.extend_from_slice(&head);
         }
-        while piece.len() < PIECE_BYTES {
-            let Some((bytes, skip)) = self.items.next() else {
-                piece.extend_from_slice(TAIL);
-                self.ended = true;
-                break;
-            };
+        for (bytes, skip) in self.items.by_ref().take(count) {
             if !std::mem::take(&mut self.first) {
                 piece.extend_from_slice(b",");
             }
@@ -101,6 +106,10 @@ impl Iterator for Joined {
                 piece.extend_from_slice(b"{");
             }
             piece.extend_from_slice(&bytes[skip..]);
+        }
+        if self.items.len() == 0 {
+            piece.extend_from_slice(TAIL);
+            self.ended = true;
         }
         Some(piece.freeze())
     }

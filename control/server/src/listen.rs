@@ -32,7 +32,7 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 use tracing::{debug, warn};
 
-use crate::pki::Pki;
+use crate::{pki::Pki, rotation::Rotating};
 
 /// Connections a client has not finished its TLS handshake on; beyond this, new ones wait in the backlog.
 const MAX_HANDSHAKES: usize = 512;
@@ -78,25 +78,22 @@ pub fn inherited() -> Result<Vec<StdListener>> {
     Ok(listeners)
 }
 
-pub fn tls_config(pki: &Pki) -> Result<ServerConfig> {
+pub fn tls_config(pki: &Pki, serving: Arc<Rotating>) -> Result<ServerConfig> {
     let verifier = WebPkiClientVerifier::builder(Arc::new(roots(pki)?))
         .allow_unauthenticated()
         .build()?;
     let mut config = ServerConfig::builder()
         .with_client_cert_verifier(verifier)
-        .with_single_cert(pki.apiserver.chain()?, pki.apiserver.private_key()?)?;
+        .with_cert_resolver(serving);
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(config)
 }
 
 /// How the API server calls node agents: their serving certificates are signed by the cluster's CA.
-pub fn node_tls_config(pki: &Pki) -> Result<ClientConfig> {
+pub fn node_tls_config(pki: &Pki, client: Arc<Rotating>) -> Result<ClientConfig> {
     let mut config = ClientConfig::builder()
         .with_root_certificates(roots(pki)?)
-        .with_client_auth_cert(
-            pki.kubelet_client.chain()?,
-            pki.kubelet_client.private_key()?,
-        )?;
+        .with_client_cert_resolver(client);
     // Streams are upgraded connections, which HTTP/2 has not.
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(config)

@@ -8,6 +8,7 @@ mod kubeconfig;
 mod listen;
 mod options;
 mod pki;
+mod rotation;
 mod start;
 
 use std::process::ExitCode;

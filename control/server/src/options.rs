@@ -70,6 +70,30 @@ pub struct Options {
     #[arg(long, value_name = "FILE")]
     pub token_auth_file: Option<PathBuf>,
 
+    /// What is stored encrypted, and under which keys (`apiserver.config.k8s.io/v1 EncryptionConfiguration`, YAML).
+    #[arg(long, value_name = "FILE")]
+    pub encryption_provider_config: Option<PathBuf>,
+
+    /// Which requests the audit log records (`audit.k8s.io/v1 Policy`, YAML).
+    #[arg(long, value_name = "FILE", requires = "audit_log_path")]
+    pub audit_policy_file: Option<PathBuf>,
+
+    /// The audit log, one event of JSON a line; `-` is the standard output.
+    #[arg(long, value_name = "FILE", requires = "audit_policy_file")]
+    pub audit_log_path: Option<PathBuf>,
+
+    /// Rotate the audit log before it grows over this; 0: never.
+    #[arg(long, value_name = "MEGABYTES", default_value_t = 100)]
+    pub audit_log_maxsize: u64,
+
+    /// Remove rotated audit logs after this; 0: never.
+    #[arg(long, value_name = "DAYS", default_value_t = 0)]
+    pub audit_log_maxage: u64,
+
+    /// Keep at most this many rotated audit logs; 0: all.
+    #[arg(long, value_name = "COUNT", default_value_t = 0)]
+    pub audit_log_maxbackup: usize,
+
     /// Addresses of Services: one range, or one of IPv4 and one of IPv6. The first one's family is the default.
     #[arg(
         long,

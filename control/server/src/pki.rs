@@ -6,6 +6,8 @@
 //! | `apiserver` | serving certificate; made anew when a name is missing or it nears its end |
 //! | `admin` | client certificate of `admin.kubeconfig` (`system:masters`) |
 //! | `kubelet-client` | with which the API server calls the agents |
+//! | `front-proxy-ca` | signs `front-proxy-client`, and nothing else |
+//! | `front-proxy-client` | with which the API server calls the servers of APIServices |
 //! | `service-account.key` | signs service-account tokens |
 //!
 //! Several control-plane machines share one folder's content: copy `pki/` before the first start of the second.
@@ -26,6 +28,9 @@ use rcgen::{
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+
+/// Common name of the certificate that aggregated servers take `X-Remote-*` headers from.
+pub const FRONT_PROXY: &str = "front-proxy-client";
 
 const CA_LIFETIME: SignedDuration = SignedDuration::from_hours(10 * 365 * 24);
 const LIFETIME: SignedDuration = SignedDuration::from_hours(365 * 24);
@@ -59,6 +64,9 @@ pub struct Pki {
     pub apiserver: Pair,
     pub admin: Pair,
     pub kubelet_client: Pair,
+    /// Who may say who a user is: a CA of its own, so that no other certificate of the cluster may.
+    pub front_proxy_ca: Pair,
+    pub front_proxy_client: Pair,
     /// PKCS#8 DER, P-256.
     pub service_account_key: Vec<u8>,
 }
@@ -86,6 +94,7 @@ impl Pki {
             .with_context(|| format!("making the folder {}", folder.display()))?;
         let files = Folder { folder, now };
         let ca = files.authority("ca", "skep-ca")?;
+        let front_proxy_ca = files.authority("front-proxy-ca", "front-proxy-ca")?;
         let client = |name: &str, ca: &Pair, user: &str, group: &str| {
             files.leaf(name, ca, &Purpose::Client { user, group })
         };
@@ -99,6 +108,8 @@ impl Pki {
                 "kube-apiserver-kubelet-client",
                 MASTERS,
             )?,
+            front_proxy_client: client("front-proxy-client", &front_proxy_ca, FRONT_PROXY, "")?,
+            front_proxy_ca,
             service_account_key: files.key("service-account")?.serialize_der(),
             ca,
         })

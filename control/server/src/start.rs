@@ -14,8 +14,12 @@ use jiff::Timestamp;
 use kube::Client;
 use skep_apiserver::{
     Config, Server,
+    audit::{self, Audit, policy::Policy, sink::Sink},
     authn::{Authenticator, service_account::TokenKeys, token_file::StaticTokens},
-    authz, build, builtin_registry,
+    authz,
+    bootstrap::{Advertise, ExtensionAuthentication},
+    build, builtin_registry,
+    encryption::Encryption,
     identity::User,
     relay::Relay,
     services::{Allocators, Range},
@@ -33,7 +37,8 @@ use crate::{
     kubeconfig::{self, Credentials},
     listen,
     options::{Options, Role, StoreKind},
-    pki::{Pki, write_private},
+    pki::{FRONT_PROXY, Pki, write_private},
+    rotation::{self, Shown},
 };
 
 /// `iss` and default audience of service-account tokens.
@@ -168,16 +173,15 @@ async fn serve_api(
         node_ports: first..=last,
     };
     let (names, addresses) = serving_names(options, advertise.ip(), services.first_ip());
-    let pki = Pki::open(
-        &options.data_dir.join("pki"),
-        &names,
-        &addresses,
-        Timestamp::now(),
-    )?;
+    let folder = options.data_dir.join("pki");
+    let open_pki = move || Pki::open(&folder, &names, &addresses, Timestamp::now());
+    let pki = open_pki()?;
+    let shown = Shown::new(&pki)?;
 
     let store = open_store(options).await?;
     let registry = builtin_registry();
-    let cache = start_cache(store.clone(), &registry)
+    let encryption = Arc::new(encryption(options)?);
+    let cache = start_cache(store.clone(), &registry, encryption.clone())
         .await
         .context("loading the store")?;
     let static_tokens = match &options.token_auth_file {
@@ -200,14 +204,28 @@ async fn serve_api(
         store,
         registry,
         services,
-        relay: Relay::to_nodes(Arc::new(listen::node_tls_config(&pki)?)),
-        advertise: Some(advertise),
+        relay: Relay::to_nodes(Arc::new(listen::node_tls_config(
+            &pki,
+            shown.kubelet_client.clone(),
+        )?)),
+        advertise: Some(Advertise {
+            address: advertise,
+            shared: options.store == StoreKind::Etcd,
+        }),
         admission: None,
+        audit: audit(options)?,
+        encryption,
+        front_proxy: Some(shown.front_proxy.clone()),
+        authentication: Some(ExtensionAuthentication {
+            client_ca: pki.ca.certificate.clone(),
+            request_header_ca: pki.front_proxy_ca.certificate.clone(),
+            allowed_names: vec![FRONT_PROXY.to_owned()],
+        }),
     })
     .await?;
     let router = server.router();
 
-    let tls = Arc::new(listen::tls_config(&pki)?);
+    let tls = Arc::new(listen::tls_config(&pki, shown.serving.clone())?);
     for listener in listeners {
         let serve = listen::serve(
             listener,
@@ -226,8 +244,37 @@ async fn serve_api(
         draining.0.drain();
     });
     write_admin_kubeconfig(options, &pki, &local)?;
+    let written = options.clone();
+    let renewed = move |pki: &Pki| write_admin_kubeconfig(&written, pki, &local);
+    tokio::spawn(rotation::run(shown, open_pki, renewed, shutdown.clone()));
     info!(listen = %options.listen, %advertise, data_dir = %options.data_dir.display(), "the API server is up");
     Ok((router, pki))
+}
+
+fn audit(options: &Options) -> Result<Option<Arc<Audit>>> {
+    let (Some(policy), Some(path)) = (&options.audit_policy_file, &options.audit_log_path) else {
+        return Ok(None);
+    };
+    let doing = || format!("loading audit policy file {}", policy.display());
+    let text = std::fs::read_to_string(policy).with_context(doing)?;
+    let policy = Policy::parse(&text).with_context(doing)?;
+    let log = audit::sink::Options {
+        path: path.clone(),
+        max_size_bytes: options.audit_log_maxsize << 20,
+        max_age_days: options.audit_log_maxage,
+        max_backups: options.audit_log_maxbackup,
+    };
+    let sink = Sink::open(log).with_context(|| format!("opening {}", path.display()))?;
+    Ok(Some(Arc::new(Audit { policy, sink })))
+}
+
+fn encryption(options: &Options) -> Result<Encryption> {
+    let Some(path) = &options.encryption_provider_config else {
+        return Ok(Encryption::default());
+    };
+    let doing = || format!("loading {}", path.display());
+    let text = std::fs::read_to_string(path).with_context(doing)?;
+    Encryption::parse(&text).with_context(doing)
 }
 
 async fn open_store(options: &Options) -> Result<Arc<dyn Store>> {

@@ -13,12 +13,36 @@ use crate::{
     status::{Result, Status},
 };
 
+/// Who makes a request, and as whom.
+pub struct Identity {
+    /// `None`: the credentials are wrong.
+    pub requester: Option<User>,
+    /// `Some`: the requester impersonates this user.
+    ///
+    /// # Errors
+    /// 401 for credentials that are wrong, 403 or 400 for an impersonation that is refused or incomplete.
+    pub impersonated: Result<Option<User>>,
+}
+
 /// The user of a request: put there by an in-process client, or authenticated by its connection and headers; in either
 /// case perhaps impersonating another. Credentials are taken out of the headers: nothing behind here needs them.
-///
-/// # Errors
-/// 401 for credentials that are wrong, 403 or 400 for an impersonation that is refused or incomplete.
-pub fn identify(api: &Api, parts: &mut Parts, now: Timestamp) -> Result<User> {
+pub fn identify(api: &Api, parts: &mut Parts, now: Timestamp) -> Identity {
+    match requester(api, parts, now) {
+        Ok(requester) => {
+            parts.headers.remove(http::header::AUTHORIZATION);
+            Identity {
+                impersonated: impersonation(api, parts, &requester),
+                requester: Some(requester),
+            }
+        }
+        Err(status) => Identity {
+            requester: None,
+            impersonated: Err(status),
+        },
+    }
+}
+
+fn requester(api: &Api, parts: &mut Parts, now: Timestamp) -> Result<User> {
     let requester = match (parts.extensions.remove::<User>(), &api.authenticator) {
         (Some(user), _) => user,
         (None, None) => User::anonymous(),
@@ -32,10 +56,12 @@ pub fn identify(api: &Api, parts: &mut Parts, now: Timestamp) -> Result<User> {
                 })?
         }
     };
-    parts.headers.remove(http::header::AUTHORIZATION);
-    match impersonated(&parts.headers, &requester, api.authorizer.as_ref()) {
-        Ok(None) => Ok(requester),
-        Ok(Some(user)) => Ok(user),
+    Ok(requester)
+}
+
+fn impersonation(api: &Api, parts: &Parts, requester: &User) -> Result<Option<User>> {
+    match impersonated(&parts.headers, requester, api.authorizer.as_ref()) {
+        Ok(user) => Ok(user),
         Err(Refusal::WithoutUser(message)) => Err(Status::bad_request(message)),
         Err(Refusal::Forbidden(what)) => {
             let resource = match what.subresource.as_str() {

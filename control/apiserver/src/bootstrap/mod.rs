@@ -2,8 +2,9 @@
 //! expect to find. Present objects are left as they are.
 
 mod defaults;
+pub mod masters;
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{collections::BTreeSet, net::SocketAddr, sync::Arc};
 
 use serde_json::{Value, json};
 use skep_apply::managed::{self, Writer};
@@ -29,7 +30,28 @@ pub enum BootstrapError {
     Invalid { what: String, message: String },
 }
 
-pub async fn run(api: &Arc<Api>, advertise: Option<SocketAddr>) -> Result<(), BootstrapError> {
+/// Where clients in the cluster find this server.
+#[derive(Clone, Copy, Debug)]
+pub struct Advertise {
+    pub address: SocketAddr,
+    /// Other servers may use the same store.
+    pub shared: bool,
+}
+
+/// PEM.
+#[derive(Clone, Debug)]
+pub struct ExtensionAuthentication {
+    pub client_ca: String,
+    pub request_header_ca: String,
+    /// Common names of the front proxy's certificate.
+    pub allowed_names: Vec<String>,
+}
+
+pub async fn run(
+    api: &Arc<Api>,
+    advertise: Option<Advertise>,
+    authentication: Option<&ExtensionAuthentication>,
+) -> Result<(), BootstrapError> {
     for namespace in ["default", "kube-system", "kube-public", "kube-node-lease"] {
         let object = json!({
             "apiVersion": "v1", "kind": "Namespace",
@@ -57,10 +79,33 @@ pub async fn run(api: &Arc<Api>, advertise: Option<SocketAddr>) -> Result<(), Bo
         service_cidr(cidrs.map(|net| net.to_string()).collect()),
     )
     .await?;
+    if let Some(authentication) = authentication {
+        replace(api, authentication.config_map()).await?;
+    }
     if let Some(advertise) = advertise {
         kubernetes_service(api, advertise).await?;
     }
     Ok(())
+}
+
+impl ExtensionAuthentication {
+    /// Where aggregated servers read whom to believe (upstream `extension-apiserver-authentication`).
+    fn config_map(&self) -> Value {
+        let list = |items: &[&str]| serde_json::json!(items).to_string();
+        json!({
+            "apiVersion": "v1", "kind": "ConfigMap",
+            "metadata": {"name": "extension-apiserver-authentication", "namespace": "kube-system"},
+            "data": {
+                "client-ca-file": self.client_ca,
+                "requestheader-allowed-names": json!(self.allowed_names).to_string(),
+                "requestheader-client-ca-file": self.request_header_ca,
+                "requestheader-extra-headers-prefix": list(&["X-Remote-Extra-"]),
+                "requestheader-group-headers": list(&["X-Remote-Group"]),
+                "requestheader-uid-headers": list(&["X-Remote-Uid"]),
+                "requestheader-username-headers": list(&["X-Remote-User"]),
+            },
+        })
+    }
 }
 
 fn service_cidr(cidrs: Vec<String>) -> Value {
@@ -77,12 +122,19 @@ fn service_cidr(cidrs: Vec<String>) -> Value {
 }
 
 /// The Service by which pods reach the API server, its address, and its endpoints.
-async fn kubernetes_service(api: &Arc<Api>, advertise: SocketAddr) -> Result<(), BootstrapError> {
-    let Some(address) = api.services.first_ip() else {
+async fn kubernetes_service(
+    api: &Arc<Api>,
+    Advertise { address, shared }: Advertise,
+) -> Result<(), BootstrapError> {
+    let members = match shared {
+        true => masters::alive(api, address),
+        false => BTreeSet::from([address]),
+    };
+    let Some(service_ip) = api.services.first_ip() else {
         return Ok(());
     };
-    let ip = address.to_string();
-    let ip_family = if address.is_ipv6() { "IPv6" } else { "IPv4" };
+    let ip = service_ip.to_string();
+    let ip_family = if service_ip.is_ipv6() { "IPv6" } else { "IPv4" };
     let service = json!({
         "apiVersion": "v1", "kind": "Service",
         "metadata": {
@@ -92,44 +144,18 @@ async fn kubernetes_service(api: &Arc<Api>, advertise: SocketAddr) -> Result<(),
         "spec": {
             "type": "ClusterIP", "clusterIP": ip, "clusterIPs": [ip], "sessionAffinity": "None",
             "ipFamilies": [ip_family], "ipFamilyPolicy": "SingleStack", "internalTrafficPolicy": "Cluster",
-            "ports": [{"name": "https", "port": 443, "protocol": "TCP", "targetPort": advertise.port()}],
+            "ports": [{"name": "https", "port": 443, "protocol": "TCP", "targetPort": address.port()}],
         },
         "status": {"loadBalancer": {}},
     });
     ensure(
         api,
-        ip_address_object(address, "default", "kubernetes", now()),
+        ip_address_object(service_ip, "default", "kubernetes", now()),
     )
     .await?;
     ensure(api, service).await?;
-    let (address, port) = (advertise.ip().to_string(), advertise.port());
-    let endpoints = json!({
-        "apiVersion": "v1", "kind": "Endpoints",
-        "metadata": {
-            "name": "kubernetes", "namespace": "default",
-            "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"},
-        },
-        "subsets": [{
-            "addresses": [{"ip": address}],
-            "ports": [{"name": "https", "port": port, "protocol": "TCP"}],
-        }],
-    });
-    let family = if advertise.is_ipv6() { "IPv6" } else { "IPv4" };
-    let slice = json!({
-        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
-        "metadata": {
-            "name": "kubernetes", "namespace": "default", "generation": 1,
-            "labels": {"kubernetes.io/service-name": "kubernetes"},
-        },
-        "addressType": family,
-        "endpoints": [{"addresses": [address], "conditions": {"ready": true}}],
-        "ports": [{"name": "https", "port": port, "protocol": "TCP"}],
-    });
     // The address may have changed since the last start.
-    for object in [endpoints, slice] {
-        replace(api, object).await?;
-    }
-    Ok(())
+    masters::write(api, &members).await
 }
 
 fn row(api: &Api, object: &Value) -> Result<Arc<Resource>, BootstrapError> {
@@ -196,7 +222,10 @@ async fn replace(api: &Api, object: Value) -> Result<(), BootstrapError> {
     if let Some(present) = present {
         let old: Value = serde_json::from_slice(&present.bytes).unwrap_or_default();
         let same = |field: &str| old.get(field) == object.get(field);
-        if ["subsets", "endpoints", "ports"].into_iter().all(same) {
+        if ["subsets", "endpoints", "ports", "data"]
+            .into_iter()
+            .all(same)
+        {
             return Ok(());
         }
         object["metadata"] = old["metadata"].clone();
@@ -208,8 +237,8 @@ async fn replace(api: &Api, object: Value) -> Result<(), BootstrapError> {
         ttl: None,
     };
     // A conflict means that another server of the cluster wrote the same thing.
-    let written = api.storage.store.txn(vec![guard], vec![put]).await;
-    written.map(drop).map_err(|error| failed(error.into()))
+    let written = api.storage.write(guard, put, Extra::default()).await;
+    written.map(drop).map_err(failed)
 }
 
 fn prepared(resource: &Resource, mut object: Value) -> Value {

@@ -16,6 +16,8 @@ pub struct Entry {
     pub key: Key,
     /// The complete JSON object, `metadata.resourceVersion` included.
     pub bytes: Bytes,
+    /// It is stored otherwise than it would be now (another encryption key): even an equal object is written.
+    pub stale: bool,
     pub create_revision: Revision,
     /// The revision of the last write: `metadata.resourceVersion`.
     pub revision: Revision,
@@ -31,6 +33,7 @@ impl Entry {
         Self {
             key,
             bytes,
+            stale: false,
             create_revision: 0,
             revision: 0,
             uid: index.uid.into(),
@@ -54,6 +57,7 @@ impl Entry {
         Self {
             key: self.key.clone(),
             bytes,
+            stale: self.stale,
             create_revision: self.create_revision,
             revision: self.revision,
             uid: self.uid.clone(),
@@ -68,6 +72,7 @@ impl Entry {
             key: self.key.clone(),
             bytes: splice::with_resource_version(&self.bytes, revision)
                 .unwrap_or_else(|| self.bytes.clone()),
+            stale: self.stale,
             create_revision: self.create_revision,
             revision,
             uid: self.uid.clone(),

@@ -14,6 +14,7 @@ use super::{
     Entry, Event, History, Index, Inner, Pairs, Resource, Sorted, State, decode, resource_prefix,
     splice,
 };
+use crate::encryption::Revealed;
 
 /// How many entries one read of the store loads.
 pub(super) const LOAD_PAGE: usize = 1000;
@@ -81,6 +82,7 @@ impl Inner {
     /// As of some time ago if the store still knows that, so that following fills the history and clients that
     /// reconnect after a restart resume where they were.
     pub(super) async fn load(&self) -> Result<(), StoreError> {
+        self.unreadable.lock().clear();
         let newest = self.store.revision().await?;
         let earlier = newest.saturating_sub(self.options.history_revisions);
         // Revision 0 is before everything, and etcd does not know it.
@@ -186,7 +188,10 @@ impl Inner {
                             Change::Put(Arc::new(entry))
                         })
                 }
-                StoreEvent::Delete { key, revision, .. } => Change::Delete(key, revision),
+                StoreEvent::Delete { key, revision, .. } => {
+                    self.forget_unreadable(&key);
+                    Change::Delete(key, revision)
+                }
             })
             .collect();
         let mut events = Vec::with_capacity(changes.len());
@@ -268,39 +273,54 @@ impl Inner {
         } = stored;
         let readable = match &self.options.reveal {
             Some(reveal) => reveal(&key, value),
-            None => Ok(value),
+            None => Ok(Revealed {
+                json: value,
+                stale: false,
+            }),
         };
-        let read = readable.and_then(|json| {
+        let read = readable.and_then(|Revealed { json, stale }| {
             let bytes = splice::with_resource_version(&json, mod_revision)
                 .ok_or("it is not a JSON object with metadata")?;
             let object =
                 decode::without_managed_fields(&json).map_err(|error| error.to_string())?;
-            Ok((bytes, self.index(&key, &object)))
+            Ok((bytes, stale, self.index(&key, &object)))
         });
         match read {
             Ok((
                 bytes,
+                stale,
                 Index {
                     uid,
                     labels,
                     fields,
                 },
-            )) => Some(Entry {
-                key,
-                bytes,
-                create_revision,
-                revision: mod_revision,
-                uid: uid.into(),
-                labels: Pairs::from_iter(labels),
-                fields: Pairs::from_iter(fields),
-            }),
+            )) => {
+                self.forget_unreadable(&key);
+                Some(Entry {
+                    key,
+                    bytes,
+                    stale,
+                    create_revision,
+                    revision: mod_revision,
+                    uid: uid.into(),
+                    labels: Pairs::from_iter(labels),
+                    fields: Pairs::from_iter(fields),
+                })
+            }
             Err(reason) => {
                 self.metrics
                     .unreadable_values
                     .fetch_add(1, Ordering::Relaxed);
                 tracing::error!(%key, revision = mod_revision, reason, "a stored value cannot be read");
+                self.unreadable.lock().insert(key, reason);
                 None
             }
+        }
+    }
+
+    fn forget_unreadable(&self, key: &str) {
+        if self.metrics.unreadable_values.load(Ordering::Relaxed) > 0 {
+            self.unreadable.lock().remove(key);
         }
     }
 
@@ -332,6 +352,7 @@ impl Inner {
             let indexed = Entry {
                 key: entry.key.clone(),
                 bytes: entry.bytes.clone(),
+                stale: entry.stale,
                 create_revision: entry.create_revision,
                 revision: entry.revision,
                 uid: uid.into(),

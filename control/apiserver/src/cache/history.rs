@@ -116,6 +116,7 @@ mod tests {
             let entry = Entry {
                 key: "/registry/core/pods/default/a".into(),
                 bytes: Default::default(),
+                stale: false,
                 create_revision: 1,
                 revision,
                 uid: "".into(),

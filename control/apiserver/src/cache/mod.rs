@@ -30,7 +30,10 @@ mod watch;
 use std::{
     collections::{BTreeMap, VecDeque},
     ops::Bound,
-    sync::{Arc, atomic::AtomicU64},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -44,6 +47,8 @@ pub use self::{
     entry::{Entry, Event, EventKind, Index, Pairs},
     watch::{Gone, Watch, WatchFrom, WatchItem, WatchRequest},
 };
+use crate::encryption::Revealed;
+
 use self::{history::History, sorted::Sorted, watch::Watchers};
 
 /// Finds an object's uid, labels and selectable fields, given its key and itself, without `metadata.managedFields`.
@@ -51,7 +56,7 @@ use self::{history::History, sorted::Sorted, watch::Watchers};
 pub type Indexer = Arc<dyn Fn(&str, &Value) -> Index + Send + Sync>;
 
 /// Turns a stored value into the JSON to cache (decryption), given its key. `Err` says why it cannot be read.
-pub type Reveal = Arc<dyn Fn(&str, Bytes) -> Result<Bytes, String> + Send + Sync>;
+pub type Reveal = Arc<dyn Fn(&str, Bytes) -> Result<Revealed, String> + Send + Sync>;
 
 /// How long the start may take to catch up with the store after the load.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
@@ -152,6 +157,8 @@ struct Inner {
     state: RwLock<State>,
     revision: tokio::sync::watch::Sender<Revision>,
     metrics: Metrics,
+    /// Why values cannot be read, by key; they must not look as if they were missing.
+    unreadable: Mutex<BTreeMap<Key, String>>,
 }
 
 struct State {
@@ -178,6 +185,7 @@ impl Cache {
             state: RwLock::new(State::empty(0)),
             revision: tokio::sync::watch::Sender::new(0),
             metrics: Metrics::default(),
+            unreadable: Mutex::default(),
         };
         let inner = Arc::new(inner);
         inner.load().await?;
@@ -203,6 +211,10 @@ impl Cache {
 
     /// Waits until reads show the commit with this revision (one's own write, or a client's `resourceVersion`).
     pub async fn wait_until(&self, wanted: Revision, timeout: Duration) -> Result<(), CacheError> {
+        // Almost always: nothing to wait for, and no timer to set.
+        if self.revision() >= wanted {
+            return Ok(());
+        }
         let mut revision = self.inner.revision.subscribe();
         let reached = revision.wait_for(|reached| *reached >= wanted);
         match tokio::time::timeout(timeout, reached).await {
@@ -229,6 +241,22 @@ impl Cache {
             .entries
             .get(key)
             .cloned()
+    }
+
+    /// A value at or under `prefix` that is stored and cannot be read, and why.
+    pub fn unreadable(&self, prefix: &str) -> Option<(Key, String)> {
+        // Counted since the start, so that the lock is taken only where it may matter.
+        if self.inner.metrics.unreadable_values.load(Ordering::Relaxed) == 0 {
+            return None;
+        }
+        let unreadable = self.inner.unreadable.lock();
+        let from = (Bound::Included(prefix), Bound::Unbounded);
+        let (key, why) = unreadable.range::<str, _>(from).next()?;
+        let found = match prefix.ends_with('/') {
+            true => key.starts_with(prefix),
+            false => key.as_ref() == prefix,
+        };
+        found.then(|| (key.clone(), why.clone()))
     }
 
     /// The revision of the last change under a resource's prefix, so that what is derived from it can be kept until then.

@@ -132,6 +132,7 @@ mod tests {
         Arc::new(Entry {
             key: key.into(),
             bytes: Default::default(),
+            stale: false,
             create_revision: revision,
             revision,
             uid: "".into(),

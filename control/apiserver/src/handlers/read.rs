@@ -36,8 +36,10 @@ pub async fn get(ctx: &Ctx, resource: &Arc<Resource>) -> Result<Response> {
         version => storage.wait_until(revision(version)?).await?,
     }
     let key = resource.key(&ctx.info.namespace, &ctx.info.name);
-    let entry = storage.cache.get(&key);
-    let entry = entry.ok_or_else(|| Status::missing(resource, &ctx.info.name))?;
+    let Some(entry) = storage.cache.get(&key) else {
+        storage.readable(&key)?;
+        return Err(Status::missing(resource, &ctx.info.name));
+    };
     let object = if resource.def.conversion.is_some() {
         Object::Value(read_object(resource, &entry.bytes)?)
     } else {
@@ -52,6 +54,7 @@ pub async fn list(ctx: &Ctx, resource: &Arc<Resource>) -> Result<Response> {
     let rendering = Rendering::of_list(ctx, resource, out)?;
     let options = ListOptions::parse(&ctx.query, false)?;
     let selection = Selection::new(ctx, resource, &options)?;
+    ctx.api.storage.readable(&selection.prefix)?;
     let page = page(ctx, &selection, &options).await?;
     let continue_token = page
         .next()

@@ -266,7 +266,7 @@ async fn attempt(
 }
 
 fn unchanged(stored: &Bytes, found: &Current) -> bool {
-    codec::with_revision(stored, found.revision) == found.bytes
+    !found.stale && codec::with_revision(stored, found.revision) == found.bytes
 }
 
 /// The object must be based on what is stored, unless the kind lets writes without a version overwrite.

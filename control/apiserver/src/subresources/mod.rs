@@ -6,7 +6,7 @@ mod connect;
 mod eviction;
 pub mod reviews;
 pub mod scale;
-pub(crate) mod streams;
+pub mod streams;
 mod token;
 
 use std::sync::Arc;

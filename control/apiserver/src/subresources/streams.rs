@@ -3,12 +3,12 @@
 use std::{net::IpAddr, sync::Arc};
 
 use axum::response::Response;
-use http::{Method, StatusCode, header};
+use http::{HeaderMap, Method, StatusCode, header};
 use serde_json::Value;
 
 use crate::{
     codec::meta,
-    context::Ctx,
+    context::{Api, Ctx},
     registry::Resource,
     relay::{self, Destination, Tls},
     respond::text,
@@ -164,6 +164,7 @@ pub async fn log(ctx: &Ctx) -> Result<Response> {
             escape(name),
             escape(&container)
         ),
+        headers: HeaderMap::new(),
     };
     relay::forward(ctx, &destination).await
 }
@@ -260,6 +261,7 @@ pub async fn stream(ctx: &Ctx, resource: &Arc<Resource>, subresource: &str) -> R
         port,
         tls: Tls::Node,
         path,
+        headers: HeaderMap::new(),
     };
     relay::forward(ctx, &destination).await
 }
@@ -318,6 +320,7 @@ pub async fn proxy(ctx: &Ctx) -> Result<Response> {
                 port,
                 tls,
                 path,
+                headers: HeaderMap::new(),
             }
         }
         "pods" => {
@@ -341,6 +344,7 @@ pub async fn proxy(ctx: &Ctx) -> Result<Response> {
                 port,
                 tls,
                 path,
+                headers: HeaderMap::new(),
             }
         }
         _ => {
@@ -350,6 +354,7 @@ pub async fn proxy(ctx: &Ctx) -> Result<Response> {
                 port,
                 tls,
                 path,
+                headers: HeaderMap::new(),
             }
         }
     };
@@ -366,14 +371,32 @@ fn is_link_local(address: IpAddr) -> bool {
     }
 }
 
-/// A ready endpoint of a Service, at random.
 async fn endpoint(ctx: &Ctx, namespace: &str, target: &Target<'_>) -> Result<(IpAddr, u16)> {
-    let service = stored(ctx, "services", namespace, target.name).await?;
+    // Says that the Service is missing, if it is.
+    stored(ctx, "services", namespace, target.name).await?;
+    service_endpoint(&ctx.api, namespace, target.name, target.port)
+}
+
+/// A ready endpoint of a Service, at random. `port`: its number or name; empty for the only one.
+///
+/// # Errors
+/// 503 while there is none.
+pub fn service_endpoint(
+    api: &Api,
+    namespace: &str,
+    service_name: &str,
+    port: &str,
+) -> Result<(IpAddr, u16)> {
+    let key = format!("/registry/core/services/{namespace}/{service_name}");
+    let entry = api.storage.cache.get(&key);
+    let service: Value = entry
+        .and_then(|entry| serde_json::from_slice(&entry.bytes).ok())
+        .unwrap_or_default();
     let ports = service["spec"]["ports"]
         .as_array()
         .cloned()
         .unwrap_or_default();
-    let wanted = match (target.port, ports.as_slice()) {
+    let wanted = match (port, ports.as_slice()) {
         ("", [only]) => Some(only),
         ("", _) => ports
             .iter()
@@ -385,27 +408,22 @@ async fn endpoint(ctx: &Ctx, namespace: &str, target: &Target<'_>) -> Result<(Ip
     let wanted = wanted.ok_or_else(|| {
         Status::service_unavailable(format!(
             "no service port {:?} found for service {:?}",
-            target.port, target.name
+            port, service_name
         ))
     })?;
     let name = wanted["name"].as_str().unwrap_or_default();
     let none = || {
         Status::service_unavailable(format!(
             "no endpoints available for service {:?}",
-            target.name
+            service_name
         ))
     };
-    let slices = ctx.registry.get("discovery.k8s.io", "v1", "endpointslices");
-    let slices = slices.ok_or_else(none)?;
-    let snapshot = ctx
-        .api
-        .storage
-        .cache
-        .snapshot(&slices.scope_prefix(namespace));
+    let slices = format!("/registry/discovery.k8s.io/endpointslices/{namespace}/");
+    let snapshot = api.storage.cache.snapshot(&slices);
     let mut found = Vec::new();
     let of_service = snapshot
         .iter()
-        .filter(|entry| entry.labels.get("kubernetes.io/service-name") == Some(target.name));
+        .filter(|entry| entry.labels.get("kubernetes.io/service-name") == Some(service_name));
     for entry in of_service {
         let slice: Value = serde_json::from_slice(&entry.bytes).unwrap_or_default();
         let ports = slice["ports"].as_array().into_iter().flatten();

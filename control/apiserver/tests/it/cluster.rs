@@ -1,6 +1,6 @@
 //! An API server in this process, and requests to it.
 
-use std::sync::Arc;
+use std::{net::SocketAddr, sync::Arc};
 
 use axum::body::Body;
 use bytes::Bytes;
@@ -9,8 +9,12 @@ use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use skep_apiserver::{
     Config, Server,
+    aggregation::FrontProxy,
+    audit::Audit,
     authz::{Attributes, Authorizer, Decision, rbac::Rule},
+    bootstrap::Advertise,
     build, builtin_registry,
+    encryption::Encryption,
     identity::User,
     start_cache,
 };
@@ -46,6 +50,15 @@ pub struct Cluster {
     pub server: Server,
 }
 
+/// What a test has its server made of, besides the store.
+#[derive(Default)]
+struct Parts {
+    encryption: Arc<Encryption>,
+    audit: Option<Arc<Audit>>,
+    front_proxy: Option<FrontProxy>,
+    advertise: Option<Advertise>,
+}
+
 #[derive(Debug)]
 pub struct Answer {
     pub code: u16,
@@ -69,7 +82,34 @@ impl Answer {
 
 impl Cluster {
     pub async fn start() -> Self {
-        let cluster = Self::over(Arc::new(MemoryStore::new())).await;
+        Self::with(None, None).await
+    }
+
+    pub async fn with_audit(audit: Option<Arc<Audit>>) -> Self {
+        Self::with(audit, None).await
+    }
+
+    pub async fn with_front_proxy(front_proxy: FrontProxy) -> Self {
+        Self::with(None, Some(front_proxy)).await
+    }
+
+    /// Without the account that pods need.
+    pub async fn encrypted(store: Arc<dyn Store>, encryption: Arc<Encryption>) -> Self {
+        let parts = Parts {
+            encryption,
+            ..Parts::default()
+        };
+        Self::build(store, parts).await
+    }
+
+    async fn with(audit: Option<Arc<Audit>>, front_proxy: Option<FrontProxy>) -> Self {
+        let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+        let parts = Parts {
+            audit,
+            front_proxy,
+            ..Parts::default()
+        };
+        let cluster = Self::build(store, parts).await;
         let account = json!({"metadata": {"name": "default"}});
         cluster
             .post("/api/v1/namespaces/default/serviceaccounts", account)
@@ -80,8 +120,33 @@ impl Cluster {
 
     /// A server over what a store holds already.
     pub async fn over(store: Arc<dyn Store>) -> Self {
+        Self::build(store, Parts::default()).await
+    }
+
+    /// One of several servers over one store.
+    pub async fn member(store: Arc<dyn Store>, address: SocketAddr) -> Self {
+        let advertise = Some(Advertise {
+            address,
+            shared: true,
+        });
+        let parts = Parts {
+            advertise,
+            ..Parts::default()
+        };
+        Self::build(store, parts).await
+    }
+
+    async fn build(store: Arc<dyn Store>, parts: Parts) -> Self {
+        let Parts {
+            encryption,
+            audit,
+            front_proxy,
+            advertise,
+        } = parts;
+        // Another test of this process may have installed it.
+        let _installed = rustls::crypto::ring::default_provider().install_default();
         let registry = builtin_registry();
-        let cache = start_cache(store.clone(), &registry)
+        let cache = start_cache(store.clone(), &registry, encryption.clone())
             .await
             .expect("a cache");
         let config = Config {
@@ -92,8 +157,12 @@ impl Cluster {
             authenticator: None,
             services: Default::default(),
             relay: Default::default(),
-            advertise: None,
+            advertise,
             admission: None,
+            audit,
+            encryption,
+            front_proxy,
+            authentication: None,
         };
         let server = build(config).await.expect("a server");
         Self { server }

@@ -2,11 +2,15 @@
 #![forbid(unsafe_code)]
 
 mod admission;
+mod aggregation;
+mod audit;
 mod cluster;
 mod concurrency;
 mod conversion;
 mod definitions;
+mod encryption;
 mod hook;
+mod members;
 mod node_metrics;
 mod operator;
 mod policies;

@@ -457,4 +457,30 @@ proptest! {
         prop_assert!(typed::compare(&object, &object, Ty::of(ty.node())).is_same());
         prop_assert_eq!(typed::merge(&object, &object, Ty::of(ty.node())), object);
     }
+
+    #[test]
+    fn managed_fields_of_any_form_are_survived(
+        fields in hostile_fields(),
+        entry in prop::collection::btree_map("manager|operation|apiVersion|fieldsType|subresource|time", "Apply|Update|v1|apps/v9|FieldsV1|a|[\\PC]{0,3}", 0..6),
+        applied in configuration(),
+    ) {
+        let ty = builtin("", "v1", "Pod").expect("a built-in kind");
+        let mut live = apply(None, &applied, &ty, &writer("a", "v1"), &[], true).expect("forced");
+        let mut entry = json!(entry);
+        entry["fieldsV1"] = fields;
+        live["metadata"]["managedFields"] = json!([entry, 1, null]);
+        let _ = apply(Some(&live), &applied, &ty, &writer("b", "v1"), &["status"], false);
+        let mut new = live.clone();
+        update(Some(&live), &mut new, &ty, &writer("c", "v1"), &["status"]);
+    }
+}
+
+/// Field sets as a client may invent them.
+fn hostile_fields() -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![Just(json!({})), Just(json!(1)), Just(Value::Null)];
+    let name = "f:(spec|metadata|containers|name|labels)|k:\\{\"name\":\"[ab]\"\\}|k:\\{|v:\"[fg]\"|v:|i:[0-9]{1,22}|i:-1|\\.|[\\PC]{0,4}";
+    leaf.prop_recursive(5, 30, 4, move |inner| {
+        prop::collection::btree_map(name, inner, 0..4)
+            .prop_map(|map| Value::Object(map.into_iter().collect()))
+    })
 }

@@ -1,3 +1,4 @@
+use proptest::prelude::*;
 use serde_json::{Value, json};
 use skep_schema::builtin;
 
@@ -119,4 +120,56 @@ fn errors_are_upstream_s() {
         json!({"containers": {"name": "a"}}),
         PatchError::Invalid("cannot restore slice from map".to_owned()),
     );
+}
+
+/// Lists, maps and directives where the kind has them and where it has not.
+fn any_patch() -> impl Strategy<Value = Value> {
+    let name = prop_oneof![
+        Just("containers"),
+        Just("name"),
+        Just("env"),
+        Just("tolerations"),
+        Just("finalizers"),
+        Just("$patch"),
+        Just("$retainKeys"),
+        Just("$deleteFromPrimitiveList/finalizers"),
+        Just("$setElementOrder/containers"),
+        Just("$setElementOrder/env"),
+    ];
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        Just(json!(1)),
+        "[ab]".prop_map(Value::from),
+        Just(json!("delete")),
+        Just(json!("replace")),
+        Just(json!("merge")),
+    ];
+    leaf.prop_recursive(5, 40, 4, move |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+            prop::collection::btree_map(name.clone().prop_map(str::to_owned), inner, 0..4)
+                .prop_map(|map| Value::Object(map.into_iter().collect())),
+        ]
+    })
+}
+
+proptest! {
+    #[test]
+    fn any_patch_gives_an_object_or_an_error(object in any_patch(), patch in any_patch(), metadata in any_patch()) {
+        let ty = builtin("", "v1", "Pod").expect("a built-in kind");
+        let object = json!({"metadata": metadata, "spec": object});
+        let whole = json!({"metadata": patch, "spec": patch});
+        let _ = strategic_merge(&object, &whole, &ty);
+        let _ = strategic_merge(&object, &patch, &ty);
+    }
+
+    #[test]
+    fn an_empty_patch_changes_nothing(names in prop::collection::btree_set("[a-e]", 0..5)) {
+        let ty = builtin("", "v1", "Pod").expect("a built-in kind");
+        let containers: Vec<Value> = names.iter().map(|name| json!({"name": name})).collect();
+        let object = pod_spec(json!({"containers": containers}));
+        for patch in [json!({}), pod_spec(json!({})), object.clone()] {
+            prop_assert_eq!(&strategic_merge(&object, &patch, &ty).expect("merges"), &object);
+        }
+    }
 }

@@ -70,7 +70,7 @@ impl Cluster {
             .try_init();
         let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
         let registry = builtin_registry();
-        let cache = start_cache(store.clone(), &registry)
+        let cache = start_cache(store.clone(), &registry, Default::default())
             .await
             .expect("a cache");
         let server = build(skep_apiserver::Config {
@@ -85,6 +85,10 @@ impl Cluster {
             relay: Default::default(),
             advertise: None,
             admission: None,
+            audit: None,
+            encryption: Default::default(),
+            front_proxy: None,
+            authentication: None,
         })
         .await
         .expect("an API server");

@@ -360,3 +360,13 @@ proptest! {
         prop_assert_eq!(complaint.is_some(), matches!(decode_untyped(text.as_bytes()), Err(DecodeError::Syntax(_))), "{:?}", complaint);
     }
 }
+
+#[test]
+fn nesting_is_bounded() {
+    for (open, close) in [("[", "]"), ("{\"a\":", "}")] {
+        let deep = format!("{}1{}", open.repeat(200_000), close.repeat(200_000));
+        assert!(decode_untyped(deep.as_bytes()).is_err());
+        assert!(decode_json(deep.as_bytes(), &pod()).is_err());
+        assert!(decode_untyped(open.repeat(200_000).as_bytes()).is_err());
+    }
+}

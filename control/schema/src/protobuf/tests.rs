@@ -233,3 +233,49 @@ proptest! {
         let _ = decode(&raw);
     }
 }
+
+/// A real pod's bytes with some of them changed, some cut out and some twice.
+fn mutated(mut bytes: Vec<u8>, edits: &[(u8, prop::sample::Index, u8)]) -> Vec<u8> {
+    for (what, at, byte) in edits {
+        if bytes.is_empty() {
+            break;
+        }
+        let at = at.index(bytes.len());
+        match what % 4 {
+            0 => bytes[at] = *byte,
+            1 => bytes.truncate(at),
+            2 => drop(bytes.remove(at)),
+            _ => {
+                let again = bytes[at..].to_vec();
+                bytes.extend(again);
+            }
+        }
+    }
+    bytes
+}
+
+proptest! {
+    #[test]
+    fn a_damaged_pod_is_read_or_refused(edits in prop::collection::vec((any::<u8>(), any::<prop::sample::Index>(), any::<u8>()), 1..6)) {
+        let ty = builtin("", "v1", "Pod").expect("a built-in kind");
+        let pod = json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": "a", "labels": {"a": "b"}, "creationTimestamp": "2026-01-02T03:04:05Z"},
+            "spec": {"containers": [{"name": "c", "image": "i", "resources": {"limits": {"cpu": "1"}}, "ports": [{"containerPort": 80}]}]},
+        });
+        let pod = conform(pod, &ty).expect("conforms").value;
+        let body = mutated(encode(&pod, &ty).expect("has protobuf"), &edits);
+        // Nothing that is read is larger than what was sent allows: each byte makes at most a few fields.
+        if let Ok(value) = decode(&body) {
+            prop_assert!(value.to_string().len() < 64 * body.len() + 4096);
+        }
+    }
+}
+
+#[test]
+fn a_length_that_is_not_there_allocates_nothing() {
+    let mut body = MAGIC.to_vec();
+    // Field 2 of 2^62 bytes.
+    body.extend([0x12, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x40]);
+    assert!(decode(&body).is_err());
+}

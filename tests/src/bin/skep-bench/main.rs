@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod api;
+mod crash;
 mod datapath;
 mod memory;
 mod node;
@@ -33,6 +34,7 @@ struct Options {
 #[derive(Clone, Copy, ValueEnum)]
 enum Area {
     Api,
+    Crash,
     Datapath,
     Node,
 }
@@ -73,6 +75,7 @@ fn main() -> Result<()> {
     let options = Options::parse();
     let figures = match options.area {
         Area::Api => api::measure(options.store, options.rounds)?,
+        Area::Crash => crash::measure(options.rounds)?,
         Area::Datapath => datapath::measure(options.store, options.rounds)?,
         Area::Node => node::measure(options.store, options.rounds)?,
     };
