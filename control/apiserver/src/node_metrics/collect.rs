@@ -11,7 +11,7 @@ use std::{
 
 use axum::body::Body;
 use futures::StreamExt;
-use http::{HeaderValue, Request, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Request, StatusCode, header};
 use http_body_util::{BodyExt, Limited};
 use hyper::client::conn::http1::SendRequest;
 use hyper_util::rt::TokioIo;
@@ -115,6 +115,7 @@ async fn read(
         port,
         tls: Tls::Node,
         path: "/metrics/resource".to_owned(),
+        headers: HeaderMap::new(),
     };
     let kept = connections.lock().remove(name);
     let mut sender = match kept.filter(|sender| !sender.is_closed()) {
