@@ -560,6 +560,10 @@ pub fn text(code: StatusCode, text: impl Into<Body>) -> Response {
     response
 }
 
+/// The `Status` that a response tells, for the audit log.
+#[derive(Clone)]
+pub struct Told(pub Value);
+
 /// The answer to a request that failed, in an encoding that the client accepts if possible.
 pub fn failure(ctx: &Ctx, status: &Failure) -> Response {
     let out = ctx.plain_output().unwrap_or_default();
@@ -567,6 +571,9 @@ pub fn failure(ctx: &Ctx, status: &Failure) -> Response {
     let schema = skep_schema::builtin("", "v1", "Status");
     let response = encoded(code, &status.to_value(), schema.as_ref(), &out);
     let mut response = response.unwrap_or_else(|_| json_response(code, &status.to_value()));
+    if ctx.audit.is_some() {
+        response.extensions_mut().insert(Told(status.to_value()));
+    }
     if let Some(seconds) = status
         .details
         .as_ref()

@@ -95,13 +95,9 @@ pub async fn handle(api: Arc<Api>, request: Request<Body>) -> Response {
         Some(status) => Ok(Err(status)),
         None => AssertUnwindSafe(bounded(&ctx)).catch_unwind().await,
     };
-    let mut failure = None;
     let mut response = match answer {
         Ok(Ok(response)) => response,
-        Ok(Err(status)) => {
-            failure = ctx.audit.is_some().then(|| status.to_value());
-            respond::failure(&ctx, &status)
-        }
+        Ok(Err(status)) => respond::failure(&ctx, &status),
         Err(panic) => {
             let what = panic
                 .downcast_ref::<String>()
@@ -131,6 +127,8 @@ pub async fn handle(api: Arc<Api>, request: Request<Body>) -> Response {
             for (key, value) in ctx.audit_annotations.lock().drain(..) {
                 record.annotate(&key, &value);
             }
+            let told = response.extensions_mut().remove::<respond::Told>();
+            let failure = told.map(|told| told.0);
             record.answered(response, failure, authenticated).await
         }
         None => response,

@@ -204,6 +204,7 @@ pub async fn list(ctx: &Ctx, resource: &Arc<Resource>) -> Result<Response> {
         Some(Arc::new(Entry {
             key: entry.key.clone(),
             bytes: codec::encode_object(&object),
+            stale: false,
             create_revision: 0,
             revision: 0,
             uid: "".into(),
