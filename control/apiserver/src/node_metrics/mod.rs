@@ -210,7 +210,6 @@ pub async fn list(ctx: &Ctx, resource: &Arc<Resource>) -> Result<Response> {
             uid: "".into(),
             labels: entry.labels.clone(),
             fields: Default::default(),
-            stale: false,
         }))
     });
     let head = ListHead {
