@@ -838,7 +838,12 @@ pub fn status_patch(uid: &str, base: &PodStatus, wanted: &PodStatus) -> Value {
     if let (Some(new), Some(old)) = (status.as_object_mut(), before.as_object()) {
         if let Some(Value::Array(conditions)) = new.get_mut("conditions") {
             // Those of others are not ours to repeat: they may have changed meanwhile.
-            conditions.retain(|c| OWN_CONDITIONS.iter().any(|own| c["type"] == *own));
+            conditions.retain(|c| {
+                // Whoever disrupts a pod writes this one; the reason says that it was us.
+                let evicted =
+                    c["type"] == "DisruptionTarget" && c["reason"] == "TerminationByKubelet";
+                evicted || OWN_CONDITIONS.iter().any(|own| c["type"] == *own)
+            });
             let old = old.get("conditions").and_then(Value::as_array);
             for c in old.into_iter().flatten() {
                 let kind = c["type"].as_str().unwrap_or_default();
