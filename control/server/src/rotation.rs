@@ -132,7 +132,8 @@ mod tests {
     #[test]
     fn the_next_handshake_shows_the_renewed_certificate() {
         let folder = tempfile::tempdir().unwrap();
-        let open = |at| Pki::open(folder.path(), &BTreeSet::new(), &BTreeSet::new(), at).unwrap();
+        let names = BTreeSet::from(["localhost".to_owned()]);
+        let open = |at| Pki::open(folder.path(), &names, &BTreeSet::new(), at).unwrap();
         let now = Timestamp::now();
         let shown = Shown::new(&open(now)).unwrap();
         let serial = |rotating: &Rotating| rotating.0.load().cert.clone();

@@ -429,6 +429,10 @@ fn start_nodes(state: &State, options: &Options) -> Result<()> {
                     ("--bpf-dir", node.bpf_directory.display().to_string()),
                     ("--cluster-dns", CLUSTER_DNS.to_owned()),
                     ("--pod-network", options.pod_network.clone()),
+                    // The disk and the images are the machine's own: a full disk is no reason to stop a cluster to try
+                    // things on, nor to remove what somebody else has pulled.
+                    ("--eviction-hard", "memory.available<100Mi".to_owned()),
+                    ("--image-gc-high-threshold", "100".to_owned()),
                 ]),
                 place: node.place(),
                 listen: None,
