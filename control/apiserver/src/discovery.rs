@@ -23,7 +23,10 @@ const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGrou
 
 /// The aggregated documents of one generation of the registry and of the APIServices.
 #[derive(Default)]
-pub struct Cache(Mutex<Option<((u64, u64), Arc<Aggregated>)>>);
+pub struct Cache(Mutex<Option<(Generations, Arc<Aggregated>)>>);
+
+/// Of the registry and of the APIServices.
+type Generations = (u64, u64);
 
 struct Aggregated {
     core: (Bytes, String),

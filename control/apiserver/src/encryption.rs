@@ -104,7 +104,7 @@ struct Key {
 }
 
 enum Cipher {
-    AesGcm(LessSafeKey),
+    AesGcm(Box<LessSafeKey>),
     Secretbox(Box<XSalsa20Poly1305>),
 }
 
@@ -371,7 +371,7 @@ impl Cipher {
             }
         };
         let key = UnboundKey::new(algorithm, secret).map_err(|_| "Invalid value".to_owned())?;
-        Ok(Self::AesGcm(LessSafeKey::new(key)))
+        Ok(Self::AesGcm(Box::new(LessSafeKey::new(key))))
     }
 
     fn secretbox(secret: &[u8]) -> Result<Self, String> {

@@ -128,9 +128,8 @@ impl Rule {
         if self.level.is_none() {
             return bad("level", "Required value");
         }
-        if !self.non_resource_urls.is_empty()
-            && !(self.resources.is_empty() && self.namespaces.is_empty())
-        {
+        let of_resources = !self.resources.is_empty() || !self.namespaces.is_empty();
+        if of_resources && !self.non_resource_urls.is_empty() {
             return bad(
                 "nonResourceURLs",
                 "Invalid value: rules cannot apply to both regular resources and non-resource URLs",

@@ -11,7 +11,7 @@ use std::{
 
 use axum::{body::Body, response::Response};
 use bytes::{Bytes, BytesMut};
-use futures::{Stream, StreamExt};
+use futures::{Stream, StreamExt, future::BoxFuture};
 use http::{HeaderValue, StatusCode, header};
 use serde_json::{Value, json};
 use tokio::time::{Instant, Interval, MissedTickBehavior, Sleep};
@@ -258,7 +258,7 @@ struct Frames {
 
 struct Converting {
     kind: EventKind,
-    entry: Pin<Box<dyn Future<Output = Result<Vec<Arc<Entry>>>> + Send>>,
+    entry: BoxFuture<'static, Result<Vec<Arc<Entry>>>>,
 }
 
 /// What a watcher sees of an item.

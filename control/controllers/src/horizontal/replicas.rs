@@ -149,17 +149,30 @@ fn ceil(value: f64) -> i32 {
     value.ceil() as i32
 }
 
-/// What both kinds of targets share. `ratio` is asked again after pods without metrics were given `fallback`.
-fn replicas(
-    pods: &[&Pod],
-    mut samples: Samples,
+/// The scaled object as it is.
+struct Scaled<'a> {
+    pods: &'a [&'a Pod],
+    /// Pods that just start count otherwise for this resource.
     is_cpu: bool,
     current: i32,
     tolerances: Tolerances,
     now: Timestamp,
+}
+
+/// What both kinds of targets share. `ratio` is asked again after pods without metrics were given `fallback`.
+fn replicas(
+    scaled: &Scaled<'_>,
+    mut samples: Samples,
     ratio: impl Fn(&Samples) -> Result<Ratio, String>,
     fallback: impl Fn(&str) -> i64,
 ) -> Result<Proposal, String> {
+    let Scaled {
+        pods,
+        is_cpu,
+        current,
+        tolerances,
+        now,
+    } = *scaled;
     if pods.is_empty() {
         return Err("no pods returned by selector while calculating replica count".to_owned());
     }
@@ -272,13 +285,16 @@ pub fn by_utilization(
     let requests = requests(pods, of.resource, of.container);
     // Upstream asks for requests only once it knows that there are metrics to compare them with.
     let known = requests.as_ref().map_err(Clone::clone);
-    replicas(
+    let scaled = Scaled {
         pods,
-        samples,
-        of.resource == "cpu",
+        is_cpu: of.resource == "cpu",
         current,
         tolerances,
         now,
+    };
+    replicas(
+        &scaled,
+        samples,
         |samples| utilization(samples, known.clone()?, of.target_percent),
         |pod| {
             // All of the request, or the target where that is more.
@@ -303,13 +319,16 @@ pub fn by_average(
     tolerances: Tolerances,
     now: Timestamp,
 ) -> Result<Proposal, String> {
-    replicas(
+    let scaled = Scaled {
         pods,
-        samples,
         is_cpu,
         current,
         tolerances,
         now,
+    };
+    replicas(
+        &scaled,
+        samples,
         |samples| Ok(average(samples, target_milli)),
         |_| target_milli,
     )

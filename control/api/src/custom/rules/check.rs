@@ -272,7 +272,7 @@ impl Checker<'_> {
             let after = self.source[at + needle.len()..].chars().next();
             let starts = needle.chars().next().is_some_and(word);
             let ends = needle.chars().next_back().is_some_and(word);
-            !(starts && before.is_some_and(word)) && !(ends && after.is_some_and(word))
+            !(starts && before.is_some_and(word) || ends && after.is_some_and(word))
         };
         let at = self
             .source

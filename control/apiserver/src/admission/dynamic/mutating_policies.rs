@@ -339,10 +339,8 @@ fn find_atomics(
                 }
             }
         }
-        (Value::Object(_), Shape::Map { atomic: own, .. }) => {
-            if atomic.unwrap_or(*own) {
-                found.push(path.clone());
-            }
+        (Value::Object(_), Shape::Map { atomic: own, .. }) if atomic.unwrap_or(*own) => {
+            found.push(path.clone());
         }
         (
             Value::Array(items),
