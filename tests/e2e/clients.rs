@@ -163,7 +163,10 @@ deployment = client.V1Deployment(
     ),
 )
 apps.create_namespaced_deployment(namespace, deployment)
-assert apps.read_namespaced_deployment_scale("py", namespace).spec.replicas == 0
+# The API leaves out a zero here, and the client takes it for None.
+assert not apps.read_namespaced_deployment_scale("py", namespace).spec.replicas
+scale = {"spec": {"replicas": 1}}
+assert apps.patch_namespaced_deployment_scale("py", namespace, scale).spec.replicas == 1
 
 def change():
     time.sleep(0.2)
