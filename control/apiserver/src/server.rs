@@ -72,11 +72,14 @@ impl Drop for Tasks {
     }
 }
 
-/// The table of built-in resources, for [`start_cache`] and [`Config`].
-pub fn builtin_registry() -> Arc<ArcSwap<Registry>> {
-    Arc::new(ArcSwap::from_pointee(
-        Registry::new(skep_api::builtin()).with(node_metrics::rows()),
-    ))
+/// The table of built-in resources, for [`start_cache`] and [`Config`]; with `metrics.k8s.io` if the server is to measure
+/// its nodes, which upstream leaves to an add-on.
+pub fn builtin_registry(measures: bool) -> Arc<ArcSwap<Registry>> {
+    let mut registry = Registry::new(skep_api::builtin());
+    if measures {
+        registry = registry.with(node_metrics::rows());
+    }
+    Arc::new(ArcSwap::from_pointee(registry))
 }
 
 /// Starts the watch cache over a store; labels and selectable fields are indexed by the registry's rows.
@@ -158,10 +161,11 @@ pub async fn build(config: Config) -> anyhow::Result<Server> {
     crd::start(&api);
     bootstrap::run(&api, config.advertise, config.authentication.as_ref()).await?;
     crd::follow(&api);
-    let mut tasks = vec![
-        tokio::spawn(aggregation::run(api.clone())).abort_handle(),
-        tokio::spawn(node_metrics::run(Arc::downgrade(&api))).abort_handle(),
-    ];
+    let mut tasks = vec![tokio::spawn(aggregation::run(api.clone())).abort_handle()];
+    if api.registry.load().group(node_metrics::GROUP).is_some() {
+        let collector = node_metrics::run(Arc::downgrade(&api));
+        tasks.push(tokio::spawn(collector).abort_handle());
+    }
     if let Some(Advertise {
         address,
         shared: true,

@@ -37,6 +37,11 @@ pub struct Options {
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Role::Api, Role::Scheduler, Role::Controllers])]
     pub roles: Vec<Role>,
 
+    /// Serve metrics.k8s.io from what the nodes' agents measure; default: where the controllers run too. Say `false` to
+    /// bring a metrics server of your own.
+    #[arg(long, value_name = "BOOL")]
+    pub metrics_api: Option<bool>,
+
     /// How to reach the API when it runs elsewhere (no `api` in --roles).
     #[arg(long, value_name = "FILE", env = "KUBECONFIG")]
     pub kubeconfig: Option<PathBuf>,

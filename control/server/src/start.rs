@@ -179,7 +179,10 @@ async fn serve_api(
     let shown = Shown::new(&pki)?;
 
     let store = open_store(options).await?;
-    let registry = builtin_registry();
+    let measures = options
+        .metrics_api
+        .unwrap_or(options.roles.contains(&Role::Controllers));
+    let registry = builtin_registry(measures);
     let encryption = Arc::new(encryption(options)?);
     let cache = start_cache(store.clone(), &registry, encryption.clone())
         .await

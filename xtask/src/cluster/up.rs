@@ -279,7 +279,10 @@ fn start_control_plane(state: &State, options: &Options) -> Result<()> {
         arguments.extend(words([("--etcd-endpoints", endpoint)]));
     }
     if state.split {
-        arguments.extend(words([("--roles", "api".to_owned())]));
+        arguments.extend(words([
+            ("--roles", "api".to_owned()),
+            ("--metrics-api", "true".to_owned()),
+        ]));
     }
     let supervised = state.control();
     let log = state.log("control");

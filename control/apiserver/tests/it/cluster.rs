@@ -145,7 +145,7 @@ impl Cluster {
         } = parts;
         // Another test of this process may have installed it.
         let _installed = rustls::crypto::ring::default_provider().install_default();
-        let registry = builtin_registry();
+        let registry = builtin_registry(true);
         let cache = start_cache(store.clone(), &registry, encryption.clone())
             .await
             .expect("a cache");

@@ -69,7 +69,7 @@ impl Cluster {
             .with_test_writer()
             .try_init();
         let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
-        let registry = builtin_registry();
+        let registry = builtin_registry(true);
         let cache = start_cache(store.clone(), &registry, Default::default())
             .await
             .expect("a cache");
