@@ -4,7 +4,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use futures::{StreamExt, stream};
+use futures::{FutureExt, StreamExt, stream};
 use serde_json::{Value, json};
 
 use super::{Aggregation, PREFIX, Remote, discovery, proxy};
@@ -24,7 +24,7 @@ const INTERVAL_UNAVAILABLE: Duration = Duration::from_secs(5);
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// Checks under way at once.
 const MAX_CHECKS: usize = 16;
-/// How long changes may gather before the table is made anew.
+/// After one change was looked at, how long further ones gather before they are.
 const SETTLE: Duration = Duration::from_millis(50);
 
 /// Why the task goes on.
@@ -100,12 +100,23 @@ pub async fn run(api: Arc<Api>) {
             match wake {
                 Wake::Check => {}
                 Wake::Changed => {
-                    tokio::time::sleep(SETTLE).await;
+                    // The table is made of all of them at once.
+                    let lost = loop {
+                        match changes.next().now_or_never() {
+                            Some(Some(Ok(_))) => {}
+                            Some(Some(Err(_)) | None) => break true,
+                            None => break false,
+                        }
+                    };
+                    if lost {
+                        break;
+                    }
                     api.aggregation.refresh(&api);
                 }
                 Wake::Lost => break,
             }
             check_all(&api).await;
+            tokio::time::sleep(SETTLE).await;
         }
         tokio::time::sleep(SETTLE).await;
     }
