@@ -229,6 +229,8 @@ async fn serve_api(
     let router = server.router();
 
     let tls = Arc::new(listen::tls_config(&pki, shown.serving.clone())?);
+    // Whoever sees the API answer finds the file.
+    write_admin_kubeconfig(options, &pki, &local)?;
     for listener in listeners {
         let serve = listen::serve(
             listener,
@@ -246,7 +248,6 @@ async fn serve_api(
         draining.1.cancelled().await;
         draining.0.drain();
     });
-    write_admin_kubeconfig(options, &pki, &local)?;
     let written = options.clone();
     let renewed = move |pki: &Pki| write_admin_kubeconfig(&written, pki, &local);
     tokio::spawn(rotation::run(shown, open_pki, renewed, shutdown.clone()));

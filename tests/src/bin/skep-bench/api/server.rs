@@ -60,7 +60,11 @@ impl Server {
         };
         server.run()?;
         let admin = server.data.path().join("control/admin.kubeconfig");
-        let kubeconfig: Value = serde_json::from_slice(&std::fs::read(&admin)?)?;
+        // The sockets are there before the server is; the file comes with the server.
+        let kubeconfig = wait_for("skep-control to write its kubeconfig", READY, || {
+            Ok(std::fs::read(&admin)?)
+        })?;
+        let kubeconfig: Value = serde_json::from_slice(&kubeconfig)?;
         let encoded = kubeconfig["clusters"][0]["cluster"]["certificate-authority-data"]
             .as_str()
             .context("no certificate authority in the kubeconfig")?;
