@@ -28,7 +28,8 @@ pub(super) struct Watchers {
 const NAMESPACE: &str = "watched";
 
 fn name(round: usize) -> String {
-    format!("event-{round}-")
+    // The last letter keeps 1 apart from 10 where the text is looked for.
+    format!("event-{round}e")
 }
 
 impl Watchers {
