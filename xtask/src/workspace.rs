@@ -25,8 +25,7 @@ pub fn binary(name: &str) -> PathBuf {
     binaries().join(name)
 }
 
-/// target/release, unless `SKEP_BINARIES` names another folder: for those who would rather wait for a slow program than
-/// for the optimizer.
+/// target/release, unless `SKEP_BINARIES` names another folder: the tests' is target/debug.
 pub fn binaries() -> PathBuf {
     match std::env::var_os("SKEP_BINARIES") {
         Some(folder) => root().join(folder),

@@ -3,9 +3,11 @@
 
 use std::collections::BTreeMap;
 
+use k8s_openapi::api::core::v1::PodStatus;
 use proptest::prelude::*;
 
 use super::*;
+use crate::kubelet::status;
 use crate::runtime::PodRef;
 
 struct Model {
@@ -265,6 +267,26 @@ impl Model {
         for id in ids {
             self.end(&id, 0);
         }
+    }
+
+    fn phase(&self, plan: &Plan) -> String {
+        let (base, busy) = (PodStatus::default(), |key: &Key| {
+            self.busy.contains_key(key)
+        });
+        let status = status::status(&status::Input {
+            pod: self.pod.as_ref().unwrap(),
+            base: &base,
+            previous: &base,
+            observed: &self.containers,
+            memory: &self.memory,
+            plan,
+            busy: &busy,
+            host_ips: &[],
+            runtime: "docker",
+            seen_at: self.now,
+            now: self.now,
+        });
+        status.phase.unwrap()
     }
 
     fn running(&self) -> Vec<&str> {
@@ -660,4 +682,38 @@ fn one_container_may_take_all_others_into_a_restart() {
     model.settle();
     assert_eq!(model.running(), ["b"]);
     assert_eq!(starts(&model, "b"), 4);
+}
+
+/// Status is written at any moment of a replacement, and an end that it tells is final.
+#[test]
+fn a_pod_whose_container_is_being_replaced_is_not_over() {
+    let mut model = Model::new(pod(serde_json::json!({"restartPolicy": "OnFailure",
+        "containers": [{"name": "a", "image": "i", "livenessProbe": {"exec": {"command": ["x"]}}}]})));
+    model.settle();
+    let id = model.containers.iter().find(|o| o.name == "a").unwrap();
+    let id = id.id.clone();
+    let unhealthy = Unhealthy {
+        startup: false,
+        message: String::new(),
+    };
+    model.memory.unhealthy.insert(id.clone(), unhealthy);
+    model.plan();
+    model.busy.clear();
+    // It exits with 0 when it is told to end.
+    model.end(&id, 0);
+    let plan = model.plan();
+    assert_eq!(model.phase(&plan), "Running", "before it is begun again");
+    let next = model.make(ContainerRole::App, "a", 1, "c1");
+    assert_eq!(model.phase(&plan), "Running", "created");
+    model.start(&next);
+    assert_eq!(
+        model.phase(&plan),
+        "Running",
+        "started, while its hook runs"
+    );
+    model.busy.clear();
+    assert_eq!(model.phase(&plan), "Running");
+    model.end(&next, 0);
+    let plan = model.plan();
+    assert_eq!(model.phase(&plan), "Succeeded");
 }

@@ -494,10 +494,11 @@ fn phase(
         return "Running";
     }
     let restarts = main.iter().any(|s| {
-        let replaced = attempts(input.observed, &s.name)
+        // What has not ended (it starts, or its hook runs) has no exit code, though the one before has.
+        let comes = attempts(input.observed, &s.name)
             .first()
-            .is_some_and(|o| input.memory.replaced.contains(&o.id));
-        if replaced {
+            .is_some_and(|o| o.state != State::Exited || input.memory.replaced.contains(&o.id));
+        if comes {
             return true;
         }
         let exit = ended(s).or(ended_before(s)).map_or(0, |t| t.exit_code);

@@ -41,14 +41,11 @@ fn format() -> Result<()> {
 
 /// The eBPF programs compile for another target, with a toolchain that brings no clippy: the build script of
 /// node-agent/datapath, which this runs, builds them.
-///
-/// In the release profile, which shares build scripts and macros with the build that follows it in CI.
 fn clippy() -> Result<()> {
     command::program(workspace::cargo())
         .args([
             "clippy",
             "--quiet",
-            "--release",
             "--locked",
             "--workspace",
             "--exclude",
