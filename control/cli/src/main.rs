@@ -18,7 +18,9 @@ use anyhow::Result;
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::{
-    commands::{config, create, datapath, describe, get, info, nodes, pods, workloads, write},
+    commands::{
+        config, create, datapath, describe, get, info, nodes, pods, trace, workloads, write,
+    },
     session::{Global, Session},
     target::Selection,
 };
@@ -107,6 +109,7 @@ enum Command {
     Services(datapath::Services),
     Flows(datapath::Flows),
     Drops(datapath::Drops),
+    Trace(trace::Trace),
     /// Print a completion script: source <(skep completion bash)
     Completion {
         shell: clap_complete::Shell,
@@ -202,6 +205,7 @@ async fn run(cli: Cli) -> Result<()> {
         Command::Services(services) => services.run(session).await,
         Command::Flows(flows) => flows.run(session).await,
         Command::Drops(drops) => drops.run(session).await,
+        Command::Trace(trace) => trace.run(session).await,
         Command::Config(_) | Command::Completion { .. } => Ok(()),
     }
 }
