@@ -20,7 +20,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 use crate::{
     commands::{
         certificate, config, create, datapath, debug, describe, diff, get, info, nodes, pods,
-        workloads, write,
+        trace, workloads, write,
     },
     session::{Global, Session},
     target::Selection,
@@ -114,6 +114,7 @@ enum Command {
     Services(datapath::Services),
     Flows(datapath::Flows),
     Drops(datapath::Drops),
+    Trace(trace::Trace),
     /// Print a completion script: source <(skep completion bash)
     Completion {
         shell: clap_complete::Shell,
@@ -212,6 +213,7 @@ async fn run(cli: Cli) -> Result<()> {
         Command::Services(services) => services.run(session).await,
         Command::Flows(flows) => flows.run(session).await,
         Command::Drops(drops) => drops.run(session).await,
+        Command::Trace(trace) => trace.run(session).await,
         Command::Config(_) | Command::Completion { .. } => Ok(()),
     }
 }

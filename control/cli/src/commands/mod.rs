@@ -13,6 +13,7 @@ pub mod get;
 pub mod info;
 pub mod nodes;
 pub mod pods;
+pub mod trace;
 pub mod workloads;
 pub mod write;
 
