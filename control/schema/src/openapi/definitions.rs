@@ -4,7 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value, json};
 
-use super::{Form, Row, custom_name, enums::Enums};
+use super::{
+    Form, Row, custom_name,
+    enums::Enums,
+    marks::{Marks, unwrapped},
+};
 use crate::table::{
     self, Descriptions, Field, ListType, Node, Object, Shape, TypeRef, Zero, definition,
 };
@@ -15,6 +19,7 @@ pub(super) struct Definitions {
     form: Form,
     descriptions: Descriptions,
     enums: Enums,
+    marks: Marks,
     wanted: BTreeSet<String>,
     done: BTreeMap<String, Value>,
 }
@@ -25,6 +30,7 @@ impl Definitions {
             form,
             descriptions: table::descriptions(),
             enums: Enums::read(),
+            marks: Marks::read(),
             wanted: BTreeSet::new(),
             done: BTreeMap::new(),
         }
@@ -182,9 +188,14 @@ impl Definitions {
         if ty.name().ends_with(".Patch") {
             schema = json!({"type": "object"});
         }
-        if !description.is_empty() {
-            schema["description"] = Value::from(description.as_str());
+        let shown = match self.marks.text(ty.name()) {
+            Some(text) => text.to_owned(),
+            None => unwrapped(&description),
+        };
+        if !shown.is_empty() {
+            schema["description"] = Value::from(shown);
         }
+        self.marks.describe(ty.name(), &mut schema);
         let kinds = &node.ty().kinds;
         if !kinds.is_empty() && kinds[0].0 != "meta.k8s.io" {
             schema["x-kubernetes-group-version-kind"] = kinds
@@ -207,7 +218,10 @@ impl Definitions {
         } else {
             self.reference(&node.ty().name)
         };
-        schema = self.described(schema, text);
+        let lacking = self
+            .marks
+            .text(&format!("{}.{}", owner.ty().name, field.name));
+        schema = self.described(schema, lacking.unwrap_or(&unwrapped(text)));
         if let Some(values) = self.enums.of(&owner.ty().name, &field.name) {
             values.describe(&mut schema);
         }
@@ -256,6 +270,8 @@ impl Definitions {
             Some(false) => schema["x-kubernetes-map-type"] = json!("granular"),
             None => {}
         }
+        self.marks
+            .describe_field(&owner.ty().name, &field.name, &mut schema);
         schema
     }
 

@@ -5,6 +5,7 @@
 
 mod definitions;
 mod enums;
+mod marks;
 mod paths;
 
 use std::collections::BTreeSet;
