@@ -13,7 +13,7 @@ use futures::StreamExt;
 use serde_json::{Value, json};
 use skep_store::Key;
 
-use super::row_of_definitions;
+use super::{publish, row_of_definitions};
 use crate::{
     bootstrap,
     cache::{WatchFrom, WatchRequest},
@@ -88,13 +88,17 @@ fn prefixes(registry: &Registry) -> Option<[String; 2]> {
 }
 
 async fn round(api: &Arc<Api>) -> std::result::Result<(), String> {
-    let Some([definitions, services]) = prefixes(&api.registry.load()) else {
+    let Some([_, services]) = prefixes(&api.registry.load()) else {
         return Ok(());
     };
-    let definitions = read(api, &definitions);
+    // Definitions are large: those that did not change are not read again.
+    publish(api, false);
+    let served = {
+        let known = api.definitions.known.lock();
+        let definitions = known.definitions.values();
+        served_versions(definitions.map(|definition| definition.value.as_ref()))
+    };
     let services = read(api, &services);
-    let values = definitions.iter().map(|(_, _, value)| value);
-    let served = served_versions(values);
     for (key, revision, service) in &services {
         if is_stale(service, &served) {
             let deleted: Result<_> = api.storage.delete(key, *revision, Extra::default()).await;
