@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use skep_api::kinds::admissionregistration::type_checking::{
     Matched, Type, matched, type_of, warnings,
 };
-use skep_client::{Action, Informer, ObjectKey, Queue, writes};
+use skep_client::{Action, Informer, ObjectKey, writes};
 
 use crate::context::{Context, Doing, Error};
 
@@ -22,21 +22,14 @@ const MANAGER: &str = "validatingadmissionpolicy-status";
 
 pub async fn run(context: Arc<Context>) {
     let policies: Informer<ValidatingAdmissionPolicy> = context.informers.of();
-    let queue = Queue::new();
-    context.feed_self(&policies, &queue);
-    let (ready, own) = (policies.clone(), context.clone());
-    context
-        .run(
-            "validatingadmissionpolicy-status",
-            queue,
-            2,
-            async move { ready.synced().await },
-            move |key| {
-                let (policies, context) = (policies.clone(), own.clone());
-                async move { reconcile(&policies, &context, key).await }
-            },
-        )
-        .await;
+    let mut work = context.work();
+    work.feed_self(&policies);
+    let own = Arc::new((policies, context));
+    let name = "validatingadmissionpolicy-status";
+    work.run(name, 2, own, |own, key| async move {
+        reconcile(&own.0, &own.1, key).await
+    })
+    .await;
 }
 
 async fn reconcile(

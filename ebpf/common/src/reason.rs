@@ -73,6 +73,12 @@ reasons! {
     Tunnelled = 22, "tunnelled";
     /// Not a drop: an ARP request for a Service address of this node answered.
     ArpAnswered = 23, "arp_answered";
+    /// Not a drop: a neighbour solicitation for a Service address of this node answered.
+    NdpAnswered = 24, "ndp_answered";
+    /// Another machine claims a Service address that this node answers for.
+    AddressClash = 25, "address_clash";
+    /// Not a drop: a new connection that nothing translates. Counted only while somebody listens.
+    Forwarded = 26, "forwarded";
 }
 
 impl Reason {
@@ -88,6 +94,9 @@ impl Reason {
                 | Reason::SourceTranslated
                 | Reason::Tunnelled
                 | Reason::ArpAnswered
+                | Reason::NdpAnswered
+                | Reason::AddressClash
+                | Reason::Forwarded
         )
     }
 }

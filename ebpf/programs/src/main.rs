@@ -29,6 +29,7 @@ mod net;
 mod packet;
 mod pod;
 mod policy;
+mod refuse;
 mod service;
 mod socket;
 

@@ -14,8 +14,8 @@ use skep_ebpf_common::reason::Reason;
 use skep_ebpf_common::service::*;
 use skep_ebpf_common::{Address, SCTP};
 
-use crate::announce::{answer_arp, is_announced};
-use crate::count::{count, report, service_connection, service_refused};
+use crate::announce::{answer_arp, answer_ndp, is_announced};
+use crate::count::{count, report, report_new, service_connection, service_refused};
 use crate::flow::{
     Followed, answer_taken, create, follow, opens, return_via, translate_icmp_error,
 };
@@ -24,6 +24,7 @@ use crate::maps::{NETWORKS, SOURCE_RANGES, Scratch, config, scratch};
 use crate::packet::{Packet, Parsed, Shape, ifindex, is_arp, load, mark, parse, rewrite};
 use crate::pod::{masquerade, network_of, pod_at, set_tracked};
 use crate::policy;
+use crate::refuse::refuse;
 use crate::service::{Balance, choose, find, flow_hash, is_node_address};
 
 const ISOLATED: u32 = pod_flags::INGRESS_ISOLATED | pod_flags::EGRESS_ISOLATED;
@@ -72,6 +73,9 @@ fn arrived(skb: *mut __sk_buff, scratch: &mut Scratch) -> i32 {
             _ => drop(skb, packet, Reason::Rewrite, Hook::FromNet, 0),
         };
     }
+    if packet.is(Shape::LinkLocal) {
+        return answer_ndp(skb, packet).unwrap_or(PASS);
+    }
     if !packet.has_tuple() {
         return PASS;
     }
@@ -102,9 +106,7 @@ fn arrived(skb: *mut __sk_buff, scratch: &mut Scratch) -> i32 {
                     service,
                     ifindex(skb),
                 );
-                // Nobody listens on a NodePort: the stack refuses with RST or ICMP. For other
-                // addresses the unreachable route of the Service range does.
-                return PASS;
+                return refuse(skb, &scratch.packet).unwrap_or(PASS);
             }
             reason => return failed(skb, scratch, reason - FAILED),
         }
@@ -192,7 +194,7 @@ fn serve(skb: *mut __sk_buff, scratch: &mut Scratch) -> u32 {
         };
         let v4 = backend.address.is_v4();
         let tunnelled = is_tunnelled(&backend.address);
-        if tunnelled && v4 && config.flags & config_flags::TUNNEL_KEEPS_CLIENT != 0 {
+        if tunnelled && config.flags & config_flags::TUNNEL_KEEPS_CLIENT != 0 {
             // The backend's node sends it back to where the packet came from.
         } else {
             wanted.source = match (tunnelled, v4) {
@@ -210,12 +212,12 @@ fn serve(skb: *mut __sk_buff, scratch: &mut Scratch) -> u32 {
         0 => {}
         code => return FAILED + code - 1,
     }
-    report(
+    report_new(
         &scratch.packet.key,
+        &scratch.new,
         Reason::FlowCreated,
         Hook::FromNet,
         service,
-        ifindex(skb),
     );
     service_connection(service);
     SERVED
@@ -278,7 +280,6 @@ fn entry_node(skb: *mut __sk_buff, packet: &Packet) -> u32 {
     let Some(config) = config() else { return 0 };
     if config.tunnel_ifindex != ifindex(skb)
         || config.flags & config_flags::TUNNEL_KEEPS_CLIENT == 0
-        || !packet.key.source.is_v4()
         || !packet.has_tuple()
         || network_of(&packet.key.source) & network_flags::CLUSTER != 0
     {

@@ -242,7 +242,7 @@ mod tests {
     fn pod(number: usize) -> Bytes {
         let common: Vec<String> = (0..20).map(|n| format!("part-\\{{\"{n}")).collect();
         let pod = json!({
-            "kind": "Pod", "metadata": {"name": format!("web-{number}"), "managedFields": [{"fieldsV1": common}]},
+            "kind": "Pod", "metadata": {"name": format!("web-{number}"), "managedFields": [{"fieldsV1": common, "time": number}]},
             "spec": {"tolerations": common, "hostname": format!("web-{number}")},
         });
         pod.to_string().into()

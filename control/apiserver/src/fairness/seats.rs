@@ -376,6 +376,8 @@ impl Seats {
             });
             level.waiting += 1;
         }
+        // It may come before a wider one for which there are not enough seats.
+        self.dispatch();
         Asked::Queued { ticket, granted }
     }
 

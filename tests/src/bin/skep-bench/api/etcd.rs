@@ -34,7 +34,9 @@ pub(super) async fn creates(endpoint: &str, value: &[u8]) -> Result<f64> {
                 let key = format!("/limit/{nanos}/{number}");
                 let missing = Compare::create_revision(key.clone(), CompareOp::Equal, 0);
                 let put = TxnOp::put(key, value.to_vec(), None);
-                client.txn(Txn::new().when([missing]).and_then([put])).await?;
+                client
+                    .txn(Txn::new().when([missing]).and_then([put]))
+                    .await?;
                 created += 1;
             }
             anyhow::Ok(created)

@@ -141,7 +141,9 @@ impl Server {
     /// `None`: this server keeps its objects itself.
     pub(super) fn etcd_endpoint(&self) -> Option<String> {
         let port = self.etcd_port;
-        self.etcd.as_ref().map(|_| format!("http://127.0.0.1:{port}"))
+        self.etcd
+            .as_ref()
+            .map(|_| format!("http://127.0.0.1:{port}"))
     }
 
     pub(super) fn memory_mib(&self) -> Result<f64> {
