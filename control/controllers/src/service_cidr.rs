@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::networking::v1::{IPAddress, ServiceCIDR};
 use kube::api::{Patch, PatchParams};
 use serde_json::json;
-use skep_client::{Action, Informer, ObjectKey, Queue, writes};
+use skep_client::{Action, Informer, ObjectKey, writes};
 
 use crate::{
     context::{Context, Doing, Error},
@@ -27,42 +27,29 @@ pub async fn run(context: Arc<Context>) {
         addresses: context.informers.of(),
         context: context.clone(),
     });
-    let queue = Queue::new();
+    let mut work = context.work();
     // A range may wait for another to cover its addresses, or for an address to go.
-    let ranges = controller.ranges.clone();
-    let all = move || -> Vec<ObjectKey> {
-        let ranges = ranges.all();
-        ranges
-            .iter()
-            .map(|one| ObjectKey::of(&one.metadata))
-            .collect()
-    };
-    let leaving = controller.ranges.clone();
-    context.feed(&controller.ranges, &queue, move |change| {
-        let mut keys = all();
-        keys.push(ObjectKey::of(&change.object().metadata));
-        keys
+    let (all, leaving) = (controller.ranges.clone(), controller.ranges.clone());
+    work.feed(&controller.ranges, move |change| {
+        let ranges = all.all();
+        let others = ranges.iter().map(|one| ObjectKey::of(&one.metadata));
+        let own = ObjectKey::of(&change.object().metadata);
+        others.chain([own]).collect()
     });
-    context.feed(&controller.addresses, &queue, move |_| {
+    work.feed(&controller.addresses, move |_| {
         let ranges = leaving.all();
         let leaving = ranges
             .iter()
             .filter(|one| one.metadata.deletion_timestamp.is_some());
         leaving.map(|one| ObjectKey::of(&one.metadata)).collect()
     });
-    let ready = {
-        let controller = controller.clone();
-        async move {
-            controller.ranges.synced().await;
-            controller.addresses.synced().await;
-        }
-    };
-    context
-        .run("service-cidr", queue, 1, ready, move |key| {
-            let controller = controller.clone();
-            async move { controller.reconcile(key).await }
-        })
-        .await;
+    work.run(
+        "service-cidr",
+        1,
+        controller,
+        |controller, key| async move { controller.reconcile(key).await },
+    )
+    .await;
 }
 
 struct Controller {
