@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
 use serde_json::json;
 use skep_apiserver::cache::{Cache, Index, Options, WatchFrom, WatchItem, WatchRequest};
@@ -70,9 +70,9 @@ fn lists(cache: &Cache) {
     let (mut bytes, mut rounds) = (0, 0);
     while started.elapsed() < Duration::from_secs(1) {
         let list = cache.list(PODS, None, 0, |_| true);
-        let mut joined = Vec::new();
+        let mut joined = BytesMut::new();
         for entry in &list.entries {
-            joined.extend_from_slice(&entry.bytes);
+            entry.body.write(0, &mut joined);
         }
         bytes += joined.len();
         rounds += 1;
@@ -105,7 +105,7 @@ async fn fan_out(store: &RedbStore, cache: &Arc<Cache>, field: bool) {
         let heard = heard.clone();
         tasks.push(tokio::spawn(async move {
             while let Some(Ok(WatchItem::Event(event))) = watch.next().await {
-                let frame = event.frame("json", || event.entry.bytes.clone());
+                let frame = event.frame("json", || event.entry.bytes());
                 let _ = heard.send((event.revision, frame.len(), Instant::now()));
             }
         }));

@@ -9,7 +9,7 @@ use serde_json::{Value, json, value::RawValue};
 use skep_api::printer::Printer;
 
 use crate::{
-    cache::Entry,
+    cache::{Body as Stored, Entry},
     codec,
     context::Ctx,
     negotiate::{Encoding, Offer, Output, Transform, output},
@@ -316,7 +316,7 @@ pub fn list(
         };
         let items = entries
             .into_iter()
-            .map(move |e| (e.bytes.clone(), skip))
+            .map(move |e| (e.body.clone(), skip))
             .collect();
         return Ok(streamed(
             ctx,
@@ -328,14 +328,14 @@ pub fn list(
     }
     match out.transform {
         Transform::None => {
-            let items = entries.iter().map(|e| rendering.value(&e.bytes));
+            let items = entries.iter().map(|e| rendering.value(&e.bytes()));
             let value = list_value(resource, metadata, items.collect());
             encoded(StatusCode::OK, &value, list_schema(resource).as_ref(), out)
         }
         Transform::Table => {
             let printer = resource.def.printer.as_ref();
             let rows = entries.iter().map(|e| {
-                let value = rendering.value(&e.bytes);
+                let value = rendering.value(&e.bytes());
                 ctx.row(
                     printer,
                     resource.def.field_annotations,
@@ -351,16 +351,12 @@ pub fn list(
             encoded(StatusCode::OK, &table, None, out)
         }
         Transform::PartialObjectMetadata | Transform::PartialObjectMetadataList => {
-            let items: Vec<_> = entries
+            let items: Vec<Bytes> = entries
                 .iter()
-                .map(|e| {
-                    (
-                        partial_bytes(&e.bytes, resource.def.field_annotations, out),
-                        0,
-                    )
-                })
+                .map(|e| partial_bytes(&e.bytes(), resource.def.field_annotations, out))
                 .collect();
             if out.encoding == Encoding::Json && !out.pretty {
+                let items = items.into_iter().map(|item| (item.into(), 0)).collect();
                 let version = out.meta_version();
                 return Ok(streamed(
                     ctx,
@@ -372,7 +368,7 @@ pub fn list(
             }
             let values = items
                 .iter()
-                .map(|(b, _)| serde_json::from_slice(b).unwrap_or_default());
+                .map(|item| serde_json::from_slice(item).unwrap_or_default());
             let value = json!({
                 "kind": "PartialObjectMetadataList", "apiVersion": out.meta_version(),
                 "metadata": metadata, "items": values.collect::<Vec<Value>>(),
@@ -410,7 +406,7 @@ fn streamed(
     kind: &str,
     api_version: &str,
     metadata: &Value,
-    items: Vec<(Bytes, usize)>,
+    items: Vec<(Stored, usize)>,
 ) -> Response {
     let head = format!(
         "{}\"metadata\":{metadata},\"items\":[",

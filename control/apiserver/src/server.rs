@@ -100,16 +100,18 @@ pub async fn start_cache(
 
 /// Looks up an object's row by its key's prefix.
 fn indexer(registry: Arc<ArcSwap<Registry>>) -> Indexer {
-    type ByPrefix = HashMap<String, ResourceDef>;
+    type ByPrefix = HashMap<String, Vec<ResourceDef>>;
     let derived: ArcSwap<(u64, ByPrefix)> = ArcSwap::from_pointee((u64::MAX, HashMap::new()));
     Arc::new(move |key: &str, object: &Value| {
         let mut index = Index::of_metadata(object);
         let registry = registry.load();
         if derived.load().0 != registry.generation {
-            let mut rows = HashMap::new();
-            // The row of the stored version knows the stored object.
+            let mut rows = ByPrefix::new();
+            // The row of the stored version knows the stored object; of a custom resource every version does, each with
+            // fields of its own.
             for resource in registry.resources().filter(|r| r.def.conversion.is_none()) {
-                rows.insert(resource.prefix.clone(), resource.def.clone());
+                let of_prefix = rows.entry(resource.prefix.clone()).or_default();
+                of_prefix.push(resource.def.clone());
             }
             derived.store(Arc::new((registry.generation, rows)));
         }
@@ -117,11 +119,12 @@ fn indexer(registry: Arc<ArcSwap<Registry>>) -> Indexer {
         let Some((end, _)) = slashes.nth(3) else {
             return index;
         };
-        if let Some(def) = derived.load().1.get(&key[..=end]) {
-            let fields = (def.selectable_fields)(object).into_iter();
-            index.fields = fields
-                .map(|(name, value)| (name.into_owned(), value))
-                .collect();
+        for def in derived.load().1.get(&key[..=end]).into_iter().flatten() {
+            for (name, value) in (def.selectable_fields)(object) {
+                if !index.fields.iter().any(|(known, _)| *known == name) {
+                    index.fields.push((name.into_owned(), value));
+                }
+            }
         }
         index
     })

@@ -148,7 +148,11 @@ async fn bounded(ctx: &Ctx) -> Result<Response> {
     if relayed {
         return route(ctx).await;
     }
-    let (class, turn) = ctx.api.fairness.turn(&ctx.user, &ctx.info).await;
+    let (class, turn) = ctx
+        .api
+        .fairness
+        .turn(&ctx.user, &ctx.info, &ctx.query)
+        .await;
     let mut response = match turn {
         Err(refused) => {
             ctx.api.metrics.refused.fetch_add(1, Ordering::Relaxed);

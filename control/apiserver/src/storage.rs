@@ -52,7 +52,7 @@ impl Current {
 impl From<&Entry> for Current {
     fn from(entry: &Entry) -> Self {
         Self {
-            bytes: entry.bytes.clone(),
+            bytes: entry.bytes(),
             revision: entry.revision,
             stale: entry.stale,
         }
@@ -158,7 +158,7 @@ impl Storage {
     pub async fn find_value(&self, key: &str) -> Result<Option<Value>> {
         match self.find(key).await? {
             None => Ok(None),
-            Some(entry) => serde_json::from_slice(&entry.bytes)
+            Some(entry) => serde_json::from_slice(&entry.bytes())
                 .map(Some)
                 .map_err(|error| Status::internal("decoding a stored object", &error)),
         }

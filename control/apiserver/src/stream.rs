@@ -13,6 +13,8 @@ use flate2::{Compression as Level, write::GzEncoder};
 use http::{HeaderMap, header};
 use http_body::{Frame, SizeHint};
 
+use crate::cache::Body as Stored;
+
 /// Pieces are filled up to this size before they are sent.
 const PIECE_BYTES: usize = 64 * 1024;
 /// Smaller answers are not worth compressing (upstream's bound).
@@ -40,7 +42,7 @@ impl Compression {
 /// Returns the content encoding used.
 pub fn joined(
     head: Bytes,
-    items: Vec<(Bytes, usize)>,
+    items: Vec<(Stored, usize)>,
     compression: Compression,
 ) -> (Body, Option<&'static str>) {
     let items_size: usize = items
@@ -72,7 +74,7 @@ const TAIL: &[u8] = b"]}\n";
 
 struct Joined {
     head: Option<Bytes>,
-    items: std::vec::IntoIter<(Bytes, usize)>,
+    items: std::vec::IntoIter<(Stored, usize)>,
     first: bool,
     ended: bool,
 }
@@ -105,7 +107,7 @@ impl Iterator for Joined {
             if skip > 0 {
                 piece.extend_from_slice(b"{");
             }
-            piece.extend_from_slice(&bytes[skip..]);
+            bytes.write(skip, &mut piece);
         }
         if self.items.len() == 0 {
             piece.extend_from_slice(TAIL);
@@ -188,7 +190,9 @@ mod tests {
     use super::*;
 
     async fn read(items: Vec<(Bytes, usize)>, compression: Compression) -> (Bytes, bool) {
-        let (body, encoding) = joined(Bytes::from_static(b"{\"items\":["), items, compression);
+        let items = items.into_iter().map(|(item, skip)| (item.into(), skip));
+        let head = Bytes::from_static(b"{\"items\":[");
+        let (body, encoding) = joined(head, items.collect(), compression);
         let size = http_body::Body::size_hint(&body).exact();
         let bytes = body.collect().await.expect("infallible").to_bytes();
         if let Some(size) = size {

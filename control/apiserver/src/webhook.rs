@@ -20,7 +20,7 @@ use std::{
 use arc_swap::ArcSwap;
 use base64::Engine;
 use bytes::Bytes;
-use http::{HeaderMap, Method, Request, StatusCode, Uri, header};
+use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, header};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::{
@@ -31,9 +31,12 @@ use parking_lot::Mutex;
 use serde_json::Value;
 use tokio::{net::TcpStream, sync::Semaphore, time::Instant};
 
+pub mod credentials;
 mod tls;
 
 use crate::{cache::Cache, registry::Registry};
+
+use credentials::{Caller, Credentials};
 
 /// Largest answer that is read.
 pub const MAX_ANSWER_BYTES: usize = 16 * 1024 * 1024;
@@ -112,6 +115,16 @@ impl Destination {
         })
     }
 
+    /// Host and port.
+    fn authority(&self) -> String {
+        let parsed = url::Url::parse(&self.url).ok();
+        let named = parsed.as_ref().and_then(|url| {
+            let port = url.port_or_known_default()?;
+            Some(format!("{}:{port}", url.host_str()?))
+        });
+        named.unwrap_or_default()
+    }
+
     /// The URL of a call, as error messages quote it: upstream tells the webhook how long it has.
     fn url_with_timeout(&self, timeout: Duration) -> String {
         let join = if self.url.contains('?') { '&' } else { '?' };
@@ -145,11 +158,13 @@ impl Error for CallError {}
 /// Pooled clients of webhooks. One an API server.
 pub struct Webhooks {
     lookup: Arc<Lookup>,
-    servers: Mutex<HashMap<Destination, Arc<Server>>>,
+    servers: Mutex<HashMap<(Caller, Destination), Arc<Server>>>,
+    credentials: ArcSwap<Credentials>,
 }
 
 struct Server {
     client: Client<HttpsConnector<Dial>, Full<Bytes>>,
+    authorization: Option<HeaderValue>,
     calls: Semaphore,
 }
 
@@ -158,7 +173,14 @@ impl Webhooks {
         Self {
             lookup: Arc::new(Lookup { registry, cache }),
             servers: Mutex::default(),
+            credentials: ArcSwap::default(),
         }
+    }
+
+    /// From the next connection on webhooks see these.
+    pub fn show(&self, credentials: Credentials) {
+        self.credentials.store(Arc::new(credentials));
+        self.servers.lock().clear();
     }
 
     /// Posts a review and reads the answer. `timeout` covers everything: waiting for a turn, connecting, the answer.
@@ -167,17 +189,18 @@ impl Webhooks {
     /// See [`CallError`].
     pub async fn post(
         &self,
+        caller: Caller,
         destination: &Destination,
         review: Bytes,
         timeout: Duration,
     ) -> Result<Value, CallError> {
-        let server = self.server(destination)?;
+        let server = self.server(caller, destination)?;
         let url = destination.url_with_timeout(timeout);
         let failed = |why: &str| CallError::Call(format!("Post {url:?}: {why}"));
         let uri: Uri = url
             .parse()
             .map_err(|error| CallError::Client(format!("parse {url:?}: {error}")))?;
-        let request = Request::builder()
+        let mut request = Request::builder()
             .method(Method::POST)
             .uri(uri)
             .header(header::CONTENT_TYPE, "application/json")
@@ -185,6 +208,10 @@ impl Webhooks {
             .header(header::USER_AGENT, "kube-apiserver-admission")
             .body(Full::new(review))
             .map_err(|error| CallError::Client(error.to_string()))?;
+        if let Some(authorization) = &server.authorization {
+            let headers = request.headers_mut();
+            headers.insert(header::AUTHORIZATION, authorization.clone());
+        }
         let deadline = Instant::now() + timeout;
         let call = async {
             let _turn = server.calls.acquire().await;
@@ -221,12 +248,16 @@ impl Webhooks {
         })
     }
 
-    fn server(&self, destination: &Destination) -> Result<Arc<Server>, CallError> {
+    fn server(&self, caller: Caller, destination: &Destination) -> Result<Arc<Server>, CallError> {
         let mut servers = self.servers.lock();
-        if let Some(server) = servers.get(destination) {
+        let place = (caller, destination.clone());
+        if let Some(server) = servers.get(&place) {
             return Ok(server.clone());
         }
-        let tls = tls::config(&destination.ca_bundle)
+        let credentials = self.credentials.load();
+        let identity = credentials.find(caller, &destination.authority());
+        let certificate = identity.and_then(|identity| identity.certificate.as_ref());
+        let tls = tls::config(&destination.ca_bundle, certificate)
             .map_err(|why| CallError::Client(format!("unable to load root certificates: {why}")))?;
         let dial = Dial {
             lookup: self.lookup.clone(),
@@ -243,12 +274,13 @@ impl Webhooks {
             .build(connector);
         let server = Arc::new(Server {
             client,
+            authorization: identity.and_then(|identity| identity.authorization.clone()),
             calls: Semaphore::new(MAX_CALLS),
         });
         if servers.len() >= MAX_SERVERS {
             servers.retain(|_, server| Arc::strong_count(server) > 1);
         }
-        servers.insert(destination.clone(), server.clone());
+        servers.insert(place, server.clone());
         Ok(server)
     }
 }
@@ -369,7 +401,7 @@ impl Lookup {
         let registry = self.registry.load();
         let resource = registry.any_version(group, plural)?;
         let entry = self.cache.get(&resource.key(namespace, name))?;
-        serde_json::from_slice(&entry.bytes).ok()
+        serde_json::from_slice(&entry.bytes()).ok()
     }
 
     fn ready(&self, namespace: &str, name: &str, port_name: &str) -> Vec<SocketAddr> {
@@ -383,7 +415,7 @@ impl Lookup {
             .filter(|entry| entry.labels.get("kubernetes.io/service-name") == Some(name));
         let mut addresses = Vec::new();
         for entry in of_service {
-            let slice: Value = serde_json::from_slice(&entry.bytes).unwrap_or_default();
+            let slice: Value = serde_json::from_slice(&entry.bytes()).unwrap_or_default();
             let mut ports = slice["ports"].as_array().into_iter().flatten();
             let port = ports
                 .find(|p| text_of(&p["name"]) == port_name)

@@ -95,35 +95,14 @@ pub fn is_namespace(name: &str) -> bool {
     )
 }
 
-/// Functions without a target or prefix.
-pub fn is_global(name: &str) -> bool {
-    matches!(
-        name,
-        "size"
-            | "int"
-            | "uint"
-            | "double"
-            | "string"
-            | "bytes"
-            | "bool"
-            | "dyn"
-            | "type"
-            | "duration"
-            | "timestamp"
-            | "matches"
-            | "url"
-            | "isURL"
-            | "ip"
-            | "isIP"
-            | "cidr"
-            | "isCIDR"
-            | "quantity"
-            | "isQuantity"
-            | "semver"
-            | "isSemver"
-            | "min"
-            | "max"
-    )
+/// Whether a literal may be the last argument of a function: patterns and times are looked at before evaluation.
+pub fn is_valid_literal(function: &str, literal: &str) -> bool {
+    let literal = text(literal.to_owned());
+    match function {
+        "matches" | ".matches" => matches(&text(String::new()), &literal).is_ok(),
+        "duration" | "timestamp" => global(function, &[literal]).is_ok(),
+        _ => true,
+    }
 }
 
 /// A value as an error message or a sort key shows it.
@@ -176,7 +155,7 @@ pub fn operator(name: &str, args: &[Value]) -> Option<Evaluated> {
 }
 
 /// `None`: not ordered (a NaN).
-fn compare(left: &Value, right: &Value) -> Result<Option<Ordering>, Error> {
+pub fn compare(left: &Value, right: &Value) -> Result<Option<Ordering>, Error> {
     use Value::{Bool, Bytes, Duration, Float, Int, String, Timestamp, UInt};
     match (left, right) {
         (Bytes(a), Bytes(b)) => Ok(Some(a.cmp(b))),

@@ -16,7 +16,11 @@ use kube_cel::cel::{
     parser::Parser,
 };
 
-use crate::{functions, object::Object};
+use crate::{
+    functions,
+    object::Object,
+    unordered::{as_unordered, equal, items_of, ordered},
+};
 
 /// Most that one evaluation may cost, as upstream's `PerCallLimit`.
 pub const CALL_COST_LIMIT: u64 = 1_000_000;
@@ -282,9 +286,8 @@ impl Run<'_> {
         let length = match value {
             Value::String(text) => text.len(),
             Value::Bytes(bytes) => bytes.len(),
-            Value::List(items) => items.len(),
             Value::Map(map) => map.map.len(),
-            _ => 0,
+            value => items_of(value).map_or(0, |items| items.len()),
         };
         self.charge(length as u64 / WALK_DIVISOR)
     }
@@ -464,6 +467,7 @@ impl Run<'_> {
                         args.push(self.eval(arg, locals)?);
                     }
                     self.charge_all(&args)?;
+                    let args: Vec<Value> = args.into_iter().map(ordered).collect();
                     return functions::qualified(prefix, name, &args);
                 }
                 let target = self.eval(target, locals)?;
@@ -484,17 +488,27 @@ impl Run<'_> {
             (operators::INDEX, [operand, index]) => self.index(operand, index),
             (operators::EQUALS, [left, right]) => {
                 self.charge_walk(left)?;
-                Ok(Value::Bool(left == right))
+                Ok(Value::Bool(equal(left, right)))
             }
             (operators::NOT_EQUALS, [left, right]) => {
                 self.charge_walk(left)?;
-                Ok(Value::Bool(left != right))
+                Ok(Value::Bool(!equal(left, right)))
             }
+            (operators::ADD, [left, right]) if as_unordered(left).is_some() => {
+                self.charge_all(&args)?;
+                match (as_unordered(left), items_of(right)) {
+                    (Some(list), Some(more)) => Ok(Value::Opaque(Arc::new(list.union(more)))),
+                    _ => Err(Error::overload()),
+                }
+            }
+            ("dyn", [arg]) => Ok(arg.clone()),
             (operators::IN, [item, container]) => {
                 self.charge_walk(container)?;
-                match container {
-                    Value::List(items) => Ok(Value::Bool(items.contains(item))),
-                    Value::Map(map) => {
+                match (items_of(container), container) {
+                    (Some(items), _) => {
+                        Ok(Value::Bool(items.iter().any(|known| equal(known, item))))
+                    }
+                    (None, Value::Map(map)) => {
                         let key = as_key(item);
                         Ok(Value::Bool(key.is_ok_and(|key| map.map.contains_key(&key))))
                     }
@@ -504,6 +518,7 @@ impl Run<'_> {
             (operators::LOGICAL_NOT, [arg]) => Ok(Value::Bool(!truth(arg.clone())?)),
             _ => {
                 self.charge_all(&args)?;
+                let args: Vec<Value> = args.into_iter().map(ordered).collect();
                 if let Some(result) = functions::operator(name, &args) {
                     return result;
                 }
@@ -520,7 +535,11 @@ impl Run<'_> {
         }
         self.charge_walk(target)?;
         self.charge_all(args)?;
-        functions::method(target, name, args)
+        if as_optional(target).is_some() {
+            return functions::method(target, name, args);
+        }
+        let args: Vec<Value> = args.iter().cloned().map(ordered).collect();
+        functions::method(&ordered(target.clone()), name, &args)
     }
 
     /// `||` (`decides` = true) and `&&`: the side that decides wins, whichever fails.
@@ -553,13 +572,14 @@ impl Run<'_> {
                 None => Ok(optional(None)),
             };
         }
+        if let Some(items) = items_of(operand) {
+            let at = list_index(index)?;
+            let item = usize::try_from(at).ok().and_then(|at| items.get(at));
+            return item
+                .cloned()
+                .ok_or_else(|| Error::failed(format!("index out of bounds: {at}")));
+        }
         match operand {
-            Value::List(items) => {
-                let at = list_index(index)?;
-                let item = usize::try_from(at).ok().and_then(|at| items.get(at));
-                item.cloned()
-                    .ok_or_else(|| Error::failed(format!("index out of bounds: {at}")))
-            }
             Value::Map(map) => {
                 let key = as_key(index)?;
                 let found = map.map.get(&key).cloned();
@@ -579,13 +599,11 @@ impl Run<'_> {
             },
             None => operand,
         };
+        if let Some(items) = items_of(operand) {
+            let at = usize::try_from(list_index(index)?);
+            return Ok(optional(at.ok().and_then(|at| items.get(at).cloned())));
+        }
         let found = match operand {
-            Value::List(items) => {
-                let at = list_index(index)?;
-                usize::try_from(at)
-                    .ok()
-                    .and_then(|at| items.get(at).cloned())
-            }
             Value::Map(map) => map.map.get(&as_key(index)?).cloned(),
             Value::Opaque(_) => match index {
                 Value::String(field) => field_of(operand, field)?,
@@ -616,6 +634,10 @@ impl Run<'_> {
                         }),
                     )
                 }))
+            }
+            ("sortBy", [name, body]) => {
+                let name = ident(name)?;
+                Some(self.sort_by(target, &name, body, locals))
             }
             (function @ ("optMap" | "optFlatMap"), [name, body]) => {
                 let name = ident(name)?;
@@ -665,15 +687,56 @@ impl Run<'_> {
         Ok(if flat { mapped } else { optional(Some(mapped)) })
     }
 
+    /// The items of a list in the order of what `body` gives for each.
+    fn sort_by(
+        &self,
+        target: &IdedExpr,
+        name: &str,
+        body: &IdedExpr,
+        locals: Locals<'_>,
+    ) -> Evaluated {
+        let target = self.eval(target, locals)?;
+        let items = items_of(&target).ok_or_else(Error::overload)?;
+        let mut keyed = Vec::with_capacity(items.len());
+        for item in items.iter() {
+            self.charge(1)?;
+            let scope = Scope {
+                outer: locals,
+                name,
+                value: item.clone(),
+            };
+            keyed.push((self.eval(body, Some(&scope))?, item.clone()));
+        }
+        // Each comparison is a step.
+        let rounds = keyed.len().checked_ilog2().unwrap_or(0);
+        self.charge(keyed.len() as u64 * u64::from(rounds))?;
+        let mut failure = None;
+        keyed.sort_by(|(a, _), (b, _)| {
+            functions::compare(a, b)
+                .unwrap_or_else(|error| {
+                    failure = Some(error);
+                    None
+                })
+                .unwrap_or(std::cmp::Ordering::Equal)
+        });
+        match failure {
+            Some(error) => Err(error),
+            None => {
+                let sorted = keyed.into_iter().map(|(_, item)| item).collect();
+                Ok(Value::List(Arc::new(sorted)))
+            }
+        }
+    }
+
     /// Index and item of a list, key and value of a map.
     fn pairs(&self, range: &Value) -> Result<Vec<(Value, Value)>, Error> {
+        if let Some(items) = items_of(range) {
+            let numbered = items.iter().enumerate();
+            return Ok(numbered
+                .map(|(at, item)| (Value::Int(at as i64), item.clone()))
+                .collect());
+        }
         match range {
-            Value::List(items) => {
-                let numbered = items.iter().enumerate();
-                Ok(numbered
-                    .map(|(at, item)| (Value::Int(at as i64), item.clone()))
-                    .collect())
-            }
             Value::Map(map) => {
                 let entries = map.map.iter();
                 let mut pairs: Vec<(Value, Value)> = entries
@@ -784,9 +847,9 @@ impl Run<'_> {
         let range = self.eval(&comprehension.iter_range, locals)?;
         let mut accumulated = self.eval(&comprehension.accu_init, locals)?;
         let name = comprehension.accu_var.as_str();
-        let items: Vec<Value> = match &range {
-            Value::List(items) => items.to_vec(),
-            Value::Map(map) => {
+        let items: Vec<Value> = match (items_of(&range), &range) {
+            (Some(items), _) => items.to_vec(),
+            (None, Value::Map(map)) => {
                 let mut keys: Vec<Value> = map.map.keys().map(Value::from).collect();
                 keys.sort_by_key(functions::shown);
                 keys

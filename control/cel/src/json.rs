@@ -9,7 +9,7 @@ use kube_cel::cel::{
 };
 use serde_json::Value as Json;
 
-use crate::object::Object;
+use crate::{object::Object, unordered::Unordered};
 
 /// Fields keep their names: admission expressions see objects without a schema.
 pub fn from_json(json: &Json) -> Value {
@@ -58,7 +58,9 @@ pub fn to_json(value: &Value) -> Result<Json, String> {
             Json::Object(fields)
         }
         Value::Opaque(opaque) => {
-            if let Some(object) = opaque.downcast_ref::<Object>() {
+            if let Some(list) = opaque.downcast_ref::<Unordered>() {
+                Json::Array(list.items.iter().map(to_json).collect::<Result<_, _>>()?)
+            } else if let Some(object) = opaque.downcast_ref::<Object>() {
                 let mut fields = serde_json::Map::new();
                 for (name, value) in &object.fields {
                     fields.insert(name.clone(), to_json(value)?);

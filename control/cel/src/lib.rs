@@ -11,7 +11,9 @@ pub mod check;
 mod functions;
 mod interpret;
 mod json;
+mod names;
 mod object;
+mod unordered;
 
 pub use interpret::{Budget, CALL_COST_LIMIT, CompileError, Environment, Error, Program};
 pub use json::{from_json, to_json};
@@ -19,4 +21,6 @@ pub use kube_cel::cel::{
     Value,
     objects::{Opaque, OptionalValue},
 };
+pub use names::{escape, is_reserved};
 pub use object::Object;
+pub use unordered::Unordered;

@@ -34,6 +34,7 @@ pub mod service_account;
 pub mod service_cidr;
 pub mod stateful_set;
 pub mod taint_eviction;
+pub mod validating_policy;
 
 use std::sync::Arc;
 
@@ -85,6 +86,7 @@ pub async fn lead(config: Arc<Config>, term: CancellationToken) {
     tasks.spawn(mirroring::run(context.clone()));
     tasks.spawn(certificates::run(context.clone()));
     tasks.spawn(bootstrap_token::run(context.clone()));
+    tasks.spawn(validating_policy::run(context.clone()));
     while let Some(outcome) = tasks.join_next().await {
         if let Err(error) = outcome
             && !term.is_cancelled()

@@ -79,6 +79,10 @@ pub struct Options {
     #[arg(long, value_name = "FILE")]
     pub encryption_provider_config: Option<PathBuf>,
 
+    /// What webhooks of admission are shown of who calls them (`apiserver.config.k8s.io/v1 AdmissionConfiguration`, YAML).
+    #[arg(long, value_name = "FILE")]
+    pub admission_control_config_file: Option<PathBuf>,
+
     /// Which requests the audit log records (`audit.k8s.io/v1 Policy`, YAML).
     #[arg(long, value_name = "FILE", requires = "audit_log_path")]
     pub audit_policy_file: Option<PathBuf>,

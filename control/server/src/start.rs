@@ -5,6 +5,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
     path::PathBuf,
     sync::Arc,
+    time::Duration,
 };
 
 use anyhow::{Context, Result, bail};
@@ -23,7 +24,7 @@ use skep_apiserver::{
     identity::User,
     relay::Relay,
     services::{Allocators, Range},
-    start_cache,
+    start_cache, webhook,
 };
 use skep_client::informer::Informers;
 use skep_controllers::Authority;
@@ -44,6 +45,9 @@ use crate::{
 /// `iss` and default audience of service-account tokens.
 const ISSUER: &str = "https://kubernetes.default.svc";
 const CLUSTER_DOMAIN: &str = "cluster.local";
+/// How long the start waits for KMS plugins, and between two looks.
+const KMS_START_TIMEOUT: Duration = Duration::from_secs(30);
+const KMS_START_INTERVAL: Duration = Duration::from_millis(100);
 
 pub async fn run(options: Options, shutdown: CancellationToken) -> Result<()> {
     let mut tasks: JoinSet<Result<()>> = JoinSet::new();
@@ -187,7 +191,7 @@ async fn serve_api(
         .metrics_api
         .unwrap_or(options.roles.contains(&Role::Controllers));
     let registry = builtin_registry(measures);
-    let encryption = Arc::new(encryption(options)?);
+    let encryption = Arc::new(encryption(options).await?);
     let cache = start_cache(store.clone(), &registry, encryption.clone())
         .await
         .context("loading the store")?;
@@ -230,6 +234,11 @@ async fn serve_api(
         }),
     })
     .await?;
+    if let Some(path) = &options.admission_control_config_file {
+        let shown = webhook::credentials::Credentials::load(path);
+        let shown = shown.context("reading the admission configuration")?;
+        server.api.webhooks.show(shown);
+    }
     let router = server.router();
 
     let tls = Arc::new(listen::tls_config(&pki, shown.serving.clone())?);
@@ -276,13 +285,20 @@ fn audit(options: &Options) -> Result<Option<Arc<Audit>>> {
     Ok(Some(Arc::new(Audit { policy, sink })))
 }
 
-fn encryption(options: &Options) -> Result<Encryption> {
+/// Waits for a KMS plugin that starts beside this process: values that were read without it would stay unreadable.
+async fn encryption(options: &Options) -> Result<Encryption> {
     let Some(path) = &options.encryption_provider_config else {
         return Ok(Encryption::default());
     };
     let doing = || format!("loading {}", path.display());
     let text = std::fs::read_to_string(path).with_context(doing)?;
-    Encryption::parse(&text).with_context(doing)
+    let encryption = Encryption::parse(&text).with_context(doing)?;
+    let deadline = tokio::time::Instant::now() + KMS_START_TIMEOUT;
+    while let Err(why) = encryption.ready() {
+        anyhow::ensure!(tokio::time::Instant::now() < deadline, why);
+        tokio::time::sleep(KMS_START_INTERVAL).await;
+    }
+    Ok(encryption)
 }
 
 async fn open_store(options: &Options) -> Result<Arc<dyn Store>> {

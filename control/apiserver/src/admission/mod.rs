@@ -190,7 +190,7 @@ pub fn objects(api: &Api, group: &str, plural: &str, namespace: &str) -> Vec<Val
         .storage
         .cache
         .snapshot(&resource.scope_prefix(namespace));
-    let decode = |entry: &Arc<crate::cache::Entry>| serde_json::from_slice(&entry.bytes).ok();
+    let decode = |entry: &Arc<crate::cache::Entry>| serde_json::from_slice(&entry.bytes()).ok();
     snapshot.iter().filter_map(decode).collect()
 }
 

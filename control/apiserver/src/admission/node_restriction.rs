@@ -451,7 +451,7 @@ fn names_audience(api: &Api, pod: &Value, audience: &str) -> bool {
             .storage
             .cache
             .get(&registry.any_version(group, plural)?.key(namespace, name))?;
-        serde_json::from_slice::<Value>(&entry.bytes).ok()
+        serde_json::from_slice::<Value>(&entry.bytes()).ok()
     };
     let driver_asks = |driver: &str| {
         stored("storage.k8s.io", "csidrivers", "", driver).is_some_and(|driver| {

@@ -174,7 +174,7 @@ async fn check(api: &Api, remote: &Remote) -> Finding {
             format!("service/{service} in {namespace:?} is not present"),
         );
     };
-    let object: Value = serde_json::from_slice(&entry.bytes).unwrap_or_default();
+    let object: Value = serde_json::from_slice(&entry.bytes()).unwrap_or_default();
     let ports = object["spec"]["ports"].as_array();
     let mut ports = ports.into_iter().flatten();
     let Some(found) = ports.find(|p| p["port"].as_u64() == Some(u64::from(*port))) else {
@@ -251,7 +251,7 @@ async fn write(api: &Api, remote: &Remote, finding: &Finding) {
     let Some(entry) = api.storage.cache.get(&key) else {
         return;
     };
-    let Ok(mut object) = serde_json::from_slice::<Value>(&entry.bytes) else {
+    let Ok(mut object) = serde_json::from_slice::<Value>(&entry.bytes()) else {
         return;
     };
     let status = if finding.available { "True" } else { "False" };

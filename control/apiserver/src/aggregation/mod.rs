@@ -102,7 +102,7 @@ impl Aggregation {
         let snapshot = api.storage.cache.snapshot(PREFIX);
         let mut services: Vec<Arc<Remote>> = snapshot
             .iter()
-            .filter_map(|entry| serde_json::from_slice::<Value>(&entry.bytes).ok())
+            .filter_map(|entry| serde_json::from_slice::<Value>(&entry.bytes()).ok())
             .filter_map(|object| self.remote_of(&object, &former))
             .map(Arc::new)
             .collect();

@@ -45,7 +45,7 @@ pub fn authorizer(cache: Arc<Cache>) -> Union {
 
 impl Objects for Cache {
     fn object(&self, key: &str) -> Option<Value> {
-        serde_json::from_slice(&self.get(key)?.bytes).ok()
+        serde_json::from_slice(&self.get(key)?.bytes()).ok()
     }
 }
 
@@ -67,7 +67,7 @@ impl CachedRbac {
         let mut policy = Policy::default();
         for (plural, prefix) in POLICY_RESOURCES {
             for entry in self.cache.snapshot(prefix).iter() {
-                match serde_json::from_slice(&entry.bytes) {
+                match serde_json::from_slice(&entry.bytes()) {
                     Ok(object) => policy.insert(plural, &object),
                     Err(error) => {
                         tracing::error!(key = %entry.key, %error, "a stored role or binding is not readable");
@@ -100,7 +100,7 @@ impl NodeGraph for Graph {
         let here = pods
             .iter()
             .filter(|pod| pod.fields.get("spec.nodeName") == Some(node));
-        here.filter_map(|pod| serde_json::from_slice(&pod.bytes).ok())
+        here.filter_map(|pod| serde_json::from_slice(&pod.bytes()).ok())
             .map(|pod: Value| PodReferences::of(&pod))
             .collect()
     }

@@ -90,7 +90,7 @@ async fn check_binding(ctx: &Ctx, resource: &Resource, binding: &Value) -> Resul
     let of = if plural == "roles" { namespace } else { "" };
     let role = ctx.api.storage.get(&roles.key(of, text("name"))).await?;
     let role = role.ok_or_else(|| Status::not_found(GROUP, plural, text("name")))?;
-    let role: Value = serde_json::from_slice(&role.bytes)
+    let role: Value = serde_json::from_slice(&role.bytes())
         .map_err(|error| Status::internal("decoding a stored object", &error))?;
     match missing(ctx, namespace, &rules_of(&role)) {
         None => Ok(()),

@@ -220,7 +220,7 @@ async fn replace(api: &Api, object: Value) -> Result<(), BootstrapError> {
     let mut object = prepared(&resource, object.clone());
     let mut guard = Guard::Missing(key.clone());
     if let Some(present) = present {
-        let old: Value = serde_json::from_slice(&present.bytes).unwrap_or_default();
+        let old: Value = serde_json::from_slice(&present.bytes()).unwrap_or_default();
         let same = |field: &str| old.get(field) == object.get(field);
         if ["subsets", "endpoints", "ports", "data"]
             .into_iter()

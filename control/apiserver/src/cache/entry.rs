@@ -8,14 +8,14 @@ use serde_json::Value;
 use skep_store::{Key, Revision};
 use std::sync::Arc;
 
-use super::splice;
+use super::{body::Body, splice};
 
 /// A stored object as clients see it, with what selectors need. Never changes.
 #[derive(Debug)]
 pub struct Entry {
     pub key: Key,
     /// The complete JSON object, `metadata.resourceVersion` included.
-    pub bytes: Bytes,
+    pub body: Body,
     /// It is stored otherwise than it would be now (another encryption key): even an equal object is written.
     pub stale: bool,
     pub create_revision: Revision,
@@ -32,7 +32,7 @@ impl Entry {
     pub fn unstored(key: Key, bytes: Bytes, index: Index) -> Self {
         Self {
             key,
-            bytes,
+            body: bytes.into(),
             stale: false,
             create_revision: 0,
             revision: 0,
@@ -42,21 +42,26 @@ impl Entry {
         }
     }
 
+    /// The object in one piece.
+    pub fn bytes(&self) -> Bytes {
+        self.body.to_bytes()
+    }
+
     /// Roughly what it occupies, for the bounds.
     pub(super) fn size_bytes(&self) -> usize {
         size_of::<Self>()
             + self.key.len()
-            + self.bytes.len()
+            + self.body.own_bytes()
             + self.uid.len()
-            + self.labels.text.len()
-            + self.fields.text.len()
+            + self.labels.bytes.len()
+            + self.fields.bytes.len()
     }
 
     /// The same object in another form.
     pub fn with_bytes(&self, bytes: Bytes) -> Self {
         Self {
             key: self.key.clone(),
-            bytes,
+            body: bytes.into(),
             stale: self.stale,
             create_revision: self.create_revision,
             revision: self.revision,
@@ -70,8 +75,8 @@ impl Entry {
     fn at_revision(&self, revision: Revision) -> Self {
         Self {
             key: self.key.clone(),
-            bytes: splice::with_resource_version(&self.bytes, revision)
-                .unwrap_or_else(|| self.bytes.clone()),
+            body: splice::with_resource_version(&self.bytes(), revision)
+                .map_or_else(|| self.body.clone(), Body::from),
             stale: self.stale,
             create_revision: self.create_revision,
             revision,
@@ -106,12 +111,11 @@ impl Index {
     }
 }
 
-/// A few pairs of strings in two allocations; most objects have under ten.
+/// A few pairs of strings in one allocation; most objects have under ten.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Pairs {
-    text: Box<str>,
-    /// Where each string of `text` ends: key, value, key, value, …
-    ends: Box<[u32]>,
+    /// Key, value, key, value, …: each its length in four bytes, and itself.
+    bytes: Box<[u8]>,
 }
 
 impl Pairs {
@@ -122,33 +126,34 @@ impl Pairs {
     }
 
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
-        let mut start = 0;
-        self.ends.chunks_exact(2).map(move |ends| {
-            let (middle, end) = (ends[0] as usize, ends[1] as usize);
-            let pair = (&self.text[start..middle], &self.text[middle..end]);
-            start = end;
-            pair
-        })
+        let mut rest = &*self.bytes;
+        std::iter::from_fn(move || Some((next_text(&mut rest)?, next_text(&mut rest)?)))
     }
 
     pub fn is_empty(&self) -> bool {
-        self.ends.is_empty()
+        self.bytes.is_empty()
     }
+}
+
+fn next_text<'a>(rest: &mut &'a [u8]) -> Option<&'a str> {
+    let (length, after) = rest.split_first_chunk()?;
+    let (text, after) = after.split_at_checked(u32::from_le_bytes(*length) as usize)?;
+    *rest = after;
+    std::str::from_utf8(text).ok()
 }
 
 impl<K: AsRef<str>, V: AsRef<str>> FromIterator<(K, V)> for Pairs {
     fn from_iter<I: IntoIterator<Item = (K, V)>>(pairs: I) -> Self {
-        let (mut text, mut ends) = (String::new(), Vec::new());
+        let mut bytes = Vec::new();
         for (key, value) in pairs {
             for part in [key.as_ref(), value.as_ref()] {
-                text.push_str(part);
                 // Values are bounded by the store (1.5 MB), so this cannot wrap.
-                ends.push(text.len() as u32);
+                bytes.extend_from_slice(&(part.len() as u32).to_le_bytes());
+                bytes.extend_from_slice(part.as_bytes());
             }
         }
         Self {
-            text: text.into(),
-            ends: ends.into(),
+            bytes: bytes.into(),
         }
     }
 }
@@ -252,6 +257,6 @@ impl Event {
 
     /// Roughly what it occupies, one frame included. `previous` is the `entry` of the event before it.
     pub(super) fn size_bytes(&self) -> usize {
-        size_of::<Self>() + self.entry.size_bytes() + self.entry.bytes.len()
+        size_of::<Self>() + self.entry.size_bytes() + self.entry.body.len()
     }
 }

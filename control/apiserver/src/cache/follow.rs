@@ -298,7 +298,7 @@ impl Inner {
                 self.forget_unreadable(&key);
                 Some(Entry {
                     key,
-                    bytes,
+                    body: self.sharing.lock().body(bytes),
                     stale,
                     create_revision,
                     revision: mod_revision,
@@ -341,7 +341,7 @@ impl Inner {
         let mut state = self.state.write();
         let snapshot = state.snapshot(prefix);
         for entry in snapshot.iter() {
-            let Ok(object) = decode::without_managed_fields(&entry.bytes) else {
+            let Ok(object) = decode::without_managed_fields(&entry.bytes()) else {
                 continue;
             };
             let Index {
@@ -351,7 +351,7 @@ impl Inner {
             } = self.index(&entry.key, &object);
             let indexed = Entry {
                 key: entry.key.clone(),
-                bytes: entry.bytes.clone(),
+                body: entry.body.clone(),
                 stale: entry.stale,
                 create_revision: entry.create_revision,
                 revision: entry.revision,

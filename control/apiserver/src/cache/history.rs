@@ -115,7 +115,7 @@ mod tests {
         for revision in 1..=250u64 {
             let entry = Entry {
                 key: "/registry/core/pods/default/a".into(),
-                bytes: Default::default(),
+                body: Default::default(),
                 stale: false,
                 create_revision: 1,
                 revision,

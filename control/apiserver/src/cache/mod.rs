@@ -16,6 +16,7 @@
 //! Read `entry` for what is kept, `watch` for fan-out, `follow` for how it stays current, `compaction` for what the store
 //! forgets.
 
+mod body;
 mod compaction;
 mod decode;
 mod entry;
@@ -43,13 +44,14 @@ use serde_json::Value;
 use skep_store::{Key, RangeRequest, Revision, Store, StoreError};
 
 pub use self::{
+    body::Body,
     compaction::Keep,
     entry::{Entry, Event, EventKind, Index, Pairs},
     watch::{Gone, Watch, WatchFrom, WatchItem, WatchRequest},
 };
 use crate::encryption::Revealed;
 
-use self::{history::History, sorted::Sorted, watch::Watchers};
+use self::{body::Sharing, history::History, sorted::Sorted, watch::Watchers};
 
 /// Finds an object's uid, labels and selectable fields, given its key and itself, without `metadata.managedFields`.
 /// Called once per write.
@@ -159,6 +161,7 @@ struct Inner {
     metrics: Metrics,
     /// Why values cannot be read, by key; they must not look as if they were missing.
     unreadable: Mutex<BTreeMap<Key, String>>,
+    sharing: Mutex<Sharing>,
 }
 
 struct State {
@@ -186,6 +189,7 @@ impl Cache {
             revision: tokio::sync::watch::Sender::new(0),
             metrics: Metrics::default(),
             unreadable: Mutex::default(),
+            sharing: Mutex::default(),
         };
         let inner = Arc::new(inner);
         inner.load().await?;

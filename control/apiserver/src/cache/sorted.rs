@@ -131,7 +131,7 @@ mod tests {
     fn entry(key: &str, revision: u64) -> Arc<Entry> {
         Arc::new(Entry {
             key: key.into(),
-            bytes: Default::default(),
+            body: Default::default(),
             stale: false,
             create_revision: revision,
             revision,

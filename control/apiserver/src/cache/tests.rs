@@ -99,7 +99,7 @@ fn waiting(watch: &mut Watch) -> Vec<String> {
             Some(Ok(WatchItem::Initial(entry))) => format!("initial {}", names(&[entry])[0]),
             Some(Ok(WatchItem::InitialEnd(revision))) => format!("end {revision}"),
             Some(Ok(WatchItem::Event(event))) => {
-                let object: Value = serde_json::from_slice(&event.entry.bytes).unwrap();
+                let object: Value = serde_json::from_slice(&event.entry.bytes()).unwrap();
                 assert_eq!(
                     object["metadata"]["resourceVersion"],
                     event.revision.to_string()
@@ -130,7 +130,7 @@ async fn reads_show_own_writes() {
     assert_eq!(entry.uid.as_ref(), "uid-a");
     assert_eq!(entry.labels.get("app"), Some("web"));
     assert_eq!(entry.fields.get("spec.nodeName"), Some("n1"));
-    let object: Value = serde_json::from_slice(&entry.bytes).unwrap();
+    let object: Value = serde_json::from_slice(&entry.bytes()).unwrap();
     assert_eq!(object["metadata"]["resourceVersion"], first.to_string());
     fixture.delete("a").await;
     assert!(fixture.cache.get(&key("a")).is_none());
@@ -667,14 +667,14 @@ async fn a_list_and_its_watch_replay_to_the_next_list() {
         .cache
         .snapshot(PODS)
         .iter()
-        .map(|e| (e.key.clone(), e.bytes.clone()))
+        .map(|e| (e.key.clone(), e.bytes()))
         .collect();
     assert!(lists.len() > 3);
     for (list, mut watch) in lists {
         let mut model: BTreeMap<_, _> = list
             .entries
             .iter()
-            .map(|e| (e.key.clone(), e.bytes.clone()))
+            .map(|e| (e.key.clone(), e.bytes()))
             .collect();
         let mut last = list.revision;
         while let Some(item) = watch.next().now_or_never() {
@@ -688,7 +688,7 @@ async fn a_list_and_its_watch_replay_to_the_next_list() {
             last = event.revision;
             match event.kind {
                 EventKind::Deleted => model.remove(&event.entry.key),
-                _ => model.insert(event.entry.key.clone(), event.entry.bytes.clone()),
+                _ => model.insert(event.entry.key.clone(), event.entry.bytes()),
             };
         }
         if watch.progress().is_some() {

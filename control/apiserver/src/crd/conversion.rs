@@ -24,7 +24,7 @@ use crate::{
     handlers::write::new_uid,
     registry::{Resource, api_version},
     status::{Result, Status},
-    webhook::Destination,
+    webhook::{Destination, credentials::Caller},
 };
 
 /// What a webhook may take for one review, as upstream's client.
@@ -176,7 +176,7 @@ impl Shared {
             .map_err(|error| Status::internal("encoding a conversion review", &error))?;
         let mut answer = api
             .webhooks
-            .post(destination, body.into(), TIMEOUT)
+            .post(Caller::Conversion, destination, body.into(), TIMEOUT)
             .await
             .map_err(|error| failed(&error.to_string()))?;
         if review == "v1" {
@@ -295,6 +295,19 @@ pub struct Conversion {
     kept: Mutex<Kept>,
 }
 
+impl Conversion {
+    /// An object of another version in the row's.
+    ///
+    /// # Errors
+    /// What the conversion webhook says, or that it says nothing.
+    pub async fn converted(&self, api: &Api, object: Value) -> Result<Value> {
+        let converted = self.shared.convert(api, vec![object], &self.api_version);
+        let mut converted = converted.await?.into_iter();
+        let none = || Status::unknown("the conversion brought no object");
+        converted.next().ok_or_else(none)
+    }
+}
+
 /// First in, first out.
 #[derive(Default)]
 struct Kept {
@@ -331,9 +344,14 @@ impl Conversion {
         }
     }
 
-    /// Whether the bytes are what the row shows.
-    pub fn is_shown(&self, resource: &Resource, bytes: &[u8], revision: Revision) -> bool {
-        revision > self.shared.since && bytes.starts_with(resource.head.as_bytes())
+    /// Whether a cached object is as the row shows it.
+    pub fn shows(&self, resource: &Resource, entry: &Entry) -> bool {
+        self.is_today(entry.revision) && entry.body.starts_with(resource.head.as_bytes())
+    }
+
+    /// Whether objects of this revision were written by today's schemas.
+    fn is_today(&self, revision: Revision) -> bool {
+        revision > self.shared.since
     }
 
     async fn show(&self, api: &Api, stored: Vec<Value>) -> Result<Vec<Value>> {
@@ -374,7 +392,9 @@ pub async fn read(
     };
     match &resource.stored_form {
         None => crate::storage::read_object(resource, bytes),
-        Some(form) if form.is_shown(resource, bytes, revision) => decode(),
+        Some(form) if form.is_today(revision) && bytes.starts_with(resource.head.as_bytes()) => {
+            decode()
+        }
         Some(form) => {
             let mut objects = form.show(api, vec![decode()?]).await?;
             objects
@@ -398,7 +418,7 @@ pub async fn present(
     };
     let (mut places, mut objects) = (Vec::new(), Vec::new());
     for (at, entry) in entries.iter_mut().enumerate() {
-        if form.is_shown(resource, &entry.bytes, entry.revision) {
+        if form.shows(resource, entry) {
             continue;
         }
         let kept = form
@@ -413,7 +433,7 @@ pub async fn present(
         }
         places.push(at);
         objects.push(
-            serde_json::from_slice(&entry.bytes)
+            serde_json::from_slice(&entry.bytes())
                 .map_err(|error| Status::internal("decoding a stored object", &error))?,
         );
     }

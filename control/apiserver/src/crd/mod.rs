@@ -110,7 +110,7 @@ fn publish(api: &Arc<Api>, first: bool) {
         if same {
             continue;
         }
-        let Ok(value) = serde_json::from_slice::<Value>(&entry.bytes) else {
+        let Ok(value) = serde_json::from_slice::<Value>(&entry.bytes()) else {
             continue;
         };
         let old = known.definitions.get(&entry.key);
@@ -353,7 +353,7 @@ async fn clean_up_once(api: &Arc<Api>, key: &Key) -> Result<bool> {
     let Some(entry) = api.storage.get(key).await? else {
         return Ok(true);
     };
-    let mut definition: Value = serde_json::from_slice(&entry.bytes)
+    let mut definition: Value = serde_json::from_slice(&entry.bytes())
         .map_err(|error| crate::status::Status::internal("decoding a definition", &error))?;
     let held = definition["metadata"]["finalizers"]
         .as_array()
@@ -430,7 +430,7 @@ async fn remove_objects(api: &Api, prefix: &str) -> Result<bool> {
     let page = cache.list(prefix, None, CLEANUP_PAGE, |_| true);
     let mut left = page.more;
     for entry in page.entries {
-        let mut object: Value = serde_json::from_slice(&entry.bytes)
+        let mut object: Value = serde_json::from_slice(&entry.bytes())
             .map_err(|error| crate::status::Status::internal("decoding a stored object", &error))?;
         let held = object["metadata"]["finalizers"]
             .as_array()

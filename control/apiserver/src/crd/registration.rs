@@ -125,7 +125,7 @@ fn read(api: &Api, prefix: &str) -> Vec<(Key, u64, Value)> {
     snapshot
         .iter()
         .filter_map(|entry| {
-            let value = serde_json::from_slice(&entry.bytes).ok()?;
+            let value = serde_json::from_slice(&entry.bytes()).ok()?;
             Some((entry.key.clone(), entry.revision, value))
         })
         .collect()

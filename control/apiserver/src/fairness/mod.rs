@@ -10,7 +10,7 @@
 //!                             └──── queue full, waited too long, no queues ──► 429
 //! ```
 //!
-//! Unlike upstream every request takes one seat, and seats are lent and taken back at once instead of every ten seconds.
+//! A list takes a seat for each 100 KB that it reads, ten at most. Unlike upstream, seats are lent and taken back at once instead of every ten seconds.
 
 mod rules;
 mod seats;
@@ -32,12 +32,18 @@ use tokio::sync::oneshot;
 use rules::Schema;
 use seats::{Asked, Grant, Limits, Seats};
 
-use crate::{cache::Cache, identity::User, request::RequestInfo, respond};
+use crate::{cache::Cache, identity::User, options::Query, request::RequestInfo, respond};
 
 /// Requests worked on at once by all levels that are not exempt (upstream: 400 that read and 200 that write).
 pub const TOTAL_SEATS: u32 = 600;
 /// How long a request may wait for its turn (upstream: a quarter of the request's own timeout).
 const WAIT_LIMIT: Duration = Duration::from_secs(15);
+
+/// What one seat of a list is worth (upstream `bytesPerSeat`), and the most that its answer keeps in memory at once.
+const BYTES_A_SEAT: usize = 100_000;
+const MAX_LIST_BYTES: usize = 1_000_000;
+/// From so many objects the size of all is taken.
+const SIZE_SAMPLE: usize = 8;
 
 const GROUP: &str = "flowcontrol.apiserver.k8s.io";
 static SCHEMA_HEADER: HeaderName = HeaderName::from_static("x-kubernetes-pf-flowschema-uid");
@@ -138,7 +144,7 @@ impl Fairness {
             let snapshot = self.cache.snapshot(prefix);
             let objects = snapshot.iter();
             objects
-                .filter_map(|entry| serde_json::from_slice(&entry.bytes).ok())
+                .filter_map(|entry| serde_json::from_slice(&entry.bytes()).ok())
                 .collect()
         };
         let levels = read(&levels);
@@ -172,7 +178,12 @@ impl Fairness {
     ///
     /// # Errors
     /// The 429 of a request whose turn does not come.
-    pub async fn turn(&self, user: &User, info: &RequestInfo) -> (Class, Result<Seat, Response>) {
+    pub async fn turn(
+        &self,
+        user: &User,
+        info: &RequestInfo,
+        query: &Query,
+    ) -> (Class, Result<Seat, Response>) {
         let configuration = self.configuration();
         let schema = configuration
             .schemas
@@ -187,11 +198,48 @@ impl Fairness {
             schema_uid: schema.uid.clone(),
             level_uid: schema.level_uid.clone(),
         };
-        let seat = self.seat(schema, flow).await;
+        let wanted = self.wanted(info, query);
+        let seat = self.seat(schema, flow, wanted).await;
         (class, seat)
     }
 
-    async fn seat(&self, schema: &Schema, flow: u64) -> Result<Seat, Response> {
+    /// How many seats a request is worth (upstream's `listWorkEstimator`; every list is served from the cache).
+    fn wanted(&self, info: &RequestInfo, query: &Query) -> u32 {
+        let lists = match info.verb {
+            "list" => true,
+            "watch" => query.flag("sendInitialEvents"),
+            _ => false,
+        };
+        if !lists || !info.name.is_empty() {
+            return 1;
+        }
+        let group = if info.group.is_empty() {
+            "core"
+        } else {
+            &info.group
+        };
+        let mut prefix = format!("/registry/{group}/{}/", info.resource);
+        if !info.namespace.is_empty() {
+            prefix.push_str(&info.namespace);
+            prefix.push('/');
+        }
+        let objects = self.cache.snapshot(&prefix);
+        let sizes: Vec<usize> = objects
+            .iter()
+            .take(SIZE_SAMPLE)
+            .map(|entry| entry.body.len())
+            .collect();
+        let average = sizes.iter().sum::<usize>() / sizes.len().max(1);
+        let limit = query.get("limit").parse().unwrap_or(0);
+        let count = match limit {
+            0 => objects.len(),
+            limit => objects.len().min(limit),
+        };
+        let bytes = count.saturating_mul(average).min(MAX_LIST_BYTES);
+        u32::try_from(bytes.div_ceil(BYTES_A_SEAT)).unwrap_or(u32::MAX)
+    }
+
+    async fn seat(&self, schema: &Schema, flow: u64, wanted: u32) -> Result<Seat, Response> {
         let seat = |grant: Option<Grant>| Seat {
             seats: self.seats.clone(),
             grant,
@@ -199,7 +247,7 @@ impl Fairness {
         };
         let asked = {
             let mut seats = self.seats.lock();
-            seats.ask(&schema.level, &schema.name, flow)
+            seats.ask(&schema.level, &schema.name, flow, wanted)
         };
         let (ticket, granted) = match asked {
             Asked::Exempt => return Ok(seat(None)),

@@ -14,6 +14,9 @@ const ESTIMATE_SECONDS: f64 = 0.003;
 /// Seats of `catch-all` while its object is missing.
 const CATCH_ALL_SEATS: u32 = 13;
 
+/// The part of its level's seats that one request may take.
+const MAX_WIDTH_PERCENT: u32 = 15;
+
 /// A level's configuration.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Limits {
@@ -85,16 +88,31 @@ impl Limits {
         }
         limits
     }
+
+    /// So many seats one request may have: no request takes a level for itself (upstream `priorityLevelMaxSeatsPercent`).
+    fn width(&self, wanted: u32) -> u32 {
+        let most = self.nominal.saturating_mul(MAX_WIDTH_PERCENT).div_ceil(100);
+        wanted.min(most).max(1)
+    }
 }
 
-/// A seat taken; give it back with [`Seats::release`].
+/// Seats taken by one request; give them back with [`Seats::release`].
 #[derive(Debug)]
 pub struct Grant {
     level: String,
     schema: String,
-    /// Whose seat it is; the level itself unless borrowed.
-    owner: String,
+    taken: Taken,
     queue: usize,
+}
+
+/// Whose seats they are, and how many: the level's own, and borrowed ones. Never empty, and none of it is 0.
+#[derive(Debug)]
+struct Taken(Vec<(String, u32)>);
+
+impl Taken {
+    fn width(&self) -> u32 {
+        self.0.iter().map(|(_, count)| count).sum()
+    }
 }
 
 #[derive(Debug)]
@@ -112,6 +130,8 @@ pub enum Asked {
 struct Waiter {
     ticket: u64,
     schema: String,
+    /// How many seats it needs.
+    width: u32,
     grant: oneshot::Sender<Grant>,
 }
 
@@ -132,7 +152,7 @@ struct Level {
     lent: u32,
     /// Others' seats that its requests sit on.
     borrowed: u32,
-    /// Its requests that execute.
+    /// Seats that its requests sit on.
     executing: u32,
     waiting: usize,
     queues: Vec<Queue>,
@@ -170,6 +190,21 @@ impl Level {
             }
         }
         self.queues.resize_with(count, Queue::default);
+    }
+
+    /// The queue that was served least of those in which somebody waits.
+    fn next_queue(&self) -> Option<usize> {
+        let queues = self.queues.iter().enumerate();
+        let (index, _) = queues
+            .filter(|(_, queue)| !queue.waiting.is_empty())
+            .min_by(|(_, a), (_, b)| a.served.total_cmp(&b.served))?;
+        Some(index)
+    }
+
+    /// How many seats who comes next needs.
+    fn next_width(&self) -> Option<u32> {
+        let queue = &self.queues[self.next_queue()?];
+        queue.waiting.front().map(|waiter| waiter.width)
     }
 
     fn is_idle(&self) -> bool {
@@ -243,41 +278,55 @@ impl Seats {
         self.dispatch();
     }
 
-    /// Takes a seat, its own or another's.
-    fn take(&mut self, name: &str) -> Option<String> {
-        let level = self.levels.get_mut(name)?;
-        if level.taken < level.limits.nominal {
-            level.taken += 1;
-            level.executing += 1;
-            return Some(name.to_owned());
-        }
-        if level
-            .limits
-            .borrowing
-            .is_some_and(|most| level.borrowed >= most)
-        {
+    /// Takes so many seats, the level's own or others'. All or none.
+    fn take(&mut self, name: &str, width: u32) -> Option<Taken> {
+        let level = self.levels.get(name)?;
+        let own = level.limits.nominal.saturating_sub(level.taken).min(width);
+        let mut missing = width - own;
+        let most = level.limits.borrowing.unwrap_or(u32::MAX);
+        if missing > 0 && level.borrowed.saturating_add(missing) > most {
             return None;
         }
-        let lender = self.levels.iter_mut().find(|(lender, level)| {
-            *lender != name
-                && !level.limits.exempt
-                && level.waiting == 0
-                && level.lent < level.limits.lendable
-                && level.taken < level.limits.nominal
-        });
-        let (owner, lender) = lender?;
-        let owner = owner.clone();
-        lender.taken += 1;
-        lender.lent += 1;
-        if let Some(level) = self.levels.get_mut(name) {
-            level.borrowed += 1;
-            level.executing += 1;
+        let mut taken = Vec::with_capacity(1);
+        if own > 0 {
+            taken.push((name.to_owned(), own));
         }
-        Some(owner)
+        for (lender, level) in &self.levels {
+            if missing == 0 {
+                break;
+            }
+            if lender == name || level.limits.exempt || level.waiting > 0 {
+                continue;
+            }
+            let lendable = level.limits.lendable.saturating_sub(level.lent);
+            let free = level.limits.nominal.saturating_sub(level.taken);
+            let lent = missing.min(lendable).min(free);
+            if lent > 0 {
+                taken.push((lender.clone(), lent));
+                missing -= lent;
+            }
+        }
+        if missing > 0 {
+            return None;
+        }
+        for (owner, count) in &taken {
+            if let Some(level) = self.levels.get_mut(owner) {
+                level.taken += count;
+                if owner != name {
+                    level.lent += count;
+                }
+            }
+        }
+        if let Some(level) = self.levels.get_mut(name) {
+            level.borrowed += width - own;
+            level.executing += width;
+        }
+        Some(Taken(taken))
     }
 
     /// `flow`: a hash of what tells flows apart.
-    pub fn ask(&mut self, name: &str, schema: &str, flow: u64) -> Asked {
+    /// `wanted`: how many seats the request is worth; it is given a part of its level at most.
+    pub fn ask(&mut self, name: &str, schema: &str, flow: u64, wanted: u32) -> Asked {
         let Some(level) = self.levels.get(name) else {
             return Asked::Refused;
         };
@@ -286,6 +335,7 @@ impl Seats {
             return Asked::Exempt;
         }
         let queuing = level.limits.queuing;
+        let width = level.limits.width(wanted);
         let hand = queuing.map(|q| deal(flow, level.queues.len(), q.hand_size));
         let queue = hand.iter().flatten().min_by_key(|index| {
             let queue = &level.queues[**index];
@@ -293,9 +343,9 @@ impl Seats {
         });
         let queue = queue.copied().unwrap_or(0);
         if level.waiting == 0
-            && let Some(owner) = self.take(name)
+            && let Some(taken) = self.take(name, width)
         {
-            return Asked::Granted(self.grant(name, schema, owner, queue));
+            return Asked::Granted(self.grant(name, schema, taken, queue));
         }
         let Some(queuing) = queuing else {
             self.count_refusal(name, schema, "concurrency-limit");
@@ -321,14 +371,17 @@ impl Seats {
             queue.waiting.push_back(Waiter {
                 ticket,
                 schema: schema.to_owned(),
+                width,
                 grant,
             });
             level.waiting += 1;
         }
+        // It may come before a wider one for which there are not enough seats.
+        self.dispatch();
         Asked::Queued { ticket, granted }
     }
 
-    fn grant(&mut self, name: &str, schema: &str, owner: String, queue: usize) -> Grant {
+    fn grant(&mut self, name: &str, schema: &str, taken: Taken, queue: usize) -> Grant {
         if let Some(level) = self.levels.get_mut(name) {
             let virtual_time = level.virtual_time;
             let queue = &mut level.queues[queue];
@@ -336,7 +389,7 @@ impl Seats {
                 queue.served = queue.served.max(virtual_time);
             }
             level.virtual_time = virtual_time.max(queue.served);
-            queue.served += ESTIMATE_SECONDS;
+            queue.served += ESTIMATE_SECONDS * f64::from(taken.width());
             queue.executing += 1;
         }
         self.count_dispatch(name, schema);
@@ -347,7 +400,7 @@ impl Seats {
         Grant {
             level: name.to_owned(),
             schema: schema.to_owned(),
-            owner,
+            taken,
             queue,
         }
     }
@@ -357,30 +410,39 @@ impl Seats {
         let Grant {
             level: name,
             schema,
-            owner,
+            taken,
             queue,
         } = grant;
-        if let Some(owner_level) = self.levels.get_mut(&owner) {
-            owner_level.taken = owner_level.taken.saturating_sub(1);
-            if owner != name {
-                owner_level.lent = owner_level.lent.saturating_sub(1);
-            }
-        }
-        if let Some(level) = self.levels.get_mut(&name) {
-            level.executing = level.executing.saturating_sub(1);
-            if owner != name {
-                level.borrowed = level.borrowed.saturating_sub(1);
-            }
-            // The queue may have gone meanwhile.
-            if let Some(queue) = level.queues.get_mut(queue) {
-                queue.executing = queue.executing.saturating_sub(1);
-                queue.served += took.as_secs_f64() - ESTIMATE_SECONDS;
-            }
+        self.give_back(&name, &taken);
+        // The level, or the queue, may have gone meanwhile.
+        if let Some(level) = self.levels.get_mut(&name)
+            && let Some(queue) = level.queues.get_mut(queue)
+        {
+            queue.executing = queue.executing.saturating_sub(1);
+            let seconds = took.as_secs_f64() - ESTIMATE_SECONDS;
+            queue.served += seconds * f64::from(taken.width());
         }
         if let Some(count) = self.executing.get_mut(&(name, schema)) {
             *count = count.saturating_sub(1);
         }
         self.dispatch();
+    }
+
+    fn give_back(&mut self, name: &str, taken: &Taken) {
+        for (owner, count) in &taken.0 {
+            if let Some(level) = self.levels.get_mut(owner) {
+                level.taken = level.taken.saturating_sub(*count);
+                if owner != name {
+                    level.lent = level.lent.saturating_sub(*count);
+                }
+            }
+            if let Some(level) = self.levels.get_mut(name) {
+                level.executing = level.executing.saturating_sub(*count);
+                if owner != name {
+                    level.borrowed = level.borrowed.saturating_sub(*count);
+                }
+            }
+        }
     }
 
     /// Somebody does not wait any longer.
@@ -401,39 +463,30 @@ impl Seats {
 
     /// Gives free seats to who waits: first levels with seats of their own, then borrowers.
     fn dispatch(&mut self) {
-        let own = |level: &Level| level.taken < level.limits.nominal;
         loop {
-            let next = self
+            let mut waiting: Vec<(bool, String, u32)> = self
                 .levels
                 .iter()
-                .filter(|(_, level)| level.waiting > 0)
-                .min_by_key(|(_, level)| !own(level));
-            let Some((name, _)) = next else { return };
-            let name = name.clone();
-            let taken = self.take(&name);
-            let (name, owner) = match taken {
-                Some(owner) => (name, owner),
-                None => {
-                    // Another level may still be allowed to borrow.
-                    let waiting = self.levels.iter().filter(|(_, level)| level.waiting > 0);
-                    let names: Vec<String> = waiting.map(|(name, _)| name.clone()).collect();
-                    let found = names
-                        .into_iter()
-                        .find_map(|name| self.take(&name).map(|owner| (name, owner)));
-                    match found {
-                        Some(found) => found,
-                        None => return,
-                    }
-                }
-            };
+                .filter_map(|(name, level)| {
+                    let width = level.next_width()?;
+                    let own = level.taken.saturating_add(width) <= level.limits.nominal;
+                    Some((!own, name.clone(), width))
+                })
+                .collect();
+            waiting.sort();
+            let found = waiting.into_iter().find_map(|(_, name, width)| {
+                let taken = self.take(&name, width)?;
+                Some((name, taken))
+            });
+            let Some((name, taken)) = found else { return };
             let Some((queue, waiter)) = self.next_waiter(&name) else {
-                self.undo(&name, &owner);
+                self.give_back(&name, &taken);
                 return;
             };
-            let grant = self.grant(&name, &waiter.schema, owner, queue);
+            let grant = self.grant(&name, &waiter.schema, taken, queue);
             if let Err(grant) = waiter.grant.send(grant) {
-                // Gone a moment ago; the seat is free again, and the loop goes on.
-                self.undo(&grant.level, &grant.owner);
+                // Gone a moment ago; the seats are free again, and the loop goes on.
+                self.give_back(&grant.level, &grant.taken);
                 if let Some(count) = self.executing.get_mut(&(grant.level, grant.schema)) {
                     *count = count.saturating_sub(1);
                 }
@@ -444,28 +497,10 @@ impl Seats {
         }
     }
 
-    fn undo(&mut self, name: &str, owner: &str) {
-        if let Some(level) = self.levels.get_mut(owner) {
-            level.taken -= 1;
-            if owner != name {
-                level.lent -= 1;
-            }
-        }
-        if let Some(level) = self.levels.get_mut(name) {
-            level.executing -= 1;
-            if owner != name {
-                level.borrowed -= 1;
-            }
-        }
-    }
-
     /// The first of the queue that was served least.
     fn next_waiter(&mut self, name: &str) -> Option<(usize, Waiter)> {
         let level = self.levels.get_mut(name)?;
-        let queues = level.queues.iter().enumerate();
-        let (index, _) = queues
-            .filter(|(_, queue)| !queue.waiting.is_empty())
-            .min_by(|(_, a), (_, b)| a.served.total_cmp(&b.served))?;
+        let index = level.next_queue()?;
         let waiter = level.queues[index].waiting.pop_front()?;
         level.waiting -= 1;
         Some((index, waiter))

@@ -170,7 +170,7 @@ async fn attempt(
     let stored = conversion::store(api, resource, &object).await?;
     if options.dry_run {
         if let Some(existing) = api.storage.get(&key).await? {
-            return Err(taken(resource, &name, &existing.bytes));
+            return Err(taken(resource, &name, &existing.bytes()));
         }
         return Ok(Some(Object::Value(object)));
     }

@@ -78,7 +78,7 @@ pub async fn delete_collection(ctx: &Ctx, resource: &Arc<Resource>) -> Result<Re
     }
     let mut items = Vec::with_capacity(list.entries.len());
     for entry in conversion::present(&ctx.api, resource, list.entries).await? {
-        items.push(crate::storage::read_object(resource, &entry.bytes)?);
+        items.push(crate::storage::read_object(resource, &entry.bytes())?);
     }
     let metadata = json!({"resourceVersion": list.revision.to_string()});
     let value = respond::list_value(resource, metadata, items);

@@ -41,10 +41,10 @@ pub async fn get(ctx: &Ctx, resource: &Arc<Resource>) -> Result<Response> {
         return Err(Status::missing(resource, &ctx.info.name));
     };
     let object = if resource.def.conversion.is_some() {
-        Object::Value(read_object(resource, &entry.bytes)?)
+        Object::Value(read_object(resource, &entry.bytes())?)
     } else {
         let shown = conversion::present(&ctx.api, resource, vec![entry.clone()]).await?;
-        Object::Bytes(shown.first().unwrap_or(&entry).bytes.clone())
+        Object::Bytes(shown.first().unwrap_or(&entry).bytes())
     };
     ctx.object(resource, StatusCode::OK, object, &out)
 }

@@ -136,13 +136,13 @@ impl Renderer {
         let shared = self.out.transform != Transform::Table;
         if shared {
             let name = format!("{} {}", kind.as_str(), self.form);
-            return event.frame(&name, || self.frame(kind.as_str(), &entry.bytes));
+            return event.frame(&name, || self.frame(kind.as_str(), &entry.bytes()));
         }
         self.frame_of_entry(kind, entry)
     }
 
     fn frame_of_entry(&mut self, kind: EventKind, entry: &Entry) -> Bytes {
-        let frame = self.frame(kind.as_str(), &entry.bytes);
+        let frame = self.frame(kind.as_str(), &entry.bytes());
         self.first = false;
         frame
     }
@@ -308,7 +308,7 @@ impl Frames {
             Shown::Entry(kind, entry, event) => {
                 let resource = &self.renderer.resource;
                 let form = resource.stored_form.as_ref();
-                if form.is_some_and(|f| !f.is_shown(resource, &entry.bytes, entry.revision)) {
+                if form.is_some_and(|form| !form.shows(resource, &entry)) {
                     let (api, resource) = (self.api.clone(), resource.clone());
                     self.converting = Some(Converting {
                         kind,

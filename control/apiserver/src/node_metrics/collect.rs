@@ -75,7 +75,8 @@ async fn collect(api: &Arc<Api>, connections: &Arc<Connections>) {
     futures::stream::iter(names)
         .for_each_concurrent(AT_ONCE, |(name, entry)| async move {
             let metrics = &api.node_metrics;
-            let read = tokio::time::timeout(TIMEOUT, read(api, connections, &name, &entry.bytes));
+            let bytes = entry.bytes();
+            let read = tokio::time::timeout(TIMEOUT, read(api, connections, &name, &bytes));
             match read.await {
                 Ok(Ok(text)) => {
                     metrics.counters.readings.fetch_add(1, Ordering::Relaxed);

@@ -203,7 +203,7 @@ pub async fn list(ctx: &Ctx, resource: &Arc<Resource>) -> Result<Response> {
         let object = ctx.api.node_metrics.object(resource, entry, ctx.now)?;
         Some(Arc::new(Entry {
             key: entry.key.clone(),
-            bytes: codec::encode_object(&object),
+            body: codec::encode_object(&object).into(),
             stale: false,
             create_revision: 0,
             revision: 0,

@@ -321,7 +321,7 @@ fn allocate_ips(
 fn ranges(api: &Api) -> Vec<Range> {
     let mut ranges = api.services.ranges.clone();
     for entry in api.storage.cache.snapshot(CIDR_PREFIX).iter() {
-        let object: Value = serde_json::from_slice(&entry.bytes).unwrap_or_default();
+        let object: Value = serde_json::from_slice(&entry.bytes()).unwrap_or_default();
         let conditions = object["status"]["conditions"].as_array();
         let ready = conditions
             .into_iter()

@@ -69,7 +69,7 @@ async fn components(ctx: &Ctx) -> Vec<(&'static str, Health)> {
     let store = store.map_err(|failure| failure.message.clone());
     let leaders = LEADERS.map(|(name, lease)| {
         let lease = storage.cache.get(&format!("{LEASES}{lease}"));
-        let lease = lease.and_then(|entry| serde_json::from_slice(&entry.bytes).ok());
+        let lease = lease.and_then(|entry| serde_json::from_slice(&entry.bytes()).ok());
         (name, leader_health(lease.as_ref(), ctx.now))
     });
     let mut all = vec![(STORE, store)];

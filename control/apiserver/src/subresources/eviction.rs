@@ -74,7 +74,7 @@ pub async fn create(ctx: &Ctx, pods: &Arc<Resource>) -> Result<Response> {
 
     let entry = ctx.api.storage.get(&pods.key(namespace, name)).await?;
     let entry = entry.ok_or_else(|| Status::missing(pods, name))?;
-    let pod = read_object(pods, &entry.bytes)?;
+    let pod = read_object(pods, &entry.bytes())?;
     if !ignores_budget(&pod)
         && let Some(budget) = budget_of(ctx, namespace, &entry).await?
     {
@@ -131,7 +131,7 @@ async fn budget_of(ctx: &Ctx, namespace: &str, pod: &crate::cache::Entry) -> Res
         .collect();
     let mut found = None;
     for entry in snapshot.iter() {
-        let budget = read_object(budgets, &entry.bytes)?;
+        let budget = read_object(budgets, &entry.bytes())?;
         let selector: Option<SelectorObject> =
             serde_json::from_value(budget["spec"]["selector"].clone()).unwrap_or_default();
         let matches =

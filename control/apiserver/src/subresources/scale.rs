@@ -94,7 +94,7 @@ pub async fn handle(ctx: &Ctx, resource: &Arc<Resource>, verb: Verb) -> Result<R
     if verb == Verb::Get {
         let entry = ctx.api.storage.get(&resource.key(namespace, name)).await?;
         let entry = entry.ok_or_else(|| Status::missing(resource, name))?;
-        let object = conversion::read(&ctx.api, resource, &entry.bytes, entry.revision).await?;
+        let object = conversion::read(&ctx.api, resource, &entry.bytes(), entry.revision).await?;
         paths.check(&object)?;
         return ctx.value(StatusCode::OK, &scale_of(&object, &paths), &out);
     }

@@ -22,7 +22,7 @@ async fn stored(ctx: &Ctx, plural: &str, namespace: &str, name: &str) -> Result<
     let resource = resource.ok_or_else(Status::no_such_resource)?;
     let entry = ctx.api.storage.get(&resource.key(namespace, name)).await?;
     let entry = entry.ok_or_else(|| Status::missing(resource, name))?;
-    serde_json::from_slice(&entry.bytes)
+    serde_json::from_slice(&entry.bytes())
         .map_err(|error| Status::internal("decoding a stored object", &error))
 }
 
@@ -393,7 +393,7 @@ pub fn service_endpoint(
     let key = format!("/registry/core/services/{namespace}/{service_name}");
     let entry = api.storage.cache.get(&key);
     let service: Value = entry
-        .and_then(|entry| serde_json::from_slice(&entry.bytes).ok())
+        .and_then(|entry| serde_json::from_slice(&entry.bytes()).ok())
         .unwrap_or_default();
     let ports = service["spec"]["ports"]
         .as_array()
@@ -428,7 +428,7 @@ pub fn service_endpoint(
         .iter()
         .filter(|entry| entry.labels.get("kubernetes.io/service-name") == Some(service_name));
     for entry in of_service {
-        let slice: Value = serde_json::from_slice(&entry.bytes).unwrap_or_default();
+        let slice: Value = serde_json::from_slice(&entry.bytes()).unwrap_or_default();
         let ports = slice["ports"].as_array().into_iter().flatten();
         let port = ports
             .into_iter()

@@ -185,7 +185,7 @@ async fn bind(ctx: &Ctx, reference: &mut Value, binding: &mut Binding) -> Result
     };
     let found = ctx.api.storage.get(&key).await?;
     let found = found.ok_or_else(|| Status::not_found("", plural, name))?;
-    let object: Value = serde_json::from_slice(&found.bytes)
+    let object: Value = serde_json::from_slice(&found.bytes())
         .map_err(|error| Status::internal("decoding a stored object", &error))?;
     if kind == "Pod" {
         let account = object["spec"]["serviceAccountName"]

@@ -11,7 +11,7 @@ use rustls::{
     crypto::{CryptoProvider, ring},
     server::ParsedCertificate,
 };
-use rustls_pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject};
 
 /// Where systems keep their authorities, most common first.
 const SYSTEM_BUNDLES: [&str; 3] = [
@@ -20,9 +20,14 @@ const SYSTEM_BUNDLES: [&str; 3] = [
     "/etc/ssl/cert.pem",
 ];
 
+/// `certificate`: what the webhook is shown.
+///
 /// # Errors
-/// When the bundle holds no certificate.
-pub fn config(ca_bundle: &[u8]) -> Result<ClientConfig, String> {
+/// When the bundle holds no certificate, or the key does not fit what the webhook is shown.
+pub fn config(
+    ca_bundle: &[u8],
+    certificate: Option<&(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>,
+) -> Result<ClientConfig, String> {
     let certificates = if ca_bundle.is_empty() {
         system_authorities()
     } else {
@@ -54,10 +59,15 @@ pub fn config(ca_bundle: &[u8]) -> Result<ClientConfig, String> {
     let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|error| error.to_string())?;
-    Ok(builder
+    let builder = builder
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(verifier))
-        .with_no_client_auth())
+        .with_custom_certificate_verifier(Arc::new(verifier));
+    match certificate {
+        None => Ok(builder.with_no_client_auth()),
+        Some((chain, key)) => builder
+            .with_client_auth_cert(chain.clone(), key.clone_key())
+            .map_err(|error| error.to_string()),
+    }
 }
 
 fn system_authorities() -> Vec<CertificateDer<'static>> {

@@ -234,6 +234,51 @@ async fn a_webhook_converts_between_versions() {
     assert_eq!(cluster.get(&format!("{V2}/a")).await.code, 404);
 }
 
+/// `matchPolicy: Equivalent`: a policy about one version sees writes through another as they would be in its own, and a
+/// policy that changes them changes what is written.
+#[tokio::test]
+async fn policies_see_other_versions_converted() {
+    let webhook = webhook(addresses).await;
+    let cluster = Cluster::start().await;
+    let definition = servers(&webhook, "/convert", "v1");
+    cluster.post(DEFINITIONS, definition).await.expect(201);
+    established(&cluster, "servers.example.com").await;
+    until(&cluster, V2, |code, _| code == 200).await;
+
+    let group = "/apis/admissionregistration.k8s.io/v1";
+    let constraints = json!({"resourceRules": [{
+        "apiGroups": ["example.com"], "apiVersions": ["v2"], "resources": ["servers"], "operations": ["CREATE"],
+    }]});
+    let bound = async |kind: &str, name: &str, spec: Value| {
+        let policy = json!({"metadata": {"name": name}, "spec": spec});
+        let path = format!("{group}/{kind}admissionpolicies");
+        cluster.post(&path, policy).await.expect(201);
+        let mut binding = json!({"metadata": {"name": name}, "spec": {"policyName": name}});
+        if kind == "validating" {
+            binding["spec"]["validationActions"] = json!(["Deny"]);
+        }
+        let path = format!("{group}/{kind}admissionpolicybindings");
+        cluster.post(&path, binding).await.expect(201);
+    };
+    let validations = json!([{"expression": "object.spec.port != 22", "message": "not that port"}]);
+    let validating = json!({"matchConstraints": constraints, "validations": validations});
+    bound("validating", "ports", validating).await;
+    let mutation = "object.spec.host == 'old' ? [JSONPatch{op: 'replace', path: '/spec/host', value: 'new'}] : []";
+    let mutating = json!({
+        "matchConstraints": constraints, "reinvocationPolicy": "Never",
+        "mutations": [{"patchType": "JSONPatch", "jsonPatch": {"expression": mutation}}],
+    });
+    bound("mutating", "hosts", mutating).await;
+
+    let server = |name: &str, address: &str| json!({"metadata": {"name": name}, "spec": {"address": address}});
+    let refused = cluster.post(V1, server("a", "x:22")).await.expect(422);
+    let message = refused["message"].as_str().expect("a message");
+    assert!(message.contains("not that port"), "{message}");
+    let created = cluster.post(V1, server("b", "old:80")).await.expect(201);
+    assert_eq!(created["apiVersion"], "example.com/v1");
+    assert_eq!(created["spec"], json!({"address": "new:80"}));
+}
+
 #[tokio::test]
 async fn a_webhook_that_does_not_answer_holds_up_nobody_else() {
     let webhook = webhook(addresses).await;
@@ -305,4 +350,47 @@ async fn without_a_webhook_only_the_version_changes() {
     assert_eq!(got.expect(200)["apiVersion"], "example.com/v1");
     let group = cluster.get("/apis/example.com").await.expect(200);
     assert_eq!(group["preferredVersion"]["version"], "v2");
+}
+
+/// Each version has selectable fields of its own, of the same objects.
+#[tokio::test]
+async fn versions_select_by_their_own_fields() {
+    let cluster = Cluster::start().await;
+    let version = |name: &str, field: &str| {
+        let text = json!({"type": "string"});
+        let spec = json!({"type": "object", "properties": {"a": text, "b": text}});
+        json!({
+            "name": name, "served": true, "storage": name == "v1",
+            "selectableFields": [{"jsonPath": format!(".spec.{field}")}],
+            "schema": {"openAPIV3Schema": {"type": "object", "properties": {"spec": spec}}},
+        })
+    };
+    let definition = json!({
+        "metadata": {"name": "servers.example.com"},
+        "spec": {
+            "group": "example.com", "scope": "Namespaced",
+            "names": {"plural": "servers", "kind": "Server"},
+            "versions": [version("v1", "a"), version("v2", "b")],
+        },
+    });
+    cluster.post(DEFINITIONS, definition).await.expect(201);
+    established(&cluster, "servers.example.com").await;
+    until(&cluster, V2, |code, _| code == 200).await;
+    for (name, a, b) in [("x", "1", "2"), ("y", "2", "1")] {
+        let server = json!({"metadata": {"name": name}, "spec": {"a": a, "b": b}});
+        cluster.post(V1, server).await.expect(201);
+    }
+    for (path, field, name) in [(V1, "a", "x"), (V2, "b", "y")] {
+        let selected = cluster
+            .get(&format!("{path}?fieldSelector=spec.{field}%3D1"))
+            .await
+            .expect(200);
+        let names: Vec<_> = selected["items"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .map(|item| &item["metadata"]["name"])
+            .collect();
+        assert_eq!(names, [name]);
+    }
 }

@@ -13,6 +13,7 @@ use hyper_util::{
     server::conn::auto,
     service::TowerToHyperService,
 };
+use rustls::server::{WebPkiClientVerifier, danger::ClientCertVerifier};
 use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -57,6 +58,14 @@ impl Hook {
     pub async fn raw(
         handler: impl Fn(Value) -> BoxFuture<'static, Response> + Send + Sync + 'static,
     ) -> Self {
+        Self::of_clients(WebPkiClientVerifier::no_client_auth(), handler).await
+    }
+
+    /// As [`Hook::raw`], for clients whose certificates `clients` accepts.
+    pub async fn of_clients(
+        clients: Arc<dyn ClientCertVerifier>,
+        handler: impl Fn(Value) -> BoxFuture<'static, Response> + Send + Sync + 'static,
+    ) -> Self {
         let names = vec!["127.0.0.1".to_owned(), "hook.default.svc".to_owned()];
         let certified = rcgen::generate_simple_self_signed(names).expect("a certificate");
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(
@@ -66,7 +75,7 @@ impl Hook {
         let mut tls = rustls::ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .expect("versions")
-            .with_no_client_auth()
+            .with_client_cert_verifier(clients)
             .with_single_cert(vec![certified.cert.der().clone()], key)
             .expect("a configuration");
         tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];

@@ -581,7 +581,7 @@ async fn side_effects_forbid_dry_runs() {
         .unwrap();
     let key = resource.key("", "d");
     let entry = api.storage.get(&key).await.unwrap().unwrap();
-    let mut stored: Value = serde_json::from_slice(&entry.bytes).unwrap();
+    let mut stored: Value = serde_json::from_slice(&entry.bytes()).unwrap();
     stored["webhooks"][0]["sideEffects"] = "Unknown".into();
     let bytes = skep_apiserver::codec::encode_stored(&stored);
     api.storage
@@ -657,4 +657,64 @@ async fn configurations_of_admission_are_exempt() {
         .await
         .expect(200);
     cluster.post(MAPS, map("a")).await.expect(201);
+}
+
+/// `--admission-control-config-file`: a webhook that lets in only whom it knows.
+#[tokio::test]
+async fn webhooks_are_shown_the_certificate_that_is_for_them() {
+    let key = rcgen::KeyPair::generate().expect("a key");
+    let mut params = rcgen::CertificateParams::new(Vec::new()).expect("parameters");
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let authority = params.self_signed(&key).expect("a CA");
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(authority.der().clone()).expect("a root");
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let verifier =
+        rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+    let hook = Hook::of_clients(verifier.build().expect("a verifier"), |review| {
+        let response = json!({"uid": review["request"]["uid"], "allowed": true});
+        let review = json!({
+            "kind": "AdmissionReview", "apiVersion": "admission.k8s.io/v1", "response": response,
+        });
+        Box::pin(async move { Response::new(review.to_string().into()) })
+    })
+    .await;
+    let cluster = Cluster::start().await;
+    let webhook = hook.webhook("v.example.com");
+    configure(&cluster, VALIDATING, "v", json!([webhook])).await;
+    let refused = cluster.post(MAPS, map("a")).await.expect(500);
+    assert!(
+        message(&refused).contains("failed calling webhook"),
+        "{refused}"
+    );
+
+    let issuer = rcgen::Issuer::from_ca_cert_pem(&authority.pem(), key).expect("an issuer");
+    let key = rcgen::KeyPair::generate().expect("a key");
+    let params = rcgen::CertificateParams::new(vec!["apiserver".to_owned()]).expect("parameters");
+    let certificate = params.signed_by(&key, &issuer).expect("a certificate");
+    let folder = tempfile::tempdir().expect("a folder");
+    let write = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).expect("a file");
+        path
+    };
+    write("client.crt", &certificate.pem());
+    write("client.key", &key.serialize_pem());
+    let user = json!({
+        "name": format!("127.0.0.1:{}", hook.port),
+        "user": {"client-certificate": "client.crt", "client-key": "client.key"},
+    });
+    write("kubeconfig", &json!({"users": [user]}).to_string());
+    let version = "apiserver.config.k8s.io/v1";
+    let plugin = json!({"name": "ValidatingAdmissionWebhook", "configuration": {
+        "apiVersion": version, "kind": "WebhookAdmissionConfiguration", "kubeConfigFile": "kubeconfig",
+    }});
+    let configuration =
+        json!({"apiVersion": version, "kind": "AdmissionConfiguration", "plugins": [plugin]});
+    let path = write("admission.yaml", &configuration.to_string());
+    let credentials =
+        skep_apiserver::webhook::credentials::Credentials::load(&path).expect("credentials");
+    cluster.server.api.webhooks.show(credentials);
+    cluster.post(MAPS, map("a")).await.expect(201);
+    assert_eq!(hook.called(), 1);
 }

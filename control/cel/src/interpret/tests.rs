@@ -241,3 +241,114 @@ fn bad_text_is_refused_with_its_place() {
     let deep = "(".repeat(5000) + "1" + &")".repeat(5000);
     assert!(Program::compile(&deep).is_err());
 }
+
+mod strange_input {
+    use std::collections::BTreeMap;
+
+    use proptest::{prelude::*, sample::select};
+
+    use super::*;
+    use crate::check::{Type, check};
+
+    const TOKENS: [&str; 46] = [
+        "object",
+        "x",
+        "y",
+        "self",
+        ".",
+        ".?",
+        "[",
+        "]",
+        "[?",
+        "(",
+        ")",
+        "{",
+        "}",
+        ",",
+        ":",
+        "?",
+        " ",
+        "+",
+        "-",
+        "*",
+        "/",
+        "%",
+        "!",
+        "==",
+        "<",
+        "&&",
+        "||",
+        " in ",
+        "1",
+        "2u",
+        "0.5",
+        "'a'",
+        "b'\\xff'",
+        "true",
+        "null",
+        "has(",
+        ".map(x,",
+        ".all(x,",
+        ".exists(x, y,",
+        ".sortBy(x,",
+        ".matches('",
+        "cel.bind(x,",
+        "size(",
+        ".metadata.labels",
+        "timestamp('",
+        "\n",
+    ];
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(200))]
+
+        /// No panic, and nothing beyond the budget, whatever somebody writes.
+        #[test]
+        fn is_refused_or_evaluated(tokens in proptest::collection::vec(select(&TOKENS[..]), 0..25)) {
+            let Ok(program) = Program::compile(&tokens.concat()) else {
+                return Ok(());
+            };
+            let object = json!({"metadata": {"labels": {"a": "b"}}, "list": [1, 2, 3]});
+            let declarations = BTreeMap::from([
+                ("object".to_owned(), Type::Dyn),
+                ("self".to_owned(), Type::list(Type::TEXT)),
+            ]);
+            let _checked = check(&program, &declarations);
+            let environment = Object(json!({"object": object, "self": ["a"]}));
+            let budget = Budget::new(10_000);
+            let _value = program.evaluate(&environment, &budget);
+        }
+
+        /// What the checker promises is what comes out.
+        #[test]
+        fn has_the_type_that_was_found(
+            a in select(&["1", "'a'", "true", "[1, 2]", "{'a': 1}", "object.list", "object.metadata.labels"][..]),
+            b in select(&["2", "'b'", "false", "[3]", "{'b': 2}"][..]),
+            form in select(&[
+                "A == B", "A + B", "[A, A]", "true ? A : A", "size(A)", "[A].map(x, x)", "A in [B]", "!A", "[A].first()",
+                "cel.bind(x, A, [x])", "optional.of(A).orValue(A)", "string(A)", "A < B", "A && B", "[A][0]",
+            ][..]),
+        ) {
+            let source = form.replace('A', a).replace('B', b);
+            let program = Program::compile(&source).unwrap();
+            let declarations = BTreeMap::from([("object".to_owned(), Type::Dyn)]);
+            let Ok(checked) = check(&program, &declarations) else {
+                return Ok(());
+            };
+            let object = json!({"metadata": {"labels": {"a": "b"}}, "list": [1, 2, 3]});
+            let environment = Object(json!({"object": object}));
+            let Ok(value) = program.evaluate(&environment, &Budget::new(10_000)) else {
+                prop_assert!(source.contains("object"), "{source} cannot be evaluated");
+                return Ok(());
+            };
+            let fits = match (&checked.ty, &value) {
+                (Type::Bool, Value::Bool(_)) | (Type::Int, Value::Int(_)) => true,
+                (Type::String(_), Value::String(_)) | (Type::List(..), Value::List(_)) => true,
+                (Type::Map(..), Value::Map(_)) | (Type::Dyn, _) => true,
+                (Type::Optional(_), value) => as_optional(value).is_some(),
+                _ => false,
+            };
+            prop_assert!(fits, "{source}: {} {value:?}", checked.ty);
+        }
+    }
+}

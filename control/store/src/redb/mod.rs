@@ -66,7 +66,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
-            cache_bytes: 16 << 20,
+            cache_bytes: 12 << 20,
             shrink_above_bytes: 256 << 20,
             #[cfg(test)]
             fault: tests::Fault::default(),

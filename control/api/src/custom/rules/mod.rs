@@ -5,7 +5,7 @@
 
 pub mod check;
 mod cost;
-mod types;
+pub(crate) mod types;
 mod value;
 
 use std::{collections::BTreeMap, sync::Arc};

@@ -277,3 +277,88 @@ fn rules_over_unbounded_lists_are_too_expensive() {
     bounded["properties"]["l"]["items"]["maxLength"] = 10.into();
     assert_eq!(check::rules(&bounded), Vec::new());
 }
+
+/// Rules over one list of a schema.
+fn over_list(mut list: Value, text: &str) -> Value {
+    list["type"] = "array".into();
+    json!({"type": "object", "properties": {"l": list}, "x-kubernetes-validations": rule(text)})
+}
+
+#[track_caller]
+fn holds(schema: &Value, new: Value, old: Option<Value>) {
+    assert_eq!(check::rules(schema), Vec::new());
+    check(schema, new, old, &[]);
+}
+
+#[test]
+fn sets_and_maps_compare_without_order() {
+    let set = json!({"x-kubernetes-list-type": "set", "maxItems": 9, "items": {"type": "string", "maxLength": 9}});
+    let old = || Some(json!({"l": ["b", "a"]}));
+    let new = || json!({"l": ["a", "b"]});
+    let same = "self.l == oldSelf.l";
+    holds(&over_list(set.clone(), same), new(), old());
+    // An atomic list is another one in another order.
+    let atomic = json!({"maxItems": 9, "items": {"type": "string", "maxLength": 9}});
+    let failed = ["<nil>: Invalid value: failed rule: self.l == oldSelf.l"];
+    check(&over_list(atomic, same), new(), old(), &failed);
+    let different = Some(json!({"l": ["a", "c"]}));
+    check(&over_list(set.clone(), same), new(), different, &failed);
+    for text in [
+        "self.l == ['b', 'a'] && ['b', 'a'] != self.l && self.l[0] == 'a'",
+        "self.l + ['a', 'c'] == ['c', 'b', 'a'] && size(self.l + self.l) == 2",
+        "'a' in self.l && self.l.all(x, x != 'c') && self.l.map(x, x) == ['a', 'b']",
+        "self.l.sortBy(x, x)[1] == 'b' && self.l.exists(i, x, i == 1 && x == 'b')",
+        "type(self.l) == list && self.l.join('-') == 'a-b' && sets.contains(self.l, ['a'])",
+    ] {
+        holds(&over_list(set.clone(), text), new(), None);
+    }
+    let map = json!({"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["k-1"], "maxItems": 9,
+        "items": {"type": "object", "properties": {
+            "k-1": {"type": "string", "maxLength": 9}, "v": {"type": "integer"}}}});
+    let item = |k: &str, v: i64| json!({"k-1": k, "v": v});
+    let new = || json!({"l": [item("a", 1), item("b", 2)]});
+    let old = |v| Some(json!({"l": [item("b", v), item("a", 1)]}));
+    holds(&over_list(map.clone(), same), new(), old(2));
+    check(&over_list(map.clone(), same), new(), old(3), &failed);
+    holds(
+        &over_list(
+            map,
+            "(oldSelf.l + self.l) == self.l && (oldSelf.l + self.l)[0].v == 2",
+        ),
+        new(),
+        old(3),
+    );
+}
+
+#[test]
+fn rules_know_every_macro() {
+    let ints = json!({"maxItems": 9, "items": {"type": "integer"}});
+    for text in [
+        "cel.bind(n, size(self.l), n > 2 && n < 4)",
+        "self.l.sortBy(x, -x) == [3, 2, 1]",
+        "self.l.all(i, x, x > 0 && i < 3)",
+        "self.l.existsOne(i, x, x == 3 && i == 0)",
+        "self.l.transformList(i, x, i > 0, x * 2) == [2, 4]",
+        "self.l.transformMap(i, x, x)[0] == 3",
+        "[self.l, [4]].flatten().distinct().size() == 4",
+        "optional.of(self.l).optMap(l, l[0]).orValue(0) == 3",
+    ] {
+        holds(
+            &over_list(ints.clone(), text),
+            json!({"l": [3, 1, 2]}),
+            None,
+        );
+    }
+    let said = |text: &str| {
+        let found = check::rules(&over_list(ints.clone(), text));
+        found.first().map(|p| p.detail.clone()).unwrap_or_default()
+    };
+    assert!(
+        said("cel.bind(n, self.l, n.startsWith('x'))").contains(
+            "found no matching overload for 'startsWith' applied to 'list(int).(string)'"
+        )
+    );
+    assert!(said("self.l.all(i, x, x == 'a')").contains("applied to '(int, string)'"));
+    assert!(said("self.l[0].matches('(')").contains("applied to 'int.(string)'"));
+    assert!(said("'a'.matches('(')").contains("invalid matches argument"));
+}

@@ -11,9 +11,11 @@ use kube_cel::cel::{
     objects::{Key, Map},
 };
 use serde_json::{Value, json};
-use skep_cel::{Budget, CALL_COST_LIMIT, Environment, Error, Program, from_json};
+use skep_cel::{
+    Budget, CALL_COST_LIMIT, Environment, Error, Program, Unordered, escape, from_json,
+};
 
-use super::super::text;
+use super::super::{list, text};
 
 /// What CEL makes of a value of a schema.
 #[derive(Clone, Debug, Default)]
@@ -27,11 +29,34 @@ pub enum Shape {
     Timestamp,
     Duration,
     Bytes,
-    List(Box<Shape>),
+    List(Box<Shape>, Order),
     /// Keys are data.
     Map(Box<Shape>),
     /// Fields are names, escaped to be identifiers. What the schema does not name cannot be seen.
     Object(BTreeMap<String, (Option<String>, Shape)>),
+}
+
+/// What the order of a list's items says (`x-kubernetes-list-type`).
+#[derive(Clone, Debug)]
+pub enum Order {
+    Counts,
+    Set,
+    /// The fields that tell items apart.
+    Map(Arc<Vec<String>>),
+}
+
+impl Order {
+    fn of(schema: &Value) -> Self {
+        match text(schema, "x-kubernetes-list-type") {
+            "set" => Self::Set,
+            "map" => {
+                let keys = list(&schema["x-kubernetes-list-map-keys"]).filter_map(Value::as_str);
+                // Rules know fields by their escaped names.
+                Self::Map(Arc::new(keys.filter_map(escape).collect()))
+            }
+            _ => Self::Counts,
+        }
+    }
 }
 
 impl Shape {
@@ -52,7 +77,7 @@ impl Shape {
                 "byte" => Self::Bytes,
                 _ => Self::Plain,
             },
-            "array" => Self::List(Box::new(below(&schema["items"]))),
+            "array" => Self::List(Box::new(below(&schema["items"])), Order::of(schema)),
             "object" => {
                 let embedded = schema["x-kubernetes-embedded-resource"] == true;
                 match &schema["additionalProperties"] {
@@ -95,9 +120,14 @@ impl Shape {
                 Ok(bytes) => cel::Value::Bytes(Arc::new(bytes)),
                 Err(_) => string(text),
             },
-            (Self::List(items), Value::Array(list)) => {
-                let list = list.iter().map(|item| items.value(item)).collect();
-                cel::Value::List(Arc::new(list))
+            (Self::List(items, order), Value::Array(list)) => {
+                let items = Arc::new(list.iter().map(|item| items.value(item)).collect());
+                let keys = match order {
+                    Order::Counts => return cel::Value::List(items),
+                    Order::Set => None,
+                    Order::Map(keys) => Some(keys.clone()),
+                };
+                cel::Value::Opaque(Arc::new(Unordered { items, keys }))
             }
             (Self::Map(values), Value::Object(map)) => {
                 object(map.iter().map(|(k, v)| (k.clone(), values.value(v))))
@@ -152,46 +182,4 @@ fn call(function: &LazyLock<Option<Program>>, text: &str) -> cel::Value {
         .as_ref()
         .and_then(|program| program.evaluate(&Text(full), &budget).ok())
         .unwrap_or_else(|| string(text))
-}
-
-/// What CEL keeps for itself, and may not be the name of a field.
-const RESERVED: [&str; 18] = [
-    "true",
-    "false",
-    "null",
-    "in",
-    "as",
-    "break",
-    "const",
-    "continue",
-    "else",
-    "for",
-    "function",
-    "if",
-    "import",
-    "let",
-    "loop",
-    "package",
-    "namespace",
-    "return",
-];
-
-/// A property's name as an identifier (apiserver `cel.Escape`); `None` for one that no rule can name.
-pub fn escape(name: &str) -> Option<String> {
-    if RESERVED.contains(&name) || matches!(name, "var" | "void" | "while") {
-        return Some(format!("__{name}__"));
-    }
-    let mut bytes = name.bytes();
-    let first = bytes.next()?;
-    let starts = first.is_ascii_alphabetic() || matches!(first, b'_' | b'.' | b'-' | b'/' | b'$');
-    let fits = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-' | b'/' | b'$');
-    if !starts || first == b'$' || !bytes.all(|b| fits(b) && b != b'$') {
-        return None;
-    }
-    Some(
-        name.replace("__", "__underscores__")
-            .replace('.', "__dot__")
-            .replace('-', "__dash__")
-            .replace('/', "__slash__"),
-    )
 }

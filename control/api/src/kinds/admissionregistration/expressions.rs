@@ -1,7 +1,7 @@
 //! The expressions of policies and match conditions: whether they compile, refer to what is there, and give what is
 //! asked of them.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use k8s_openapi::api::admissionregistration::v1::{MatchCondition, Mutation, Validation, Variable};
 use skep_cel::{
@@ -21,37 +21,34 @@ pub(super) struct Scope {
 
 fn fields<const N: usize>(fields: [(&str, Type); N]) -> Type {
     let fields = fields.into_iter();
-    Type::Fields(fields.map(|(name, ty)| (name.to_owned(), ty)).collect())
-}
-
-fn list_of_text() -> Type {
-    Type::List(Box::new(Type::String))
+    let fields = fields.map(|(name, ty)| (name.to_owned(), ty)).collect();
+    Type::Object(Arc::new(fields))
 }
 
 fn request() -> Type {
     let named = |last: &'static str| {
         fields([
-            ("group", Type::String),
-            ("version", Type::String),
-            (last, Type::String),
+            ("group", Type::TEXT),
+            ("version", Type::TEXT),
+            (last, Type::TEXT),
         ])
     };
     let user = fields([
-        ("username", Type::String),
-        ("uid", Type::String),
-        ("groups", list_of_text()),
-        ("extra", Type::Map(Box::new(list_of_text()))),
+        ("username", Type::TEXT),
+        ("uid", Type::TEXT),
+        ("groups", Type::list(Type::TEXT)),
+        ("extra", Type::map(Type::list(Type::TEXT))),
     ]);
     fields([
         ("kind", named("kind")),
         ("resource", named("resource")),
-        ("subResource", Type::String),
+        ("subResource", Type::TEXT),
         ("requestKind", named("kind")),
         ("requestResource", named("resource")),
-        ("requestSubResource", Type::String),
-        ("name", Type::String),
-        ("namespace", Type::String),
-        ("operation", Type::String),
+        ("requestSubResource", Type::TEXT),
+        ("name", Type::TEXT),
+        ("namespace", Type::TEXT),
+        ("operation", Type::TEXT),
         ("userInfo", user),
         ("dryRun", Type::Bool),
         ("options", Type::Dyn),
@@ -75,18 +72,29 @@ impl Scope {
         Self { declarations }
     }
 
+    pub fn declarations(&self) -> &Declarations {
+        &self.declarations
+    }
+
+    pub fn declare(&mut self, name: &str, ty: Type) {
+        self.declarations.insert(name.to_owned(), ty);
+    }
+
+    /// Those of the policy's variables whose types are known.
+    pub fn declare_variables(&mut self, known: &BTreeMap<String, Type>) {
+        self.declare("variables", Type::Object(Arc::new(known.clone())));
+    }
+
     /// Checks `variables`, each seeing those before it, and declares them.
     pub fn variables(&mut self, variables: &[Variable], path: &Path<'_>, errors: &mut Errors) {
         let mut known = BTreeMap::new();
         for (i, variable) in variables.iter().enumerate() {
-            let declared = Type::Fields(known.clone());
-            self.declarations.insert("variables".to_owned(), declared);
+            self.declare_variables(&known);
             let at = path.index(i);
             let ty = self.check(&variable.expression, &[], &at.child("expression"), errors);
             known.insert(variable.name.clone(), ty);
         }
-        let declared = Type::Fields(known);
-        self.declarations.insert("variables".to_owned(), declared);
+        self.declare_variables(&known);
     }
 
     pub fn conditions(&self, conditions: &[MatchCondition], path: &Path<'_>, errors: &mut Errors) {
@@ -110,11 +118,11 @@ impl Scope {
         };
         without_authorizer.declarations.remove("authorizer");
         let at = path.child("messageExpression");
-        without_authorizer.check(message, &[Type::String], &at, errors);
+        without_authorizer.check(message, &[Type::TEXT], &at, errors);
     }
 
     pub fn annotation(&self, expression: &str, path: &Path<'_>, errors: &mut Errors) {
-        self.check(expression, &[Type::String, Type::Null], path, errors);
+        self.check(expression, &[Type::TEXT, Type::Null], path, errors);
     }
 
     pub fn mutation(&self, mutation: &Mutation, path: &Path<'_>, errors: &mut Errors) {
@@ -135,7 +143,7 @@ impl Scope {
                 if let Some(patch) = &mutation.json_patch {
                     let at = path.child("jsonPatch");
                     let patch_type = Type::Named("JSONPatch".to_owned());
-                    let wanted = [Type::List(Box::new(patch_type))];
+                    let wanted = [Type::list(patch_type)];
                     self.check(
                         patch.expression.text(),
                         &wanted,
@@ -164,13 +172,13 @@ impl Scope {
             Err(error) => return refuse(format!("compilation failed: {error}")),
         };
         let ty = match check(&program, &self.declarations) {
-            Ok(ty) => ty,
+            Ok(checked) => checked.ty,
             Err(problems) => return refuse(format!("compilation failed: {problems}")),
         };
         let unknown = match &ty {
             // What the checker does not know may be right; a part of an object is never known to be.
             Type::Dyn => !is_plain_selection(&program),
-            Type::List(items) => **items == Type::Dyn,
+            Type::List(items, _) => **items == Type::Dyn,
             Type::Named(name) => name != "Object" && !name.starts_with("Object."),
             _ => false,
         };

@@ -4,4 +4,5 @@ mod expressions;
 pub mod policies;
 pub mod policy_bindings;
 mod rules;
+pub mod type_checking;
 pub mod webhooks;

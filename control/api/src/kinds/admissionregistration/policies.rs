@@ -374,30 +374,7 @@ fn validate_version(version: &str, api_version: &str, path: &Path<'_>, errors: &
 
 /// CEL's grammar: a name that is no literal and not reserved.
 fn is_cel_identifier(name: &str) -> bool {
-    const RESERVED: [&str; 21] = [
-        "true",
-        "false",
-        "null",
-        "in",
-        "as",
-        "break",
-        "const",
-        "continue",
-        "else",
-        "for",
-        "function",
-        "if",
-        "import",
-        "let",
-        "loop",
-        "package",
-        "namespace",
-        "return",
-        "var",
-        "void",
-        "while",
-    ];
-    text::c_identifier(name).is_empty() && !RESERVED.contains(&name)
+    text::c_identifier(name).is_empty() && !skep_cel::is_reserved(name)
 }
 
 #[cfg(test)]

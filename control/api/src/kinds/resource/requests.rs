@@ -1,5 +1,7 @@
 //! What a claim asks for: requests, constraints between them, configuration for drivers.
 
+use std::{collections::BTreeMap, sync::Arc};
+
 use k8s_openapi::{
     api::resource::v1::{
         DeviceClaim, DeviceConstraint, DeviceRequest, DeviceSelector, DeviceToleration,
@@ -8,6 +10,10 @@ use k8s_openapi::{
     apimachinery::pkg::runtime::RawExtension,
 };
 use serde_json::Value;
+use skep_cel::{
+    Program,
+    check::{Type, check},
+};
 
 use super::{
     devices::{EFFECTS, validate_fully_qualified_name},
@@ -245,7 +251,37 @@ pub(super) fn validate_selector(selector: &DeviceSelector, path: &Path<'_>, erro
         Some(cel) if cel.expression.len() > EXPRESSION_LIMIT_BYTES => {
             errors.too_long(&at.child("expression"), EXPRESSION_LIMIT_BYTES);
         }
-        Some(_) => {}
+        Some(cel) => {
+            if let Err(why) = check_expression(&cel.expression) {
+                errors.invalid(&at.child("expression"), cel.expression.as_str(), why);
+            }
+        }
+    }
+}
+
+/// What selects devices must say yes or no of one (dynamic-resource-allocation `cel.Compile`).
+fn check_expression(source: &str) -> Result<(), String> {
+    let program =
+        Program::compile(source).map_err(|error| format!("compilation failed: {error}"))?;
+    // The names of attributes and of what can be consumed stand under the domains of their drivers.
+    let by_domain = |of: Type| Type::map(Type::map(of));
+    let device = BTreeMap::from([
+        ("driver".to_owned(), Type::TEXT),
+        ("attributes".to_owned(), by_domain(Type::Dyn)),
+        (
+            "capacity".to_owned(),
+            by_domain(Type::named("kubernetes.Quantity")),
+        ),
+        ("allowMultipleAllocations".to_owned(), Type::Bool),
+    ]);
+    let declarations = BTreeMap::from([("device".to_owned(), Type::Object(Arc::new(device)))]);
+    match check(&program, &declarations) {
+        Err(problems) => Err(format!("compilation failed: {problems}")),
+        Ok(checked) if matches!(checked.ty, Type::Bool | Type::Dyn) => Ok(()),
+        Ok(checked) => Err(format!(
+            "must evaluate to bool or the unknown type, not {}",
+            checked.ty
+        )),
     }
 }
 
@@ -333,5 +369,38 @@ pub(super) fn validate_raw(
             Bad::from("<value omitted>"),
             "must be a valid JSON object",
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::check_expression;
+
+    #[test]
+    fn selectors_of_devices_are_compiled() {
+        for source in [
+            "device.driver == 'gpu.example.com'",
+            "device.attributes['gpu.example.com'].model == 'a100'",
+            "device.capacity['gpu.example.com'].memory.isGreaterThan(quantity('40Gi'))",
+            "cel.bind(a, device.attributes['x.example.com'], has(a.fast) && a.fast)",
+            "device.attributes['x.example.com'].version.isGreaterThan(semver('1.0.0'))",
+        ] {
+            assert_eq!(check_expression(source), Ok(()), "{source}");
+        }
+        for (source, why) in [
+            (
+                "device.driver",
+                "must evaluate to bool or the unknown type, not string",
+            ),
+            (
+                "device.name == 'x'",
+                "compilation failed: ERROR: <input>:1:7: undefined field 'name'",
+            ),
+            ("object.x", "undeclared reference to 'object'"),
+            ("device.driver ==", "compilation failed: ERROR: <input>:1:"),
+        ] {
+            let wrong = check_expression(source).expect_err(source);
+            assert!(wrong.starts_with(why) || wrong.contains(why), "{wrong}");
+        }
     }
 }

@@ -4,13 +4,14 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector as SelectorObj
 use serde_json::Value;
 use skep_api::selector::LabelSelector;
 
-use super::{Gvk, Matched, Subject, internal, shown};
+use super::{Gvk, Matched, Subject, internal};
 use crate::{
     admission::{Attributes, Operation, object},
     codec::meta,
     context::Api,
     registry::Resource,
     status::{Failure, Result, Status},
+    subresources::scale::scale_of,
 };
 
 /// `RuleWithOperations`, `NamedRuleWithOperations`
@@ -234,15 +235,11 @@ impl Match {
         if selector.is_everything() {
             return Ok(true);
         }
-        let matched = Matched {
-            resource: attributes.resource.clone(),
-            kind: Gvk::of(attributes.resource, attributes.subresource),
-        };
         let by = |object: &Value| {
             if attributes.subresource == "scale" {
                 // A Scale has no labels.
-                return !object.is_null()
-                    && selects(selector, &shown(attributes, object, &matched));
+                let scale = scale_of(object, &attributes.resource.scale_paths());
+                return !object.is_null() && selects(selector, &scale);
             }
             !object.is_null() && selects(selector, object)
         };

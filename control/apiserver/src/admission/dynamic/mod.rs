@@ -23,11 +23,12 @@ pub use mutating_policies::MutatingAdmissionPolicy;
 pub use validating_policies::ValidatingAdmissionPolicy;
 pub use webhooks::{MutatingAdmissionWebhook, ValidatingAdmissionWebhook};
 
+use self::{expressions::Input, policies::Invocation};
 use super::{Attributes, Operation};
 use crate::{
     context::Api,
     registry::Resource,
-    status::{Failure, Status},
+    status::{Failure, Result, Status},
     storage::from_stored,
     subresources::scale::{scale_of, set_pointer},
 };
@@ -123,18 +124,78 @@ struct Matched {
 }
 
 /// An object of this write as its subresource shows it, in a version.
-fn shown(attributes: &Attributes<'_>, object: &Value, matched: &Matched) -> Value {
+///
+/// # Errors
+/// A conversion webhook cannot say how that looks.
+async fn shown(
+    api: &Api,
+    attributes: &Attributes<'_>,
+    object: &Value,
+    matched: &Matched,
+) -> Result<Value> {
     if object.is_null() {
-        return Value::Null;
+        return Ok(Value::Null);
     }
     if attributes.subresource == "scale" {
-        return scale_of(object, &attributes.resource.scale_paths());
+        return Ok(scale_of(object, &attributes.resource.scale_paths()));
     }
-    in_version(object.clone(), attributes.resource, &matched.resource)
+    in_version(api, object.clone(), attributes.resource, &matched.resource).await
+}
+
+/// What the expressions of one policy see of a write.
+struct Objects<'a> {
+    object: Value,
+    old: Value,
+    namespace: &'a Value,
+}
+
+impl<'a> Objects<'a> {
+    /// # Errors
+    /// As [`shown`].
+    async fn of(
+        api: &Api,
+        attributes: &Attributes<'_>,
+        matched: &Matched,
+        namespace: &'a Value,
+    ) -> Result<Self> {
+        Ok(Self {
+            object: shown(api, attributes, &attributes.object, matched).await?,
+            old: shown(api, attributes, attributes.old, matched).await?,
+            namespace,
+        })
+    }
+
+    fn input<'i, T>(
+        &'i self,
+        api: &'i Api,
+        attributes: &'i Attributes<'i>,
+        subject: &'i Subject,
+        request: &'i Value,
+        invocation: &'i Invocation<'_, T>,
+    ) -> Input<'i> {
+        Input {
+            api,
+            attributes,
+            subject,
+            request,
+            object: &self.object,
+            old: &self.old,
+            params: invocation.policy.params(&invocation.params),
+            namespace: Some(self.namespace),
+        }
+    }
 }
 
 /// Puts what was [`shown`] and then changed back into the write.
-fn put_back(attributes: &mut Attributes<'_>, changed: Value, matched: &Matched) {
+///
+/// # Errors
+/// As [`shown`].
+async fn put_back(
+    api: &Api,
+    attributes: &mut Attributes<'_>,
+    changed: Value,
+    matched: &Matched,
+) -> Result<()> {
     if attributes.subresource == "scale" {
         let replicas = changed["spec"]["replicas"].as_i64().unwrap_or(0);
         let paths = attributes.resource.scale_paths();
@@ -143,14 +204,23 @@ fn put_back(attributes: &mut Attributes<'_>, changed: Value, matched: &Matched) 
             &paths.spec_replicas,
             replicas.into(),
         );
-        return;
+        return Ok(());
     }
-    attributes.object = in_version(changed, &matched.resource, attributes.resource);
+    attributes.object = in_version(api, changed, &matched.resource, attributes.resource).await?;
+    Ok(())
 }
 
-fn in_version(value: Value, from: &Arc<Resource>, to: &Arc<Resource>) -> Value {
+async fn in_version(
+    api: &Api,
+    value: Value,
+    from: &Arc<Resource>,
+    to: &Arc<Resource>,
+) -> Result<Value> {
     if Arc::ptr_eq(from, to) || from.api_version == to.api_version {
-        return value;
+        return Ok(value);
+    }
+    if let Some(form) = &to.stored_form {
+        return form.converted(api, value).await;
     }
     let stored = match &from.def.conversion {
         Some(conversion) => (conversion.to_storage)(value),
@@ -159,7 +229,7 @@ fn in_version(value: Value, from: &Arc<Resource>, to: &Arc<Resource>) -> Value {
     let mut value = from_stored(to, stored);
     value["kind"] = to.def.kind.as_ref().into();
     value["apiVersion"] = to.api_version.as_str().into();
-    value
+    Ok(value)
 }
 
 /// Reads a changed object as its kind's type would.
@@ -170,7 +240,7 @@ fn conformed(
     attributes: &Attributes<'_>,
     value: Value,
     matched: &Matched,
-) -> Result<Value, String> {
+) -> std::result::Result<Value, String> {
     let kind = &matched.kind;
     let whole = kind.kind == matched.resource.def.kind.as_ref();
     let schema = if whole {
@@ -224,7 +294,7 @@ impl<T> Compiled<T> {
             let snapshot = cache.snapshot(&prefix(plural));
             let read = snapshot
                 .iter()
-                .map(|entry| serde_json::from_slice(&entry.bytes));
+                .map(|entry| serde_json::from_slice(&entry.bytes()));
             read.filter_map(|object| {
                 object
                     .inspect_err(|error| tracing::error!(%error, plural, "a stored configuration is not readable"))

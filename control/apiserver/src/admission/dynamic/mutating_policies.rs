@@ -10,11 +10,11 @@ use skep_schema::{
 };
 
 use super::{
-    Compiled, Invoked, Matched, Subject, conformed,
-    expressions::{BUDGET, Conditions, Expression, Input, Variable, Variables, variables},
+    Invoked, Matched, Objects, Subject, conformed,
+    expressions::{BUDGET, Expression, Variables},
     matching::namespace_object,
-    policies::{Invocation, Policy, bound, invocations},
-    put_back, review, shown,
+    policies::{Invocation, Policies, invocations},
+    put_back, review,
 };
 use crate::{
     admission::{Attributes, Plugin, forbidden},
@@ -24,10 +24,7 @@ use crate::{
 };
 
 struct Mutations {
-    conditions: Conditions,
-    variables: Vec<Variable>,
     list: Vec<Mutation>,
-    has_params: bool,
     /// `reinvocationPolicy: IfNeeded`
     reinvocable: bool,
 }
@@ -37,11 +34,9 @@ enum Mutation {
     JsonPatch(Expression),
 }
 
-fn read(spec: &Value, fail: bool) -> Mutations {
+fn read(spec: &Value) -> Mutations {
     let list = spec["mutations"].as_array().into_iter().flatten();
     Mutations {
-        conditions: Conditions::new(&spec["matchConditions"], fail),
-        variables: variables(&spec["variables"]),
         list: list
             .map(|mutation| match mutation["patchType"].as_str() {
                 Some("JSONPatch") => {
@@ -52,22 +47,24 @@ fn read(spec: &Value, fail: bool) -> Mutations {
                 )),
             })
             .collect(),
-        has_params: spec["paramKind"].is_object(),
         reinvocable: spec["reinvocationPolicy"] == "IfNeeded",
     }
 }
 
 pub struct MutatingAdmissionPolicy {
-    policies: Compiled<Vec<Policy<Mutations>>>,
+    policies: Policies<Mutations>,
 }
 
 impl Default for MutatingAdmissionPolicy {
     fn default() -> Self {
         Self {
-            policies: Compiled::new(&[
-                "mutatingadmissionpolicies",
-                "mutatingadmissionpolicybindings",
-            ]),
+            policies: Policies::new(
+                &[
+                    "mutatingadmissionpolicies",
+                    "mutatingadmissionpolicybindings",
+                ],
+                read,
+            ),
         }
     }
 }
@@ -79,14 +76,9 @@ impl Plugin for MutatingAdmissionPolicy {
     }
 
     async fn mutate(&self, api: &Api, attributes: &mut Attributes<'_>) -> Result<()> {
-        let policies = self.policies.load(api, |objects| bound(objects, read));
-        if policies.is_empty() {
+        let Some((policies, subject)) = self.policies.about(api, attributes) else {
             return Ok(());
-        }
-        let subject = Subject::of(attributes);
-        if subject.is_exempt() {
-            return Ok(());
-        }
+        };
         // All are selected before the first changes anything.
         let found = invocations(api, &policies, attributes, &subject).await;
         if found.is_empty() {
@@ -110,7 +102,15 @@ impl Plugin for MutatingAdmissionPolicy {
                 }
                 Err(_) => {}
                 Ok(invocation) => {
-                    let failed = invoke(api, attributes, invocation, &namespace, &mut invoked);
+                    let matched = &invocation.matched;
+                    let mut objects = Objects::of(api, attributes, matched, &namespace).await?;
+                    let before = objects.object.clone();
+                    let failed = invoke(api, attributes, invocation, &mut objects, &mut invoked);
+                    if objects.object != before {
+                        put_back(api, attributes, objects.object, matched).await?;
+                        invoked.changed();
+                        attributes.reinvocation.due = true;
+                    }
                     let policy = invocation.policy;
                     for why in failed.into_iter().filter(|_| policy.fail) {
                         if errors.is_empty() {
@@ -159,12 +159,12 @@ fn refusal(
     status
 }
 
-/// Runs one policy's mutations. What failed.
+/// Runs one policy's mutations on the object. What failed.
 fn invoke(
     api: &Api,
-    attributes: &mut Attributes<'_>,
+    attributes: &Attributes<'_>,
     invocation: &Invocation<'_, Mutations>,
-    namespace: &Value,
+    objects: &mut Objects<'_>,
     invoked: &mut Invoked,
 ) -> Vec<String> {
     let Invocation {
@@ -176,9 +176,6 @@ fn invoke(
     let mutations = &policy.does;
     let subject = Subject::of(attributes);
     let request = review::request(attributes, &subject, matched);
-    let old = shown(attributes, attributes.old, matched);
-    let mut object = shown(attributes, &attributes.object, matched);
-    let before = object.clone();
     let key = format!(
         "{}/{}/{}/{}",
         policy.selection.name,
@@ -188,18 +185,9 @@ fn invoke(
     );
     let mut errors = Vec::new();
     for (index, mutation) in mutations.list.iter().enumerate() {
-        let input = Input {
-            api,
-            attributes,
-            subject: &subject,
-            request: &request,
-            object: &object,
-            old: &old,
-            params: mutations.has_params.then_some(params),
-            namespace: Some(namespace),
-        };
+        let input = objects.input(api, attributes, &subject, &request, invocation);
         if index == 0 {
-            match mutations.conditions.hold(input) {
+            match policy.conditions.hold(input) {
                 Ok(true) => {}
                 Ok(false) => return errors,
                 Err(why) => return vec![why],
@@ -208,26 +196,21 @@ fn invoke(
                 return errors;
             }
         }
-        if object.is_null() {
+        if objects.object.is_null() {
             continue;
         }
         let budget = Budget::new(BUDGET);
-        let variables = Variables::new(input, &mutations.variables, &budget);
+        let variables = Variables::new(input, &policy.variables, &budget);
         let made = match mutation {
-            Mutation::Apply(expression) => apply(expression, &variables, &object, matched),
-            Mutation::JsonPatch(expression) => json_patch(expression, &variables, &object),
+            Mutation::Apply(expression) => apply(expression, &variables, &objects.object, matched),
+            Mutation::JsonPatch(expression) => json_patch(expression, &variables, &objects.object),
         };
         drop(variables);
         let made = made.and_then(|made| conformed(attributes, made, matched));
         match made {
-            Ok(made) => object = made,
+            Ok(made) => objects.object = made,
             Err(why) => errors.push(why),
         }
-    }
-    if object != before {
-        put_back(attributes, object, matched);
-        invoked.changed();
-        attributes.reinvocation.due = true;
     }
     if mutations.reinvocable {
         invoked.reinvocable.insert(key);

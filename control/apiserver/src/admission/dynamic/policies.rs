@@ -1,9 +1,12 @@
 //! What validating and mutating policies share: which apply, with which parameters.
 
+use std::sync::Arc;
+
 use serde_json::Value;
 
 use super::{
-    Matched, Subject,
+    Compiled, Matched, Subject,
+    expressions::{Conditions, Variable, variables},
     matching::{Match, read_selector, selects},
 };
 use crate::{
@@ -49,11 +52,50 @@ pub struct Policy<T> {
     param_kind: Value,
     /// `failurePolicy: Fail`
     pub fail: bool,
+    pub conditions: Conditions,
+    pub variables: Vec<Variable>,
     pub does: T,
 }
 
+impl<T> Policy<T> {
+    /// Parameters are a variable only of a policy that has a kind of them.
+    pub fn params<'a>(&self, params: &'a Value) -> Option<&'a Value> {
+        self.param_kind.is_object().then_some(params)
+    }
+}
+
+/// The policies of one kind, compiled.
+pub struct Policies<T> {
+    compiled: Compiled<Vec<Policy<T>>>,
+    read: fn(&Value) -> T,
+}
+
+impl<T> Policies<T> {
+    /// `plurals`: of the policies and of their bindings. `read`: what a policy does, from its spec.
+    pub const fn new(plurals: &'static [&'static str], read: fn(&Value) -> T) -> Self {
+        Self {
+            compiled: Compiled::new(plurals),
+            read,
+        }
+    }
+
+    /// `None`: no policy can be about this write.
+    pub fn about(
+        &self,
+        api: &Api,
+        attributes: &Attributes<'_>,
+    ) -> Option<(Arc<Vec<Policy<T>>>, Subject)> {
+        let policies = self.compiled.load(api, |objects| bound(objects, self.read));
+        if policies.is_empty() {
+            return None;
+        }
+        let subject = Subject::of(attributes);
+        (!subject.is_exempt()).then_some((policies, subject))
+    }
+}
+
 /// Policies that are bound, sorted by name, each with its bindings sorted by name.
-pub fn bound<T>(collections: Vec<Vec<Value>>, read: impl Fn(&Value, bool) -> T) -> Vec<Policy<T>> {
+fn bound<T>(collections: Vec<Vec<Value>>, read: fn(&Value) -> T) -> Vec<Policy<T>> {
     let mut collections = collections.into_iter();
     let policies = collections.next().unwrap_or_default();
     let bindings = collections.next().unwrap_or_default();
@@ -77,7 +119,9 @@ pub fn bound<T>(collections: Vec<Vec<Value>>, read: impl Fn(&Value, bool) -> T) 
             bindings,
             param_kind: spec["paramKind"].clone(),
             fail,
-            does: read(spec, fail),
+            conditions: Conditions::new(&spec["matchConditions"], fail),
+            variables: variables(&spec["variables"]),
+            does: read(spec),
         });
     }
     read_policies
@@ -221,13 +265,13 @@ async fn params(
     if !name.is_empty() {
         let entry = api.storage.find(&kind.key(namespace, name)).await;
         if let Some(entry) = entry.map_err(|status| status.message.clone())? {
-            found.push(decode(&entry.bytes)?);
+            found.push(decode(&entry.bytes())?);
         }
     } else if reference["selector"].is_object() {
         let selector = read_selector(&reference["selector"])?;
         let prefix = kind.scope_prefix(namespace);
         for entry in api.storage.cache.snapshot(&prefix).iter() {
-            let object = decode(&entry.bytes)?;
+            let object = decode(&entry.bytes())?;
             if selects(&selector, &object) {
                 found.push(object);
             }

@@ -5,11 +5,11 @@ use serde_json::{Value, json};
 use skep_cel::{Budget, Value as Cel};
 
 use super::{
-    Compiled, Subject,
-    expressions::{BUDGET, Conditions, Expression, Failed, Input, Variable, Variables, variables},
+    Objects, Subject,
+    expressions::{BUDGET, Expression, Failed, Variables},
     matching::namespace_object,
-    policies::{Binding, Invocation, Policy, bound, invocations},
-    review, shown,
+    policies::{Binding, Invocation, Policies, Policy, invocations},
+    review,
 };
 use crate::{
     admission::{Attributes, Plugin, forbidden},
@@ -22,13 +22,8 @@ const MESSAGE_MAX: usize = 5 * 1024;
 const ANNOTATION_MAX: usize = 10 * 1024;
 
 struct Rules {
-    conditions: Conditions,
-    variables: Vec<Variable>,
     validations: Vec<Validation>,
     annotations: Vec<Annotation>,
-    fail: bool,
-    /// Parameters are a variable of this policy.
-    has_params: bool,
 }
 
 struct Validation {
@@ -43,13 +38,11 @@ struct Annotation {
     value: Expression,
 }
 
-fn read(spec: &Value, fail: bool) -> Rules {
+fn read(spec: &Value) -> Rules {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let validations = spec["validations"].as_array().into_iter().flatten();
     let annotations = spec["auditAnnotations"].as_array().into_iter().flatten();
     Rules {
-        conditions: Conditions::new(&spec["matchConditions"], fail),
-        variables: variables(&spec["variables"]),
         validations: validations
             .map(|validation| Validation {
                 expression: Expression::new(&validation["expression"]),
@@ -67,22 +60,23 @@ fn read(spec: &Value, fail: bool) -> Rules {
                 value: Expression::new(&annotation["valueExpression"]),
             })
             .collect(),
-        fail,
-        has_params: spec["paramKind"].is_object(),
     }
 }
 
 pub struct ValidatingAdmissionPolicy {
-    policies: Compiled<Vec<Policy<Rules>>>,
+    policies: Policies<Rules>,
 }
 
 impl Default for ValidatingAdmissionPolicy {
     fn default() -> Self {
         Self {
-            policies: Compiled::new(&[
-                "validatingadmissionpolicies",
-                "validatingadmissionpolicybindings",
-            ]),
+            policies: Policies::new(
+                &[
+                    "validatingadmissionpolicies",
+                    "validatingadmissionpolicybindings",
+                ],
+                read,
+            ),
         }
     }
 }
@@ -103,14 +97,9 @@ impl Plugin for ValidatingAdmissionPolicy {
     }
 
     async fn validate(&self, api: &Api, attributes: &mut Attributes<'_>) -> Result<()> {
-        let policies = self.policies.load(api, |objects| bound(objects, read));
-        if policies.is_empty() {
+        let Some((policies, subject)) = self.policies.about(api, attributes) else {
             return Ok(());
-        }
-        let subject = Subject::of(attributes);
-        if subject.is_exempt() {
-            return Ok(());
-        }
+        };
         let invocations = invocations(api, &policies, attributes, &subject).await;
         if invocations.is_empty() {
             return Ok(());
@@ -121,12 +110,14 @@ impl Plugin for ValidatingAdmissionPolicy {
         for invocation in &invocations {
             match invocation {
                 Ok(invocation) => {
+                    let matched = &invocation.matched;
+                    let objects = Objects::of(api, attributes, matched, &namespace).await?;
                     evaluate(
                         api,
                         attributes,
                         &subject,
                         invocation,
-                        &namespace,
+                        &objects,
                         &mut denied,
                         &mut notes,
                     );
@@ -198,7 +189,7 @@ fn evaluate(
     attributes: &Attributes<'_>,
     subject: &Subject,
     invocation: &Invocation<'_, Rules>,
-    namespace: &Value,
+    objects: &Objects<'_>,
     denied: &mut Vec<Denied>,
     notes: &mut Notes,
 ) {
@@ -206,22 +197,11 @@ fn evaluate(
         policy,
         binding,
         matched,
-        params,
+        ..
     } = invocation;
     let rules = &policy.does;
     let request = review::request(attributes, subject, matched);
-    let object = shown(attributes, &attributes.object, matched);
-    let old = shown(attributes, attributes.old, matched);
-    let input = Input {
-        api,
-        attributes,
-        subject,
-        request: &request,
-        object: &object,
-        old: &old,
-        params: rules.has_params.then_some(params),
-        namespace: Some(namespace),
-    };
+    let input = objects.input(api, attributes, subject, &request, invocation);
     let mut refuse = |decision: Decision, notes: &mut Notes| {
         let name = &policy.selection.name;
         for action in &binding.actions {
@@ -241,7 +221,7 @@ fn evaluate(
             }
         }
     };
-    match rules.conditions.hold(input) {
+    match policy.conditions.hold(input) {
         Ok(true) => {}
         Ok(false) => return,
         Err(message) => {
@@ -256,7 +236,7 @@ fn evaluate(
         }
     }
     let budget = Budget::new(BUDGET);
-    let variables = Variables::new(input, &rules.variables, &budget);
+    let variables = Variables::new(input, &policy.variables, &budget);
     let mut decisions = Vec::new();
     for (index, validation) in rules.validations.iter().enumerate() {
         match validate(validation, &variables) {
@@ -268,7 +248,7 @@ fn evaluate(
             }),
             Err(failed) => {
                 let spent = matches!(failed, Failed::Budget);
-                if rules.fail {
+                if policy.fail {
                     let (message, reason) = (failed.message(), String::new());
                     if spent {
                         // The policy as a whole could not be evaluated.
@@ -300,11 +280,11 @@ fn evaluate(
                 }
             }
             Ok(Cel::Null) => {}
-            Ok(_) if rules.fail => denied.push(annotation_denied(policy, binding, format!(
+            Ok(_) if policy.fail => denied.push(annotation_denied(policy, binding, format!(
                 "valueExpression '{}' resulted in unsupported return type: Return type must be either string or null.",
                 annotation.value.source
             ))),
-            Err(failed) if rules.fail => {
+            Err(failed) if policy.fail => {
                 denied.push(annotation_denied(policy, binding, failed.message()));
             }
             Ok(_) | Err(_) => {}

@@ -22,7 +22,7 @@ use crate::{
     context::Api,
     handlers::write::new_uid,
     status::{Cause, Details, Failure, Result, Status},
-    webhook::Destination,
+    webhook::{Destination, credentials::Caller},
 };
 
 /// One webhook of a configuration.
@@ -116,10 +116,8 @@ impl Hook {
             return Ok(Some(matched));
         }
         let request = review::request(attributes, subject, &matched);
-        let (object, old) = (
-            shown(attributes, &attributes.object, &matched),
-            shown(attributes, attributes.old, &matched),
-        );
+        let object = shown(api, attributes, &attributes.object, &matched).await?;
+        let old = shown(api, attributes, attributes.old, &matched).await?;
         let input = Input {
             api,
             attributes,
@@ -158,12 +156,22 @@ impl Hook {
             .map_err(|why| Outcome::Uncalled(format!("could not get REST client: {why}")))?;
         let uid = new_uid();
         let request = review::request(attributes, subject, matched);
-        let object = shown(attributes, &attributes.object, matched);
-        let old = shown(attributes, attributes.old, matched);
+        let object = shown(api, attributes, &attributes.object, matched).await;
+        let object = object.map_err(Outcome::Refused)?;
+        let old = shown(api, attributes, attributes.old, matched).await;
+        let old = old.map_err(Outcome::Refused)?;
         let review = review::review(self.version, &uid, request, &object, &old);
         let body = Bytes::from(review.to_string());
         let started = std::time::Instant::now();
-        let answer = api.webhooks.post(destination, body, self.timeout).await;
+        let caller = if mutating {
+            Caller::Mutating
+        } else {
+            Caller::Validating
+        };
+        let answer = api
+            .webhooks
+            .post(caller, destination, body, self.timeout)
+            .await;
         api.metrics.admission.webhook_called(
             &self.name,
             if mutating { "admit" } else { "validating" },
@@ -318,7 +326,7 @@ async fn mutate(
         let changed = match answer {
             Ok(mut answer) => {
                 attributes.take_notes(hook, &mut answer);
-                let changed = patch(hook, attributes, &matched, &answer)?;
+                let changed = patch(api, hook, attributes, &matched, &answer).await?;
                 attributes.annotations.push((
                     format!("mutation.webhook.admission.k8s.io/{place}"),
                     json!({
@@ -355,7 +363,8 @@ async fn mutate(
 }
 
 /// Applies a webhook's patch. Whether it changed anything.
-fn patch(
+async fn patch(
+    api: &Api,
     hook: &Hook,
     attributes: &mut Attributes<'_>,
     matched: &Matched,
@@ -381,13 +390,13 @@ fn patch(
             hook.name
         )));
     }
-    let before = shown(attributes, &attributes.object, matched);
+    let before = shown(api, attributes, &attributes.object, matched).await?;
     let after = skep_apply::json_patch(&before, &operations).map_err(internal)?;
     let after = conformed(attributes, after, matched).map_err(internal)?;
     if after == before {
         return Ok(false);
     }
-    put_back(attributes, after, matched);
+    put_back(api, attributes, after, matched).await?;
     Ok(true)
 }
 

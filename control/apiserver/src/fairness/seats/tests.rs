@@ -79,14 +79,14 @@ fn a_level_without_queues_refuses_and_one_with_queues_waits() {
         ],
         2,
     );
-    let first = granted(seats.ask("r", "s", 1));
-    assert!(matches!(seats.ask("r", "s", 1), Asked::Refused));
+    let first = granted(seats.ask("r", "s", 1, 1));
+    assert!(matches!(seats.ask("r", "s", 1, 1), Asked::Refused));
     seats.release(first, SOON);
-    drop(granted(seats.ask("r", "s", 1)));
+    drop(granted(seats.ask("r", "s", 1, 1)));
 
-    let first = granted(seats.ask("q", "s", 1));
-    let mut second = queued(seats.ask("q", "s", 1));
-    assert!(matches!(seats.ask("q", "s", 1), Asked::Refused));
+    let first = granted(seats.ask("q", "s", 1, 1));
+    let mut second = queued(seats.ask("q", "s", 1, 1));
+    assert!(matches!(seats.ask("q", "s", 1, 1), Asked::Refused));
     assert!(second.try_recv().is_err());
     seats.release(first, SOON);
     let second = second.try_recv().unwrap();
@@ -103,19 +103,21 @@ fn idle_seats_are_lent_and_come_back() {
     let mut seats = seats(&levels, 8);
     // Four of its own and two of the other's four.
     let taken: Vec<Grant> = (0..6)
-        .map(|_| granted(seats.ask("small", "s", 1)))
+        .map(|_| granted(seats.ask("small", "s", 1, 1)))
         .collect();
-    let _waits = queued(seats.ask("small", "s", 1));
+    let _waits = queued(seats.ask("small", "s", 1, 1));
     assert_eq!(
         (seats.levels["big"].lent, seats.levels["small"].borrowed),
         (2, 2)
     );
-    let own: Vec<Grant> = (0..2).map(|_| granted(seats.ask("big", "s", 1))).collect();
-    let mut third = queued(seats.ask("big", "s", 1));
+    let own: Vec<Grant> = (0..2)
+        .map(|_| granted(seats.ask("big", "s", 1, 1)))
+        .collect();
+    let mut third = queued(seats.ask("big", "s", 1, 1));
     // A lender that waits itself gets its seat back before the borrower's next request.
     let borrowed = taken
         .into_iter()
-        .find(|grant| grant.owner == "big")
+        .find(|grant| grant.taken.0.iter().any(|(owner, _)| owner == "big"))
         .unwrap();
     seats.release(borrowed, SOON);
     assert!(third.try_recv().is_ok());
@@ -125,9 +127,11 @@ fn idle_seats_are_lent_and_come_back() {
 #[test]
 fn a_flow_that_floods_cannot_keep_others_waiting() {
     let mut seats = seats(&[level("l", 1, 0, Some(0), queues(2, 1, 1000))], 1);
-    let running = granted(seats.ask("l", "s", 0));
-    let mut flood: VecDeque<_> = (0..100).map(|_| queued(seats.ask("l", "s", 0))).collect();
-    let mut polite = queued(seats.ask("l", "s", 1));
+    let running = granted(seats.ask("l", "s", 0, 1));
+    let mut flood: VecDeque<_> = (0..100)
+        .map(|_| queued(seats.ask("l", "s", 0, 1)))
+        .collect();
+    let mut polite = queued(seats.ask("l", "s", 1, 1));
     seats.release(running, Duration::from_millis(100));
     // The other flow's queue has had less, so it is next, before a hundred that came earlier.
     let grant = polite.try_recv().unwrap();
@@ -138,19 +142,19 @@ fn a_flow_that_floods_cannot_keep_others_waiting() {
 #[test]
 fn who_leaves_the_queue_takes_no_seat() {
     let mut seats = seats(&[level("l", 1, 0, Some(0), queues(1, 1, 5))], 1);
-    let running = granted(seats.ask("l", "s", 0));
-    let gone = queued(seats.ask("l", "s", 0));
+    let running = granted(seats.ask("l", "s", 0, 1));
+    let gone = queued(seats.ask("l", "s", 0, 1));
     drop(gone);
     let Asked::Queued {
         ticket,
         granted: left,
-    } = seats.ask("l", "s", 0)
+    } = seats.ask("l", "s", 0, 1)
     else {
         panic!()
     };
     seats.leave("l", ticket);
     drop(left);
-    let mut last = queued(seats.ask("l", "s", 0));
+    let mut last = queued(seats.ask("l", "s", 0, 1));
     seats.release(running, SOON);
     let grant = last.try_recv().unwrap();
     seats.release(grant, SOON);
@@ -161,9 +165,9 @@ fn who_leaves_the_queue_takes_no_seat() {
 #[test]
 fn a_new_configuration_keeps_who_is_there() {
     let mut seats = seats(&[level("l", 1, 0, Some(0), queues(4, 1, 9))], 1);
-    let running = granted(seats.ask("l", "s", 0));
+    let running = granted(seats.ask("l", "s", 0, 1));
     let mut waiting: Vec<_> = (0..4)
-        .map(|flow| queued(seats.ask("l", "s", flow)))
+        .map(|flow| queued(seats.ask("l", "s", flow, 1)))
         .collect();
     seats.configure(Limits::of_levels(
         &[level("l", 1, 0, Some(0), queues(2, 1, 9))],
@@ -174,7 +178,25 @@ fn a_new_configuration_keeps_who_is_there() {
     seats.configure(BTreeMap::new());
     assert!(seats.levels.contains_key("l"));
     seats.release(running, SOON);
-    assert!(matches!(seats.ask("gone", "s", 0), Asked::Refused));
+    assert!(matches!(seats.ask("gone", "s", 0, 1), Asked::Refused));
+}
+
+#[test]
+fn a_wide_request_takes_several_seats_and_waits_for_them() {
+    let mut seats = seats(&[level("l", 1, 0, Some(0), queues(1, 1, 9))], 20);
+    let wide = granted(seats.ask("l", "s", 1, 100));
+    // 15 % of 20.
+    assert_eq!((wide.taken.width(), seats.levels["l"].taken), (3, 3));
+    let rest: Vec<Grant> = (0..16)
+        .map(|_| granted(seats.ask("l", "s", 1, 1)))
+        .collect();
+    let mut second = queued(seats.ask("l", "s", 1, 2));
+    // One seat is free, and whoever came first gets the next two.
+    let mut third = queued(seats.ask("l", "s", 1, 1));
+    seats.release(wide, SOON);
+    assert_eq!(second.try_recv().map(|grant| grant.taken.width()), Ok(2));
+    assert!(third.try_recv().is_ok());
+    drop(rest);
 }
 
 proptest::proptest! {
@@ -190,14 +212,14 @@ proptest::proptest! {
                 level("b", 1, 0, Some(50), queues(1, 1, 2)),
                 level("c", 1, 100, Some(0), reject()),
             ],
-            8,
+            40,
         );
         let mut held: Vec<Grant> = Vec::new();
         let mut waiting: Vec<(&str, u64, oneshot::Receiver<Grant>)> = Vec::new();
         for (what, which, n) in steps {
             let at = |length: usize| usize::try_from(n % length.max(1) as u64).unwrap();
             match what {
-                0..=2 => match seats.ask(names[which], "s", n) {
+                0..=2 => match seats.ask(names[which], "s", n, 1 + (n % 3) as u32) {
                     Asked::Granted(grant) => held.push(grant),
                     Asked::Queued { ticket, granted } => waiting.push((names[which], ticket, granted)),
                     Asked::Refused | Asked::Exempt => {}
@@ -221,13 +243,15 @@ proptest::proptest! {
                 Err(_) => true,
             });
             let sum = |of: fn(&Level) -> u32| seats.levels.values().map(of).sum::<u32>() as usize;
-            proptest::prop_assert_eq!(sum(|level| level.executing), held.len());
-            proptest::prop_assert_eq!(sum(|level| level.taken), held.len());
+            let seats_held: u32 = held.iter().map(|grant| grant.taken.width()).sum();
+            proptest::prop_assert_eq!(sum(|level| level.executing), seats_held as usize);
+            proptest::prop_assert_eq!(sum(|level| level.taken), seats_held as usize);
             proptest::prop_assert_eq!(sum(|level| level.lent), sum(|level| level.borrowed));
             for level in seats.levels.values() {
                 proptest::prop_assert!(level.taken <= level.limits.nominal);
                 proptest::prop_assert!(level.lent <= level.limits.lendable);
-                proptest::prop_assert!(level.waiting == 0 || level.taken >= level.limits.nominal);
+                let fits = level.next_width().is_some_and(|w| level.taken + w <= level.limits.nominal);
+                proptest::prop_assert!(!fits, "somebody waits beside free seats");
             }
         }
         waiting.clear();

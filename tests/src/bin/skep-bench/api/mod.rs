@@ -3,6 +3,7 @@
 //! `connection` is the client, `load` a round of requests, `watches` the fan-out, `growth` what more objects cost.
 
 pub(crate) mod connection;
+mod etcd;
 mod growth;
 mod load;
 pub(crate) mod server;
@@ -59,10 +60,14 @@ async fn measure_requests(store: Store, rounds: usize) -> Result<Vec<Figure>> {
 
     let names = Arc::new(AtomicUsize::new(0));
     let mut samples = Samples::default();
+    let mut limits = Vec::new();
     let lists = || Some(Request::get("/api/v1/namespaces/listed/configmaps"));
     for _ in 0..rounds {
         let creates = load(&server, true, ROUND, creates(&names)).await?;
         samples.add("create", &creates);
+        if let Some(endpoint) = server.etcd_endpoint() {
+            limits.push(etcd::creates(&endpoint, &config_map("limit")).await?);
+        }
         let gets = load(&server, true, ROUND, gets(names.load(Ordering::Relaxed))).await?;
         samples.add("get", &gets);
         for (secure, title) in [(true, "TLS"), (false, "plain")] {
@@ -71,6 +76,9 @@ async fn measure_requests(store: Store, rounds: usize) -> Result<Vec<Figure>> {
         }
     }
     figures.extend(samples.figures()?);
+    if !limits.is_empty() {
+        figures.push(Figure::of("create by etcd alone", "requests/s", limits)?);
+    }
 
     let mut watchers = Watchers::start(&server).await?;
     figures.extend(watchers.measure(&server).await?);

@@ -138,6 +138,14 @@ impl Server {
         }
     }
 
+    /// `None`: this server keeps its objects itself.
+    pub(super) fn etcd_endpoint(&self) -> Option<String> {
+        let port = self.etcd_port;
+        self.etcd
+            .as_ref()
+            .map(|_| format!("http://127.0.0.1:{port}"))
+    }
+
     pub(super) fn memory_mib(&self) -> Result<f64> {
         memory::resident_mib(i32::try_from(self.pid()?)?)
     }

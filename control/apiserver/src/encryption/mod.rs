@@ -1,12 +1,18 @@
 //! Encryption at rest: what of the store is written encrypted, and under which keys it can be read
 //! (`apiserver.config.k8s.io/v1 EncryptionConfiguration`).
 //!
-//! A value names how it was written, in upstream's form: `k8s:enc:aesgcm:v1:KEY:` or `k8s:enc:secretbox:v1:KEY:`, then
-//! the nonce and the sealed bytes. The first provider's first key writes; every provider and key reads, so that keys can
+//! A value names how it was written, in upstream's form: `k8s:enc:aesgcm:v1:KEY:`, then the nonce and the sealed bytes;
+//! `aescbc` and `secretbox` likewise, [`kms`] with more. The first provider's first key writes; every provider and key reads, so that keys can
 //! be rotated: add the new key second, restart every server, make it the first, restart, write every object again.
 
-use std::collections::HashSet;
+mod kms;
 
+use std::{collections::HashSet, path::PathBuf, time::Duration};
+
+use aes::{
+    Aes128, Aes192, Aes256,
+    cipher::{BlockDecryptMut, BlockEncryptMut, KeyIvInit, block_padding::Pkcs7},
+};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::{BufMut, Bytes, BytesMut};
 use crypto_secretbox::{KeyInit, XSalsa20Poly1305, aead::Aead};
@@ -39,9 +45,21 @@ struct ResourceConfiguration {
 struct ProviderConfiguration {
     aesgcm: Option<Keys>,
     secretbox: Option<Keys>,
-    aescbc: Option<serde_json::Value>,
-    kms: Option<serde_json::Value>,
+    aescbc: Option<Keys>,
+    kms: Option<KmsConfiguration>,
     identity: Option<serde_json::Value>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct KmsConfiguration {
+    #[serde(default)]
+    api_version: String,
+    name: String,
+    endpoint: String,
+    timeout: Option<String>,
+    /// Of v1; has no meaning for v2.
+    cachesize: Option<i32>,
 }
 
 #[derive(Deserialize)]
@@ -96,6 +114,7 @@ struct Pattern {
 enum Provider {
     Identity,
     Sealed { prefix: String, keys: Vec<Key> },
+    Kms(kms::Kms),
 }
 
 struct Key {
@@ -105,6 +124,8 @@ struct Key {
 
 enum Cipher {
     AesGcm(Box<LessSafeKey>),
+    /// The key: a cipher is made of it for each value. Nothing says whether such a value was changed.
+    AesCbc(Vec<u8>),
     Secretbox(Box<XSalsa20Poly1305>),
 }
 
@@ -140,6 +161,21 @@ impl Encryption {
         Ok(Self { rules })
     }
 
+    /// Whether every key that writes is there.
+    ///
+    /// # Errors
+    /// What a KMS plugin says, or that it says nothing.
+    pub fn ready(&self) -> Result<(), String> {
+        for rule in &self.rules {
+            for provider in &rule.providers {
+                if let Provider::Kms(kms) = provider {
+                    kms.ready()?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn providers(&self, key: &str) -> &[Provider] {
         // `/registry/GROUP/RESOURCE/…`
         let mut parts = key.split('/').skip(2);
@@ -162,6 +198,7 @@ impl Encryption {
     pub fn seal(&self, key: &str, json: Bytes) -> Result<Bytes, String> {
         match self.providers(key).first() {
             None | Some(Provider::Identity) => Ok(json),
+            Some(Provider::Kms(kms)) => kms.seal(key, &json),
             Some(Provider::Sealed { prefix, keys }) => {
                 let first = keys.first().ok_or("there is no key")?;
                 first.seal(prefix, key, &json)
@@ -184,6 +221,15 @@ impl Encryption {
                     });
                 }
                 Provider::Identity => {}
+                Provider::Kms(kms) => {
+                    if let Some(stored) = value.strip_prefix(kms.prefix.as_bytes()) {
+                        let (json, stale) = kms.open(key, stored)?;
+                        return Ok(Revealed {
+                            json: json.into(),
+                            stale: stale || index > 0,
+                        });
+                    }
+                }
                 Provider::Sealed { prefix, keys } => {
                     let Some(named) = value.strip_prefix(prefix.as_bytes()) else {
                         continue;
@@ -268,46 +314,22 @@ impl Pattern {
 
 impl Provider {
     fn new(field: &str, configuration: ProviderConfiguration) -> Result<Self, EncryptionError> {
-        match configuration {
-            ProviderConfiguration { kms: Some(_), .. } => Err(invalid(
-                &format!("{field}.kms"),
-                "KMS plugins are not supported; use secretbox or aesgcm",
-            )),
-            ProviderConfiguration {
-                aescbc: Some(_), ..
-            } => Err(invalid(
-                &format!("{field}.aescbc"),
-                "aescbc is not supported; use secretbox or aesgcm",
-            )),
-            ProviderConfiguration {
-                aesgcm: Some(keys),
-                secretbox: None,
-                identity: None,
-                ..
-            } => Self::sealed(&format!("{field}.aesgcm"), "aesgcm", keys, Cipher::aes_gcm),
-            ProviderConfiguration {
-                secretbox: Some(keys),
-                aesgcm: None,
-                identity: None,
-                ..
-            } => Self::sealed(
-                &format!("{field}.secretbox"),
-                "secretbox",
-                keys,
-                Cipher::secretbox,
-            ),
-            ProviderConfiguration {
-                identity: Some(_),
-                aesgcm: None,
-                secretbox: None,
-                ..
-            } => Ok(Self::Identity),
-            ProviderConfiguration {
-                aesgcm: None,
-                secretbox: None,
-                identity: None,
-                ..
-            } => Err(invalid(
+        let ProviderConfiguration {
+            aesgcm,
+            secretbox,
+            aescbc,
+            kms,
+            identity,
+        } = configuration;
+        let sealed =
+            |name, keys, cipher| Self::sealed(&format!("{field}.{name}"), name, keys, cipher);
+        match (aesgcm, secretbox, aescbc, kms, identity) {
+            (Some(keys), None, None, None, None) => sealed("aesgcm", keys, Cipher::aes_gcm),
+            (None, Some(keys), None, None, None) => sealed("secretbox", keys, Cipher::secretbox),
+            (None, None, Some(keys), None, None) => sealed("aescbc", keys, Cipher::aes_cbc),
+            (None, None, None, Some(kms), None) => Self::kms(&format!("{field}.kms"), &kms),
+            (None, None, None, None, Some(_)) => Ok(Self::Identity),
+            (None, None, None, None, None) => Err(invalid(
                 field,
                 "Required value: provider does not contain any of the expected providers: KMS, AESGCM, AESCBC, Secretbox, Identity",
             )),
@@ -316,6 +338,63 @@ impl Provider {
                 "Invalid value: more than one provider specified in a single element, should split into different list elements",
             )),
         }
+    }
+
+    fn kms(field: &str, configuration: &KmsConfiguration) -> Result<Self, EncryptionError> {
+        let KmsConfiguration {
+            name,
+            endpoint,
+            timeout,
+            ..
+        } = configuration;
+        if configuration.api_version != "v2" {
+            let why = format!(
+                "Invalid value: {:?}: unsupported apiVersion for KMS provider, only v2 is supported",
+                configuration.api_version
+            );
+            return Err(invalid(&format!("{field}.apiVersion"), &why));
+        }
+        if name.is_empty() {
+            let why = "Required value: name is a required field";
+            return Err(invalid(&format!("{field}.name"), why));
+        }
+        if name.contains(':') {
+            let why = format!("Invalid value: {name:?}: should not contain ':'");
+            return Err(invalid(&format!("{field}.name"), &why));
+        }
+        if configuration.cachesize.is_some() {
+            let why = "Invalid value: cachesize is not supported in v2";
+            return Err(invalid(&format!("{field}.cachesize"), why));
+        }
+        let Some(socket) = endpoint
+            .strip_prefix("unix://")
+            .filter(|path| !path.is_empty())
+        else {
+            let why = format!(
+                "Invalid value: {endpoint:?}: unsupported scheme for KMS provider: want unix://PATH"
+            );
+            return Err(invalid(&format!("{field}.endpoint"), &why));
+        };
+        let timeout = match timeout {
+            None => kms::DEFAULT_TIMEOUT,
+            Some(text) => text
+                .parse::<jiff::SignedDuration>()
+                .ok()
+                .and_then(|duration| Duration::try_from(duration).ok())
+                .filter(|timeout| !timeout.is_zero())
+                .ok_or_else(|| {
+                    let why = format!("Invalid value: {text:?}: should be a positive value");
+                    invalid(&format!("{field}.timeout"), &why)
+                })?,
+        };
+        // `@name` is a socket without a file.
+        let socket = match socket.strip_prefix('@') {
+            Some(name) => format!("\0{name}"),
+            None => socket.to_owned(),
+        };
+        kms::Kms::start(name, PathBuf::from(socket), timeout)
+            .map(Self::Kms)
+            .map_err(|error| invalid(field, &format!("no thread for the plugin: {error}")))
     }
 
     fn sealed(
@@ -374,6 +453,15 @@ impl Cipher {
         Ok(Self::AesGcm(Box::new(LessSafeKey::new(key))))
     }
 
+    fn aes_cbc(secret: &[u8]) -> Result<Self, String> {
+        match secret.len() {
+            16 | 24 | 32 => Ok(Self::AesCbc(secret.to_vec())),
+            other => Err(format!(
+                "Invalid value: \"REDACTED\": secret is not of the expected length, got {other}, expected one of [16 24 32]"
+            )),
+        }
+    }
+
     fn secretbox(secret: &[u8]) -> Result<Self, String> {
         XSalsa20Poly1305::new_from_slice(secret)
             .map(|cipher| Self::Secretbox(Box::new(cipher)))
@@ -388,6 +476,7 @@ impl Cipher {
     fn name(&self) -> &'static str {
         match self {
             Self::AesGcm(_) => "AES-GCM",
+            Self::AesCbc(_) => "AES-CBC",
             Self::Secretbox(_) => "Secretbox",
         }
     }
@@ -411,6 +500,11 @@ impl Key {
                     .map_err(|_| "the value cannot be encrypted".to_owned())?;
                 out.put_slice(&nonce);
                 out.put_slice(&sealed);
+            }
+            Cipher::AesCbc(secret) => {
+                let iv: [u8; CBC_IV] = rand::random();
+                out.put_slice(&iv);
+                out.put_slice(&cbc_sealed(secret, &iv, json)?);
             }
             Cipher::Secretbox(cipher) => {
                 let nonce: [u8; SECRETBOX_NONCE] = rand::random();
@@ -436,6 +530,10 @@ impl Key {
                 opened.truncate(length);
                 Ok(opened)
             }
+            Cipher::AesCbc(secret) => {
+                let (iv, sealed) = sealed.split_first_chunk::<CBC_IV>().ok_or(SHORT)?;
+                cbc_opened(secret, iv, sealed)
+            }
             Cipher::Secretbox(cipher) => {
                 let (nonce, sealed) = sealed.split_first_chunk::<SECRETBOX_NONCE>().ok_or(SHORT)?;
                 cipher
@@ -444,6 +542,39 @@ impl Key {
             }
         }
     }
+}
+
+const CBC_IV: usize = 16;
+
+fn cbc_sealed(secret: &[u8], iv: &[u8; CBC_IV], json: &[u8]) -> Result<Vec<u8>, String> {
+    let length = |_| "the key has the wrong length".to_owned();
+    Ok(match secret.len() {
+        16 => cbc::Encryptor::<Aes128>::new_from_slices(secret, iv)
+            .map_err(length)?
+            .encrypt_padded_vec_mut::<Pkcs7>(json),
+        24 => cbc::Encryptor::<Aes192>::new_from_slices(secret, iv)
+            .map_err(length)?
+            .encrypt_padded_vec_mut::<Pkcs7>(json),
+        _ => cbc::Encryptor::<Aes256>::new_from_slices(secret, iv)
+            .map_err(length)?
+            .encrypt_padded_vec_mut::<Pkcs7>(json),
+    })
+}
+
+fn cbc_opened(secret: &[u8], iv: &[u8; CBC_IV], sealed: &[u8]) -> Result<Vec<u8>, String> {
+    let length = |_| "the key has the wrong length".to_owned();
+    match secret.len() {
+        16 => cbc::Decryptor::<Aes128>::new_from_slices(secret, iv)
+            .map_err(length)?
+            .decrypt_padded_vec_mut::<Pkcs7>(sealed),
+        24 => cbc::Decryptor::<Aes192>::new_from_slices(secret, iv)
+            .map_err(length)?
+            .decrypt_padded_vec_mut::<Pkcs7>(sealed),
+        _ => cbc::Decryptor::<Aes256>::new_from_slices(secret, iv)
+            .map_err(length)?
+            .decrypt_padded_vec_mut::<Pkcs7>(sealed),
+    }
+    .map_err(|_| "invalid PKCS7 data (bad padding)".to_owned())
 }
 
 #[cfg(test)]
@@ -480,7 +611,7 @@ mod tests {
 
     #[test]
     fn keys_are_rotated_and_plain_values_are_read() {
-        for cipher in ["aesgcm", "secretbox"] {
+        for cipher in ["aesgcm", "secretbox", "aescbc"] {
             let old = encryption(&format!(
                 "{{{cipher}: {{keys: [{K1}]}}}}, {{identity: {{}}}}"
             ));
@@ -575,10 +706,21 @@ mod tests {
         };
         check("", "resources[0].providers: Required value");
         check(
-            "{kms: {apiVersion: v2, name: x}}",
-            "resources[0].providers[0].kms: KMS plugins are not supported",
+            "{kms: {apiVersion: v1, name: x, endpoint: 'unix:///x'}}",
+            "resources[0].providers[0].kms.apiVersion: Invalid value: \"v1\"",
         );
-        check("{aescbc: {keys: []}}", "aescbc is not supported");
+        check(
+            "{kms: {apiVersion: v2, name: x, endpoint: 'http://x'}}",
+            "kms.endpoint: Invalid value: \"http://x\": unsupported scheme",
+        );
+        check(
+            "{kms: {apiVersion: v2, name: x, endpoint: 'unix:///x', timeout: -1s}}",
+            "kms.timeout: Invalid value: \"-1s\"",
+        );
+        check(
+            "{aescbc: {keys: [{name: a, secret: aHVudGVyMg==}]}}",
+            "got 7, expected one of [16 24 32]",
+        );
         check("{aesgcm: {keys: []}}", "keys: Required value");
         check(
             "{aesgcm: {keys: [{name: a, secret: hunter2}]}}",
