@@ -29,6 +29,10 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
+/// Many objects of many sizes come and go: glibc's allocator keeps more of what is free.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Runs the pods of this node and carries their traffic.
 #[derive(Debug, Parser)]
 #[command(name = "skep-agent", version)]

@@ -27,6 +27,9 @@ use xtask::cluster::Store;
 struct Options {
     #[arg(long, value_enum, default_value = "redb")]
     store: Store,
+    /// The cluster's name; another one lets two checkouts be tested on one machine at a time
+    #[arg(long)]
+    name: Option<String>,
     /// Only stories whose name contains one of these words
     words: Vec<String>,
     /// Print the names and stop
@@ -128,7 +131,9 @@ fn main() -> ExitCode {
     }
 
     let label = format!("e2e on {}", options.store.name());
-    let name = format!("e2e-{}", options.store.name());
+    let name = options
+        .name
+        .unwrap_or_else(|| format!("e2e-{}", options.store.name()));
     println!("{label}: {} stories on {NODES} nodes", chosen.len());
     let start = Instant::now();
     // With etcd the control plane is in parts, as people run it on several machines.

@@ -21,13 +21,14 @@ pub use address::{Address, PortBe};
 /// Every map and the version of its layout, which is part of its pin's name: an agent of another
 /// layout never opens it. Raise a map's with every change of its key or value; the others keep what
 /// they hold over an upgrade.
-pub const LAYOUTS: [(&str, u32); 19] = [
+pub const LAYOUTS: [(&str, u32); 20] = [
     ("FRONTENDS", 1),
     ("SLOTS", 1),
     ("BACKENDS", 1),
     ("AFFINITIES", 1),
     ("SOURCE_RANGES", 1),
     ("SOCKETS", 1),
+    ("STREAMS", 1),
     ("FLOWS", 1),
     ("FRAGMENTS", 1),
     ("CONFIG", 2),

@@ -128,11 +128,22 @@ pub struct Translation {
     pub _pad: u32,
 }
 
-/// Destinations remembered per socket: a TCP or connected UDP socket has one, a resolver that
-/// sends to its servers in turn has up to three.
+/// The storage of a TCP socket, which has one destination for good. Small, because a connection
+/// pays for it: it is made with the connection and goes with it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct StreamRecord {
+    pub frontend: Address,
+    pub backend: Address,
+    pub frontend_port: PortBe,
+    pub backend_port: PortBe,
+}
+
+/// Destinations remembered per socket: a connected UDP socket has one, a resolver that sends to its
+/// servers in turn has up to three.
 pub const TRANSLATIONS: usize = 4;
 
-/// The socket's storage; dies with the socket.
+/// The storage of a datagram socket; dies with the socket.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SocketRecord {
@@ -167,4 +178,5 @@ const _: () = {
     assert!(size_of::<SourceRange>() == 20);
     assert!(size_of::<Translation>() == 48);
     assert!(size_of::<SocketRecord>() == 200);
+    assert!(size_of::<StreamRecord>() == 36);
 };

@@ -32,6 +32,8 @@ pub static SOURCE_RANGES: LpmTrie<SourceRange, u32, { MAX_SOURCE_RANGES as usize
     LpmTrie::new();
 #[btf_map]
 pub static SOCKETS: SkStorage<SocketRecord> = SkStorage::new();
+#[btf_map]
+pub static STREAMS: SkStorage<StreamRecord> = SkStorage::new();
 
 #[btf_map]
 pub static FLOWS: HashMap<FlowKey, Flow, { MAX_FLOWS as usize }> = HashMap::new();

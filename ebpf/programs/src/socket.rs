@@ -11,10 +11,10 @@ use skep_ebpf_common::event::Hook;
 use skep_ebpf_common::flow::FlowKey;
 use skep_ebpf_common::reason::Reason;
 use skep_ebpf_common::service::*;
-use skep_ebpf_common::{Address, PortBe};
+use skep_ebpf_common::{Address, PortBe, TCP};
 
 use crate::count::{count, listened_to, sampled, service_connection, service_refused, tell};
-use crate::maps::{NETNS, SOCKETS, config, has_set_retval};
+use crate::maps::{NETNS, SOCKETS, STREAMS, config, has_set_retval};
 use crate::packet::Tuple;
 use crate::service::{Balance, Chosen, alive, choose, find};
 
@@ -95,8 +95,13 @@ fn translate(ctx: &SockAddrContext, address: &Address, port: PortBe, datagram: b
     if !find(address, port, protocol(ctx), in_host_netns, &mut frontend) {
         return Outcome::NotAService;
     }
-    // SAFETY: the hook's own socket.
-    let record = unsafe { SOCKETS.get_or_insert_ptr_mut(ctx, None) };
+    let stream = protocol(ctx) == TCP;
+    let record = if stream {
+        core::ptr::null_mut()
+    } else {
+        // SAFETY: the hook's own socket.
+        unsafe { SOCKETS.get_or_insert_ptr_mut(ctx, None) }
+    };
     if datagram
         && !record.is_null()
         // SAFETY: not null; the socket's lock is not held, a lost race costs one stale answer.
@@ -118,7 +123,9 @@ fn translate(ctx: &SockAddrContext, address: &Address, port: PortBe, datagram: b
     ) else {
         return Outcome::NoBackend(frontend.service);
     };
-    if !record.is_null() {
+    if stream {
+        remember_stream(ctx, address, port, &chosen);
+    } else if !record.is_null() {
         // SAFETY: as above; the index is masked.
         unsafe { remember(record, address, port, &chosen, frontend.service) };
     }
@@ -128,6 +135,22 @@ fn translate(ctx: &SockAddrContext, address: &Address, port: PortBe, datagram: b
         tell_listener(ctx, address, port, &chosen, frontend.service);
     }
     Outcome::Backend(chosen)
+}
+
+/// Without room for it the application sees the backend where it asked for the Service.
+#[inline(always)]
+fn remember_stream(ctx: &SockAddrContext, address: &Address, port: PortBe, chosen: &Chosen) {
+    // SAFETY: the hook's own socket.
+    let record = unsafe { STREAMS.get_or_insert_ptr_mut(ctx, None) };
+    if !record.is_null() {
+        // SAFETY: not null; a socket connects once at a time.
+        unsafe {
+            (*record).frontend = *address;
+            (*record).backend = chosen.backend.address;
+            (*record).frontend_port = port;
+            (*record).backend_port = chosen.backend.port;
+        }
+    }
 }
 
 /// Of a connection that is being made, whose own port is not chosen yet.
@@ -220,13 +243,27 @@ unsafe fn remember(
 /// Shows the application the Service where the kernel has the backend.
 #[inline(always)]
 fn restore<F: Family>(ctx: &SockAddrContext) -> i32 {
+    let address = F::address(ctx);
+    let port = port(ctx);
+    if protocol(ctx) == TCP {
+        // SAFETY: the hook's own socket.
+        let record = unsafe { STREAMS.get_ptr_mut(ctx) };
+        if !record.is_null() {
+            // SAFETY: not null.
+            let record = unsafe { &*record };
+            if record.backend_port == port && record.backend == address {
+                F::set_address(ctx, &record.frontend);
+                set_port(ctx, record.frontend_port);
+            }
+            return ALLOW;
+        }
+        // Connected while an older agent kept all sockets alike.
+    }
     // SAFETY: the hook's own socket.
     let record = unsafe { SOCKETS.get_ptr_mut(ctx) };
     if record.is_null() {
         return ALLOW;
     }
-    let address = F::address(ctx);
-    let port = port(ctx);
     // SAFETY: not null.
     let entries = unsafe { addr_of!((*record).entries).cast::<Translation>() };
     for i in 0..TRANSLATIONS {

@@ -2,19 +2,26 @@
 //! a system call.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 use skep_ebpf_common::service::{Backend, Slot};
 
+use crate::error::Error;
 use crate::table::Plain;
 
+/// Elements that are mapped together: whole pages of them, whatever their size.
+const WINDOW: u32 = 16_384;
+
+/// An array of the kernel's, mapped piece by piece where it is used: a mapped page counts as this
+/// process's memory, used or not.
 #[derive(Debug)]
 struct Mapping<T> {
-    start: NonNull<T>,
+    map: OwnedFd,
     len: u32,
-    bytes: usize,
+    windows: Vec<OnceLock<NonNull<T>>>,
 }
 
 // SAFETY: shared memory of the kernel's map; all access goes through the methods below, which the
@@ -25,29 +32,71 @@ unsafe impl<T> Sync for Mapping<T> {}
 
 impl<T: Plain> Mapping<T> {
     fn new(map: BorrowedFd<'_>, len: u32) -> io::Result<Self> {
-        let page = 4096;
-        let bytes = (len as usize * size_of::<T>()).next_multiple_of(page);
+        let count = len.div_ceil(WINDOW);
+        let mapping = Self {
+            map: map.try_clone_to_owned()?,
+            len,
+            windows: (0..count).map(|_| OnceLock::new()).collect(),
+        };
+        // A map that cannot be mapped is found out here.
+        mapping.window(0)?;
+        Ok(mapping)
+    }
+
+    /// Bytes of a window; the last one ends with the map's last page.
+    fn bytes(&self, window: u32) -> usize {
+        const PAGE: usize = 4_096;
+        let first = window * WINDOW;
+        let elements = (self.len - first).min(WINDOW) as usize;
+        (elements * size_of::<T>()).next_multiple_of(PAGE)
+    }
+
+    fn window(&self, window: u32) -> io::Result<NonNull<T>> {
+        let slot = self
+            .windows
+            .get(window as usize)
+            .ok_or_else(|| io::Error::other("outside the map"))?;
+        if let Some(start) = slot.get() {
+            return Ok(*start);
+        }
+        let offset = window as usize * WINDOW as usize * size_of::<T>();
         // SAFETY: a new mapping at an address of the kernel's choice.
         let start = unsafe {
             libc::mmap(
                 std::ptr::null_mut(),
-                bytes,
+                self.bytes(window),
                 libc::PROT_READ | libc::PROT_WRITE,
                 libc::MAP_SHARED,
-                map.as_raw_fd(),
-                0,
+                self.map.as_raw_fd(),
+                offset as libc::off_t,
             )
         };
         if start == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
         let start = NonNull::new(start.cast()).ok_or_else(|| io::Error::other("mapped at 0"))?;
-        Ok(Self { start, len, bytes })
+        // Somebody else's came first: this one is given back.
+        if slot.set(start).is_err() {
+            // SAFETY: just mapped, and nothing refers to it.
+            unsafe { libc::munmap(start.as_ptr().cast(), self.bytes(window)) };
+        }
+        slot.get()
+            .copied()
+            .ok_or_else(|| io::Error::other("not mapped"))
+    }
+
+    /// Makes the element writable: afterwards [`Self::at`] finds it.
+    fn ensure(&self, index: u32) -> io::Result<()> {
+        self.window(index / WINDOW).map(drop)
     }
 
     fn at(&self, index: u32) -> Option<NonNull<T>> {
-        // SAFETY: inside the mapping.
-        (index < self.len).then(|| unsafe { self.start.add(index as usize) })
+        if index >= self.len {
+            return None;
+        }
+        let start = self.window(index / WINDOW).ok()?;
+        // SAFETY: inside the window.
+        Some(unsafe { start.add((index % WINDOW) as usize) })
     }
 
     fn read(&self, index: u32) -> Option<T> {
@@ -59,8 +108,15 @@ impl<T: Plain> Mapping<T> {
 
 impl<T> Drop for Mapping<T> {
     fn drop(&mut self) {
-        // SAFETY: our own mapping; nothing refers to it any more. Failing only leaks it.
-        unsafe { libc::munmap(self.start.as_ptr().cast(), self.bytes) };
+        for (number, window) in self.windows.iter().enumerate() {
+            if let Some(start) = window.get() {
+                let first = number * WINDOW as usize;
+                let elements = (self.len as usize - first).min(WINDOW as usize);
+                let bytes = (elements * size_of::<T>()).next_multiple_of(4_096);
+                // SAFETY: our own mapping; nothing refers to it any more. Failing only leaks it.
+                unsafe { libc::munmap(start.as_ptr().cast(), bytes) };
+            }
+        }
     }
 }
 
@@ -74,6 +130,14 @@ impl SlotArray {
 
     pub(crate) fn get(&self, index: u32) -> Option<u32> {
         self.0.read(index).map(|slot| slot as u32)
+    }
+
+    /// Makes sure that a run can be written.
+    pub(crate) fn ensure(&self, base: u32, len: u32) -> Result<(), Error> {
+        let last = base + len.max(1) - 1;
+        (base / WINDOW..=last / WINDOW)
+            .try_for_each(|window| self.0.ensure(window * WINDOW))
+            .map_err(|error| Error::kernel("map into memory", "SLOTS", error))
     }
 
     /// One atomic store: a program sees the old backend or the new one.
@@ -100,6 +164,13 @@ impl BackendArray {
 
     pub(crate) fn get(&self, index: u32) -> Option<Backend> {
         self.0.read(index)
+    }
+
+    /// Makes sure that the element can be written.
+    pub(crate) fn ensure(&self, index: u32) -> Result<(), Error> {
+        self.0
+            .ensure(index)
+            .map_err(|error| Error::kernel("map into memory", "BACKENDS", error))
     }
 
     /// The Service goes last: until then no program takes the backend for one of its own.

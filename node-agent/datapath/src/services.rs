@@ -50,7 +50,7 @@ pub struct FrontendAddress {
 }
 
 /// One port of a Service.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct ServicePort {
     /// IANA number: 6 TCP, 17 UDP, 132 SCTP.
     pub protocol: u8,
@@ -526,6 +526,7 @@ impl ServiceTables {
                         limit: self.backends.len(),
                         hint: "raise the limit of backends and restart the agent",
                     })?;
+                    self.backends.ensure(index)?;
                     self.backends.set(index, wanted);
                     if let Some(old) = port.backends.insert(key, index) {
                         self.discard_backend_later(old);
@@ -600,6 +601,7 @@ impl ServiceTables {
             limit: self.slots.len(),
             hint: "raise the limit of slots and restart the agent",
         })?;
+        self.slots.ensure(base, wanted.len() as u32)?;
         for (slot, index) in (base..).zip(&wanted) {
             self.slots.set(slot, *index);
         }

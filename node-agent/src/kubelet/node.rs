@@ -376,7 +376,7 @@ async fn heartbeat(
         None => true,
     };
     if due {
-        let patch = serde_json::json!({"status": fresh});
+        let patch = status_patch(&fresh);
         match api
             .patch_status(name, &PatchParams::default(), &Patch::Strategic(&patch))
             .await
@@ -434,6 +434,15 @@ async fn register(
         }
         other => other,
     }
+}
+
+/// Addresses are merged by their type, and two may have the same: the list is replaced as a whole.
+fn status_patch(status: &NodeStatus) -> serde_json::Value {
+    let mut patch = serde_json::json!({"status": status});
+    if let Some(addresses) = patch["status"]["addresses"].as_array_mut() {
+        addresses.push(serde_json::json!({"$patch": "replace"}));
+    }
+    patch
 }
 
 /// False when there was no lease to renew.

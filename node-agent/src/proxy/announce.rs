@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr, UdpSocket};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Node, Service};
@@ -39,10 +40,20 @@ pub async fn run(
     let slices = informers.of::<Slice>();
     let nodes = informers.of::<Node>();
     let changed = Arc::new(Notify::new());
+    // A cluster has many Services, and few of them an address of the pool.
+    let any = Arc::new(AtomicBool::new(false));
     let wake = changed.clone();
-    services.on_change(move |_| wake.notify_one());
-    let wake = changed.clone();
-    slices.on_change(move |_| wake.notify_one());
+    services.on_change(move |change| {
+        if change.each().any(|service| is_from_pool(service)) {
+            wake.notify_one();
+        }
+    });
+    let (wake, some) = (changed.clone(), any.clone());
+    slices.on_change(move |_| {
+        if some.load(Ordering::Relaxed) {
+            wake.notify_one();
+        }
+    });
     let wake = changed.clone();
     nodes.on_change(move |_| wake.notify_one());
     tokio::select! {
@@ -62,6 +73,7 @@ pub async fn run(
             .into_iter()
             .filter(|service| is_from_pool(service))
             .collect();
+        any.store(!balanced.is_empty(), Ordering::Relaxed);
         let eligible: Vec<String> = if balanced.is_empty() {
             Vec::new()
         } else {

@@ -16,6 +16,7 @@ mod sockets;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -34,7 +35,7 @@ use tracing::{debug, info, warn};
 use crate::endpoints::{Slice, TRIGGER_TIME};
 use health::HealthServers;
 use metrics::ProxyMetrics;
-use plan::{NodeView, ServicePlan, plan_service};
+use plan::{HealthPlan, NodeView, ServicePlan, plan_service};
 
 /// After a failure to write a Service.
 const RETRY: Duration = Duration::from_secs(2);
@@ -157,6 +158,7 @@ pub async fn run(
         nodes,
         pods,
         programmed: HashMap::new(),
+        way_to_api: BTreeMap::new(),
         health: HealthServers::default(),
     };
     changed.everything();
@@ -280,7 +282,9 @@ struct Proxy {
     nodes: Informer<Node>,
     pods: NetnsOfPods,
     /// What was last written.
-    programmed: HashMap<ObjectKey, ServicePlan>,
+    programmed: HashMap<ObjectKey, Written>,
+    /// The last way to the API server that there was.
+    way_to_api: BTreeMap<String, ServicePort>,
     health: HealthServers,
 }
 
@@ -300,25 +304,28 @@ impl Proxy {
             if is_api && plan.ports.values().all(|port| port.internal.is_empty()) {
                 // The way to the API server never shrinks to nothing: its endpoints would be
                 // learned through it.
-                plan.ports = self.programmed.get(&key).cloned().unwrap_or_default().ports;
+                plan.ports.clone_from(&self.way_to_api);
             }
-            let before = self.programmed.get(&key);
-            if before == Some(&plan) {
+            let wanted = Written::of(&plan);
+            let nothing = Written::default();
+            let before = self.programmed.get(&key).unwrap_or(&nothing);
+            if *before == wanted {
                 continue;
             }
-            let empty = BTreeMap::new();
-            let before_ports = before.map_or(&empty, |plan| &plan.ports);
-            gone.extend(lost_udp_backends(before_ports, &plan.ports));
-            match self.write(before_ports, &plan.ports) {
+            gone.extend(before.lost_udp_backends(&wanted));
+            match self.write(before, &plan.ports, &wanted) {
                 Ok(()) => {
+                    if is_api {
+                        self.way_to_api.clone_from(&plan.ports);
+                    }
                     if is_api && !plan.ports.is_empty() {
                         self.release_bootstrap();
                     }
                     self.health.set(&key, plan.health.as_ref());
-                    if plan == ServicePlan::default() {
+                    if wanted == Written::default() {
                         self.programmed.remove(&key);
                     } else {
-                        self.programmed.insert(key, plan);
+                        self.programmed.insert(key, wanted);
                     }
                 }
                 Err(error) => {
@@ -348,16 +355,18 @@ impl Proxy {
 
     fn write(
         &self,
-        before: &BTreeMap<String, ServicePort>,
-        wanted: &BTreeMap<String, ServicePort>,
+        before: &Written,
+        ports: &BTreeMap<String, ServicePort>,
+        wanted: &Written,
     ) -> Result<(), skep_datapath::Error> {
         let mut tables = self.datapath.services().lock();
-        for (name, port) in wanted {
-            if before.get(name) != Some(port) {
+        for (name, port) in ports {
+            if before.ports.get(name) != wanted.ports.get(name) {
                 tables.set(name, port)?;
             }
         }
-        for name in before.keys().filter(|name| !wanted.contains_key(*name)) {
+        let stale = before.ports.keys();
+        for name in stale.filter(|name| !ports.contains_key(*name)) {
             tables.remove(name)?;
         }
         Ok(())
@@ -394,17 +403,53 @@ impl Proxy {
     }
 }
 
-fn lost_udp_backends(
-    before: &BTreeMap<String, ServicePort>,
-    wanted: &BTreeMap<String, ServicePort>,
-) -> Vec<SocketAddr> {
-    let of = |ports: &BTreeMap<String, ServicePort>| -> HashSet<SocketAddr> {
-        ports
-            .values()
-            .filter(|port| port.protocol == UDP)
-            .flat_map(|port| port.internal.iter().chain(&port.external))
-            .map(|endpoint| SocketAddr::new(endpoint.ip, endpoint.port))
-            .collect()
-    };
-    of(before).difference(&of(wanted)).copied().collect()
+/// What was written of a plan, in little memory: enough to see what another plan changes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Written {
+    ports: BTreeMap<String, WrittenPort>,
+    health: Option<HealthPlan>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct WrittenPort {
+    /// Of the whole port.
+    digest: u64,
+    /// Whose clients have to be told when they go: those of UDP.
+    udp: Box<[SocketAddr]>,
+}
+
+impl Written {
+    fn of(plan: &ServicePlan) -> Self {
+        let ports = plan.ports.iter().map(|(name, port)| {
+            let mut hasher = DefaultHasher::new();
+            port.hash(&mut hasher);
+            let mut udp = Vec::new();
+            if port.protocol == UDP {
+                let endpoints = port.internal.iter().chain(&port.external);
+                udp.extend(endpoints.map(|each| SocketAddr::new(each.ip, each.port)));
+                udp.sort_unstable();
+                udp.dedup();
+            }
+            let written = WrittenPort {
+                digest: hasher.finish(),
+                udp: udp.into_boxed_slice(),
+            };
+            (name.clone(), written)
+        });
+        Self {
+            ports: ports.collect(),
+            health: plan.health.clone(),
+        }
+    }
+
+    fn lost_udp_backends(&self, wanted: &Self) -> Vec<SocketAddr> {
+        let of = |written: &Self| -> HashSet<SocketAddr> {
+            written
+                .ports
+                .values()
+                .flat_map(|port| port.udp.iter().copied())
+                .collect()
+        };
+        of(self).difference(&of(wanted)).copied().collect()
+    }
 }

@@ -2,6 +2,7 @@
 //! socket hook alone as the kernel measures it.
 
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
@@ -12,11 +13,12 @@ use skep_datapath::{Datapath, ProgramCost};
 use crate::Figure;
 use crate::scratch::Scratch;
 
-const CONNECTIONS: usize = 4_000;
+const CONNECTIONS: usize = 1_000;
+const PATIENCE: Duration = Duration::from_secs(10);
 const STATS: &str = "/proc/sys/kernel/bpf_stats_enabled";
 const CLUSTER_IP: [u8; 4] = [10, 96, 0, 77];
 /// Other Services beside the one that is measured.
-const SERVICES: [usize; 2] = [1, 30_000];
+const SERVICES: [usize; 2] = [1, 10_000];
 
 pub(crate) fn measure(rounds: usize) -> Result<Vec<Figure>> {
     let scratch = Scratch::new()?;
@@ -24,10 +26,13 @@ pub(crate) fn measure(rounds: usize) -> Result<Vec<Figure>> {
     scratch.enter_cgroup()?;
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let direct = listener.local_addr()?;
+    let (accepted, accepts) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
-        // Closed by the client's reset.
         for stream in listener.incoming() {
             drop(stream);
+            if accepted.send(()).is_err() {
+                return;
+            }
         }
     });
     let service = SocketAddr::from((CLUSTER_IP, 80));
@@ -49,8 +54,8 @@ pub(crate) fn measure(rounds: usize) -> Result<Vec<Figure>> {
         let mut hooks = [Vec::new(), Vec::new()];
         for round in 0..=rounds {
             for (slot, (_, target)) in ways.iter().enumerate() {
-                let median = connect_all(*target)?;
-                let cost = with_stats(&datapath, || connect_all(*target).map(drop))?;
+                let median = connect_all(*target, &accepts)?;
+                let cost = with_stats(&datapath, || connect_all(*target, &accepts).map(drop))?;
                 // The first round warms up.
                 if round > 0 {
                     medians[slot].push(median.as_secs_f64() * 1e6);
@@ -106,8 +111,8 @@ fn set(datapath: &Datapath, name: &str, frontend: SocketAddr, backend: SocketAdd
     Ok(())
 }
 
-/// The median of many.
-fn connect_all(target: SocketAddr) -> Result<Duration> {
+/// The median of many, one after the other: none waits in the listener's queue.
+fn connect_all(target: SocketAddr, accepts: &Receiver<()>) -> Result<Duration> {
     let mut times = Vec::with_capacity(CONNECTIONS);
     for _ in 0..CONNECTIONS {
         let began = Instant::now();
@@ -117,6 +122,7 @@ fn connect_all(target: SocketAddr) -> Result<Duration> {
         set_linger(&stream)?;
         drop(stream);
         times.push(began.elapsed());
+        accepts.recv_timeout(PATIENCE).context("nobody accepts")?;
     }
     times.sort_unstable();
     Ok(times[times.len() / 2])
