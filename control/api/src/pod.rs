@@ -10,6 +10,22 @@ use crate::{
     zero::{Flag, List, Text},
 };
 
+/// Sysctls that any pod may set: namespaced, and no danger to other pods.
+pub const SAFE_SYSCTLS: [&str; 12] = [
+    "kernel.shm_rmid_forced",
+    "net.ipv4.ip_local_port_range",
+    "net.ipv4.tcp_syncookies",
+    "net.ipv4.ping_group_range",
+    "net.ipv4.ip_unprivileged_port_start",
+    "net.ipv4.ip_local_reserved_ports",
+    "net.ipv4.tcp_keepalive_time",
+    "net.ipv4.tcp_fin_timeout",
+    "net.ipv4.tcp_keepalive_intvl",
+    "net.ipv4.tcp_keepalive_probes",
+    "net.ipv4.tcp_rmem",
+    "net.ipv4.tcp_wmem",
+];
+
 /// An init container that keeps running beside the others (KEP-753).
 pub fn is_sidecar(container: &Container) -> bool {
     container.restart_policy.text() == "Always"

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use skep_agent::kubelet::volumes::{MountNamespace, Volumes};
 use skep_agent::kubelet::{
-    Config, Context, Kubelet, cgroup, events, eviction, node, objects, watches,
+    Config, Context, Kubelet, cgroup, events, eviction, logs, node, objects, watches,
 };
 use skep_agent::network::HollowNetwork;
 use skep_agent::runtime::Runtime;
@@ -155,6 +155,10 @@ impl Node {
         self.restart().await;
     }
 
+    pub fn log_dir(&self) -> PathBuf {
+        self.dir.path().join("log")
+    }
+
     fn config(&self) -> Config {
         Config {
             node_name: self.name.clone(),
@@ -166,6 +170,7 @@ impl Node {
             resolv_conf: PathBuf::from("/etc/resolv.conf"),
             port: 0,
             max_pods: 110,
+            pod_max_pids: Some(100),
             static_pods: Some(self.dir.path().join("manifests")),
         }
     }
@@ -185,6 +190,14 @@ impl Node {
                 MountNamespace::own(),
             )),
             objects,
+            logs: Some(logs::Logs::start(
+                &self.log_dir(),
+                self.dir.path(),
+                logs::Rotation {
+                    max_size: 64 << 10,
+                    max_files: 3,
+                },
+            )),
             watches: Some(watches::Watches::new(client.clone())),
             cgroups: Some(cgroup::Cgroups::discover()),
             services: None,
@@ -197,6 +210,9 @@ impl Node {
             starts: Context::starts(),
             desk: Default::default(),
             evictions: Default::default(),
+            shutdown: Default::default(),
+            layers: Default::default(),
+            probes: Default::default(),
             pods: parking_lot::RwLock::default(),
             client,
             config,
@@ -216,6 +232,10 @@ impl Node {
         self.stop.cancel();
         if let Some(task) = self.task.take() {
             task.await.expect("the kubelet ends");
+        }
+        if let Some(logs) = self.ctx.take().as_ref().and_then(|ctx| ctx.logs.as_ref()) {
+            // Two agents would write the same files.
+            logs.stop().await;
         }
         self.run();
     }

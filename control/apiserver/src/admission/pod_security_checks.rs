@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, fmt};
 
 use serde_json::Value;
+use skep_api::pod::SAFE_SYSCTLS;
 
 use super::Level;
 
@@ -530,26 +531,12 @@ fn seccomp_restricted(pod: &Pod<'_>) -> Option<Violation> {
 }
 
 fn sysctls(pod: &Pod<'_>) -> Option<Violation> {
-    const ALLOWED: [&str; 12] = [
-        "kernel.shm_rmid_forced",
-        "net.ipv4.ip_local_port_range",
-        "net.ipv4.tcp_syncookies",
-        "net.ipv4.ping_group_range",
-        "net.ipv4.ip_unprivileged_port_start",
-        "net.ipv4.ip_local_reserved_ports",
-        "net.ipv4.tcp_keepalive_time",
-        "net.ipv4.tcp_fin_timeout",
-        "net.ipv4.tcp_keepalive_intvl",
-        "net.ipv4.tcp_keepalive_probes",
-        "net.ipv4.tcp_rmem",
-        "net.ipv4.tcp_wmem",
-    ];
     let sysctls = pod.spec["securityContext"]["sysctls"]
         .as_array()
         .into_iter()
         .flatten();
     let names = sysctls.filter_map(|s| s["name"].as_str());
-    let bad: Vec<&str> = names.filter(|name| !ALLOWED.contains(name)).collect();
+    let bad: Vec<&str> = names.filter(|name| !SAFE_SYSCTLS.contains(name)).collect();
     if bad.is_empty() {
         return None;
     }
