@@ -493,6 +493,7 @@ async fn run(options: Options) -> Result<()> {
         evictions: Default::default(),
         shutdown: Default::default(),
         layers: Default::default(),
+        counters: Default::default(),
         probes: Default::default(),
         pods: parking_lot::RwLock::default(),
         client,

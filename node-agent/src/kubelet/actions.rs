@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, timeout};
 use tracing::{debug, info, warn};
 
+use super::counters::ContainerType;
 use super::env::{self, Sources};
 use super::plan::Action;
 use super::pod::{self, Kind};
@@ -66,6 +67,8 @@ pub async fn perform(shared: Shared, pod: Option<Arc<Pod>>, action: Action) -> O
         (Action::PrepareVolumes, Some(pod)) => Outcome::Volumes(volumes(&shared, &pod).await),
         (Action::StartSandbox { attempt }, Some(pod)) => {
             let result = sandbox(&shared, &pod, attempt).await;
+            let counters = &shared.ctx.counters;
+            counters.container(ContainerType::Sandbox, result.is_ok());
             if let Err(message) = &result {
                 warn!(
                     namespace = shared.who.namespace,
@@ -122,7 +125,12 @@ pub async fn perform(shared: Shared, pod: Option<Arc<Pod>>, action: Action) -> O
                 epoch,
             };
             let result = match find(&pod, &container) {
-                Some((kind, c)) => start(&shared, &pod, kind, &c, &begin).await,
+                Some((kind, c)) => {
+                    let result = start(&shared, &pod, kind, &c, &begin).await;
+                    let counters = &shared.ctx.counters;
+                    counters.container(kind.into(), result.is_ok());
+                    result
+                }
                 None => Err((
                     "CreateContainerConfigError".into(),
                     "the container is not in the spec".into(),

@@ -8,6 +8,7 @@ pub mod actions;
 pub mod admit;
 pub mod bootstrap;
 pub mod cgroup;
+pub mod counters;
 pub mod disk;
 pub mod env;
 pub mod events;
@@ -140,6 +141,7 @@ pub struct Context {
     pub evictions: eviction::Evictions,
     pub shutdown: shutdown::Shutdown,
     pub layers: disk::Layers,
+    pub counters: counters::Counters,
     pub probes: Arc<probes::metrics::Metrics>,
     /// Pods as the workers see them, for the agent's server.
     pub pods: RwLock<HashMap<String, Arc<Pod>>>,

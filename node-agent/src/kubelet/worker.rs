@@ -910,6 +910,13 @@ impl Worker {
             seen_at: self.seen_at,
             now,
         });
+        let phase = |status: &PodStatus| status.phase.clone().unwrap_or_default();
+        let before = phase(self.computed.as_ref().unwrap_or(base));
+        if phase(&wanted) == "Running" && before != "Running" {
+            let took = Duration::try_from(now.duration_since(self.seen_at));
+            let counters = &self.shared.ctx.counters;
+            counters.running(took.unwrap_or_default());
+        }
         self.computed = Some(wanted.clone());
         let current = self.sent.as_ref() == Some(&wanted);
         self.memory.status_written = current && !self.writing && self.write_failure.is_none();

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::api::FakeApi;
 
 pub const IMAGE: &str = "skep-kubelet-test/busybox:1";
-const SOCKET: &str = "/var/run/docker.sock";
+pub const SOCKET: &str = "/var/run/docker.sock";
 const PATIENCE: Duration = Duration::from_secs(60);
 
 pub struct Node {
@@ -55,7 +55,7 @@ pub fn docker_at(socket: &Path, arguments: &[&str]) -> String {
 }
 
 /// A static busybox with its applets, made from the machine's own.
-fn ensure_image() {
+pub fn ensure_image() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| import_image(SOCKET.as_ref()));
 }
@@ -212,6 +212,7 @@ impl Node {
             evictions: Default::default(),
             shutdown: Default::default(),
             layers: Default::default(),
+            counters: Default::default(),
             probes: Default::default(),
             pods: parking_lot::RwLock::default(),
             client,
@@ -229,6 +230,12 @@ impl Node {
 
     /// The agent dies and comes back; containers go on.
     pub async fn restart(&mut self) {
+        self.stop().await;
+        self.run();
+    }
+
+    /// The agent dies.
+    pub async fn stop(&mut self) {
         self.stop.cancel();
         if let Some(task) = self.task.take() {
             task.await.expect("the kubelet ends");
@@ -237,7 +244,6 @@ impl Node {
             // Two agents would write the same files.
             logs.stop().await;
         }
-        self.run();
     }
 
     /// The API knows the node, as after its registration.

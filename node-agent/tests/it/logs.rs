@@ -107,3 +107,74 @@ async fn every_line_is_kept_once_whatever_restarts() {
     assert_eq!(texts(&log).len(), 2501);
     assert_eq!(node.containers().await, 0);
 }
+
+/// A file system of this size, mounted until it is dropped.
+struct Small(PathBuf);
+
+impl Small {
+    fn mount(at: PathBuf, size: &str) -> Self {
+        std::fs::create_dir_all(&at).expect("a folder");
+        let options = format!("size={size}");
+        nix::mount::mount(
+            Some("tmpfs"),
+            &at,
+            Some("tmpfs"),
+            nix::mount::MsFlags::empty(),
+            Some(options.as_str()),
+        )
+        .expect("root mounts");
+        Self(at)
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let _ = nix::mount::umount2(&self.0, nix::mount::MntFlags::MNT_DETACH);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_disk_delays_lines_and_loses_none() {
+    let Some(node) = Node::start().await else {
+        return;
+    };
+    let small = Small::mount(node.log_dir(), "256k");
+    let filler = small.0.join("filler");
+    std::fs::write(&filler, vec![7; 220 << 10]).expect("there is room");
+    let script = "i=0; while [ $i -lt 2000 ]; do echo line $i; i=$((i+1)); done; \
+                  trap 'exit 0' TERM; while :; do sleep 0.1; done";
+    let uid = node.create(
+        "writer",
+        json!({"containers": [{"name": "c", "image": IMAGE, "imagePullPolicy": "Never",
+            "command": ["sh", "-c", script]}]}),
+    );
+    node.wait_phase("writer", "Running").await;
+    let log = node
+        .log_dir()
+        .join(format!("pods/default_writer_{uid}/c/0.log"));
+    let free = || {
+        let stat = nix::sys::statvfs::statvfs(&small.0).expect("mounted");
+        stat.blocks_available()
+    };
+    node.wait("a full disk", || match free() {
+        0 => Ok(()),
+        left => Err(left.to_string()),
+    })
+    .await;
+    assert!(texts(&log).len() < 2000);
+    std::fs::remove_file(&filler).expect("it is there");
+    node.wait("the last line", || match texts(&log).last() {
+        Some(line) if line.ends_with(" stdout F line 1999") => Ok(()),
+        last => Err(format!("{last:?}")),
+    })
+    .await;
+    let lines = texts(&log);
+    let wrong = lines.iter().enumerate().find(|(number, line)| {
+        let text = format!(" stdout F line {number}");
+        !line.ends_with(&text)
+    });
+    assert_eq!(wrong, None, "of {} lines", lines.len());
+    assert_eq!(lines.len(), 2000);
+    node.delete("writer");
+    node.wait_gone("writer").await;
+}

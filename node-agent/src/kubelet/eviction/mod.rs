@@ -216,7 +216,9 @@ async fn relieve(ctx: &Arc<Context>, pods: &[Arc<Pod>], shortage: &plan::Shortag
         message,
         grace,
     };
-    ctx.evictions.evict(&victim.uid, eviction);
+    if ctx.evictions.evict(&victim.uid, eviction) {
+        ctx.counters.evicted(signal.name());
+    }
 }
 
 fn request(container: &k8s_openapi::api::core::v1::Container, resource: &str) -> u64 {

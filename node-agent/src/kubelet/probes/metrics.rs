@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use crate::kubelet::counters::Histogram;
+
 /// Seconds.
 const BUCKETS: [f64; 11] = [
     0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
@@ -39,10 +41,7 @@ const RESULTS: [(Result, &str); 3] = [
 struct Series {
     /// As in [`RESULTS`].
     results: [u64; 3],
-    /// Of the buckets below, not added up.
-    durations: [u64; BUCKETS.len()],
-    count: u64,
-    seconds: f64,
+    durations: Histogram<{ BUCKETS.len() }>,
 }
 
 /// One entry a probe of a pod that is here.
@@ -59,12 +58,7 @@ impl Metrics {
         if result == Result::Unknown {
             return;
         }
-        let seconds = took.as_secs_f64();
-        series.count += 1;
-        series.seconds += seconds;
-        if let Some(at) = BUCKETS.iter().position(|most| seconds <= *most) {
-            series.durations[at] += 1;
-        }
+        series.durations.record(&BUCKETS, took);
     }
 
     /// The pod is gone.
@@ -102,23 +96,10 @@ impl Metrics {
             "# HELP prober_probe_duration_seconds [ALPHA] Duration in seconds for a probe response.\n\
              # TYPE prober_probe_duration_seconds histogram\n",
         );
-        for (labels, series) in all.iter().filter(|(_, series)| series.count > 0) {
+        for (labels, series) in all.iter().filter(|(_, s)| !s.durations.is_empty()) {
             let own = format!("{},probe_type=\"{}\"", common(labels), labels.probe_type);
-            let mut sum = 0;
-            for (most, count) in BUCKETS.iter().zip(series.durations) {
-                sum += count;
-                let _ = writeln!(
-                    out,
-                    "prober_probe_duration_seconds_bucket{{{own},le=\"{most}\"}} {sum}"
-                );
-            }
-            let Series { count, seconds, .. } = series;
-            let _ = write!(
-                out,
-                "prober_probe_duration_seconds_bucket{{{own},le=\"+Inf\"}} {count}\n\
-                 prober_probe_duration_seconds_sum{{{own}}} {seconds}\n\
-                 prober_probe_duration_seconds_count{{{own}}} {count}\n"
-            );
+            let name = "prober_probe_duration_seconds";
+            series.durations.write(&mut out, name, &own, &BUCKETS);
         }
         out
     }

@@ -314,6 +314,7 @@ pub(super) async fn prometheus(State(app): State<App>) -> String {
         events::EVENTS_DROPPED.load(Ordering::Relaxed),
         pages * 4096,
     );
+    text.push_str(&app.ctx.counters.text());
     text.push_str(&app.ctx.network.metrics());
     text
 }
