@@ -20,6 +20,21 @@ pub(crate) fn anonymous_mib(pid: i32) -> Result<f64> {
     field_mib(pid, "RssAnon:")
 }
 
+/// Tables of the kernel that a process has mapped: they are there in any case, and count as its memory.
+pub(crate) fn tables_mib(pid: i32) -> Result<f64> {
+    let maps = std::fs::read_to_string(format!("/proc/{pid}/smaps"))?;
+    let (mut of_table, mut kib) = (false, 0.0);
+    for line in maps.lines() {
+        let mut words = line.split_whitespace();
+        match (words.next(), words.next()) {
+            (Some("Rss:"), Some(number)) if of_table => kib += number.parse::<f64>()?,
+            (Some(range), _) if range.contains('-') => of_table = line.ends_with("bpf-map"),
+            _ => {}
+        }
+    }
+    Ok(kib / MIB)
+}
+
 /// Percent of one core that a process uses during `watched`.
 pub(crate) fn cpu_share(pid: i32, watched: Duration) -> Result<f64> {
     let before = cpu_seconds(pid)?;

@@ -67,6 +67,11 @@ fn crowd(cluster: &TestCluster, client: &Client) -> Result<Vec<Figure>> {
         vec![memory::resident_mib(agent)?],
     )?);
     figures.push(Figure::of(
+        "of it tables of the kernel",
+        "MiB",
+        vec![memory::tables_mib(agent)?],
+    )?);
+    figures.push(Figure::of(
         "of it no file's",
         "MiB",
         vec![memory::anonymous_mib(agent)?],
