@@ -307,7 +307,7 @@ impl Worker {
             }
         }
         if let Some(logs) = &self.shared.ctx.logs {
-            logs.observe(&self.observed).await;
+            logs.observe_pod(&self.shared.who.uid, &self.observed).await;
         }
         let layers = &self.shared.ctx.layers;
         layers.observe(&self.shared.who.uid, &self.observed);

@@ -91,6 +91,8 @@ enum Command {
 }
 
 struct Known {
+    /// Of the pod.
+    uid: String,
     progress: watch::Receiver<Progress>,
     exited: bool,
 }
@@ -171,7 +173,11 @@ impl Logs {
                 }
                 None => {
                     let (send, progress) = watch::channel(Progress::default());
-                    let known = Known { progress, exited };
+                    let known = Known {
+                        uid: o.pod.uid.clone(),
+                        progress,
+                        exited,
+                    };
                     self.known.lock().insert(o.id.clone(), known);
                     Command::Follow {
                         id: o.id.clone(),
@@ -183,6 +189,23 @@ impl Logs {
                 }
             };
             self.tell(command).await;
+        }
+    }
+
+    /// The same, of all that there is of one pod: what is not there any more was removed by somebody else.
+    pub async fn observe_pod(&self, uid: &str, observed: &[Observed]) {
+        self.observe(observed).await;
+        let gone: Vec<String> = {
+            let known = self.known.lock();
+            let of_pod = known.iter().filter(|(_, known)| known.uid == uid);
+            let gone = of_pod.filter(|(id, _)| observed.iter().all(|o| o.id != **id));
+            gone.map(|(id, _)| id.clone()).collect()
+        };
+        for id in gone {
+            // Its file can still be read: it is open.
+            self.sync(&id).await;
+            self.known.lock().remove(&id);
+            self.tell(Command::Forget(id)).await;
         }
     }
 
