@@ -14,8 +14,8 @@ use skep_agent::dns::{Dns, DnsConfig};
 use skep_agent::endpoints::Slice;
 use skep_agent::kubelet::volumes::{MountNamespace, Volumes};
 use skep_agent::kubelet::{
-    self, Config, Context, Kubelet, bootstrap, cgroup, events, eviction, image_gc, log_links, node,
-    objects, reserved,
+    self, Config, Context, Kubelet, bootstrap, cgroup, events, eviction, image_gc, logs, node,
+    objects, reserved, shutdown,
 };
 use skep_agent::network::node::cleanup as network_cleanup;
 use skep_agent::network::{HollowNetwork, NodeNetwork, NodeNetworkConfig, PodNetwork, Way};
@@ -138,6 +138,12 @@ struct Options {
     /// Where `pods` and `containers` lead to what containers say, for log shippers.
     #[arg(long, default_value = "/var/log", value_name = "DIR", global = true)]
     log_dir: PathBuf,
+    /// A container's log file is rotated at this size.
+    #[arg(long, default_value = "10Mi", value_name = "AMOUNT", global = true)]
+    container_log_max_size: String,
+    /// How many files a container's log has at most, two or more.
+    #[arg(long, default_value_t = 5, value_name = "COUNT", global = true)]
+    container_log_max_files: usize,
     /// Kept for the system's own processes: `cpu=100m,memory=500Mi,ephemeral-storage=1Gi`.
     #[arg(
         long,
@@ -160,12 +166,39 @@ struct Options {
     /// How far.
     #[arg(long, default_value_t = 80, value_name = "PERCENT", global = true)]
     image_gc_low_threshold: u8,
+    /// How long pods have when the machine shuts down, which SIGPWR tells; 0: they are not ended. The critical ones
+    /// (`system-cluster-critical` and above) end last, in the second part of it.
+    #[arg(long, default_value_t = 0, value_name = "SECONDS", global = true)]
+    shutdown_grace_period: u64,
+    #[arg(long, default_value_t = 0, value_name = "SECONDS", global = true)]
+    shutdown_grace_period_critical_pods: u64,
+    /// Instead of both, how long each group of priorities has: `0=20,2000000000=10`.
+    #[arg(
+        long,
+        default_value = "",
+        value_name = "PRIORITY=SECONDS,…",
+        global = true
+    )]
+    shutdown_grace_period_by_pod_priority: String,
     #[arg(long, value_enum, default_value = "docker", global = true)]
     runtime: Which,
     #[arg(long, default_value_t = 10250, global = true)]
     port: u16,
+    /// API servers cannot dial this node: they use the tunnels that it keeps open to them at once, not only after
+    /// trying.
+    #[arg(long, global = true)]
+    tunnel: bool,
     #[arg(long, default_value_t = 110, global = true)]
     max_pods: u32,
+    /// Processes and threads that a pod may have; -1: as many as the node.
+    #[arg(
+        long,
+        default_value_t = -1,
+        allow_negative_numbers = true,
+        value_name = "COUNT",
+        global = true
+    )]
+    pod_max_pids: i64,
     #[arg(
         long,
         default_value = "/etc/resolv.conf",
@@ -269,6 +302,39 @@ fn thresholds(options: &Options) -> Result<Vec<eviction::plan::Threshold>> {
     Ok(all)
 }
 
+/// # Errors
+/// When an option makes no sense.
+fn periods(options: &Options) -> Result<shutdown::Periods> {
+    let by_priority = &options.shutdown_grace_period_by_pod_priority;
+    let seconds = std::time::Duration::from_secs;
+    let periods = match by_priority.is_empty() {
+        true => shutdown::Periods::new(
+            seconds(options.shutdown_grace_period),
+            seconds(options.shutdown_grace_period_critical_pods),
+        ),
+        false => shutdown::Periods::parse(by_priority),
+    };
+    periods
+        .map_err(anyhow::Error::msg)
+        .context("the grace periods of a shutdown")
+}
+
+fn rotation(options: &Options) -> Result<logs::Rotation> {
+    let size = k8s_openapi::apimachinery::pkg::api::resource::Quantity(
+        options.container_log_max_size.clone(),
+    );
+    let max_size = u64::try_from(kubelet::resources::value(&size)).unwrap_or(0);
+    if max_size == 0 || options.container_log_max_files < 2 {
+        bail!(
+            "--container-log-max-size must be an amount and --container-log-max-files at least 2"
+        );
+    }
+    Ok(logs::Rotation {
+        max_size,
+        max_files: options.container_log_max_files,
+    })
+}
+
 async fn run(options: Options) -> Result<()> {
     let thresholds = match options.runtime {
         Which::Docker => thresholds(&options)?,
@@ -303,6 +369,10 @@ async fn run(options: Options) -> Result<()> {
         _ => bail!("--node-ip: one address, or one of each IP family"),
     };
     let node_ip = node_ips[0];
+    let tunnels = kubelet::server::tunnel::Settings {
+        api: api.clone(),
+        only: options.tunnel,
+    };
     let api_address = socket_address(&api.cluster_url);
     let roots = api.root_cert.clone().unwrap_or_default();
     let roots = roots.into_iter().map(CertificateDer::from).collect();
@@ -320,6 +390,7 @@ async fn run(options: Options) -> Result<()> {
         resolv_conf: options.resolv_conf.clone(),
         port: options.port,
         max_pods: options.max_pods,
+        pod_max_pids: (options.pod_max_pids > 0).then_some(options.pod_max_pids),
         static_pods: options.pod_manifest_path.clone(),
     };
     let objects = objects::Objects::new(client.clone());
@@ -405,7 +476,10 @@ async fn run(options: Options) -> Result<()> {
     }
     // A hollow node has no containers that could tell the difference.
     let docker = options.runtime == Which::Docker;
+    let rotation = rotation(&options)?;
+    let periods = periods(&options)?;
     let ctx = Arc::new(Context {
+        logs: docker.then(|| logs::Logs::start(&options.log_dir, &options.state_dir, rotation)),
         recorder: events::Recorder::start(client.clone(), &node_name),
         runtime_name: match options.runtime {
             Which::Docker => "docker",
@@ -436,6 +510,10 @@ async fn run(options: Options) -> Result<()> {
             ..Default::default()
         },
         evictions: Default::default(),
+        shutdown: Default::default(),
+        layers: Default::default(),
+        counters: Default::default(),
+        probes: Default::default(),
         pods: parking_lot::RwLock::default(),
         client,
         config,
@@ -449,11 +527,6 @@ async fn run(options: Options) -> Result<()> {
             eviction::Settings::new(ctx.thresholds.clone()),
             stop.clone(),
         )));
-        tasks.push(tokio::spawn(log_links::run(
-            ctx.clone(),
-            options.log_dir.clone(),
-            stop.clone(),
-        )));
         let thresholds = image_gc::Thresholds {
             high: options.image_gc_high_threshold,
             low: options.image_gc_low_threshold,
@@ -465,25 +538,27 @@ async fn run(options: Options) -> Result<()> {
         )));
     }
     if options.runtime == Which::Docker {
-        let served = kubelet::server::run(ctx.clone(), roots, stop.clone());
+        let served = kubelet::server::run(ctx.clone(), roots, tunnels, stop.clone());
         tasks.push(tokio::spawn(async move {
             if let Err(e) = served.await {
                 error!(error = format!("{e:#}"), "the agent's server ended");
             }
         }));
     }
+    let mut power = signal(SignalKind::from_raw(SIGPWR))?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
+        _ = power.recv(), if !periods.is_empty() => shutdown::run(&ctx, &periods).await,
         (ended, _, _) = futures::future::select_all(tasks) => {
             // A dead task ends the process; whoever runs it starts it again.
             ended.context("a task panicked")?;
             bail!("a task ended by itself");
         }
     }
-    info!("stopping; pods and their traffic go on");
+    info!("stopping; pods that run and their traffic go on");
     stop.cancel();
     Ok(())
 }
@@ -503,11 +578,6 @@ async fn cleanup(options: Options) -> Result<()> {
     match DockerRuntime::connect(&options.docker_socket, &scope(&options, &node_name)).await {
         Ok(docker) => {
             namespace = mount_namespace(&docker);
-            if let Some(root) = docker.image_root().await
-                && let Err(e) = log_links::clear(&options.log_dir, &root)
-            {
-                failures.push(format!("cannot remove the links to logs: {e}"));
-            }
             match docker.list().await {
                 Ok(containers) => {
                     let removals = containers.iter().map(|c| docker.remove(&c.id));
@@ -523,6 +593,9 @@ async fn cleanup(options: Options) -> Result<()> {
             }
         }
         Err(e) => failures.push(e.to_string()),
+    }
+    if let Err(e) = logs::clear(&options.log_dir, &options.state_dir) {
+        failures.push(format!("cannot remove the logs of containers: {e}"));
     }
     let pods = options.state_dir.join("pods");
     if let Err(e) = namespace.unmount_below(&pods) {
@@ -550,6 +623,9 @@ async fn cleanup(options: Options) -> Result<()> {
     }
     bail!("{}", failures.join("; "))
 }
+
+/// The power fails, or the machine is to be switched off: see init(8).
+const SIGPWR: i32 = nix::sys::signal::Signal::SIGPWR as i32;
 
 /// Where this node's DNS server listens; pods reach it at the cluster DNS address.
 const DNS_PORT: u16 = 10_053;

@@ -10,7 +10,7 @@ use skep_tests::wait::wait_for;
 use xtask::command;
 
 use crate::Story;
-use crate::manifests::{SOON, deployment, is_ready, service};
+use crate::manifests::{SOON, deployment, idle_pod, is_ready, service};
 
 /// After a process was killed, its successor has this long to show that it works.
 const RECOVERED: Duration = Duration::from_secs(60);
@@ -48,6 +48,49 @@ pub(crate) fn container(story: &Story<'_>) -> Result<()> {
     Load::new(node.place(), &target, Connections::New)
         .run(Duration::from_secs(2))?
         .ensure_no_failures("requests after the replacement")
+}
+
+/// What a firewall between the API server and a node's agent does not let through goes through the agent's tunnel.
+pub(crate) fn undialled(story: &Story<'_>) -> Result<()> {
+    let node = story.cluster.node("node1")?;
+    let firewall = |change: &str| -> Result<()> {
+        let rule = ["-p", "tcp", "--dport", "10250", "-j", "DROP"];
+        let iptables = node.place().program("iptables")?;
+        iptables.args([change, "INPUT"]).args(rule).run()
+    };
+    let mut pod = idle_pod("far", Some("node1"));
+    pod["spec"]["containers"][0]["command"] =
+        json!(["sh", "-c", "echo from far away; httpd -f -p 8080 -h /etc"]);
+    story.apply(&[pod])?;
+    wait_for("the pod", SOON, || {
+        let pod = story.kubectl.get(&["pod", "far"])?;
+        ensure!(is_ready(&pod), "{}", pod["status"]);
+        Ok(())
+    })?;
+    firewall("-A")?;
+    let reached = || -> Result<()> {
+        let start = Instant::now();
+        let logs = story.kubectl.run(&["logs", "far"])?;
+        ensure!(logs.contains("from far away"), "{logs}");
+        println!(
+            "        logs after {:.1} s without a way in",
+            start.elapsed().as_secs_f32()
+        );
+        let start = Instant::now();
+        let said = story.kubectl.run(&["exec", "far", "--", "echo", "here"])?;
+        ensure!(said.contains("here"), "{said}");
+        println!(
+            "        exec after {:.1} s, when that is known",
+            start.elapsed().as_secs_f32()
+        );
+        let path = "/api/v1/nodes/node1/proxy/stats/summary";
+        let summary = story.kubectl.run(&["get", "--raw", path])?;
+        ensure!(summary.contains("\"rootfs\""), "{summary}");
+        Ok(())
+    };
+    let outcome = reached();
+    firewall("-D")?;
+    outcome
 }
 
 /// A Service with a pod on every node, under load from a node and from outside, over kept and over new connections.

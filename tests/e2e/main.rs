@@ -99,6 +99,10 @@ const STORIES: &[(&str, fn(&Story<'_>) -> Result<()>)] = &[
         "kill -9 of dockerd under load fails no request",
         healing::docker,
     ),
+    (
+        "a node that cannot be dialled is reached",
+        healing::undialled,
+    ),
     ("a dead node's pods run elsewhere", healing::node),
 ];
 

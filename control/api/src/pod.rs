@@ -10,6 +10,23 @@ use crate::{
     zero::{Flag, List, Text},
 };
 
+/// Sysctls that any pod may set (namespaced, and no danger to other pods), and the minor version of the pod security
+/// standards that first let them.
+pub const SAFE_SYSCTLS: [(&str, u32); 12] = [
+    ("kernel.shm_rmid_forced", 0),
+    ("net.ipv4.ip_local_port_range", 0),
+    ("net.ipv4.tcp_syncookies", 0),
+    ("net.ipv4.ping_group_range", 0),
+    ("net.ipv4.ip_unprivileged_port_start", 0),
+    ("net.ipv4.ip_local_reserved_ports", 27),
+    ("net.ipv4.tcp_keepalive_time", 29),
+    ("net.ipv4.tcp_fin_timeout", 29),
+    ("net.ipv4.tcp_keepalive_intvl", 29),
+    ("net.ipv4.tcp_keepalive_probes", 29),
+    ("net.ipv4.tcp_rmem", 32),
+    ("net.ipv4.tcp_wmem", 32),
+];
+
 /// An init container that keeps running beside the others (KEP-753).
 pub fn is_sidecar(container: &Container) -> bool {
     container.restart_policy.text() == "Always"

@@ -37,6 +37,7 @@ pub mod status;
 pub mod storage;
 pub mod stream;
 pub mod subresources;
+pub mod tunnel;
 pub mod webhook;
 
 pub use server::{Config, Server, build, builtin_registry, start_cache};

@@ -5,7 +5,7 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
@@ -23,9 +23,12 @@ use tokio_rustls::TlsConnector;
 use crate::{
     context::Ctx,
     status::{Failure, Result, Status},
+    tunnel::Tunnels,
 };
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// For a node that has a tunnel.
+const DIAL_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a node may take to begin its answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 /// Streams open through here at once; more are refused with 429.
@@ -37,6 +40,8 @@ pub struct Relay {
     pub node_tls: Option<Arc<rustls::ClientConfig>>,
     /// For `https:` targets of pod and Service proxies, whose certificates nobody can know.
     pub proxy_tls: Option<Arc<rustls::ClientConfig>>,
+    /// From agents that cannot be dialled.
+    pub tunnels: Tunnels,
     streams: Arc<tokio::sync::Semaphore>,
 }
 
@@ -45,6 +50,7 @@ impl Default for Relay {
         Self {
             node_tls: None,
             proxy_tls: None,
+            tunnels: Tunnels::default(),
             streams: Arc::new(tokio::sync::Semaphore::new(MAX_STREAMS)),
         }
     }
@@ -65,6 +71,8 @@ pub struct Destination {
     pub address: IpAddr,
     pub port: u16,
     pub tls: Tls,
+    /// The node that it is, or is on.
+    pub node: Option<String>,
     /// Path and query.
     pub path: String,
     /// Sent besides, in place of what the client says under the same names.
@@ -307,14 +315,9 @@ pub(crate) async fn connect(relay: &Relay, destination: &Destination) -> Result<
         ),
     };
     let dial = async {
-        let stream = TcpStream::connect(target)
-            .await
-            .map_err(|error| error.to_string())?;
-        stream
-            .set_nodelay(true)
-            .map_err(|error| error.to_string())?;
+        let stream = reach(relay, destination.node.as_deref(), target).await?;
         let Some(config) = config else {
-            return Ok(Box::new(stream) as Box<dyn Io>);
+            return Ok(stream);
         };
         let config = config.ok_or("this server has no client certificate for it")?;
         let name = name.map_err(|error| error.to_string())?;
@@ -325,6 +328,32 @@ pub(crate) async fn connect(relay: &Relay, destination: &Destination) -> Result<
         Ok(result) => result.map_err(|why: String| unreachable(destination, &why)),
         Err(_) => Err(unreachable(destination, "i/o timeout")),
     }
+}
+
+/// Dials, or takes the node's tunnel where that does not work.
+async fn reach(
+    relay: &Relay,
+    node: Option<&str>,
+    target: SocketAddr,
+) -> std::result::Result<Box<dyn Io>, String> {
+    let dial = async {
+        let stream = TcpStream::connect(target).await?;
+        stream.set_nodelay(true)?;
+        Ok::<_, std::io::Error>(Box::new(stream) as Box<dyn Io>)
+    };
+    let Some(tunnel) = node.and_then(|node| relay.tunnels.to(node)) else {
+        return dial.await.map_err(|error| error.to_string());
+    };
+    if !tunnel.only && !tunnel.undialled.load(Ordering::Relaxed) {
+        match tokio::time::timeout(DIAL_TIMEOUT, dial).await {
+            Ok(Ok(stream)) => return Ok(stream),
+            // A port that refuses says nothing of the next one.
+            Ok(Err(error)) if error.kind() == std::io::ErrorKind::ConnectionRefused => {}
+            _ => tunnel.undialled.store(true, Ordering::Relaxed),
+        }
+    }
+    let stream = tunnel.open(target).await?;
+    Ok(Box::new(TokioIo::new(stream)))
 }
 
 /// Joins the two upgraded connections.

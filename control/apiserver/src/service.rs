@@ -24,7 +24,7 @@ use crate::{
     registry::Resource,
     respond::{self, json_response, text},
     status::{Result, Status},
-    subresources,
+    subresources, tunnel,
 };
 
 /// The API as a tower service. Its accept loop puts the `Peer` into the request's extensions, an in-process client the
@@ -217,6 +217,7 @@ async fn route(ctx: &Ctx) -> Result<Response> {
             let _written = ctx.api.fairness.write_metrics(&mut metrics);
             Ok(text(StatusCode::OK, metrics))
         }
+        tunnel::PATH => tunnel::accept(ctx),
         "/" => Ok(json_response(StatusCode::OK, &root_paths(ctx))),
         _ => Ok(text(StatusCode::NOT_FOUND, "404 page not found\n")),
     }

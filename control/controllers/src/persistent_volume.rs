@@ -9,7 +9,7 @@
 use std::sync::Arc;
 
 use k8s_openapi::api::{
-    core::v1::{PersistentVolume, PersistentVolumeClaim, Pod},
+    core::v1::{Node, PersistentVolume, PersistentVolumeClaim, PersistentVolumeSpec, Pod},
     storage::v1::StorageClass,
 };
 use kube::{
@@ -27,6 +27,10 @@ use crate::{
 };
 
 const WORKERS: usize = 4;
+/// Between two attempts to have a node remove a folder.
+const FOLDER_RETRY: std::time::Duration = std::time::Duration::from_secs(15);
+/// What the runtimes of nodes without containers say.
+const HOLLOW: &str = "hollow://";
 /// The provisioner of node-local directories.
 pub const LOCAL_PATH: &str = "skep.io/local-path";
 const LOCAL_PATH_ROOT: &str = "/var/lib/skep/volumes";
@@ -319,6 +323,17 @@ fn waiting_for(provisioner: &str) -> Plan {
     }
 }
 
+/// The node that a local volume of ours is on.
+fn node_of(spec: &PersistentVolumeSpec) -> Option<String> {
+    let required = spec.node_affinity.as_ref()?.required.as_ref()?;
+    let mut fields = required
+        .node_selector_terms
+        .iter()
+        .flat_map(|term| term.match_fields.iter().flatten());
+    let name = fields.find(|field| field.key == "metadata.name")?;
+    name.values.as_ref()?.first().cloned()
+}
+
 /// A directory on one node.
 fn local_volume(
     claim: &PersistentVolumeClaim,
@@ -587,6 +602,12 @@ impl Controller {
             .any(|own| own == VOLUME_PROTECTION);
         if volume.metadata.deletion_timestamp.is_some() {
             if has_protection && phase != "Bound" {
+                if let Err(why) = self.remove_folder(&volume).await? {
+                    let message = format!("cannot remove the folder of the volume: {why}");
+                    self.events
+                        .warning(volume.as_ref(), "VolumeFailedDelete", message);
+                    return Ok(Action::requeue(FOLDER_RETRY));
+                }
                 self.set_finalizers(&api, volume.as_ref(), VOLUME_PROTECTION, false)
                     .await?;
                 return Ok(Action::done());
@@ -653,6 +674,38 @@ impl Controller {
             }
         }
         Ok(Action::done())
+    }
+
+    /// Has the node remove what it made for a volume whose policy is to go with its claim. A node that is no more
+    /// holds no folder. The inner error: why the node did not.
+    async fn remove_folder(&self, volume: &PersistentVolume) -> Result<Result<(), String>, Error> {
+        let spec = volume.spec.as_ref();
+        let policy = spec.and_then(|spec| spec.persistent_volume_reclaim_policy.as_deref());
+        let ours = annotation(&volume.metadata, PROVISIONED_BY) == Some(LOCAL_PATH);
+        let node = spec
+            .and_then(node_of)
+            .filter(|_| ours && policy == Some("Delete"));
+        let Some(node) = node else { return Ok(Ok(())) };
+        let found = self.context.cluster_api::<Node>().get_opt(&node).await;
+        let status = found.doing("look up the node of a volume")?;
+        let Some(status) = status.and_then(|node| node.status) else {
+            return Ok(Ok(()));
+        };
+        let runtime = status.node_info.map(|info| info.container_runtime_version);
+        if runtime.is_none_or(|version| version.is_empty() || version.starts_with(HOLLOW)) {
+            // Never had a file.
+            return Ok(Ok(()));
+        }
+        let name = volume.metadata.name.as_deref().unwrap_or_default();
+        let path = format!("/api/v1/nodes/{node}/proxy/skep/volumes/{name}");
+        let request = http::Request::delete(path).body(Vec::new());
+        let request = request.map_err(|error| Error::Invalid(error.to_string()))?;
+        let asked = self.context.client.request_text(request).await;
+        Ok(match asked {
+            Ok(_) => Ok(()),
+            Err(kube::Error::Api(status)) => Err(status.message.clone()),
+            Err(error) => Err(error.to_string()),
+        })
     }
 
     async fn reconcile_ephemeral(&self, key: ObjectKey) -> Result<Action, Error> {

@@ -14,14 +14,15 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, timeout};
 use tracing::{debug, info, warn};
 
+use super::counters::ContainerType;
 use super::env::{self, Sources};
 use super::plan::Action;
 use super::pod::{self, Kind};
 use super::volumes::{MountNamespace, VolumePaths, Volumes};
 use super::worker::{Shared, reference};
-use super::{hooks, images, objects, resources, spec, status};
+use super::{Context, hooks, images, logs, objects, resources, spec, status};
 use crate::network::PodIdentity;
-use crate::runtime::{Image, LogOptions, Observed, ResourceLimits, Runtime, State, label};
+use crate::runtime::{Image, Observed, ResourceLimits, Runtime, State, label};
 
 const DRAIN_MAX: Duration = Duration::from_secs(2);
 const DRAIN_LOOK: Duration = Duration::from_millis(10);
@@ -66,6 +67,8 @@ pub async fn perform(shared: Shared, pod: Option<Arc<Pod>>, action: Action) -> O
         (Action::PrepareVolumes, Some(pod)) => Outcome::Volumes(volumes(&shared, &pod).await),
         (Action::StartSandbox { attempt }, Some(pod)) => {
             let result = sandbox(&shared, &pod, attempt).await;
+            let counters = &shared.ctx.counters;
+            counters.container(ContainerType::Sandbox, result.is_ok());
             if let Err(message) = &result {
                 warn!(
                     namespace = shared.who.namespace,
@@ -122,7 +125,12 @@ pub async fn perform(shared: Shared, pod: Option<Arc<Pod>>, action: Action) -> O
                 epoch,
             };
             let result = match find(&pod, &container) {
-                Some((kind, c)) => start(&shared, &pod, kind, &c, &begin).await,
+                Some((kind, c)) => {
+                    let result = start(&shared, &pod, kind, &c, &begin).await;
+                    let counters = &shared.ctx.counters;
+                    counters.container(kind.into(), result.is_ok());
+                    result
+                }
                 None => Err((
                     "CreateContainerConfigError".into(),
                     "the container is not in the spec".into(),
@@ -178,11 +186,8 @@ pub async fn perform(shared: Shared, pod: Option<Arc<Pod>>, action: Action) -> O
             }
             Outcome::PreStopped(id)
         }
-        (Action::Remove { id }, _) => {
-            if let Err(e) = shared.ctx.runtime.remove(&id).await {
-                warn!(id, error = %e, "cannot remove a container; will retry");
-                tokio::time::sleep(Duration::from_secs(1)).await;
-            }
+        (Action::Remove { id }, pod) => {
+            remove(&shared, pod.as_deref(), &id).await;
             Outcome::Done
         }
         (Action::DetachNetwork, pod) => {
@@ -203,6 +208,27 @@ fn find(pod: &Pod, name: &str) -> Option<(Kind, Container)> {
     pod::containers(pod)
         .into_iter()
         .find(|(_, c)| c.name == name)
+}
+
+async fn remove(shared: &Shared, pod: Option<&Pod>, id: &str) {
+    let ctx = &shared.ctx;
+    let container = match &ctx.logs {
+        Some(logs) => {
+            logs.finish(id).await;
+            ctx.runtime.inspect(id).await.ok()
+        }
+        None => None,
+    };
+    if let Err(e) = ctx.runtime.remove(id).await {
+        warn!(id, error = %e, "cannot remove a container; will retry");
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        return;
+    }
+    if let (Some(logs), Some(o)) = (&ctx.logs, container) {
+        // When the pod ends, what its containers have said can be read a while longer.
+        let goes_on = pod.is_some_and(|pod| !pod::is_terminating(pod));
+        logs.forget(&o, goes_on).await;
+    }
 }
 
 async fn volumes(shared: &Shared, pod: &Pod) -> Result<VolumePaths, String> {
@@ -304,7 +330,7 @@ async fn sandbox(
             .create(&class, &class_limits(shared, pod))
             .map_err(|e| format!("cannot make the cgroup {class}: {e}"))?;
         cgroups
-            .create(&group, &resources::pod_limits(pod))
+            .create(&group, &pod_limits(shared, pod))
             .map_err(|e| format!("cannot make the pod's cgroup {group}: {e}"))?;
     }
     let wanted = spec::sandbox(&ctx.config, pod, attempt);
@@ -372,10 +398,17 @@ async fn resize(shared: &Shared, pod: &Pod, containers: &[(String, String)]) -> 
     }
     if let Some(cgroups) = &ctx.cgroups {
         cgroups
-            .create(&group, &resources::pod_limits(pod))
+            .create(&group, &pod_limits(shared, pod))
             .map_err(|e| format!("failed to resize the pod's cgroup: {e}"))?;
     }
     result
+}
+
+fn pod_limits(shared: &Shared, pod: &Pod) -> ResourceLimits {
+    ResourceLimits {
+        pids: shared.ctx.config.pod_max_pids,
+        ..resources::pod_limits(pod)
+    }
 }
 
 async fn attach(shared: &Shared, pod: &Pod, sandbox: &str) -> Result<Vec<IpAddr>, String> {
@@ -542,6 +575,20 @@ async fn start(
         sources
             .secrets
             .extend(found.map(|secret| (name.to_string(), secret)));
+    }
+    for (volume, path) in env::files(c) {
+        if let (Some(volumes), Some(folder)) = (&ctx.volumes, shared.volumes.get(volume))
+            && let Some(text) = volumes
+                .read_file(folder, path)
+                .map_err(|e| bad_config(format!("cannot read {path:?}: {e}")))?
+        {
+            let file = env::parse_file(&text).map_err(|e| {
+                bad_config(format!(
+                    "failed to parse environment variable file {path:?}: {e}"
+                ))
+            })?;
+            sources.files.insert((volume.into(), path.into()), file);
+        }
     }
     let node = ctx.facts(&shared.ips);
     let services = ctx.services(namespace);
@@ -748,6 +795,9 @@ async fn stop(runtime: &dyn Runtime, id: &str, grace: Duration) {
 
 async fn clean_up(shared: &Shared) -> Result<(), String> {
     let ctx = shared.ctx.clone();
+    if let Some(logs) = &ctx.logs {
+        logs.retire(&shared.who.uid).await;
+    }
     let uid = shared.who.uid.clone();
     let parent = ctx.config.cgroup_parent.trim_end_matches('/').to_string();
     tokio::task::spawn_blocking(move || {
@@ -789,7 +839,7 @@ async fn delete(shared: &Shared) -> Result<(), String> {
 }
 
 /// What a container left in its `terminationMessagePath`, or the end of its log.
-pub async fn termination_message(runtime: &dyn Runtime, o: &Observed) -> String {
+pub async fn termination_message(ctx: &Context, o: &Observed) -> String {
     let file = o.labels.get(label::TERMINATION_FILE);
     let written = file
         .and_then(|path| file_end(path, MAX_MESSAGE).ok())
@@ -801,15 +851,18 @@ pub async fn termination_message(runtime: &dyn Runtime, o: &Observed) -> String 
     if policy != Some("FallbackToLogsOnError") || o.exit_code == 0 {
         return String::new();
     }
-    let options = LogOptions {
+    let Some(logs) = &ctx.logs else {
+        return String::new();
+    };
+    let options = logs::Options {
         tail_lines: Some(LOG_MESSAGE_LINES),
         ..Default::default()
     };
-    let mut lines = runtime.logs(&o.id, &options);
     let mut text = Vec::new();
     let read = async {
-        while let Some(Ok(line)) = lines.next().await {
-            text.extend_from_slice(&line.bytes);
+        let mut pieces = Box::pin(logs.read(o, options).await);
+        while let Some(Ok(piece)) = pieces.next().await {
+            text.extend_from_slice(&piece);
         }
     };
     if timeout(Duration::from_secs(2), read).await.is_err() {

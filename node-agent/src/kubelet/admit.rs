@@ -57,22 +57,6 @@ pub fn admit(input: &Input<'_>) -> Result<(), Rejection> {
     room(input)
 }
 
-/// Upstream's list: namespaced, and no danger to other pods.
-const SAFE_SYSCTLS: [&str; 12] = [
-    "kernel.shm_rmid_forced",
-    "net.ipv4.ip_local_port_range",
-    "net.ipv4.tcp_syncookies",
-    "net.ipv4.ping_group_range",
-    "net.ipv4.ip_unprivileged_port_start",
-    "net.ipv4.ip_local_reserved_ports",
-    "net.ipv4.tcp_keepalive_time",
-    "net.ipv4.tcp_fin_timeout",
-    "net.ipv4.tcp_keepalive_intvl",
-    "net.ipv4.tcp_keepalive_probes",
-    "net.ipv4.tcp_rmem",
-    "net.ipv4.tcp_wmem",
-];
-
 /// `net/ipv4/conf/eth0.1/x` and `net.ipv4.conf.eth0/1.x` are the same; the second form is what runtimes take.
 pub fn dotted(name: &str) -> String {
     match name.find(['.', '/']) {
@@ -117,7 +101,8 @@ fn sysctls(input: &Input<'_>) -> Result<(), Rejection> {
             Some(prefix) => name.starts_with(prefix),
             None => *pattern == name,
         };
-        let safe = SAFE_SYSCTLS.contains(&name.as_str());
+        let mut known = skep_api::pod::SAFE_SYSCTLS.iter();
+        let safe = known.any(|(known, _)| known == name);
         if !safe && !((network || ipc) && input.unsafe_sysctls.iter().any(allowed)) {
             return forbidden("not allowlisted");
         }

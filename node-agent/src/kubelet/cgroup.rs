@@ -92,6 +92,10 @@ impl Cgroups {
                 write(&folder, "memory.limit_in_bytes", bytes)?;
             }
         }
+        if let Some((folder, pids)) = self.folder("pids", group).zip(limits.pids) {
+            fs::create_dir_all(&folder)?;
+            write(&folder, "pids.max", pids)?;
+        }
         Ok(())
     }
 
@@ -142,6 +146,9 @@ impl Cgroups {
         }
         if let Some(bytes) = limits.memory_bytes {
             write(&folder, "memory.max", bytes)?;
+        }
+        if let Some(pids) = limits.pids {
+            write(&folder, "pids.max", pids)?;
         }
         Ok(())
     }

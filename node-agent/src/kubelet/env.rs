@@ -15,6 +15,68 @@ use super::resources;
 pub struct Sources {
     pub config_maps: BTreeMap<String, ConfigMap>,
     pub secrets: BTreeMap<String, Secret>,
+    /// What env files say, by volume and path.
+    pub files: BTreeMap<(String, String), BTreeMap<String, String>>,
+}
+
+/// The env files that `container` reads (KEP-3721): volume and path.
+pub fn files(container: &Container) -> Vec<(&str, &str)> {
+    let sources = container.env.iter().flatten();
+    let sources = sources.filter_map(|e| e.value_from.as_ref()?.file_key_ref.as_ref());
+    sources
+        .map(|r| (r.volume_name.as_str(), r.path.as_str()))
+        .collect()
+}
+
+/// `NAME='value'` lines: what is between the quotes is taken as it is, newlines too. A word needs no quotes. Lines that
+/// begin with `#` say nothing.
+///
+/// # Errors
+/// Which line is wrong.
+pub fn parse_file(text: &str) -> Result<BTreeMap<String, String>, String> {
+    let mut found = BTreeMap::new();
+    let (mut rest, mut number) = (text, 0);
+    while !rest.is_empty() {
+        number += 1;
+        let (line, next) = rest.split_once('\n').unwrap_or((rest, ""));
+        let line = line.trim();
+        if line.is_empty() || line.starts_with('#') {
+            rest = next;
+            continue;
+        }
+        let bad =
+            |what: &str| format!("invalid environment variable format at line {number}: {what}");
+        let (name, value) = rest.split_once('=').ok_or_else(|| bad("no '='"))?;
+        let name = name.trim_start();
+        if name.is_empty() || name.contains(char::is_whitespace) {
+            return Err(bad("no name before '='"));
+        }
+        match value.strip_prefix('\'') {
+            Some(quoted) => {
+                let (value, after) = quoted
+                    .split_once('\'')
+                    .ok_or_else(|| bad("a quote does not end"))?;
+                let (left, next) = after.split_once('\n').unwrap_or((after, ""));
+                let left = left.trim();
+                if !left.is_empty() && !left.starts_with('#') {
+                    return Err(bad("text after the value"));
+                }
+                number += value.matches('\n').count();
+                found.insert(name.to_owned(), value.to_owned());
+                rest = next;
+            }
+            None => {
+                let (word, next) = value.split_once('\n').unwrap_or((value, ""));
+                let word = word.trim_end();
+                if word.contains(|c: char| c.is_whitespace() || c == '"' || c == '\'') {
+                    return Err(bad("a value with spaces or quotes stands in single quotes"));
+                }
+                found.insert(name.to_owned(), word.to_owned());
+                rest = next;
+            }
+        }
+    }
+    Ok(found)
 }
 
 /// What the node contributes.
@@ -123,6 +185,25 @@ pub fn environment(
                             return Err(format!(
                                 "couldn't find key {} in ConfigMap {namespace}/{}",
                                 r.key, r.name
+                            ));
+                        }
+                    }
+                } else if let Some(r) = &source.file_key_ref {
+                    let optional = r.optional == Some(true);
+                    let file = sources.files.get(&(r.volume_name.clone(), r.path.clone()));
+                    match file.and_then(|file| file.get(&r.key)) {
+                        Some(value) => value.clone(),
+                        None if optional => continue,
+                        None if file.is_none() => {
+                            return Err(format!(
+                                "failed to parse environment variable file {:?}: no such file",
+                                r.path
+                            ));
+                        }
+                        None => {
+                            return Err(format!(
+                                "environment variable key {:?} not found in file {:?}",
+                                r.key, r.path
                             ));
                         }
                     }
@@ -361,6 +442,27 @@ fn variable(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn env_files() {
+        let text = "# a comment\n\nA='one two' # said\nB=word\nC='two\nlines=$A'\n";
+        let found = parse_file(text).unwrap();
+        let pairs: Vec<(&str, &str)> = found.iter().map(|(k, v)| (&**k, &**v)).collect();
+        assert_eq!(
+            pairs,
+            [("A", "one two"), ("B", "word"), ("C", "two\nlines=$A")]
+        );
+        for (text, why) in [
+            ("A", "line 1: no '='"),
+            ("A='x'\n='y'", "line 2: no name before '='"),
+            ("A='x\ny'\nB=a b", "line 3: a value with spaces"),
+            ("A='x", "line 1: a quote does not end"),
+            ("A='x'y", "line 1: text after the value"),
+        ] {
+            let error = parse_file(text).unwrap_err();
+            assert!(error.contains(why), "{text:?}: {error}");
+        }
+    }
 
     #[test]
     fn expansion_follows_the_rules_of_the_api() {

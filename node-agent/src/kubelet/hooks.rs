@@ -6,13 +6,17 @@ use std::time::Duration;
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::{Container, LifecycleHandler, Pod};
 
+use tokio::time::{Instant, timeout_at};
+
 use super::{pod, probes};
 use crate::runtime::{ExecSpec, Runtime};
 
 /// Output of hooks and probes is for messages only.
 const MAX_OUTPUT: usize = 10 * 1024;
+/// A hook takes as long as its container lives.
+const UNLIMITED: Duration = Duration::from_secs(365 * 24 * 3600);
 
-/// Runs a command to its end: exit code and output.
+/// Runs a command to its end: exit code and output. `None`: that took longer than `limit`, and nothing is left of it.
 ///
 /// # Errors
 /// It could not be run.
@@ -20,17 +24,31 @@ pub async fn exec(
     runtime: &dyn Runtime,
     id: &str,
     command: Vec<String>,
-) -> Result<(i32, String), String> {
+    limit: Duration,
+) -> Result<Option<(i32, String)>, String> {
+    let end = Instant::now() + limit;
     let spec = ExecSpec {
         command,
         stdout: true,
         stderr: true,
         ..Default::default()
     };
-    let mut session = runtime.exec(id, &spec).await.map_err(|e| e.to_string())?;
+    let begun = timeout_at(end, runtime.exec(id, &spec)).await;
+    let Ok(begun) = begun else { return Ok(None) };
+    let mut session = begun.map_err(|e| e.to_string())?;
     let mut output = Vec::new();
-    while let Some(piece) = session.output.next().await {
-        let piece = piece.map_err(|e| e.to_string())?;
+    loop {
+        let piece = match timeout_at(end, session.output.next()).await {
+            Ok(Some(piece)) => piece.map_err(|e| e.to_string())?,
+            Ok(None) => break,
+            Err(_) => {
+                runtime
+                    .end_exec(&session.id)
+                    .await
+                    .map_err(|e| e.to_string())?;
+                return Ok(None);
+            }
+        };
         let room = MAX_OUTPUT.saturating_sub(output.len());
         output.extend_from_slice(&piece.bytes[..piece.bytes.len().min(room)]);
     }
@@ -42,7 +60,7 @@ pub async fn exec(
             .await
             .map_err(|e| e.to_string())?
         {
-            return Ok((code, String::from_utf8_lossy(&output).into_owned()));
+            return Ok(Some((code, String::from_utf8_lossy(&output).into_owned())));
         }
     }
     Err("the command's exit code is not known".into())
@@ -71,9 +89,9 @@ pub async fn run(
         let failed = |error: String, output: &str| {
             format!("Exec lifecycle hook ([{line}]) {of} {error}, message: {output:?}")
         };
-        return match exec(runtime, id, command).await {
-            Ok((0, _)) => Ok(()),
-            Ok((code, output)) => {
+        return match exec(runtime, id, command, UNLIMITED).await {
+            Ok(None | Some((0, _))) => Ok(()),
+            Ok(Some((code, output))) => {
                 let error = format!("command '{line}' exited with {code}: {output}");
                 Err(failed(error, &output))
             }

@@ -143,6 +143,20 @@ async fn collect(
         wanted,
         "the images' disk is full: removing what nothing uses"
     );
+    let freed = remove(ctx, &chosen).await;
+    if freed < wanted {
+        let message = format!(
+            "Failed to garbage collect required amount of images. Attempted to free {wanted} bytes, but only found {freed} bytes eligible to free."
+        );
+        warn!(wanted, freed, "too few images could be removed");
+        let about = node::reference(&ctx.config.node_name);
+        ctx.recorder.warning(&about, "FreeDiskSpaceFailed", message);
+    }
+    Ok(())
+}
+
+/// Removes images one by one; the bytes that this has freed.
+async fn remove(ctx: &Context, chosen: &[&Image]) -> u64 {
     let mut freed = 0;
     for image in chosen {
         let names = image.tags.iter().chain(&image.digests);
@@ -164,15 +178,28 @@ async fn collect(
             freed += u64::try_from(image.size_bytes).unwrap_or(0);
         }
     }
-    if freed < wanted {
-        let message = format!(
-            "Failed to garbage collect required amount of images. Attempted to free {wanted} bytes, but only found {freed} bytes eligible to free."
-        );
-        warn!(wanted, freed, "too few images could be removed");
-        let about = node::reference(&ctx.config.node_name);
-        ctx.recorder.warning(&about, "FreeDiskSpaceFailed", message);
+    freed
+}
+
+/// Removes every image that could be had again and that no container uses: the disk is short.
+pub async fn remove_unused(ctx: &Context) {
+    let found = async {
+        let images = ctx.runtime.images().await?;
+        Ok::<_, RuntimeError>((images, ctx.runtime.list().await?))
+    };
+    let (images, containers) = match found.await {
+        Ok(found) => found,
+        Err(e) => return debug!(error = %e, "cannot look at the images; will retry"),
+    };
+    let used: HashSet<String> = containers.into_iter().map(|c| c.image_id).collect();
+    let unused: Vec<&Image> = images
+        .iter()
+        .filter(|image| !used.contains(&image.id) && !image.digests.is_empty())
+        .collect();
+    let freed = remove(ctx, &unused).await;
+    if freed > 0 {
+        info!(bytes = freed, "the disk is short: removed unused images");
     }
-    Ok(())
 }
 
 #[cfg(test)]

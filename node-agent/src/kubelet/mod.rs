@@ -8,6 +8,8 @@ pub mod actions;
 pub mod admit;
 pub mod bootstrap;
 pub mod cgroup;
+pub mod counters;
+pub mod disk;
 pub mod env;
 pub mod events;
 pub mod eviction;
@@ -15,7 +17,7 @@ pub mod hooks;
 pub mod image_gc;
 pub mod images;
 mod insecure;
-pub mod log_links;
+pub mod logs;
 pub mod node;
 pub mod objects;
 pub mod plan;
@@ -25,6 +27,7 @@ pub mod reserved;
 pub mod resize;
 pub mod resources;
 pub mod server;
+pub mod shutdown;
 pub mod spec;
 pub mod static_pods;
 pub mod status;
@@ -84,6 +87,8 @@ pub struct Config {
     pub resolv_conf: PathBuf,
     pub port: u16,
     pub max_pods: u32,
+    /// Processes and threads that a pod may have. `None`: as many as the node.
+    pub pod_max_pids: Option<i64>,
     /// Where files describe static pods.
     pub static_pods: Option<PathBuf>,
 }
@@ -101,6 +106,7 @@ impl Config {
             resolv_conf: "/nonexistent".into(),
             port: 10250,
             max_pods: 110,
+            pod_max_pids: None,
             static_pods: None,
         }
     }
@@ -118,6 +124,8 @@ pub struct Context {
     /// `None` on a hollow node, which has no files.
     pub volumes: Option<Volumes>,
     pub watches: Option<watches::Watches>,
+    /// `None` where containers have no files to write.
+    pub logs: Option<logs::Logs>,
     pub cgroups: Option<cgroup::Cgroups>,
     pub recorder: Recorder,
     pub services: Option<Informer<Service>>,
@@ -131,6 +139,10 @@ pub struct Context {
     pub starts: Semaphore,
     pub desk: admit::Desk,
     pub evictions: eviction::Evictions,
+    pub shutdown: shutdown::Shutdown,
+    pub layers: disk::Layers,
+    pub counters: counters::Counters,
+    pub probes: Arc<probes::metrics::Metrics>,
     /// Pods as the workers see them, for the agent's server.
     pub pods: RwLock<HashMap<String, Arc<Pod>>>,
 }
@@ -530,6 +542,16 @@ impl Kubelet {
         keep.extend(self.workers.keys().cloned());
         if let Err(e) = self.ctx.network.retain(&keep).await {
             warn!(error = %e, "cannot clean up the pod network");
+        }
+        let logged = self.ctx.logs.as_ref().map(logs::Logs::pods);
+        for uid in logged
+            .into_iter()
+            .flatten()
+            .filter(|uid| !keep.contains(uid))
+        {
+            if let Some(logs) = &self.ctx.logs {
+                logs.retire(&uid).await;
+            }
         }
         let left = self
             .ctx

@@ -20,7 +20,7 @@ use tracing::{debug, info, warn};
 
 use super::events::Recorder;
 use super::eviction::plan::Pressure;
-use super::{Config, Context, reserved};
+use super::{Config, Context, reserved, shutdown};
 use crate::runtime::{Runtime, RuntimeError};
 
 const LEASE_NAMESPACE: &str = "kube-node-lease";
@@ -161,21 +161,17 @@ impl RuntimeView {
 
 fn conditions(
     old: &[NodeCondition],
-    runtime_is_up: bool,
+    trouble: Option<&str>,
     pressure: &BTreeSet<Pressure>,
     now: Timestamp,
 ) -> Vec<NodeCondition> {
-    let ready = match runtime_is_up {
-        true => (
+    let ready = match trouble {
+        None => (
             "True",
             "KubeletReady",
             "kubelet is posting ready status".to_string(),
         ),
-        false => (
-            "False",
-            "KubeletNotReady",
-            "container runtime is down".to_string(),
-        ),
+        Some(why) => ("False", "KubeletNotReady", why.to_string()),
     };
     let level = |kind: Pressure| match (kind, pressure.contains(&kind)) {
         (Pressure::Memory, true) => (
@@ -251,6 +247,14 @@ async fn status(
     let capacity = capacity(config);
     let allocatable = reserved::allocatable(&capacity, &ctx.reserved, &ctx.thresholds);
     ctx.allocatable.write().clone_from(&allocatable);
+    let trouble = match (
+        ctx.shutdown.has_begun(),
+        runtime.is_up(tokio::time::Instant::now()),
+    ) {
+        (true, _) => Some(shutdown::NOT_READY),
+        (false, false) => Some("container runtime is down"),
+        (false, true) => None,
+    };
     let old_conditions = old.and_then(|o| o.conditions.clone()).unwrap_or_default();
     let mut addresses: Vec<NodeAddress> = ctx
         .host_ips
@@ -271,7 +275,7 @@ async fn status(
         allocatable: Some(allocatable),
         conditions: Some(conditions(
             &old_conditions,
-            runtime.is_up(tokio::time::Instant::now()),
+            trouble,
             &ctx.evictions.pressure(),
             now,
         )),
@@ -343,6 +347,7 @@ pub async fn run(ctx: Arc<Context>, stop: CancellationToken) {
         tokio::select! {
             () = stop.cancelled() => return,
             () = ctx.evictions.pressure_changed.notified() => {}
+            () = ctx.shutdown.changed.notified() => {}
             _ = tick.tick(), if outcome.is_ok() => wait = Duration::from_millis(200),
             () = tokio::time::sleep(wait), if outcome.is_err() => {
                 wait = (wait * 2).min(HEARTBEAT);
@@ -502,7 +507,7 @@ mod tests {
     fn pressure_is_told_once_and_dated() {
         let (first, later) = (Timestamp::UNIX_EPOCH, Timestamp::from_second(60).unwrap());
         let pressure = BTreeSet::from([Pressure::Disk]);
-        let before = conditions(&[], true, &pressure, first);
+        let before = conditions(&[], None, &pressure, first);
         let shown = |all: &[NodeCondition], kind: &str| {
             let found = all.iter().find(|c| c.type_ == kind).unwrap();
             let since = found.last_transition_time.as_ref().unwrap().0;
@@ -512,9 +517,9 @@ mod tests {
         assert_eq!(shown(&before, "DiskPressure"), disk);
         let memory = ("False".into(), "KubeletHasSufficientMemory".into(), first);
         assert_eq!(shown(&before, "MemoryPressure"), memory);
-        let same = conditions(&before, true, &pressure, later);
+        let same = conditions(&before, None, &pressure, later);
         assert_eq!(shown(&same, "DiskPressure"), disk);
-        let over = conditions(&before, true, &BTreeSet::new(), later);
+        let over = conditions(&before, None, &BTreeSet::new(), later);
         let fine = ("False".into(), "KubeletHasNoDiskPressure".into(), later);
         assert_eq!(shown(&over, "DiskPressure"), fine);
     }
@@ -527,7 +532,8 @@ mod tests {
         view.look(&HollowRuntime::new()).await;
         let ready = |silence: Duration| {
             let up = view.answered_at.is_some_and(|at| view.is_up(at + silence));
-            let all = conditions(&[], up, &BTreeSet::new(), Timestamp::UNIX_EPOCH);
+            let trouble = (!up).then_some("container runtime is down");
+            let all = conditions(&[], trouble, &BTreeSet::new(), Timestamp::UNIX_EPOCH);
             let ready = all.into_iter().find(|c| c.type_ == "Ready").unwrap();
             (ready.status, ready.message.unwrap_or_default())
         };

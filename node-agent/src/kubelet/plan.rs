@@ -555,6 +555,14 @@ fn run(input: &Input<'_>, pod: &Pod, plan: &mut Plan) {
             .copied()
             .filter(|o| sandbox.is_none_or(|s| o.labels.get(SANDBOX_LABEL) == Some(&s.id)))
             .filter(|o| epoch.has(o));
+        let situation = Situation {
+            pod,
+            kind: *kind,
+            container,
+            latest,
+            sandbox,
+            epoch: epoch.current,
+        };
         let proceed = match kind {
             Kind::Init if initialized => true,
             Kind::Init => match latest {
@@ -564,43 +572,16 @@ fn run(input: &Input<'_>, pod: &Pod, plan: &mut Plan) {
                     true
                 }
                 _ => {
-                    one(
-                        input,
-                        plan,
-                        pod,
-                        *kind,
-                        container,
-                        latest,
-                        sandbox,
-                        epoch.current,
-                    );
+                    one(input, plan, &situation);
                     false
                 }
             },
             Kind::Sidecar => {
-                one(
-                    input,
-                    plan,
-                    pod,
-                    *kind,
-                    container,
-                    latest,
-                    sandbox,
-                    epoch.current,
-                );
+                one(input, plan, &situation);
                 initialized || latest.is_some_and(|o| has_started(memory, container, o))
             }
             Kind::Main | Kind::Ephemeral => {
-                one(
-                    input,
-                    plan,
-                    pod,
-                    *kind,
-                    container,
-                    latest,
-                    sandbox,
-                    epoch.current,
-                );
+                one(input, plan, &situation);
                 true
             }
         };
@@ -667,20 +648,26 @@ fn sandbox<'a>(input: &Input<'a>, plan: &mut Plan) -> Option<&'a Observed> {
     Some(live)
 }
 
-#[expect(
-    clippy::too_many_arguments,
-    reason = "what is seen and wanted of one container"
-)]
-fn one(
-    input: &Input<'_>,
-    plan: &mut Plan,
-    pod: &Pod,
+/// One container and where it stands.
+struct Situation<'a> {
+    pod: &'a Pod,
     kind: Kind,
-    container: &Container,
-    latest: Option<&Observed>,
-    sandbox: Option<&Observed>,
+    container: &'a Container,
+    /// Its newest start in this sandbox and epoch.
+    latest: Option<&'a Observed>,
+    sandbox: Option<&'a Observed>,
     epoch: u32,
-) {
+}
+
+fn one(input: &Input<'_>, plan: &mut Plan, situation: &Situation<'_>) {
+    let Situation {
+        pod,
+        kind,
+        container,
+        latest,
+        sandbox,
+        epoch,
+    } = *situation;
     let name = &container.name;
     if input.busy.contains_key(&Key::Container(name.clone())) {
         return;

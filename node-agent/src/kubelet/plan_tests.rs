@@ -114,6 +114,8 @@ impl Model {
             image: "i".into(),
             image_id: String::new(),
             limits: Default::default(),
+            log_path: None,
+            layer_path: None,
             labels: BTreeMap::from([(SANDBOX_LABEL.to_string(), sandbox.to_string())]),
         });
         id

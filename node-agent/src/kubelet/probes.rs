@@ -3,6 +3,8 @@
 //! One task a container. It reports to the pod's worker only when a verdict changes, and decides
 //! nothing itself.
 
+pub mod metrics;
+
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,7 +24,7 @@ use tracing::debug;
 use super::hooks::exec;
 use super::insecure;
 use super::plan::ProbeResults;
-use crate::runtime::Runtime;
+use crate::runtime::{PodRef, Runtime};
 
 /// As much of an answer as a message can use.
 const MAX_BODY: usize = 10 * 1024;
@@ -81,7 +83,9 @@ impl From<Result<(), String>> for Outcome {
 pub struct Target {
     pub runtime: Arc<dyn Runtime>,
     pub id: String,
+    pub pod: PodRef,
     pub container: Container,
+    pub metrics: Arc<metrics::Metrics>,
     pub ip: Option<IpAddr>,
     /// Since when the container runs.
     pub age: Duration,
@@ -145,7 +149,9 @@ impl Target {
         let (mut last, mut run) = (None, 0);
         loop {
             let next = Instant::now() + period;
+            let begun = Instant::now();
             let outcome = self.once(probe).await;
+            self.count(which, &outcome, begun.elapsed());
             if let Outcome::Unknown(e) = &outcome {
                 debug!(id = self.id, error = e, "a probe could not be made");
                 sleep_until(next).await;
@@ -180,6 +186,22 @@ impl Target {
         }
     }
 
+    fn count(&self, which: Which, outcome: &Outcome, took: Duration) {
+        let labels = metrics::Labels {
+            probe_type: which.name(),
+            container: self.container.name.clone(),
+            pod: self.pod.name.clone(),
+            namespace: self.pod.namespace.clone(),
+            pod_uid: self.pod.uid.clone(),
+        };
+        let result = match outcome {
+            Outcome::Good => metrics::Result::Successful,
+            Outcome::Bad(_) => metrics::Result::Failed,
+            Outcome::Unknown(_) => metrics::Result::Unknown,
+        };
+        self.metrics.record(labels, result, took);
+    }
+
     async fn once(&self, probe: &Probe) -> Outcome {
         let limit = seconds(probe.timeout_seconds, 1, 1);
         match &probe.exec {
@@ -193,12 +215,12 @@ impl Target {
 
     async fn exec(&self, command: Vec<String>, limit: Duration) -> Outcome {
         let line = command.join(" ");
-        match timeout(limit, exec(&*self.runtime, &self.id, command)).await {
-            Ok(Ok((0, _))) => Outcome::Good,
-            Ok(Ok((_, output))) => Outcome::Bad(output),
-            Ok(Err(e)) => Outcome::Unknown(e),
+        match exec(&*self.runtime, &self.id, command, limit).await {
+            Ok(Some((0, _))) => Outcome::Good,
+            Ok(Some((_, output))) => Outcome::Bad(output),
+            Err(e) => Outcome::Unknown(e),
             // Slow because of the command, or because of a runtime that hangs?
-            Err(_) => match timeout(RUNTIME_ANSWERS, self.runtime.inspect(&self.id)).await {
+            Ok(None) => match timeout(RUNTIME_ANSWERS, self.runtime.inspect(&self.id)).await {
                 Ok(Ok(_)) => Outcome::Bad(format!(
                     "command timed out: {line:?} timed out after {}",
                     super::plan::go_duration(limit)
@@ -540,6 +562,8 @@ mod tests {
         let target = Target {
             runtime: Arc::new(HollowRuntime::new()),
             id: "gone".into(),
+            pod: PodRef::default(),
+            metrics: Arc::default(),
             container: serde_json::from_value(json!({"name": "c",
                 "ports": [{"name": "nobody", "containerPort": 1}]}))
             .unwrap(),

@@ -15,6 +15,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::plan::{self, Key, Memory, Plan, attempts, has_started, live_sandbox};
 use super::pod::{self, Kind};
+use super::shutdown::TERMINATED;
 use super::{resize, resources};
 use crate::runtime::{Observed, State};
 
@@ -667,7 +668,8 @@ fn conditions(
         ready,
         containers_ready("ContainersReady"),
     ];
-    let evicted = input.plan.failed.as_ref().filter(|f| f.0 == EVICTED);
+    let failed = input.plan.failed.as_ref();
+    let evicted = failed.filter(|f| f.0 == EVICTED || f.0 == TERMINATED);
     let disrupted = evicted.map(|(_, message)| Verdict {
         reason: Some("TerminationByKubelet"),
         message: Some(message.clone()),

@@ -9,6 +9,7 @@ use std::path::Path;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 
+use super::disk::Occupied;
 use super::{Context, node, pod, spec};
 use crate::runtime::{ContainerStats, PodRef};
 
@@ -129,15 +130,18 @@ pub fn pids() -> Option<Level> {
     })
 }
 
-/// The bytes that the files below `path` occupy. Each hard link counts once; other file systems are not entered.
-pub fn occupied(path: &Path) -> u64 {
+/// What the files below `path` occupy. Each hard link counts once; other file systems are not entered.
+pub fn occupied(path: &Path) -> Occupied {
     use std::os::unix::fs::MetadataExt;
     let Ok(top) = fs::symlink_metadata(path) else {
-        return 0;
+        return Occupied::default();
     };
     let mut seen = std::collections::HashSet::new();
     let mut folders = vec![path.to_path_buf()];
-    let mut total = top.blocks() * 512;
+    let mut total = Occupied {
+        bytes: top.blocks() * 512,
+        inodes: 1,
+    };
     while let Some(folder) = folders.pop() {
         // A folder that goes away meanwhile occupies nothing.
         let Ok(entries) = fs::read_dir(&folder) else {
@@ -148,7 +152,8 @@ pub fn occupied(path: &Path) -> u64 {
             if meta.dev() != top.dev() || (meta.nlink() > 1 && !seen.insert(meta.ino())) {
                 continue;
             }
-            total += meta.blocks() * 512;
+            total.bytes += meta.blocks() * 512;
+            total.inodes += 1;
             if meta.is_dir() {
                 folders.push(entry.path());
             }
@@ -174,6 +179,7 @@ mod tests {
     #[test]
     fn files_are_counted_once() {
         let folder = tempfile::tempdir().unwrap();
+        let occupied = |path: &Path| occupied(path).bytes;
         let empty = occupied(folder.path());
         fs::create_dir(folder.path().join("below")).unwrap();
         fs::write(folder.path().join("below/file"), vec![7u8; 1 << 20]).unwrap();
@@ -189,5 +195,6 @@ mod tests {
         .unwrap();
         assert!(occupied(folder.path()) - once < 1 << 16);
         assert_eq!(occupied(&folder.path().join("missing")), 0);
+        assert_eq!(super::occupied(folder.path()).inodes, 3);
     }
 }

@@ -21,9 +21,8 @@ use super::plan::{self, Action, BACKOFF_FIRST, BACKOFF_MAX, Backoff, Failure, Ke
 use super::plan::{RETRY_FIRST, RETRY_MAX};
 use super::probes::{self, Report, Which};
 use super::resize::{self, Allocated};
-use super::status::EVICTED;
 use super::volumes::VolumePaths;
-use super::{Context, RUNTIME_PATIENCE, admit, pod, status};
+use super::{Context, RUNTIME_PATIENCE, admit, pod, shutdown, status};
 use crate::runtime::{ContainerRole, Image, Observed, PodRef, RuntimeError, State};
 
 /// How often config maps, secrets and tokens in volumes are looked at.
@@ -307,6 +306,11 @@ impl Worker {
                 return;
             }
         }
+        if let Some(logs) = &self.shared.ctx.logs {
+            logs.observe_pod(&self.shared.who.uid, &self.observed).await;
+        }
+        let layers = &self.shared.ctx.layers;
+        layers.observe(&self.shared.who.uid, &self.observed);
         let unread: Vec<Observed> = self
             .observed
             .iter()
@@ -315,7 +319,7 @@ impl Worker {
             .cloned()
             .collect();
         for o in unread {
-            let message = actions::termination_message(&*self.shared.ctx.runtime, &o).await;
+            let message = actions::termination_message(&self.shared.ctx, &o).await;
             self.memory.termination_messages.insert(o.id, message);
         }
         // A hollow container is no process.
@@ -465,14 +469,16 @@ impl Worker {
         };
         info!(
             uid = self.shared.who.uid,
+            reason = eviction.reason,
             message = eviction.message,
-            "evicted the pod"
+            "the pod has to go"
         );
-        self.shared
-            .ctx
-            .recorder
-            .warning(&reference(&pod, None), EVICTED, eviction.message.clone());
-        self.memory.failed = Some((EVICTED.into(), eviction.message));
+        self.shared.ctx.recorder.warning(
+            &reference(&pod, None),
+            eviction.reason,
+            eviction.message.clone(),
+        );
+        self.memory.failed = Some((eviction.reason.into(), eviction.message));
         self.memory.hurry = eviction.grace;
     }
 
@@ -501,6 +507,10 @@ impl Worker {
             .collect();
         drop(pods);
         let node = ctx.desk.node.read().clone();
+        let refused = ctx.shutdown.has_begun().then(|| admit::Rejection {
+            reason: shutdown::REFUSED.0.into(),
+            message: shutdown::REFUSED.1.into(),
+        });
         let verdict = admit::admit(&admit::Input {
             pod: &pod,
             node: node.as_deref(),
@@ -509,7 +519,7 @@ impl Worker {
             has_apparmor: super::spec::has_apparmor(),
             unsafe_sysctls: &ctx.desk.unsafe_sysctls,
         });
-        match verdict {
+        match refused.map_or(verdict, Err) {
             Ok(()) => {
                 taken.insert(uid.clone());
             }
@@ -829,7 +839,9 @@ impl Worker {
             let target = probes::Target {
                 runtime: self.shared.ctx.runtime.clone(),
                 id: id.clone(),
+                pod: self.shared.who.clone(),
                 container: container.clone(),
+                metrics: self.shared.ctx.probes.clone(),
                 ip: Some(ip),
                 age: o
                     .started_at
@@ -898,6 +910,13 @@ impl Worker {
             seen_at: self.seen_at,
             now,
         });
+        let phase = |status: &PodStatus| status.phase.clone().unwrap_or_default();
+        let before = phase(self.computed.as_ref().unwrap_or(base));
+        if phase(&wanted) == "Running" && before != "Running" {
+            let took = Duration::try_from(now.duration_since(self.seen_at));
+            let counters = &self.shared.ctx.counters;
+            counters.running(took.unwrap_or_default());
+        }
         self.computed = Some(wanted.clone());
         let current = self.sent.as_ref() == Some(&wanted);
         self.memory.status_written = current && !self.writing && self.write_failure.is_none();
@@ -986,6 +1005,8 @@ fn process_user(pid: u32) -> Option<LinuxContainerUser> {
 
 impl Drop for Worker {
     fn drop(&mut self) {
+        self.shared.ctx.probes.forget(&self.shared.who.uid);
+        self.shared.ctx.layers.observe(&self.shared.who.uid, &[]);
         if let Some(watches) = &self.shared.ctx.watches {
             watches.forget(&self.shared.who.uid);
         }

@@ -16,9 +16,9 @@ use parking_lot::Mutex;
 use tokio::sync::broadcast;
 
 use super::{
-    BoxStream, ContainerRole, ContainerSpec, ContainerStats, ExecSpec, Image, Listed, LogEntry,
-    LogOptions, Observed, Output, OutputStream, PodRef, RegistryAuth, ResourceLimits, Result,
-    Runtime, RuntimeError, RuntimeVersion, SandboxSpec, Session, SessionId, State, Wake,
+    BoxStream, ContainerRole, ContainerSpec, ContainerStats, ExecSpec, Image, Listed, Observed,
+    Output, OutputStream, PodRef, RegistryAuth, ResourceLimits, Result, Runtime, RuntimeError,
+    RuntimeVersion, SandboxSpec, Session, SessionId, State, Wake,
 };
 
 const EVENTS: usize = 4096;
@@ -117,6 +117,8 @@ impl HollowRuntime {
             image: wanted.image.into(),
             image_id: format!("sha256:{}", wanted.image),
             limits: wanted.limits.clone(),
+            log_path: None,
+            layer_path: None,
             labels: wanted.labels.clone(),
         };
         containers.insert(id.clone(), made);
@@ -261,19 +263,6 @@ impl Runtime for HollowRuntime {
         Ok(())
     }
 
-    fn logs(&self, id: &str, options: &LogOptions) -> BoxStream<Result<LogEntry>> {
-        let entry = LogEntry {
-            at: Timestamp::now().to_string(),
-            stream: OutputStream::Stdout,
-            bytes: Bytes::from(format!("hollow container {}\n", id.get(..12).unwrap_or(id))),
-        };
-        let lines = futures::stream::once(async { Ok(entry) });
-        if options.follow {
-            return Box::pin(lines.chain(futures::stream::pending()));
-        }
-        Box::pin(lines)
-    }
-
     async fn exec(&self, id: &str, spec: &ExecSpec) -> Result<Session> {
         self.inspect(id).await?;
         let echo = Output {
@@ -297,6 +286,10 @@ impl Runtime for HollowRuntime {
 
     async fn exit_code(&self, _session: &SessionId) -> Result<Option<i32>> {
         Ok(Some(0))
+    }
+
+    async fn end_exec(&self, _session: &SessionId) -> Result<()> {
+        Ok(())
     }
 
     async fn stats(&self, id: &str) -> Result<ContainerStats> {

@@ -10,6 +10,7 @@ pub mod hollow;
 pub mod pause;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::time::Duration;
 
@@ -86,6 +87,10 @@ pub struct Observed {
     pub image_id: String,
     /// What it is confined to now; of a sandbox nothing.
     pub limits: ResourceLimits,
+    /// The file that the runtime writes its log to, one JSON object a line, once it has been started.
+    pub log_path: Option<PathBuf>,
+    /// The folder of what it has written into its own file system.
+    pub layer_path: Option<PathBuf>,
     pub labels: BTreeMap<String, String>,
 }
 
@@ -241,28 +246,11 @@ pub enum OutputStream {
     Stderr,
 }
 
-/// One line of a container's log, or the beginning or middle of a very long one (then without the
-/// newline at its end).
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LogEntry {
-    /// RFC 3339 with nine digits, as the runtime wrote it.
-    pub at: String,
-    pub stream: OutputStream,
-    pub bytes: Bytes,
-}
-
 /// One piece of output of an exec or attach.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Output {
     pub stream: OutputStream,
     pub bytes: Bytes,
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct LogOptions {
-    pub follow: bool,
-    pub since: Option<Timestamp>,
-    pub tail_lines: Option<u64>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -344,7 +332,7 @@ pub trait Runtime: Send + Sync + 'static {
     async fn image(&self, reference: &str) -> Result<Option<Image>>;
     async fn images(&self) -> Result<Vec<Image>>;
     /// The folder that holds images and the containers' own files. `None`: not known (yet).
-    async fn image_root(&self) -> Option<std::path::PathBuf> {
+    async fn image_root(&self) -> Option<PathBuf> {
         None
     }
     async fn pull(&self, reference: &str, auth: Option<&RegistryAuth>) -> Result<()>;
@@ -352,11 +340,12 @@ pub trait Runtime: Send + Sync + 'static {
     fn save_image(&self, reference: &str) -> BoxStream<Result<Bytes>>;
     async fn remove_image(&self, reference: &str) -> Result<()>;
 
-    fn logs(&self, id: &str, options: &LogOptions) -> BoxStream<Result<LogEntry>>;
     async fn exec(&self, id: &str, spec: &ExecSpec) -> Result<Session>;
     async fn attach(&self, id: &str, spec: &ExecSpec) -> Result<Session>;
     async fn resize(&self, session: &SessionId, width: u16, height: u16) -> Result<()>;
     /// The exit code of a finished exec, or of the attached container.
     async fn exit_code(&self, session: &SessionId) -> Result<Option<i32>>;
+    /// Kills what an exec has begun, with all that it has started.
+    async fn end_exec(&self, session: &SessionId) -> Result<()>;
     async fn stats(&self, id: &str) -> Result<ContainerStats>;
 }

@@ -34,6 +34,10 @@ fn pod(script: &str, more: Value, mut spec: Value) -> Value {
 }
 
 async fn check(cases: Vec<Case>, prepare: impl FnOnce(&Node)) {
+    check_and(cases, prepare, |_| {}).await;
+}
+
+async fn check_and(cases: Vec<Case>, prepare: impl FnOnce(&Node), afterwards: impl FnOnce(&Node)) {
     let Some(node) = Node::start().await else {
         return;
     };
@@ -71,6 +75,7 @@ async fn check(cases: Vec<Case>, prepare: impl FnOnce(&Node)) {
         node.wait_gone(&format!("case-{i}")).await;
     }
     assert_eq!(node.containers().await, 0);
+    afterwards(&node);
 }
 
 fn config(node: &Node) {
@@ -101,6 +106,21 @@ async fn environment_and_commands() {
     let resources = json!({"requests": {"cpu": "250m", "memory": "32Mi"},
         "limits": {"cpu": "1250m", "memory": "64Mi"}});
     let resource = |name: &str| json!({"valueFrom": {"resourceFieldRef": {"resource": name}}});
+    let written = |reference: Value| {
+        let mut spec = pod(
+            "echo got=$A; echo none=$B",
+            json!({"env": [
+                {"name": "A", "valueFrom": {"fileKeyRef": reference}},
+                {"name": "B", "valueFrom": {"fileKeyRef": {"volumeName": "v", "path": "none", "key": "B",
+                    "optional": true}}},
+            ]}),
+            json!({"volumes": [{"name": "v", "emptyDir": {}}]}),
+        );
+        spec["initContainers"] = json!([{"name": "writer", "image": IMAGE, "imagePullPolicy": "Never",
+            "command": ["sh", "-c", "echo \"A='one two'\" > /v/env"],
+            "volumeMounts": [{"name": "v", "mountPath": "/v"}]}]);
+        spec
+    };
     let cases = vec![
         case(
             "ConfigMap should be consumable via environment variable",
@@ -219,6 +239,11 @@ async fn environment_and_commands() {
                 json!({"shareProcessNamespace": true}),
             ),
             &["shared"],
+        ),
+        case(
+            "variables from a file that an init container has written",
+            written(json!({"volumeName": "v", "path": "env", "key": "A"})),
+            &["got=one two", "none="],
         ),
     ];
     check(cases, config).await;
@@ -379,7 +404,7 @@ async fn claims() {
         {"name": "made", "hostPath": {"path": path("made"), "type": "DirectoryOrCreate"}},
         {"name": "local", "local": {"path": path("local")}},
     ]);
-    check(
+    check_and(
         vec![
             case(
                 "a provisioned folder of this node",
@@ -406,8 +431,18 @@ async fn claims() {
                 );
             }
         },
+        |node| {
+            let ctx = node.ctx.as_ref().expect("runs");
+            let volumes = ctx.volumes.as_ref().expect("has volumes");
+            // The controllers have the node remove the folders of deleted volumes.
+            for volume in ["made", "local", "never-seen", "../made"] {
+                volumes.remove_local(volume).expect("removes");
+            }
+        },
     )
     .await;
+    assert!(!path("made").exists(), "it went with its volume");
+    assert!(path("local").exists(), "it was not ours to remove");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -99,3 +99,40 @@ async fn a_volume_over_its_limit_ends_its_pod() {
         node.wait_gone(name).await;
     }
 }
+
+/// What a container writes into its own file system counts, and ends the pod beyond its limit.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_container_over_its_limit_of_disk_ends_its_pod() {
+    let Some(node) = Node::start().await else {
+        return;
+    };
+    let pod = |kib: u32| {
+        let script = format!(
+            "i=0; while [ $i -lt {kib} ]; do echo {:01023}; i=$((i+1)); done > /file; {FOREVER}",
+            0
+        );
+        let mut container = sh("c", &script);
+        container["resources"] = json!({"limits": {"ephemeral-storage": "2Mi"}});
+        json!({"containers": [container]})
+    };
+    node.create("small", pod(500));
+    node.create("big", pod(4000));
+    let big = node.wait_phase("big", "Failed").await;
+    assert_eq!(big["status"]["reason"], "Evicted");
+    assert_eq!(
+        big["status"]["message"],
+        "Pod ephemeral local storage usage exceeds the total limit of containers 2Mi. "
+    );
+    let small = node.wait_phase("small", "Running").await;
+    assert_eq!(small["status"]["reason"], Value::Null);
+    let ctx = node.ctx.clone().expect("runs");
+    let small = serde_json::from_value(small).expect("a pod");
+    let used = skep_agent::kubelet::disk::of(&ctx, &small).await;
+    let own = used.containers["c"].rootfs.bytes;
+    assert!((500 << 10..1 << 20).contains(&own), "{used:?}");
+    assert!(used.total.bytes >= own, "{used:?}");
+    for name in ["small", "big"] {
+        node.delete(name);
+        node.wait_gone(name).await;
+    }
+}

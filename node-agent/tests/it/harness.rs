@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use skep_agent::kubelet::volumes::{MountNamespace, Volumes};
 use skep_agent::kubelet::{
-    Config, Context, Kubelet, cgroup, events, eviction, node, objects, watches,
+    Config, Context, Kubelet, cgroup, events, eviction, logs, node, objects, watches,
 };
 use skep_agent::network::HollowNetwork;
 use skep_agent::runtime::Runtime;
@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::api::FakeApi;
 
 pub const IMAGE: &str = "skep-kubelet-test/busybox:1";
-const SOCKET: &str = "/var/run/docker.sock";
+pub const SOCKET: &str = "/var/run/docker.sock";
 const PATIENCE: Duration = Duration::from_secs(60);
 
 pub struct Node {
@@ -55,7 +55,7 @@ pub fn docker_at(socket: &Path, arguments: &[&str]) -> String {
 }
 
 /// A static busybox with its applets, made from the machine's own.
-fn ensure_image() {
+pub fn ensure_image() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| import_image(SOCKET.as_ref()));
 }
@@ -155,6 +155,10 @@ impl Node {
         self.restart().await;
     }
 
+    pub fn log_dir(&self) -> PathBuf {
+        self.dir.path().join("log")
+    }
+
     fn config(&self) -> Config {
         Config {
             node_name: self.name.clone(),
@@ -166,6 +170,7 @@ impl Node {
             resolv_conf: PathBuf::from("/etc/resolv.conf"),
             port: 0,
             max_pods: 110,
+            pod_max_pids: Some(100),
             static_pods: Some(self.dir.path().join("manifests")),
         }
     }
@@ -185,6 +190,14 @@ impl Node {
                 MountNamespace::own(),
             )),
             objects,
+            logs: Some(logs::Logs::start(
+                &self.log_dir(),
+                self.dir.path(),
+                logs::Rotation {
+                    max_size: 64 << 10,
+                    max_files: 3,
+                },
+            )),
             watches: Some(watches::Watches::new(client.clone())),
             cgroups: Some(cgroup::Cgroups::discover()),
             services: None,
@@ -197,6 +210,10 @@ impl Node {
             starts: Context::starts(),
             desk: Default::default(),
             evictions: Default::default(),
+            shutdown: Default::default(),
+            layers: Default::default(),
+            counters: Default::default(),
+            probes: Default::default(),
             pods: parking_lot::RwLock::default(),
             client,
             config,
@@ -213,11 +230,20 @@ impl Node {
 
     /// The agent dies and comes back; containers go on.
     pub async fn restart(&mut self) {
+        self.stop().await;
+        self.run();
+    }
+
+    /// The agent dies.
+    pub async fn stop(&mut self) {
         self.stop.cancel();
         if let Some(task) = self.task.take() {
             task.await.expect("the kubelet ends");
         }
-        self.run();
+        if let Some(logs) = self.ctx.take().as_ref().and_then(|ctx| ctx.logs.as_ref()) {
+            // Two agents would write the same files.
+            logs.stop().await;
+        }
     }
 
     /// The API knows the node, as after its registration.

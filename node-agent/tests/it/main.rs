@@ -9,5 +9,8 @@ mod eviction;
 mod faults;
 mod harness;
 mod lifecycle;
+mod logs;
 mod outage;
 mod pods;
+mod probing;
+mod shutdown;

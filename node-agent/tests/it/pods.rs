@@ -358,3 +358,33 @@ async fn probes_and_hooks_decide() {
     node.delete("probed");
     node.wait_gone("probed").await;
 }
+
+/// What a probe has begun ends with it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_probe_that_is_too_slow_leaves_no_process() {
+    let Some(node) = Node::start().await else {
+        return;
+    };
+    let mut c = sh("c", FOREVER);
+    c["readinessProbe"] = json!({"exec": {"command": ["sh", "-c", "sleep 4321 & sleep 4321"]},
+        "timeoutSeconds": 1, "periodSeconds": 3600});
+    node.create("slow", json!({"containers": [c]}));
+    let pod = node.wait_phase("slow", "Running").await;
+    let id = pod["status"]["containerStatuses"][0]["containerID"].as_str();
+    let id = id.unwrap().trim_start_matches("docker://").to_string();
+    let text = "Readiness probe failed: command timed out: \"sh -c sleep 4321 & sleep 4321\" timed out after 1s";
+    node.wait_event("slow", "Unhealthy", text).await;
+    node.wait("end of what the probe began", || {
+        let processes = docker(&["top", &id, "-o", "pid,args"]);
+        match processes.contains("sleep 4321") {
+            true => Err(processes),
+            false => Ok(()),
+        }
+    })
+    .await;
+    let metrics = node.ctx.as_ref().unwrap().probes.text();
+    let line = "probe_type=\"Readiness\",result=\"failed\"} 1";
+    assert!(metrics.contains(line), "{metrics}");
+    node.delete("slow");
+    node.wait_gone("slow").await;
+}

@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, fmt};
 
 use serde_json::Value;
+use skep_api::pod::SAFE_SYSCTLS;
 
 use super::{Level, Minor};
 
@@ -610,22 +611,8 @@ fn seccomp_restricted(pod: &Pod<'_>) -> Option<Violation> {
 }
 
 fn sysctls(pod: &Pod<'_>) -> Option<Violation> {
-    const ALLOWED: [(&str, Minor); 12] = [
-        ("kernel.shm_rmid_forced", 0),
-        ("net.ipv4.ip_local_port_range", 0),
-        ("net.ipv4.tcp_syncookies", 0),
-        ("net.ipv4.ping_group_range", 0),
-        ("net.ipv4.ip_unprivileged_port_start", 0),
-        ("net.ipv4.ip_local_reserved_ports", 27),
-        ("net.ipv4.tcp_keepalive_time", 29),
-        ("net.ipv4.tcp_fin_timeout", 29),
-        ("net.ipv4.tcp_keepalive_intvl", 29),
-        ("net.ipv4.tcp_keepalive_probes", 29),
-        ("net.ipv4.tcp_rmem", 32),
-        ("net.ipv4.tcp_wmem", 32),
-    ];
     let allowed = |name: &str| {
-        let known = ALLOWED.iter().find(|(known, _)| *known == name);
+        let known = SAFE_SYSCTLS.iter().find(|(known, _)| *known == name);
         known.is_some_and(|(_, since)| *since <= pod.version)
     };
     let sysctls = pod.spec["securityContext"]["sysctls"]

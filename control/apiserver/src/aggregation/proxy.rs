@@ -75,7 +75,7 @@ pub(super) fn destination(
     remote: &Remote,
     path: String,
 ) -> std::result::Result<Destination, String> {
-    let (address, port) = service_endpoint(
+    let endpoint = service_endpoint(
         api,
         &remote.namespace,
         &remote.service,
@@ -83,9 +83,10 @@ pub(super) fn destination(
     )
     .map_err(|status| status.message.clone())?;
     Ok(Destination {
-        address,
-        port,
+        address: endpoint.address,
+        port: endpoint.port,
         tls: Tls::Service(remote.tls.clone()?),
+        node: endpoint.node,
         path,
         headers: HeaderMap::new(),
     })

@@ -204,14 +204,14 @@ mod tests {
                 .iter()
                 .filter(|o| o.plural == "clusterroles")
                 .count(),
-            72
+            73
         );
         assert_eq!(
             objects
                 .iter()
                 .filter(|o| o.plural == "clusterrolebindings")
                 .count(),
-            55
+            56
         );
         assert_eq!(objects.iter().filter(|o| o.plural == "roles").count(), 7);
         assert_eq!(

@@ -115,6 +115,7 @@ async fn read(
         address,
         port,
         tls: Tls::Node,
+        node: Some(name.to_owned()),
         path: "/metrics/resource".to_owned(),
         headers: HeaderMap::new(),
     };

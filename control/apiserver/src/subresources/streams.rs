@@ -158,6 +158,7 @@ pub async fn log(ctx: &Ctx) -> Result<Response> {
         address,
         port,
         tls: Tls::Node,
+        node: Some(node_name.to_owned()),
         path: format!(
             "/containerLogs/{}/{}/{}{query}",
             escape(namespace),
@@ -263,6 +264,7 @@ pub async fn stream(ctx: &Ctx, resource: &Arc<Resource>, subresource: &str) -> R
         address,
         port,
         tls: Tls::Node,
+        node: Some(node_name.to_owned()),
         path,
         headers: HeaderMap::new(),
     };
@@ -322,6 +324,7 @@ pub async fn proxy(ctx: &Ctx) -> Result<Response> {
                 address,
                 port,
                 tls,
+                node: Some(target.name.to_owned()),
                 path,
                 headers: HeaderMap::new(),
             }
@@ -346,16 +349,22 @@ pub async fn proxy(ctx: &Ctx) -> Result<Response> {
                 address,
                 port,
                 tls,
+                node: pod["spec"]["nodeName"].as_str().map(str::to_owned),
                 path,
                 headers: HeaderMap::new(),
             }
         }
         _ => {
-            let (address, port) = endpoint(ctx, namespace, &target).await?;
+            let Endpoint {
+                address,
+                port,
+                node,
+            } = endpoint(ctx, namespace, &target).await?;
             Destination {
                 address,
                 port,
                 tls,
+                node,
                 path,
                 headers: HeaderMap::new(),
             }
@@ -374,7 +383,14 @@ fn is_link_local(address: IpAddr) -> bool {
     }
 }
 
-async fn endpoint(ctx: &Ctx, namespace: &str, target: &Target<'_>) -> Result<(IpAddr, u16)> {
+/// One of a Service's endpoints.
+pub struct Endpoint {
+    pub address: IpAddr,
+    pub port: u16,
+    pub node: Option<String>,
+}
+
+async fn endpoint(ctx: &Ctx, namespace: &str, target: &Target<'_>) -> Result<Endpoint> {
     // Says that the Service is missing, if it is.
     stored(ctx, "services", namespace, target.name).await?;
     service_endpoint(&ctx.api, namespace, target.name, target.port)
@@ -389,7 +405,7 @@ pub fn service_endpoint(
     namespace: &str,
     service_name: &str,
     port: &str,
-) -> Result<(IpAddr, u16)> {
+) -> Result<Endpoint> {
     let key = format!("/registry/core/services/{namespace}/{service_name}");
     let entry = api.storage.cache.get(&key);
     let service: Value = entry
@@ -443,7 +459,11 @@ pub fn service_endpoint(
             let address = endpoint["addresses"][0]
                 .as_str()
                 .and_then(|a| a.parse().ok());
-            found.extend(address.map(|address: IpAddr| (address, port)));
+            found.extend(address.map(|address: IpAddr| Endpoint {
+                address,
+                port,
+                node: endpoint["nodeName"].as_str().map(str::to_owned),
+            }));
         }
     }
     if found.is_empty() {

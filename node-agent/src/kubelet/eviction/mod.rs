@@ -8,7 +8,7 @@
 pub mod plan;
 
 use std::collections::{BTreeSet, HashMap};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,8 +20,9 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use super::status::EVICTED;
 use super::usage::{self, Used};
-use super::{Context, pod, resources};
+use super::{Context, disk, image_gc, pod, resources};
 use plan::{Candidate, History, Levels, Pressure, Share, Signal, Threshold};
 
 /// As upstream's monitoring period.
@@ -36,6 +37,8 @@ const SYSTEM_CRITICAL: i32 = 2_000_000_000;
 /// Word for a pod's worker.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Eviction {
+    /// The pod's from then on.
+    pub reason: &'static str,
     pub message: String,
     /// How long its containers get; `None`: their own grace period.
     pub grace: Option<Duration>,
@@ -112,6 +115,7 @@ pub async fn run(ctx: Arc<Context>, settings: Settings, stop: CancellationToken)
     let mut tick = tokio::time::interval(period);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut round = 0u32;
+    let mut images: Option<PathBuf> = None;
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
@@ -122,10 +126,23 @@ pub async fn run(ctx: Arc<Context>, settings: Settings, stop: CancellationToken)
             pods.iter()
                 .any(|pod| pod.metadata.uid.as_deref() == Some(uid))
         });
-        let verdict = plan::judge(&mut history, &thresholds, &levels(&ctx), Timestamp::now());
+        if images.is_none() {
+            images = ctx.runtime.image_root().await;
+        }
+        let levels = || levels(&ctx, images.as_deref());
+        let verdict = plan::judge(&mut history, &thresholds, &levels(), Timestamp::now());
         ctx.evictions.publish(verdict.pressure);
         if let Some(shortage) = verdict.shortages.first() {
-            relieve(&ctx, &pods, shortage).await;
+            let signal = shortage.signal;
+            // What nobody uses goes before a pod does.
+            let enough = signal.is_disk() && {
+                image_gc::remove_unused(&ctx).await;
+                let left = levels().get(&signal).map(|level| level.available);
+                left.is_some_and(|left| left >= shortage.threshold)
+            };
+            if !enough {
+                relieve(&ctx, &pods, shortage).await;
+            }
         }
         if round.is_multiple_of(DISK_EVERY) {
             enforce_limits(&ctx, &pods).await;
@@ -134,11 +151,15 @@ pub async fn run(ctx: Arc<Context>, settings: Settings, stop: CancellationToken)
     }
 }
 
-fn levels(ctx: &Context) -> Levels {
+fn levels(ctx: &Context, images: Option<&Path>) -> Levels {
     let mut levels = Levels::from([(Signal::MemoryAvailable, usage::memory())]);
     if let Some((bytes, inodes)) = usage::disk(&ctx.config.state_dir) {
         levels.insert(Signal::NodefsAvailable, bytes);
         levels.insert(Signal::NodefsInodesFree, inodes);
+    }
+    if let Some((bytes, inodes)) = images.and_then(usage::disk) {
+        levels.insert(Signal::ImagefsAvailable, bytes);
+        levels.insert(Signal::ImagefsInodesFree, inodes);
     }
     if let Some(pids) = usage::pids() {
         levels.insert(Signal::PidAvailable, pids);
@@ -153,14 +174,23 @@ async fn relieve(ctx: &Arc<Context>, pods: &[Arc<Pod>], shortage: &plan::Shortag
     }
     let used = usage::containers(ctx).await;
     let signal = shortage.signal;
-    let disk = matches!(signal, Signal::NodefsAvailable | Signal::NodefsInodesFree);
     let mut candidates = Vec::new();
     for pod in pods.iter().filter(|p| !pod::is_over(p)) {
         let mut candidate = candidate(pod, &used);
-        if disk {
-            let bytes = occupied(ctx.pod_dir(&candidate.uid)).await;
+        if signal.is_disk() {
+            let disk = disk::of(ctx, pod).await;
+            for share in &mut candidate.containers {
+                let own = disk.containers.get(&share.name);
+                let mut used = own.map(|own| own.rootfs).unwrap_or_default();
+                used += own.map(|own| own.logs).unwrap_or_default();
+                (share.disk, share.inodes) = (used.bytes, used.inodes);
+            }
+            // Volumes are nobody's in particular.
+            let own: u64 = candidate.containers.iter().map(|c| c.disk).sum();
+            let inodes: u64 = candidate.containers.iter().map(|c| c.inodes).sum();
             if let Some(first) = candidate.containers.first_mut() {
-                first.disk = bytes;
+                first.disk += disk.total.bytes.saturating_sub(own);
+                first.inodes += disk.total.inodes.saturating_sub(inodes);
             }
         }
         candidates.push(candidate);
@@ -181,8 +211,14 @@ async fn relieve(ctx: &Arc<Context>, pods: &[Arc<Pod>], shortage: &plan::Shortag
         "evicting a pod"
     );
     let grace = shortage.hard.then_some(Duration::from_secs(1));
-    ctx.evictions
-        .evict(&victim.uid, Eviction { message, grace });
+    let eviction = Eviction {
+        reason: EVICTED,
+        message,
+        grace,
+    };
+    if ctx.evictions.evict(&victim.uid, eviction) {
+        ctx.counters.evicted(signal.name());
+    }
 }
 
 fn request(container: &k8s_openapi::api::core::v1::Container, resource: &str) -> u64 {
@@ -207,6 +243,7 @@ fn candidate(pod: &Pod, used: &[Used]) -> Candidate {
             memory: stats.memory_working_set_bytes,
             memory_request: request(&c, "memory"),
             disk: 0,
+            inodes: 0,
             disk_request: request(&c, "ephemeral-storage"),
             pids: stats.pids,
             name: c.name,
@@ -220,11 +257,6 @@ fn candidate(pod: &Pod, used: &[Used]) -> Candidate {
     }
 }
 
-async fn occupied(path: PathBuf) -> u64 {
-    let counted = tokio::task::spawn_blocking(move || usage::occupied(&path));
-    counted.await.unwrap_or(0)
-}
-
 /// Pods that outgrew the limits that they set themselves.
 async fn enforce_limits(ctx: &Arc<Context>, pods: &[Arc<Pod>]) {
     if ctx.volumes.is_none() {
@@ -232,10 +264,11 @@ async fn enforce_limits(ctx: &Arc<Context>, pods: &[Arc<Pod>]) {
     }
     for pod in pods.iter().filter(|p| !pod::is_over(p)) {
         let uid = pod.metadata.uid.clone().unwrap_or_default();
-        let Some(message) = over_limit(ctx, pod, &uid).await else {
+        let Some(message) = over_limit(ctx, pod).await else {
             continue;
         };
         let eviction = Eviction {
+            reason: EVICTED,
             message,
             grace: Some(Duration::from_secs(1)),
         };
@@ -245,46 +278,57 @@ async fn enforce_limits(ctx: &Arc<Context>, pods: &[Arc<Pod>]) {
     }
 }
 
-async fn over_limit(ctx: &Context, pod: &Pod, uid: &str) -> Option<String> {
-    let folder = ctx.pod_dir(uid).join("volumes");
-    for volume in pod::spec(pod).volumes.iter().flatten() {
-        let Some(empty) = &volume.empty_dir else {
-            continue;
-        };
-        // One in memory is bounded by its mount.
-        if empty.medium.as_deref() == Some("Memory") {
-            continue;
-        }
-        let Some(limit) = &empty.size_limit else {
-            continue;
-        };
-        let bytes = u64::try_from(resources::value(limit)).unwrap_or(0);
-        if bytes > 0 && occupied(folder.join(&volume.name)).await > bytes {
-            return Some(format!(
-                "Usage of EmptyDir volume {:?} exceeds the limit {:?}. ",
-                volume.name, limit.0
-            ));
-        }
-    }
-    let limits: Vec<Option<&Quantity>> = pod::spec(pod)
+async fn over_limit(ctx: &Context, pod: &Pod) -> Option<String> {
+    let spec = pod::spec(pod);
+    let amount = |quantity: &Quantity| {
+        let bytes = u64::try_from(resources::value(quantity)).unwrap_or(0);
+        (bytes > 0).then_some(bytes)
+    };
+    let limits: Vec<(&str, Option<&Quantity>)> = spec
         .containers
         .iter()
         .map(|c| {
-            let limits = c.resources.as_ref()?.limits.as_ref()?;
-            limits.get("ephemeral-storage")
+            let limits = c.resources.as_ref().and_then(|r| r.limits.as_ref());
+            let limit = limits.and_then(|limits| limits.get("ephemeral-storage"));
+            (c.name.as_str(), limit)
         })
         .collect();
+    let volumes = || {
+        let empty = spec.volumes.iter().flatten();
+        let empty = empty.filter_map(|v| Some((&v.name, v.empty_dir.as_ref()?)));
+        // One in memory is bounded by its mount.
+        let on_disk = empty.filter(|(_, empty)| empty.medium.as_deref() != Some("Memory"));
+        on_disk.filter_map(|(name, empty)| Some((name, empty.size_limit.as_ref()?)))
+    };
+    if volumes().next().is_none() && limits.iter().all(|(_, limit)| limit.is_none()) {
+        return None;
+    }
+    let used = disk::of(ctx, pod).await;
+    for (name, limit) in volumes() {
+        let occupied = used.volumes.get(name).copied().unwrap_or_default();
+        if amount(limit).is_some_and(|limit| occupied.bytes > limit) {
+            return Some(format!(
+                "Usage of EmptyDir volume {name:?} exceeds the limit {:?}. ",
+                limit.0
+            ));
+        }
+    }
     // Without a limit on every container the pod as a whole has none.
-    let total: Option<u64> = limits
-        .iter()
-        .map(|limit| u64::try_from(resources::value((*limit)?)).ok())
-        .sum();
-    let total = total.filter(|total| *total > 0)?;
-    let used = occupied(ctx.pod_dir(uid)).await;
-    (used > total).then(|| {
-        format!(
+    let total: Option<u64> = limits.iter().map(|(_, limit)| amount((*limit)?)).sum();
+    if let Some(total) = total.filter(|total| used.total.bytes > *total) {
+        return Some(format!(
             "Pod ephemeral local storage usage exceeds the total limit of containers {}. ",
             plan::bytes(total)
-        )
+        ));
+    }
+    limits.iter().find_map(|(name, limit)| {
+        let own = used.containers.get(*name)?;
+        let limit = (*limit)?;
+        (own.rootfs.bytes + own.logs.bytes > amount(limit)?).then(|| {
+            format!(
+                "Container {name} exceeded its local ephemeral storage limit {:?}. ",
+                limit.0
+            )
+        })
     })
 }

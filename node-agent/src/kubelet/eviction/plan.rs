@@ -16,22 +16,33 @@ pub enum Signal {
     MemoryAvailable,
     NodefsAvailable,
     NodefsInodesFree,
+    ImagefsAvailable,
+    ImagefsInodesFree,
     PidAvailable,
 }
 
 impl Signal {
-    pub const ALL: [Self; 4] = [
+    pub const ALL: [Self; 6] = [
         Self::MemoryAvailable,
         Self::NodefsAvailable,
         Self::NodefsInodesFree,
+        Self::ImagefsAvailable,
+        Self::ImagefsInodesFree,
         Self::PidAvailable,
     ];
+
+    /// Files can be removed against it.
+    pub fn is_disk(self) -> bool {
+        self.condition() == Pressure::Disk
+    }
 
     pub fn name(self) -> &'static str {
         match self {
             Self::MemoryAvailable => "memory.available",
             Self::NodefsAvailable => "nodefs.available",
             Self::NodefsInodesFree => "nodefs.inodesFree",
+            Self::ImagefsAvailable => "imagefs.available",
+            Self::ImagefsInodesFree => "imagefs.inodesFree",
             Self::PidAvailable => "pid.available",
         }
     }
@@ -40,7 +51,10 @@ impl Signal {
     pub fn condition(self) -> Pressure {
         match self {
             Self::MemoryAvailable => Pressure::Memory,
-            Self::NodefsAvailable | Self::NodefsInodesFree => Pressure::Disk,
+            Self::NodefsAvailable
+            | Self::NodefsInodesFree
+            | Self::ImagefsAvailable
+            | Self::ImagefsInodesFree => Pressure::Disk,
             Self::PidAvailable => Pressure::Pid,
         }
     }
@@ -49,8 +63,8 @@ impl Signal {
     pub fn resource(self) -> &'static str {
         match self {
             Self::MemoryAvailable => "memory",
-            Self::NodefsAvailable => "ephemeral-storage",
-            Self::NodefsInodesFree => "inodes",
+            Self::NodefsAvailable | Self::ImagefsAvailable => "ephemeral-storage",
+            Self::NodefsInodesFree | Self::ImagefsInodesFree => "inodes",
             Self::PidAvailable => "pids",
         }
     }
@@ -124,7 +138,8 @@ pub fn parse(text: &str) -> Result<Vec<Threshold>, String> {
 }
 
 /// Upstream's defaults.
-pub const DEFAULT: &str = "memory.available<100Mi,nodefs.available<10%,nodefs.inodesFree<5%";
+pub const DEFAULT: &str = "memory.available<100Mi,nodefs.available<10%,nodefs.inodesFree<5%,\
+                           imagefs.available<15%,imagefs.inodesFree<5%";
 
 /// How long a condition stays after its cause has gone: upstream's `evictionPressureTransitionPeriod`.
 pub const TRANSITION: SignedDuration = SignedDuration::from_secs(300);
@@ -214,6 +229,7 @@ pub struct Share {
     /// Bytes of disk.
     pub disk: u64,
     pub disk_request: u64,
+    pub inodes: u64,
     pub pids: u64,
 }
 
@@ -229,7 +245,8 @@ impl Share {
     fn amounts(&self, signal: Signal) -> (u64, u64) {
         match signal {
             Signal::MemoryAvailable => (self.memory, self.memory_request),
-            Signal::NodefsAvailable | Signal::NodefsInodesFree => (self.disk, self.disk_request),
+            Signal::NodefsAvailable | Signal::ImagefsAvailable => (self.disk, self.disk_request),
+            Signal::NodefsInodesFree | Signal::ImagefsInodesFree => (self.inodes, 0),
             Signal::PidAvailable => (self.pids, 0),
         }
     }
@@ -251,9 +268,13 @@ pub fn victim(signal: Signal, candidates: &[Candidate]) -> Option<&Candidate> {
 pub fn message(shortage: &Shortage, victim: &Candidate) -> String {
     let signal = shortage.signal;
     let resource = signal.resource();
-    let shown = |amount: u64| match signal {
-        Signal::MemoryAvailable | Signal::NodefsAvailable => bytes(amount),
-        _ => amount.to_string(),
+    let known = matches!(
+        signal,
+        Signal::MemoryAvailable | Signal::NodefsAvailable | Signal::ImagefsAvailable
+    );
+    let shown = |amount: u64| match known {
+        true => bytes(amount),
+        false => amount.to_string(),
     };
     let mut text = format!(
         "The node was low on resource: {resource}. Threshold quantity: {}, available: {}. ",
@@ -262,7 +283,6 @@ pub fn message(shortage: &Shortage, victim: &Candidate) -> String {
     );
     for container in &victim.containers {
         let (used, requested) = container.amounts(signal);
-        let known = matches!(signal, Signal::MemoryAvailable | Signal::NodefsAvailable);
         if known && used > requested {
             text.push_str(&format!(
                 "Container {} was using {}, request is {}, has larger consumption of {resource}. ",

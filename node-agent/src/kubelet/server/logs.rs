@@ -3,14 +3,12 @@
 use axum::body::Body;
 use axum::extract::{Path, Query, State};
 use axum::response::Response;
-use bytes::{Bytes, BytesMut};
-use futures::StreamExt;
 use http::{StatusCode, header};
 use jiff::{SignedDuration, Timestamp};
 use serde::Deserialize;
 
 use super::{App, Refused, bad_request};
-use crate::runtime::{LogOptions, Observed, OutputStream, State as ContainerState};
+use crate::runtime::{Observed, OutputStream, State as ContainerState};
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -62,58 +60,22 @@ pub(super) async fn container(
         Some("Stderr") => Some(OutputStream::Stderr),
         _ => None,
     };
-    let log = LogOptions {
+    let Some(logs) = &app.ctx.logs else {
+        return Err(Refused(
+            StatusCode::NOT_FOUND,
+            "containers of this node have no logs".into(),
+        ));
+    };
+    let read = crate::kubelet::logs::Options {
         // A container that has ended writes nothing more.
         follow: on(&options.follow) && wanted.state == ContainerState::Running,
         since,
         tail_lines: options.tail_lines.and_then(|n| u64::try_from(n).ok()),
+        limit_bytes: options.limit_bytes,
+        timestamps: on(&options.timestamps),
+        stream: only,
     };
-    let timestamps = on(&options.timestamps);
-    let mut left = options.limit_bytes;
-    let mut line_begins = true;
-    let lines = app.ctx.runtime.logs(&wanted.id, &log).take_while(|e| {
-        let go_on = e.is_ok();
-        async move { go_on }
-    });
-    let body = lines.filter_map(move |entry| {
-        let piece = entry.ok().and_then(|entry| {
-            if only.is_some_and(|only| only != entry.stream) {
-                return None;
-            }
-            // The runtime counts whole seconds.
-            if let Some(since) = since
-                && entry.at.parse::<Timestamp>().is_ok_and(|at| at < since)
-            {
-                return None;
-            }
-            let mut out = BytesMut::with_capacity(entry.bytes.len() + 40);
-            if timestamps && line_begins {
-                out.extend_from_slice(entry.at.as_bytes());
-                out.extend_from_slice(b" ");
-            }
-            line_begins = entry.bytes.ends_with(b"\n");
-            out.extend_from_slice(&entry.bytes);
-            if let Some(left) = &mut left {
-                out.truncate(usize::try_from(*left).unwrap_or(usize::MAX));
-                *left -= out.len() as u64;
-            }
-            Some(out.freeze())
-        });
-        async move {
-            piece
-                .filter(|p| !p.is_empty())
-                .map(Ok::<Bytes, std::io::Error>)
-        }
-    });
-    // With a limit the stream must end when it is reached, even while following.
-    let limit = options.limit_bytes;
-    let body = body.scan(0u64, move |sent, piece| {
-        let done = limit.is_some_and(|limit| *sent >= limit);
-        if let Ok(bytes) = &piece {
-            *sent += bytes.len() as u64;
-        }
-        async move { (!done).then_some(piece) }
-    });
+    let body = logs.read(wanted, read).await;
     Response::builder()
         .header(header::CONTENT_TYPE, "text/plain")
         .body(Body::from_stream(body))

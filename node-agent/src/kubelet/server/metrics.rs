@@ -9,8 +9,9 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::App;
+use crate::kubelet::disk::{self, Occupied};
 use crate::kubelet::events;
-use crate::kubelet::usage::{self, Used};
+use crate::kubelet::usage::{self, Level, Used};
 use crate::runtime::{ContainerRole, ContainerStats, State as ContainerState};
 
 struct NodeUsage {
@@ -145,6 +146,20 @@ pub(super) async fn summary(State(app): State<App>) -> Response {
     let now = Timestamp::now().to_string();
     let cpu = |ns: u64| json!({"time": now, "usageCoreNanoSeconds": ns});
     let memory = |usage: u64, working: u64, rss: u64| json!({"time": now, "usageBytes": usage, "workingSetBytes": working, "rssBytes": rss});
+    let nodefs = usage::disk(&app.ctx.config.state_dir);
+    // With the figures of the file system that it is on.
+    let part = |used: Occupied, of: Option<(Level, Level)>| {
+        of.map(|(bytes, inodes)| {
+            json!({
+                "time": now, "availableBytes": bytes.available, "capacityBytes": bytes.capacity,
+                "usedBytes": used.bytes, "inodesFree": inodes.available,
+                "inodes": inodes.capacity, "inodesUsed": used.inodes,
+            })
+        })
+    };
+    let images = app.ctx.runtime.image_root().await;
+    let imagefs = images.as_deref().and_then(usage::disk);
+    let objects: Vec<_> = app.ctx.pods.read().values().cloned().collect();
     let mut pods: Vec<Value> = Vec::new();
     let mut uids: Vec<&str> = all.iter().map(|o| o.pod.uid.as_str()).collect();
     uids.sort_unstable();
@@ -154,13 +169,32 @@ pub(super) async fn summary(State(app): State<App>) -> Response {
         let Some(first) = of.first() else {
             continue;
         };
+        let object = objects
+            .iter()
+            .find(|pod| pod.metadata.uid.as_deref() == Some(uid));
+        let disk = match object {
+            Some(pod) => disk::of(&app.ctx, pod).await,
+            None => Default::default(),
+        };
+        let volumes: Vec<Value> = disk
+            .volumes
+            .iter()
+            .filter_map(|(name, used)| {
+                let mut volume = part(*used, nodefs)?;
+                volume["name"] = json!(name);
+                Some(volume)
+            })
+            .collect();
         let sum = |f: fn(&ContainerStats) -> u64| of.iter().map(|o| f(&o.stats)).sum::<u64>();
         let containers: Vec<Value> = of
             .iter()
             .map(|o| {
                 let s = &o.stats;
+                let own = disk.containers.get(&o.name).cloned().unwrap_or_default();
                 json!({
                     "name": o.name,
+                    "rootfs": part(own.rootfs, imagefs),
+                    "logs": part(own.logs, nodefs),
                     "startTime": o.started_at.map(|t| t.to_string()),
                     "cpu": cpu(s.cpu_usage_ns),
                     "memory": memory(
@@ -177,17 +211,18 @@ pub(super) async fn summary(State(app): State<App>) -> Response {
                 sum(|s| s.memory_usage_bytes),
                 sum(|s| s.memory_working_set_bytes),
                 sum(|s| s.memory_rss_bytes)),
+            "volume": volumes,
+            "ephemeral-storage": part(disk.total, nodefs),
             "process_stats": {"process_count": sum(|s| s.pids)},
         }));
     }
-    let fs = usage::disk(&app.ctx.config.state_dir).map(|(bytes, inodes)| {
-        json!({
-            "time": now, "availableBytes": bytes.available, "capacityBytes": bytes.capacity,
-            "usedBytes": bytes.capacity.saturating_sub(bytes.available),
-            "inodesFree": inodes.available, "inodes": inodes.capacity,
-            "inodesUsed": inodes.capacity.saturating_sub(inodes.available),
-        })
-    });
+    let whole = |of: Option<(Level, Level)>| {
+        let used = of.map(|(bytes, inodes)| Occupied {
+            bytes: bytes.capacity.saturating_sub(bytes.available),
+            inodes: inodes.capacity.saturating_sub(inodes.available),
+        });
+        part(used.unwrap_or_default(), of)
+    };
     let rlimit = usage::pids().map(|pids| {
         json!({
             "time": now, "maxpid": pids.capacity,
@@ -204,7 +239,8 @@ pub(super) async fn summary(State(app): State<App>) -> Response {
                 "usageBytes": node.memory_total.saturating_sub(node.memory_available),
                 "workingSetBytes": node.memory_used,
             },
-            "fs": fs,
+            "fs": whole(nodefs),
+            "runtime": {"imageFs": whole(imagefs)},
             "rlimit": rlimit,
         },
         "pods": pods,
@@ -236,6 +272,10 @@ pub(super) async fn cadvisor(State(app): State<App>) -> String {
         let _ = writeln!(out, "container_processes{labels} {}", s.pids);
     }
     out
+}
+
+pub(super) async fn probes(State(app): State<App>) -> String {
+    app.ctx.probes.text()
 }
 
 pub(super) async fn prometheus(State(app): State<App>) -> String {
@@ -274,6 +314,7 @@ pub(super) async fn prometheus(State(app): State<App>) -> String {
         events::EVENTS_DROPPED.load(Ordering::Relaxed),
         pages * 4096,
     );
+    text.push_str(&app.ctx.counters.text());
     text.push_str(&app.ctx.network.metrics());
     text
 }

@@ -10,6 +10,7 @@ mod portforward;
 mod spdy;
 mod stream;
 mod tls;
+pub mod tunnel;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -21,7 +22,7 @@ use axum::body::Body;
 use axum::extract::{Path, Query, Request, State};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{delete, get};
 use futures::StreamExt;
 use http::StatusCode;
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -29,6 +30,7 @@ use hyper_util::service::TowerToHyperService;
 use k8s_openapi::List;
 use k8s_openapi::api::core::v1::{Container, Pod};
 use rustls::pki_types::CertificateDer;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
@@ -75,10 +77,11 @@ fn bad_request(message: impl Into<String>) -> Refused {
     Refused(StatusCode::BAD_REQUEST, message.into())
 }
 
-/// Listens until `stop`. `roots` are the CAs of client certificates.
+/// Listens until `stop`, and keeps tunnels to the API servers. `roots` are the CAs of client certificates.
 pub async fn run(
     ctx: Arc<Context>,
     roots: Vec<CertificateDer<'static>>,
+    tunnels: tunnel::Settings,
     stop: CancellationToken,
 ) -> Result<()> {
     let certificates = tls::Certificates::load(&ctx)?;
@@ -101,10 +104,16 @@ pub async fn run(
             .with_context(|| format!("cannot listen on port {}", app.ctx.config.port))?,
     };
     info!(address = %listener.local_addr()?, "serving");
-    let router = router(app);
-    let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let server = Server {
+        acceptor,
+        own: address,
+        ctx: app.ctx.clone(),
+        router: router(app),
+        connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
+    };
+    tokio::spawn(tunnel::run(server.clone(), tunnels, stop.clone()));
     loop {
-        let permit = connections.clone().acquire_owned().await?;
+        let permit = server.connections.clone().acquire_owned().await?;
         let (stream, peer) = tokio::select! {
             () = stop.cancelled() => return Ok(()),
             accepted = listener.accept() => match accepted {
@@ -117,30 +126,49 @@ pub async fn run(
                 }
             },
         };
-        let (acceptor, router) = (acceptor.clone(), router.clone());
+        let server = server.clone();
         tokio::spawn(async move {
             let _permit = permit;
             // Small frames of a terminal must not wait for each other.
             let _ = stream.set_nodelay(true);
-            let stream = match tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await {
-                Ok(Ok(stream)) => stream,
-                Ok(Err(e)) => return debug!(%peer, error = %e, "TLS handshake failed"),
-                Err(_) => return debug!(%peer, "TLS handshake too slow"),
-            };
-            let identity = stream
-                .get_ref()
-                .1
-                .peer_certificates()
-                .and_then(auth::identity);
-            let router = router.layer(axum::Extension(auth::Peer(identity)));
-            let service = TowerToHyperService::new(router);
-            let served = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new())
-                .serve_connection_with_upgrades(TokioIo::new(stream), service)
-                .await;
-            if let Err(e) = served {
-                debug!(%peer, error = %e, "a connection ended");
-            }
+            server.serve(stream, &peer).await;
         });
+    }
+}
+
+/// What becomes of a connection, however it came here.
+#[derive(Clone)]
+struct Server {
+    acceptor: TlsAcceptor,
+    /// Where connections are made to.
+    own: SocketAddr,
+    ctx: Arc<Context>,
+    router: Router,
+    connections: Arc<Semaphore>,
+}
+
+impl Server {
+    async fn serve<S>(&self, stream: S, peer: &(dyn std::fmt::Display + Sync))
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let accepted = tokio::time::timeout(HANDSHAKE, self.acceptor.accept(stream)).await;
+        let stream = match accepted {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(e)) => return debug!(%peer, error = %e, "TLS handshake failed"),
+            Err(_) => return debug!(%peer, "TLS handshake too slow"),
+        };
+        let certificates = stream.get_ref().1.peer_certificates();
+        let identity = certificates.and_then(auth::identity);
+        let router = self.router.clone();
+        let router = router.layer(axum::Extension(auth::Peer(identity)));
+        let service = TowerToHyperService::new(router);
+        let served = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new())
+            .serve_connection_with_upgrades(TokioIo::new(stream), service)
+            .await;
+        if let Err(e) = served {
+            debug!(%peer, error = %e, "a connection ended");
+        }
     }
 }
 
@@ -154,9 +182,10 @@ fn router(app: App) -> Router {
         .route("/metrics", get(metrics::prometheus))
         .route("/metrics/cadvisor", get(metrics::cadvisor))
         .route("/metrics/resource", get(metrics::resource))
-        .route("/metrics/probes", get(|| async { "" }))
+        .route("/metrics/probes", get(metrics::probes))
         .route("/stats/summary", get(metrics::summary))
         .route("/skep/{view}", get(network_view))
+        .route("/skep/volumes/{name}", delete(remove_volume))
         .route(
             "/containerLogs/{namespace}/{pod}/{container}",
             get(logs::container),
@@ -240,6 +269,24 @@ fn network_events(app: &App, query: &HashMap<String, String>) -> Response {
         }
         Some(Err(e)) => Refused(StatusCode::INTERNAL_SERVER_ERROR, e.to_string()).into_response(),
         None => Refused(StatusCode::NOT_FOUND, "this node has no events".into()).into_response(),
+    }
+}
+
+/// The controllers say that a local volume has no owner any more.
+async fn remove_volume(State(app): State<App>, Path(name): Path<String>) -> Response {
+    let ctx = app.ctx.clone();
+    let about = name.clone();
+    let removed = tokio::task::spawn_blocking(move || match &ctx.volumes {
+        Some(volumes) => volumes.remove_local(&name),
+        None => Ok(()),
+    });
+    match removed.await {
+        Ok(Ok(())) => {
+            info!(volume = about, "removed the folder of a local volume");
+            json(&serde_json::json!({}))
+        }
+        Ok(Err(e)) => Refused(StatusCode::INTERNAL_SERVER_ERROR, e.to_string()).into_response(),
+        Err(e) => Refused(StatusCode::INTERNAL_SERVER_ERROR, e.to_string()).into_response(),
     }
 }
 

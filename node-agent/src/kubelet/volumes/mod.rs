@@ -37,6 +37,7 @@ pub struct VolumeError {
     pub message: String,
 }
 
+const MAX_ENV_FILE: u64 = 64 << 10;
 const PROVISIONED_BY: &str = "pv.kubernetes.io/provisioned-by";
 /// The provisioner of node-local folders; it lives in the controllers.
 const LOCAL_PATH: &str = "skep.io/local-path";
@@ -46,6 +47,8 @@ pub type VolumePaths = BTreeMap<String, PathBuf>;
 
 pub struct Volumes {
     pods: PathBuf,
+    /// A file for each local volume that was made here: its name, and in it where it is.
+    local: PathBuf,
     objects: Objects,
     namespace: MountNamespace,
     tokens: Mutex<BTreeMap<(String, String, String), payload::Token>>,
@@ -55,10 +58,41 @@ impl Volumes {
     pub fn new(state_dir: &Path, objects: Objects, namespace: MountNamespace) -> Self {
         Self {
             pods: state_dir.join("pods"),
+            local: state_dir.join("local-volumes"),
             objects,
             namespace,
             tokens: Mutex::default(),
         }
+    }
+
+    /// What a file of a volume says, if it is there. Containers write it: no link leads out of the volume.
+    ///
+    /// # Errors
+    /// Of the file system, and for a file that is too long for an environment.
+    pub fn read_file(&self, volume: &Path, path: &str) -> io::Result<Option<String>> {
+        use std::io::Read;
+
+        use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
+        self.namespace.inside(|| {
+            let folder = fs::File::open(volume)?;
+            let how = OpenHow::new()
+                // A pipe must not keep us waiting.
+                .flags(OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)
+                .resolve(ResolveFlag::RESOLVE_IN_ROOT);
+            let file = match openat2(&folder, path, how) {
+                Err(nix::errno::Errno::ENOENT) => return Ok(None),
+                opened => fs::File::from(opened?),
+            };
+            if !file.metadata()?.is_file() {
+                return Err(io::Error::other("not a file"));
+            }
+            let mut text = String::new();
+            file.take(MAX_ENV_FILE + 1).read_to_string(&mut text)?;
+            match text.len() as u64 > MAX_ENV_FILE {
+                true => Err(io::Error::other("longer than 64 KiB")),
+                false => Ok(Some(text)),
+            }
+        })
     }
 
     /// Where mounts are made.
@@ -250,7 +284,9 @@ impl Volumes {
             return match made_for_us.map(String::as_str) {
                 Some(LOCAL_PATH) => {
                     let path = PathBuf::from(&source.path);
-                    provisioned(&path, pod).map_err(|e| format!("{}: {e}", source.path))?;
+                    self.note_local(&volume, &path)
+                        .and_then(|()| provisioned(&path, pod))
+                        .map_err(|e| format!("{}: {e}", source.path))?;
                     Ok(path)
                 }
                 _ => host_path(&source),
@@ -259,6 +295,35 @@ impl Volumes {
         Err(format!(
             "no volume plugin matched name: persistentvolume \"{volume}\" is not local"
         ))
+    }
+
+    /// Written before the folder is made, so that each one can be found again.
+    fn note_local(&self, name: &str, path: &Path) -> io::Result<()> {
+        use std::os::unix::ffi::OsStrExt;
+        fs::create_dir_all(&self.local)?;
+        fs::write(self.local.join(name), path.as_os_str().as_bytes())
+    }
+
+    /// Removes the folder that was made here for a local volume. Missing is success.
+    ///
+    /// # Errors
+    /// Of the file system.
+    pub fn remove_local(&self, name: &str) -> io::Result<()> {
+        use std::os::unix::ffi::OsStringExt;
+        let missing = |e: &io::Error| e.kind() == io::ErrorKind::NotFound;
+        // A name of ours, and no way to another folder.
+        if name.contains('/') || name.starts_with('.') {
+            return Ok(());
+        }
+        let note = self.local.join(name);
+        let path = match fs::read(&note) {
+            Err(e) if missing(&e) => return Ok(()),
+            read => PathBuf::from(std::ffi::OsString::from_vec(read?)),
+        };
+        match fs::remove_dir_all(&path) {
+            Err(e) if !missing(&e) => return Err(e),
+            _ => fs::remove_file(&note),
+        }
     }
 
     /// Unmounts and removes everything of a pod. Missing is success.

@@ -113,6 +113,10 @@ pub(super) fn observed(c: ContainerInspectResponse) -> Observed {
         image: config.image.unwrap_or_default(),
         image_id: c.image.unwrap_or_default(),
         limits: c.host_config.map(limits).unwrap_or_default(),
+        layer_path: c
+            .graph_driver
+            .and_then(|driver| driver.data.get("UpperDir").map(Into::into)),
+        log_path: c.log_path.filter(|path| !path.is_empty()).map(Into::into),
         labels: labels.into_iter().collect(),
     }
 }

@@ -74,3 +74,23 @@ pub(super) fn host_network(daemon: Option<u32>) -> HostNetwork {
     }
     HostNetwork::Unreachable
 }
+
+/// Kills every process of a session. What Docker executes leads a session of its own.
+pub(super) fn kill_session(leader: i32) {
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let session = |pid: i32| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // The name in parentheses may hold anything; after it: state, parent, group, session.
+        let rest = stat.rsplit_once(')')?.1;
+        rest.split_whitespace().nth(3)?.parse::<i32>().ok()
+    };
+    for entry in entries {
+        let name = entry.file_name();
+        let pid = name.to_str().and_then(|name| name.parse().ok());
+        if let Some(pid) = pid.filter(|pid| session(*pid) == Some(leader)) {
+            let process = nix::unistd::Pid::from_raw(pid);
+            // Ended by itself meanwhile, most likely.
+            let _ = nix::sys::signal::kill(process, nix::sys::signal::Signal::SIGKILL);
+        }
+    }
+}

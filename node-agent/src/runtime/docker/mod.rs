@@ -6,7 +6,6 @@
 mod answers;
 mod bodies;
 mod daemon;
-mod logs;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -31,9 +30,9 @@ use answers::{error, observed, output, pod_ref, role, unless_unchanged};
 use daemon::{HostNetwork, daemon_pid, host_network, least_oom_score};
 
 use super::{
-    BoxStream, ContainerSpec, ContainerStats, ExecSpec, Image, Listed, LogEntry, LogOptions,
-    Observed, PodRef, RegistryAuth, ResourceLimits, Result, Runtime, RuntimeError, RuntimeVersion,
-    SandboxSpec, Session, SessionId, State, Wake, label, pause,
+    BoxStream, ContainerSpec, ContainerStats, ExecSpec, Image, Listed, Observed, PodRef,
+    RegistryAuth, ResourceLimits, Result, Runtime, RuntimeError, RuntimeVersion, SandboxSpec,
+    Session, SessionId, State, Wake, label, pause,
 };
 
 /// How long the daemon may take to begin answering. It starts containers within this time even
@@ -452,7 +451,7 @@ impl Runtime for DockerRuntime {
     fn save_image(&self, reference: &str) -> BoxStream<Result<Bytes>> {
         let docker = self.docker.clone();
         let reference = reference.to_string();
-        Box::pin(logs::async_stream(move |send| async move {
+        Box::pin(async_stream(move |send| async move {
             let mut pieces = Box::pin(docker.export_image(&reference));
             while let Some(piece) = pieces.next().await {
                 if send.send(piece.map_err(error)).await.is_err() {
@@ -472,10 +471,6 @@ impl Runtime for DockerRuntime {
             Ok(_) | Err(RuntimeError::NotFound(_)) => Ok(()),
             Err(e) => Err(e),
         }
-    }
-
-    fn logs(&self, id: &str, options: &LogOptions) -> BoxStream<Result<LogEntry>> {
-        logs::read(self.docker.clone(), id, options)
     }
 
     async fn exec(&self, id: &str, spec: &ExecSpec) -> Result<Session> {
@@ -569,6 +564,18 @@ impl Runtime for DockerRuntime {
         }
     }
 
+    async fn end_exec(&self, session: &SessionId) -> Result<()> {
+        let SessionId::Exec(id) = session else {
+            return Ok(());
+        };
+        let exec = self.docker.inspect_exec(id).await.map_err(error)?;
+        let leader = exec.pid.filter(|_| exec.running == Some(true));
+        if let Some(leader) = leader.and_then(|pid| i32::try_from(pid).ok()) {
+            daemon::kill_session(leader);
+        }
+        Ok(())
+    }
+
     async fn stats(&self, id: &str) -> Result<ContainerStats> {
         let options = query::StatsOptionsBuilder::new()
             .stream(false)
@@ -602,4 +609,23 @@ impl Runtime for DockerRuntime {
             read_at: Some(Timestamp::now()),
         })
     }
+}
+
+/// A stream fed by a task that ends with its reader.
+fn async_stream<T, F, Fut>(produce: F) -> tokio_stream::wrappers::ReceiverStream<T>
+where
+    T: Send + 'static,
+    F: FnOnce(tokio::sync::mpsc::Sender<T>) -> Fut,
+    Fut: Future<Output = ()> + Send + 'static,
+{
+    let (send, receive) = tokio::sync::mpsc::channel(64);
+    let closed = send.clone();
+    let work = produce(send);
+    tokio::spawn(async move {
+        tokio::select! {
+            () = work => {}
+            () = closed.closed() => {}
+        }
+    });
+    tokio_stream::wrappers::ReceiverStream::new(receive)
 }
