@@ -90,20 +90,14 @@ fn api_servers(server: &Server, api: &kube::Config) -> BTreeSet<String> {
     let slices = server.ctx.endpoint_slices.iter();
     let slices = slices.flat_map(|slices| slices.in_namespace("default"));
     for slice in slices {
-        let labels = slice.metadata.labels.as_ref();
-        let of = labels.and_then(|labels| labels.get("kubernetes.io/service-name"));
-        if of.is_none_or(|name| name != "kubernetes") {
+        if slice.service() != Some("kubernetes") {
             continue;
         }
-        let port = slice.ports.iter().flatten().find_map(|p| p.port);
-        let port = port.and_then(|port| u16::try_from(port).ok());
-        let Some(port) = port else { continue };
-        for endpoint in slice.endpoints.iter().flatten() {
-            let addresses = endpoint.addresses.iter();
-            let addresses =
-                addresses.filter_map(|ip| Some(SocketAddr::new(ip.parse().ok()?, port)));
-            found.extend(addresses.map(url));
-        }
+        let Some(port) = slice.ports.iter().find_map(|p| p.number) else {
+            continue;
+        };
+        let ips = slice.endpoints.iter().filter_map(|endpoint| endpoint.ip);
+        found.extend(ips.map(|ip| url(SocketAddr::new(ip, port))));
     }
     found
 }
