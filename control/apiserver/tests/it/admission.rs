@@ -284,13 +284,15 @@ async fn nobody_grants_what_they_do_not_have() {
             "apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": name,
         }})
     };
-    let refused = cluster.as_agent("n", "POST", &bindings, &binding("Role", "r"));
+    let own = binding("Role", "r");
+    let refused = cluster.as_agent("n", "POST", &bindings, &own);
     let status = refused.await.expect(403);
     assert_eq!(
         status["message"],
         format!("rolebindings.rbac.authorization.k8s.io \"b\" is forbidden: {missing}")
     );
-    let refused = cluster.as_agent("n", "POST", &bindings, &binding("ClusterRole", "none"));
+    let none = binding("ClusterRole", "none");
+    let refused = cluster.as_agent("n", "POST", &bindings, &none);
     let status = refused.await.expect(404);
     assert_eq!(
         status["message"],
