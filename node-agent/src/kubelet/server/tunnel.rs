@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
 use super::Server;
+use crate::endpoints::SERVICE_NAME_LABEL;
 use crate::kubelet::pod;
 
 /// The same names are in the API server's `tunnel`.
@@ -91,19 +92,13 @@ fn api_servers(server: &Server, api: &kube::Config) -> BTreeSet<String> {
     let slices = slices.flat_map(|slices| slices.in_namespace("default"));
     for slice in slices {
         let labels = slice.metadata.labels.as_ref();
-        let of = labels.and_then(|labels| labels.get("kubernetes.io/service-name"));
-        if of.is_none_or(|name| name != "kubernetes") {
+        let of = labels.and_then(|labels| labels.get(SERVICE_NAME_LABEL));
+        let port = slice.ports.iter().find_map(|port| port.number);
+        let (Some("kubernetes"), Some(port)) = (of.map(String::as_str), port) else {
             continue;
-        }
-        let port = slice.ports.iter().flatten().find_map(|p| p.port);
-        let port = port.and_then(|port| u16::try_from(port).ok());
-        let Some(port) = port else { continue };
-        for endpoint in slice.endpoints.iter().flatten() {
-            let addresses = endpoint.addresses.iter();
-            let addresses =
-                addresses.filter_map(|ip| Some(SocketAddr::new(ip.parse().ok()?, port)));
-            found.extend(addresses.map(url));
-        }
+        };
+        let addresses = slice.endpoints.iter().filter_map(|endpoint| endpoint.ip);
+        found.extend(addresses.map(|ip| url(SocketAddr::new(ip, port))));
     }
     found
 }
