@@ -102,7 +102,7 @@ fn sysctls(input: &Input<'_>) -> Result<(), Rejection> {
             None => *pattern == name,
         };
         let mut known = skep_api::pod::SAFE_SYSCTLS.iter();
-        let safe = known.any(|(known, _)| known == name);
+        let safe = known.any(|(known, _)| *known == name);
         if !safe && !((network || ipc) && input.unsafe_sysctls.iter().any(allowed)) {
             return forbidden("not allowlisted");
         }
