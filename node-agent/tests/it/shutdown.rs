@@ -20,17 +20,20 @@ async fn pods_end_by_priority_and_no_more_come() {
     let obeys = "trap 'exit 0' TERM; while :; do sleep 0.1; done";
     let ignores = "trap '' TERM; while :; do sleep 0.1; done";
     node.create("web", spec(0, obeys));
-    node.create("stubborn", spec(0, ignores));
+    let mut stubborn = spec(0, ignores);
+    // Killed well within its group's time, even where Docker is slow.
+    stubborn["terminationGracePeriodSeconds"] = json!(1);
+    node.create("stubborn", stubborn);
     node.create("system", spec(2_000_000_000, obeys));
     for name in ["web", "stubborn", "system"] {
         node.wait_phase(name, "Running").await;
     }
     let ctx = node.ctx.clone().expect("runs");
     let seconds = Duration::from_secs;
-    let periods = Periods::new(seconds(8), seconds(4)).expect("periods");
+    let periods = Periods::new(seconds(14), seconds(4)).expect("periods");
     let begun = std::time::Instant::now();
     shutdown::run(&ctx, &periods).await;
-    assert!(begun.elapsed() < seconds(14), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < seconds(20), "{:?}", begun.elapsed());
     let mut ended = Vec::new();
     for name in ["web", "stubborn", "system"] {
         let pod = node.wait_phase(name, "Failed").await;
