@@ -25,6 +25,7 @@ use skep_agent::runtime::Runtime;
 use skep_agent::runtime::docker::DockerRuntime;
 use skep_agent::runtime::hollow::HollowRuntime;
 use skep_client::informer::Informers;
+use skep_datapath::XdpMode;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -97,6 +98,10 @@ struct Options {
     /// The device to other nodes. Default: the one that holds the node's address.
     #[arg(long, value_name = "IFACE", global = true)]
     uplink: Option<String>,
+    /// Whether XDP on the uplink handles what it can of the traffic from outside, before the stack. `auto`: in the
+    /// device's driver where it pays, else not at all. `generic` works with every device and is slower than none.
+    #[arg(long, value_enum, default_value = "auto", global = true)]
+    xdp: Xdp,
     /// A folder of files that describe static pods.
     #[arg(long, value_name = "DIR", global = true)]
     pod_manifest_path: Option<PathBuf>,
@@ -180,6 +185,14 @@ enum PodNetworkWay {
     Vxlan,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Xdp {
+    Auto,
+    Native,
+    Generic,
+    Off,
+}
+
 fn main() -> Result<()> {
     tracing_subscriber::fmt()
         .with_env_filter(
@@ -235,6 +248,12 @@ fn network_config(options: &Options, node_name: &str, node_ip: IpAddr) -> NodeNe
         way: match options.pod_network {
             PodNetworkWay::Native => Way::Native,
             PodNetworkWay::Vxlan => Way::Vxlan,
+        },
+        xdp: match options.xdp {
+            Xdp::Auto => XdpMode::Auto,
+            Xdp::Native => XdpMode::Native,
+            Xdp::Generic => XdpMode::Generic,
+            Xdp::Off => XdpMode::Off,
         },
     }
 }

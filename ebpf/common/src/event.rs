@@ -23,6 +23,7 @@ pub enum Hook {
     FromNet = 2,
     ToNet = 3,
     Socket = 4,
+    Xdp = 5,
 }
 
 /// Bytes of the ring; a full ring drops events, never packets.

@@ -15,6 +15,7 @@ use skep_ebpf_common::flow::*;
 use skep_ebpf_common::reason::Reason;
 use skep_ebpf_common::{Address, ICMP, ICMPV6, PortBe, TCP, UDP};
 
+use crate::context::Context;
 use crate::count::now;
 use crate::maps::{FLOWS, Scratch, config};
 use crate::packet::{ACK, ETH_LEN, FIN, Packet, RST, SYN, Tuple, load, store};
@@ -181,7 +182,7 @@ pub struct Wanted {
 /// port that another client has just used would meet that connection in TIME_WAIT and lose a
 /// second, so it is taken last, and the longest unused one first.
 #[inline(never)]
-pub fn create(skb: *mut __sk_buff, scratch: &mut Scratch) -> u32 {
+pub fn create<C: Context>(context: C, scratch: &mut Scratch) -> u32 {
     let Scratch {
         packet,
         wanted,
@@ -214,7 +215,7 @@ pub fn create(skb: *mut __sk_buff, scratch: &mut Scratch) -> u32 {
     let mut keep_port = wanted.source == key.source
         || key.protocol == ICMP
         || key.protocol == ICMPV6
-        || (may_keep(key.source_port.get()) && taken_by_node(skb, answer_key) == 0);
+        || (may_keep(key.source_port.get()) && taken_by_node(context, answer_key) == 0);
     // SAFETY: read at once.
     if let Some(before) = unsafe { FLOWS.get(key) }
         && before.flags & flow_flags::REVERSE == 0
@@ -292,6 +293,15 @@ pub fn create(skb: *mut __sk_buff, scratch: &mut Scratch) -> u32 {
     0
 }
 
+/// Forgets what [`create`] has just made: policy does not let the connection begin, and its next
+/// packet must not find it begun.
+#[inline(never)]
+pub fn forget_created(scratch: &Scratch) -> u32 {
+    let _ = FLOWS.remove(scratch.answer.reverse_key(scratch.answer_key.protocol));
+    let _ = FLOWS.remove(&scratch.answer_key);
+    0
+}
+
 /// Ports that a client may keep behind the node's address: no server's, no NodePort's.
 #[inline(always)]
 fn may_keep(port: u16) -> bool {
@@ -300,7 +310,7 @@ fn may_keep(port: u16) -> bool {
 
 /// Whether a socket of the node would get this answer (`bpf_skc_lookup_tcp`, Linux 5.2).
 #[inline(never)]
-fn taken_by_node(skb: *mut __sk_buff, answer: &FlowKey) -> u32 {
+fn taken_by_node<C: Context>(context: C, answer: &FlowKey) -> u32 {
     /// The namespace of the packet's interface.
     const CURRENT_NETNS: u64 = u64::MAX;
     // SAFETY: all-zero is a valid value.
@@ -325,8 +335,8 @@ fn taken_by_node(skb: *mut __sk_buff, answer: &FlowKey) -> u32 {
     // SAFETY: the tuple and its length agree; what is found is released at once.
     unsafe {
         let socket = match answer.protocol {
-            TCP => bpf_skc_lookup_tcp(skb.cast(), &raw mut tuple, len, CURRENT_NETNS, 0),
-            UDP => bpf_sk_lookup_udp(skb.cast(), &raw mut tuple, len, CURRENT_NETNS, 0),
+            TCP => bpf_skc_lookup_tcp(context.raw(), &raw mut tuple, len, CURRENT_NETNS, 0),
+            UDP => bpf_sk_lookup_udp(context.raw(), &raw mut tuple, len, CURRENT_NETNS, 0),
             _ => return 0,
         };
         if socket.is_null() {

@@ -1,20 +1,26 @@
 //! Where a packet goes once its addresses are final: straight into a local pod, straight to a
 //! neighbour, or up to the stack.
 
-use core::mem::zeroed;
+use core::mem::{offset_of, zeroed};
+use core::ptr::addr_of;
 
-use aya_ebpf::bindings::{__sk_buff, bpf_fib_lookup as FibLookup, bpf_redir_neigh};
+use aya_ebpf::bindings::{__sk_buff, bpf_fib_lookup as FibLookup, bpf_redir_neigh, xdp_md};
 use aya_ebpf::helpers::generated::{bpf_fib_lookup, bpf_redirect_neigh, bpf_redirect_peer};
+use skep_ebpf_common::Address;
 use skep_ebpf_common::event::Hook;
 use skep_ebpf_common::node::{MARK_DONE, Pod};
 use skep_ebpf_common::reason::Reason;
 
-use crate::count::{count, report};
-use crate::maps::{Scratch, config};
-use crate::packet::{Packet, decrement_hop_limit, ifindex, set_mark, store};
+use crate::context::Context;
+use crate::count::{count, now, report};
+use crate::maps::{Scratch, WAYS, config};
+use crate::packet::{Packet, Tuple, decrement_hop_limit, ifindex, set_mark, store};
 
 pub const PASS: i32 = 0; // TC_ACT_OK
 pub const DROP: i32 = 2; // TC_ACT_SHOT
+
+/// Of the ways that a CPU remembers.
+pub const WAYS_BITS: u32 = 8;
 
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
@@ -128,6 +134,75 @@ fn to_tunnel(next_hop: &NextHop) -> bool {
     })
 }
 
+/// The Ethernet addresses of a frame for `pod`, as the packet has them.
+#[inline(always)]
+pub fn pod_macs(pod: &Pod) -> [u32; 3] {
+    const _: () = assert!(offset_of!(Pod, host_mac) == offset_of!(Pod, mac) + 6);
+    const _: () = assert!(offset_of!(Pod, mac) % 4 == 0);
+    // SAFETY: 12 bytes side by side, aligned as asserted.
+    unsafe { addr_of!(pod.mac).cast::<[u32; 3]>().read() }
+}
+
+/// What this CPU has learned of the way from an address to another, for the rest of the second.
+#[repr(C)]
+pub struct Way {
+    source: Address,
+    destination: Address,
+    seen: u32,
+    /// Largest packet; 0 = not by XDP out of the uplink.
+    mtu: u32,
+    macs: [u32; 3],
+}
+
+/// The Ethernet addresses for a packet with the addresses of `scratch.new`, where it goes back out
+/// of the uplink to a neighbour that is known.
+#[inline(always)]
+pub fn next_hop_macs(frame: *mut xdp_md, scratch: &mut Scratch) -> Option<[u32; 3]> {
+    let Scratch { packet, new, .. } = scratch;
+    let now = now();
+    let hash = (new.source.v4_be() ^ new.destination.v4_be()).wrapping_mul(0x9e37_79b1);
+    let way = WAYS.get_ptr_mut(hash >> (32 - WAYS_BITS))?;
+    // SAFETY: this CPU's element, used by one program at a time.
+    let way = unsafe { &mut *way };
+    if way.seen != now || way.source != new.source || way.destination != new.destination {
+        find_way(frame, packet.len, new, way, now);
+    }
+    (packet.len <= way.mtu).then_some(way.macs)
+}
+
+#[inline(never)]
+fn find_way(frame: *mut xdp_md, len: u32, new: &Tuple, way: &mut Way, now: u32) -> u32 {
+    // SAFETY: all-zero is a valid value.
+    let mut params: FibLookup = unsafe { zeroed() };
+    params.ifindex = frame.ifindex();
+    params.__bindgen_anon_1.tot_len = len as u16;
+    set_addresses(&mut params, &new.source, &new.destination);
+    // SAFETY: the pointer and its length agree.
+    let result = unsafe {
+        bpf_fib_lookup(
+            frame.cast(),
+            &raw mut params,
+            size_of::<FibLookup>() as i32,
+            0,
+        )
+    };
+    way.source = new.source;
+    way.destination = new.destination;
+    way.seen = now;
+    way.mtu = 0;
+    if result == FIB_SUCCESS && params.ifindex == frame.ifindex() {
+        // SAFETY: the helper has written it.
+        way.mtu = unsafe { params.__bindgen_anon_1.mtu_result } as u32;
+        let (to, from) = (params.dmac, params.smac);
+        way.macs = [
+            u32::from_ne_bytes([to[0], to[1], to[2], to[3]]),
+            u32::from_ne_bytes([to[4], to[5], from[0], from[1]]),
+            u32::from_ne_bytes([from[2], from[3], from[4], from[5]]),
+        ];
+    }
+    0
+}
+
 #[repr(C)]
 pub struct NextHop {
     ifindex: u32,
@@ -142,15 +217,7 @@ fn look_up_route(skb: *mut __sk_buff, packet: &Packet, next_hop: &mut NextHop) -
     let mut params: FibLookup = unsafe { zeroed() };
     params.ifindex = ifindex(skb);
     params.l4_protocol = packet.key.protocol;
-    if packet.key.destination.is_v4() {
-        params.family = AF_INET;
-        params.__bindgen_anon_3.ipv4_src = packet.key.source.v4_be();
-        params.__bindgen_anon_4.ipv4_dst = packet.key.destination.v4_be();
-    } else {
-        params.family = AF_INET6;
-        params.__bindgen_anon_3.ipv6_src = packet.key.source.0;
-        params.__bindgen_anon_4.ipv6_dst = packet.key.destination.0;
-    }
+    set_addresses(&mut params, &packet.key.source, &packet.key.destination);
     // SAFETY: the pointer and its length agree.
     let result = unsafe {
         bpf_fib_lookup(
@@ -165,4 +232,17 @@ fn look_up_route(skb: *mut __sk_buff, packet: &Packet, next_hop: &mut NextHop) -
     // SAFETY: the helper has written the next hop; an IPv4 address is the first word.
     next_hop.address = unsafe { params.__bindgen_anon_4.ipv6_dst };
     result as i32
+}
+
+#[inline(always)]
+fn set_addresses(params: &mut FibLookup, source: &Address, destination: &Address) {
+    if destination.is_v4() {
+        params.family = AF_INET;
+        params.__bindgen_anon_3.ipv4_src = source.v4_be();
+        params.__bindgen_anon_4.ipv4_dst = destination.v4_be();
+    } else {
+        params.family = AF_INET6;
+        params.__bindgen_anon_3.ipv6_src = source.0;
+        params.__bindgen_anon_4.ipv6_dst = destination.0;
+    }
 }

@@ -12,7 +12,7 @@ use skep_ebpf_common::reason::MAX_REASONS;
 use skep_ebpf_common::service::*;
 
 use crate::flow::Wanted;
-use crate::forward::NextHop;
+use crate::forward::{NextHop, WAYS_BITS, Way};
 use crate::packet::{Packet, Tuple};
 
 /// `BPF_F_MMAPABLE`: the agent writes these through memory.
@@ -67,6 +67,9 @@ pub static SERVICE_COUNTERS: PerCpuArray<ServiceCounters, { MAX_SERVICES as usiz
     PerCpuArray::new();
 #[btf_map]
 pub static EVENTS: RingBuf<FlowEvent, { EVENT_RING_BYTES as usize }> = RingBuf::new();
+
+#[btf_map]
+pub static WAYS: PerCpuArray<Way, { 1 << WAYS_BITS }> = PerCpuArray::new();
 
 #[btf_map]
 static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();

@@ -15,9 +15,10 @@ use skep_ebpf_common::service::*;
 use skep_ebpf_common::{Address, SCTP};
 
 use crate::announce::{answer_arp, is_announced};
+use crate::context::Context;
 use crate::count::{count, report, service_connection, service_refused};
 use crate::flow::{
-    Followed, answer_taken, create, follow, opens, return_via, translate_icmp_error,
+    Followed, answer_taken, create, follow, forget_created, opens, return_via, translate_icmp_error,
 };
 use crate::forward::{DROP, PASS, deliver, drop, route};
 use crate::maps::{NETWORKS, SOURCE_RANGES, Scratch, config, scratch};
@@ -67,7 +68,7 @@ fn arrived(skb: *mut __sk_buff, scratch: &mut Scratch) -> i32 {
             0 => PASS,
             1 => {
                 count(Reason::IcmpTranslated);
-                onward(skb, scratch, None)
+                onward(skb, scratch, None, false)
             }
             _ => drop(skb, packet, Reason::Rewrite, Hook::FromNet, 0),
         };
@@ -91,7 +92,7 @@ fn arrived(skb: *mut __sk_buff, scratch: &mut Scratch) -> i32 {
         if !found || scratch.frontend.flags & frontend_flags::INTERNAL_ONLY != 0 {
             return PASS;
         }
-        match serve(skb, scratch) {
+        match serve(skb, Hook::FromNet, scratch) {
             SERVED => {}
             REFUSED => {
                 let service = scratch.frontend.service;
@@ -106,41 +107,46 @@ fn arrived(skb: *mut __sk_buff, scratch: &mut Scratch) -> i32 {
                 // addresses the unreachable route of the Service range does.
                 return PASS;
             }
-            reason => return failed(skb, scratch, reason - FAILED),
+            code => {
+                report_failure(skb, Hook::FromNet, scratch, code);
+                return DROP;
+            }
         }
     }
     if rewrite(skb, &mut scratch.packet, &scratch.new).is_none() {
         return drop(skb, &scratch.packet, Reason::Rewrite, Hook::FromNet, 0);
     }
-    onward(skb, scratch, followed.as_ref())
+    onward(skb, scratch, followed.as_ref(), followed.is_none())
 }
 
 /// What [`serve`] did; from [`FAILED`] on a reason.
-const SERVED: u32 = 0;
-const REFUSED: u32 = 1;
-const FAILED: u32 = 2;
+pub const SERVED: u32 = 0;
+pub const REFUSED: u32 = 1;
+pub const FAILED: u32 = 2;
 
+/// Counts why [`serve`] failed.
 #[inline(always)]
-fn failed(skb: *mut __sk_buff, scratch: &Scratch, code: u32) -> i32 {
-    let reason = match code {
+pub fn report_failure<C: Context>(context: C, hook: Hook, scratch: &Scratch, code: u32) {
+    let reason = match code - FAILED {
         code if code == Reason::SourceRange as u32 => Reason::SourceRange,
         code if code == Reason::NoLocalBackend as u32 => Reason::NoLocalBackend,
         code if code == Reason::SctpPort as u32 => Reason::SctpPort,
         code if code == Reason::NoPort as u32 => Reason::NoPort,
         _ => Reason::FlowTableFull,
     };
-    drop(
-        skb,
-        &scratch.packet,
+    let service = scratch.frontend.service;
+    report(
+        &scratch.packet.key,
         reason,
-        Hook::FromNet,
-        scratch.frontend.service,
-    )
+        hook,
+        service,
+        context.ifindex(),
+    );
 }
 
 /// A new connection from outside to a Service: chooses a backend and creates the flow.
 #[inline(never)]
-fn serve(skb: *mut __sk_buff, scratch: &mut Scratch) -> u32 {
+pub fn serve<C: Context>(context: C, hook: Hook, scratch: &mut Scratch) -> u32 {
     let Scratch {
         packet,
         wanted,
@@ -206,16 +212,16 @@ fn serve(skb: *mut __sk_buff, scratch: &mut Scratch) -> u32 {
     } else if network_of(&key.source) & network_flags::CLUSTER != 0 {
         set_tracked(&wanted.destination);
     }
-    match create(skb, scratch) {
+    match create(context, scratch) {
         0 => {}
         code => return FAILED + code - 1,
     }
     report(
         &scratch.packet.key,
         Reason::FlowCreated,
-        Hook::FromNet,
+        hook,
         service,
-        ifindex(skb),
+        context.ifindex(),
     );
     service_connection(service);
     SERVED
@@ -340,13 +346,27 @@ fn from_entry_node(skb: *mut __sk_buff, scratch: &mut Scratch, pod: &Pod, via: u
     deliver(skb, packet, pod, Hook::FromNet)
 }
 
-/// To where the translated packet belongs.
+/// To where the translated packet belongs; `begun` says that its flow was made for it.
 #[inline(always)]
-fn onward(skb: *mut __sk_buff, scratch: &mut Scratch, followed: Option<&Followed>) -> i32 {
+fn onward(
+    skb: *mut __sk_buff,
+    scratch: &mut Scratch,
+    followed: Option<&Followed>,
+    begun: bool,
+) -> i32 {
     let packet = &mut scratch.packet;
     if let Some(pod) = pod_at(&packet.key.destination) {
         if !policy::allows_ingress(packet, pod, followed) {
-            return drop(skb, packet, Reason::PolicyIngress, Hook::FromNet, 0);
+            if begun {
+                forget_created(scratch);
+            }
+            return drop(
+                skb,
+                &scratch.packet,
+                Reason::PolicyIngress,
+                Hook::FromNet,
+                0,
+            );
         }
         return deliver(skb, packet, pod, Hook::FromNet);
     }

@@ -11,6 +11,7 @@ use aya_ebpf::helpers::generated::{
 use skep_ebpf_common::flow::{FlowKey, FragmentKey, FragmentPorts};
 use skep_ebpf_common::{Address, ICMP, ICMPV6, PortBe, SCTP, TCP, UDP};
 
+use crate::context::Context;
 use crate::maps::FRAGMENTS;
 
 pub const ETH_LEN: u32 = 14;
@@ -29,6 +30,8 @@ pub struct Packet {
     pub key: FlowKey,
     /// Offset of the transport header.
     pub l4: u32,
+    /// Of the whole, from the IP header on, as that header says.
+    pub len: u32,
     /// TCP flags, else 0.
     pub tcp_flags: u8,
     pub hop_limit: u8,
@@ -117,9 +120,8 @@ pub fn set_mark(skb: *mut __sk_buff, mark: u32) {
 }
 
 #[inline(always)]
-pub fn ifindex(skb: *mut __sk_buff) -> u32 {
-    // SAFETY: the hook's context.
-    unsafe { addr_of!((*skb).ifindex).read_volatile() }
+pub fn ifindex(context: impl Context) -> u32 {
+    context.ifindex()
 }
 
 #[inline(always)]
@@ -163,6 +165,7 @@ fn parse_v4(skb: *mut __sk_buff, packet: &mut Packet) -> Option<()> {
     packet.key.protocol = protocol;
     packet.key._pad = [0; 3];
     packet.l4 = ETH_LEN + header_len;
+    packet.len = first & 0xffff;
     packet.tcp_flags = 0;
     packet._pad = 0;
     if fragment & 0x1fff != 0 {
@@ -186,6 +189,7 @@ fn parse_v6(skb: *mut __sk_buff, packet: &mut Packet) -> Option<()> {
     packet.key.protocol = protocol;
     packet.key._pad = [0; 3];
     packet.l4 = ETH_LEN + 40;
+    packet.len = 40 + (word >> 16);
     packet.tcp_flags = 0;
     packet._pad = 0;
     // Extension headers, fragments included, are left to the stack.

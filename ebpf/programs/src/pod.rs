@@ -12,7 +12,7 @@ use skep_ebpf_common::node::{Pod, config_flags, network_flags, pod_flags};
 use skep_ebpf_common::reason::Reason;
 
 use crate::count::{count, service_connection, service_refused};
-use crate::flow::{create, follow, translate_icmp_error};
+use crate::flow::{create, follow, forget_created, translate_icmp_error};
 use crate::forward::{DROP, PASS, deliver, drop, routable, route, tunnel};
 use crate::maps::{NETWORKS, PODS, Scratch, config, scratch};
 use crate::packet::{Packet, Parsed, Shape, ifindex, parse, rewrite};
@@ -102,12 +102,14 @@ fn sent(skb: *mut __sk_buff, scratch: &mut Scratch) -> i32 {
     }
 
     let mut followed = None;
+    let mut begun = false;
     if packet.has_tuple() {
         followed = follow(packet, &mut scratch.new);
         let translated = match followed {
             Some(_) => NEW_TUPLE,
             None => translation(skb, scratch, network),
         };
+        begun = followed.is_none() && translated == NEW_TUPLE;
         if translated >= FAILED {
             return failed(skb, &scratch.packet, translated);
         }
@@ -116,15 +118,23 @@ fn sent(skb: *mut __sk_buff, scratch: &mut Scratch) -> i32 {
         }
     }
     let packet = &mut scratch.packet;
-    if !policy::allows_egress(packet, pod, followed.as_ref()) {
-        return drop(skb, packet, Reason::PolicyEgress, Hook::FromPod, 0);
-    }
     let peer = pod_at(&packet.key.destination);
-    if let Some(peer) = peer
+    let denied = if !policy::allows_egress(packet, pod, followed.as_ref()) {
+        Some(Reason::PolicyEgress)
+    } else if let Some(peer) = peer
         && !policy::allows_ingress(packet, peer, followed.as_ref())
     {
-        return drop(skb, packet, Reason::PolicyIngress, Hook::FromPod, 0);
+        Some(Reason::PolicyIngress)
+    } else {
+        None
+    };
+    if let Some(reason) = denied {
+        if begun {
+            forget_created(scratch);
+        }
+        return drop(skb, &scratch.packet, reason, Hook::FromPod, 0);
     }
+    let packet = &scratch.packet;
     if packet.has_tuple() && (pod.flags | flags_of(peer)) & ISOLATED != 0 {
         match &followed {
             Some(followed) => policy::renew(packet, followed),

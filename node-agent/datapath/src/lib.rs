@@ -24,6 +24,7 @@ pub mod services;
 mod slots;
 mod sys;
 mod table;
+mod xdp;
 
 pub use counters::{ReasonCount, ServiceCount};
 pub use error::Error;
@@ -31,4 +32,5 @@ pub use flows::{FlowEntry, Sweep};
 pub use loader::{Datapath, DatapathConfig, Limits, PacketResult, Verdict, cleanup, ensure_bpffs};
 pub use pods::PodLink;
 pub use skep_ebpf_common as layout;
-pub use sys::netns_cookie;
+pub use sys::{netns_cookie, take_frames};
+pub use xdp::{XdpMode, XdpState};

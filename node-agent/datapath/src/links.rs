@@ -30,6 +30,18 @@ impl Links {
         target: &Target<'_>,
         attach_type: AttachType,
     ) -> Result<(), Error> {
+        self.attach_with(name, program, target, attach_type, 0)
+    }
+
+    /// `flags` are those of the attach type; a link that exists keeps its own.
+    pub(crate) fn attach_with(
+        &self,
+        name: &str,
+        program: BorrowedFd<'_>,
+        target: &Target<'_>,
+        attach_type: AttachType,
+        flags: u32,
+    ) -> Result<(), Error> {
         let path = self.path(name);
         match sys::open_pin(&path) {
             Ok(link) => match sys::link_update(link.as_fd(), program) {
@@ -43,7 +55,7 @@ impl Links {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(Error::file("open", path, error)),
         }
-        let link = sys::link_create(program, target, attach_type)
+        let link = sys::link_create(program, target, attach_type, flags)
             .map_err(|error| Error::kernel("attach", name, error))?;
         sys::pin(link.as_fd(), &path).map_err(|error| Error::file("pin", path, error))
     }

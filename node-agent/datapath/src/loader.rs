@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use aya::maps::MapData;
 use aya::programs::{
-    CgroupSockAddr, Program, ProgramError, SchedClassifier, TestRun, TestRunOptions,
+    CgroupSockAddr, Program, ProgramError, SchedClassifier, TestRun, TestRunOptions, Xdp,
 };
 use aya::{Ebpf, EbpfLoader};
 use ipnet::IpNet;
@@ -37,6 +37,7 @@ use crate::policy::{PolicyState, PolicyTables};
 use crate::services::ServiceTables;
 use crate::sys::{AttachType, Target, netns_cookie, send_frames};
 use crate::table::{Plain, Table, possible_cpus};
+use crate::xdp::{self, XdpMode, XdpState};
 
 static PROGRAMS: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/skep-programs"));
 
@@ -77,6 +78,7 @@ pub struct DatapathConfig {
     pub node_ips: Vec<IpAddr>,
     /// Hide pods behind the node's address when they leave the cluster.
     pub masquerade: bool,
+    pub xdp: XdpMode,
     pub limits: Limits,
 }
 
@@ -88,6 +90,8 @@ pub enum Verdict {
     Drop,
     /// Past the stack, into a pod or to a neighbour.
     Redirect,
+    /// Out of the interface that it came by (XDP).
+    Return,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -103,6 +107,8 @@ pub struct PacketResult {
 pub struct Datapath {
     ebpf: Mutex<Ebpf>,
     links: Links,
+    /// On the uplink.
+    xdp: XdpState,
     services: Mutex<ServiceTables>,
     node: NodeTables,
     policy: PolicyTables,
@@ -121,6 +127,8 @@ const SOCKET_HOOKS: [(&str, AttachType); 8] = [
     ("recvmsg6", AttachType::Recvmsg6),
     ("getpeername6", AttachType::Getpeername6),
 ];
+
+pub(crate) const XDP_PROGRAM: &str = "xdp_net";
 
 const PACKET_PROGRAMS: [&str; 4] = ["from_pod", "to_pod", "from_net", "to_net"];
 
@@ -176,6 +184,8 @@ impl Datapath {
         for name in PACKET_PROGRAMS {
             load::<SchedClassifier>(&mut ebpf, name, SchedClassifier::load)?;
         }
+        // Kernels before 5.18 refuse it; tc does without.
+        let xdp_refused = load::<Xdp>(&mut ebpf, XDP_PROGRAM, Xdp::load).err();
 
         let slots = table_fd(&ebpf, "SLOTS")?;
         let backends = table_fd(&ebpf, "BACKENDS")?;
@@ -207,9 +217,10 @@ impl Datapath {
             cpus: possible_cpus()
                 .map_err(|error| Error::file("read", "/sys/devices/system/cpu/possible", error))?,
         };
-        let datapath = Self {
+        let mut datapath = Self {
             ebpf: Mutex::new(ebpf),
             links,
+            xdp: XdpState::off("there is no uplink"),
             services: Mutex::new(services),
             node,
             policy,
@@ -222,6 +233,12 @@ impl Datapath {
         datapath.attach_sockets(&config.cgroup)?;
         if let Some(ifindex) = config.uplink_ifindex {
             datapath.attach_uplink(ifindex)?;
+            // After tc, which takes what XDP leaves.
+            let attached = match xdp_refused {
+                Some(error) => Err(error),
+                None => xdp::attach(&datapath.ebpf.lock(), &datapath.links, ifindex, config.xdp),
+            };
+            datapath.xdp = attached.unwrap_or_else(|error| XdpState::off(error.to_string()));
         }
         Ok(datapath)
     }
@@ -261,6 +278,11 @@ impl Datapath {
                 .attach(name, fd, &Target::Cgroup(folder.as_fd()), attach_type)?;
         }
         Ok(())
+    }
+
+    /// Whether XDP handles what it can of the uplink's traffic.
+    pub fn xdp(&self) -> &XdpState {
+        &self.xdp
     }
 
     fn attach_uplink(&self, ifindex: u32) -> Result<(), Error> {
@@ -420,36 +442,62 @@ impl Datapath {
         /// `struct __sk_buff` up to `hwtstamp`; zero but for the interface.
         const CONTEXT_LEN: usize = 192;
         const IFINDEX: usize = 40;
+        const TC_VERDICTS: &[(u32, Verdict)] = &[
+            (0, Verdict::Pass),
+            (2, Verdict::Drop),
+            (7, Verdict::Redirect),
+        ];
+        const XDP_VERDICTS: &[(u32, Verdict)] = &[
+            (1, Verdict::Drop),
+            (2, Verdict::Pass),
+            (3, Verdict::Return),
+            (4, Verdict::Redirect),
+        ];
         let refused = |detail: String| Error::Program {
             program: program.to_string(),
             detail,
         };
         let ebpf = self.ebpf.lock();
-        let classifier: &SchedClassifier = ebpf
+        let found = ebpf
             .program(program)
-            .ok_or_else(|| refused("not built".into()))?
-            .try_into()
-            .map_err(|error: ProgramError| refused(error.to_string()))?;
-        let mut context = [0u8; CONTEXT_LEN];
-        context[IFINDEX..IFINDEX + 4].copy_from_slice(&ifindex.to_ne_bytes());
+            .ok_or_else(|| refused("not built".into()))?;
         let mut output = vec![0u8; frame.len() + 256];
         let options = TestRunOptions {
             data_in: Some(frame),
             data_out: Some(&mut output),
-            ctx_in: Some(&context),
             repeat: repeat.max(1),
             ..TestRunOptions::new()
         };
-        let result = classifier
-            .test_run(options)
-            .map_err(|error| refused(last_words(&error)))?;
-        output.truncate(result.data_size_out as usize);
-        let verdict = match result.return_value {
-            0 => Verdict::Pass,
-            2 => Verdict::Drop,
-            7 => Verdict::Redirect,
-            other => return Err(refused(format!("verdict {other}"))),
+        let (result, verdicts) = match found {
+            Program::SchedClassifier(classifier) => {
+                let mut context = [0u8; CONTEXT_LEN];
+                context[IFINDEX..IFINDEX + 4].copy_from_slice(&ifindex.to_ne_bytes());
+                let options = TestRunOptions {
+                    ctx_in: Some(&context),
+                    ..options
+                };
+                (classifier.test_run(options), TC_VERDICTS)
+            }
+            Program::Xdp(program) => {
+                // `struct xdp_md`: where the frame ends and the interface.
+                let mut context = [0u8; 24];
+                context[4..8].copy_from_slice(&(frame.len() as u32).to_ne_bytes());
+                context[12..16].copy_from_slice(&ifindex.to_ne_bytes());
+                let options = TestRunOptions {
+                    ctx_in: Some(&context),
+                    ..options
+                };
+                (program.test_run(options), XDP_VERDICTS)
+            }
+            _ => return Err(refused("not a packet program".into())),
         };
+        let result = result.map_err(|error| refused(last_words(&error)))?;
+        output.truncate(result.data_size_out as usize);
+        let verdict = verdicts
+            .iter()
+            .find(|(value, _)| *value == result.return_value)
+            .map(|(_, verdict)| *verdict)
+            .ok_or_else(|| refused(format!("verdict {}", result.return_value)))?;
         Ok(PacketResult {
             verdict,
             frame: output,
@@ -606,7 +654,7 @@ fn last_words(error: &ProgramError) -> String {
     lines[lines.len().saturating_sub(LINES)..].join("\n")
 }
 
-fn program_fd<'a>(ebpf: &'a Ebpf, name: &str) -> Result<BorrowedFd<'a>, Error> {
+pub(crate) fn program_fd<'a>(ebpf: &'a Ebpf, name: &str) -> Result<BorrowedFd<'a>, Error> {
     let missing = |detail: String| Error::Program {
         program: name.to_string(),
         detail,
@@ -617,6 +665,7 @@ fn program_fd<'a>(ebpf: &'a Ebpf, name: &str) -> Result<BorrowedFd<'a>, Error> {
     let fd = match program {
         Program::CgroupSockAddr(program) => program.fd(),
         Program::SchedClassifier(program) => program.fd(),
+        Program::Xdp(program) => program.fd(),
         _ => return Err(missing("of an unexpected type".into())),
     };
     fd.map(|fd| fd.as_fd())

@@ -17,6 +17,7 @@ use skep_agent::network::{
 };
 use skep_agent::proxy::{ProxyConfig, program_static};
 use skep_client::Informer;
+use skep_datapath::XdpMode;
 use skep_datapath::services::{Endpoint, FrontendAddress, ServicePort};
 
 use tokio_util::sync::CancellationToken;
@@ -179,6 +180,7 @@ impl TestCluster {
             cluster_cidrs: vec!["10.244.0.0/16".parse().unwrap()],
             service_cidrs: vec!["10.96.0.0/16".parse().unwrap()],
             way,
+            xdp: XdpMode::Off,
         };
         self.nodes.push(TestNode {
             netns: format!("/run/netns/{}", self.netns(&name)),

@@ -132,6 +132,18 @@ impl Frame {
         bytes
     }
 
+    /// The bytes as Linux sends them over a virtual link: the transport checksum is only the sum of
+    /// the pseudo header (`CHECKSUM_PARTIAL`).
+    pub(crate) fn unfinished(&self) -> Vec<u8> {
+        let len = self.transport().len();
+        let mut bytes = self.bytes();
+        let start = bytes.len() - len;
+        let at = start + if self.protocol == 6 { 16 } else { 6 };
+        let sum = pseudo(self.source.ip(), self.destination.ip(), self.protocol, len);
+        bytes[at..at + 2].copy_from_slice(&fold(sum).to_be_bytes());
+        bytes
+    }
+
     /// What a receiver would read. Panics on a wrong checksum.
     pub(crate) fn read(bytes: &[u8]) -> Self {
         let v4 = bytes[12..14] == [0x08, 0x00];

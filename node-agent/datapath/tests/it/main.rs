@@ -7,3 +7,4 @@ mod packets;
 mod scratch;
 mod sockets;
 mod tables;
+mod xdp;

@@ -12,28 +12,28 @@ use skep_datapath::services::{Endpoint, FrontendAddress, ServicePort};
 use skep_datapath::{Datapath, PodLink, Verdict};
 
 use crate::frame::{ACK, FIN, Frame, RST, frame, read_unreachable, unreachable};
-use crate::scratch::scratch;
+use crate::scratch::{Scratch, scratch};
 
-const CLIENT: &str = "198.51.100.9:4444";
-const POD: &str = "10.244.1.5";
-const POD_IFINDEX: u32 = 103;
-const UPLINK: u32 = 102;
-const OTHER_IFINDEX: u32 = 104;
+pub(crate) const CLIENT: &str = "198.51.100.9:4444";
+pub(crate) const POD: &str = "10.244.1.5";
+pub(crate) const POD_IFINDEX: u32 = 103;
+pub(crate) const UPLINK: u32 = 102;
+pub(crate) const OTHER_IFINDEX: u32 = 104;
 const TUNNEL: u32 = 105;
 
-struct Bench {
-    datapath: Datapath,
+pub(crate) struct Bench {
+    pub(crate) datapath: Datapath,
 }
 
 impl Bench {
     #[track_caller]
-    fn run(&self, program: &str, ifindex: u32, frame: &Frame) -> (Verdict, Frame) {
+    pub(crate) fn run(&self, program: &str, ifindex: u32, frame: &Frame) -> (Verdict, Frame) {
         let (verdict, bytes) = self.run_raw(program, ifindex, &frame.bytes());
         (verdict, Frame::read(&bytes))
     }
 
     #[track_caller]
-    fn run_raw(&self, program: &str, ifindex: u32, bytes: &[u8]) -> (Verdict, Vec<u8>) {
+    pub(crate) fn run_raw(&self, program: &str, ifindex: u32, bytes: &[u8]) -> (Verdict, Vec<u8>) {
         let result = self
             .datapath
             .try_packet(program, ifindex, bytes, 1)
@@ -41,7 +41,7 @@ impl Bench {
         (result.verdict, result.frame)
     }
 
-    fn counted(&self, reason: Reason) -> u64 {
+    pub(crate) fn counted(&self, reason: Reason) -> u64 {
         let counts = self.datapath.reason_counts().unwrap();
         counts
             .iter()
@@ -49,16 +49,16 @@ impl Bench {
             .map_or(0, |count| count.count)
     }
 
-    fn set(&self, name: &str, wanted: &ServicePort) {
+    pub(crate) fn set(&self, name: &str, wanted: &ServicePort) {
         self.datapath.services().lock().set(name, wanted).unwrap();
     }
 }
 
-fn ip(text: &str) -> IpAddr {
+pub(crate) fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
 
-fn shell(arguments: &str) {
+pub(crate) fn shell(arguments: &str) {
     let status = Command::new("ip")
         .args(arguments.split(' '))
         .status()
@@ -66,7 +66,7 @@ fn shell(arguments: &str) {
     assert!(status.success(), "ip {arguments}");
 }
 
-fn node_port(protocol: u8, port: u16, backends: &[(&str, u16, bool)]) -> ServicePort {
+pub(crate) fn node_port(protocol: u8, port: u16, backends: &[(&str, u16, bool)]) -> ServicePort {
     let v6 = backends.iter().any(|(address, _, _)| address.contains(':'));
     let endpoints: Vec<Endpoint> = backends
         .iter()
@@ -90,12 +90,11 @@ fn node_port(protocol: u8, port: u16, backends: &[(&str, u16, bool)]) -> Service
     }
 }
 
-#[test]
-fn packets_through_every_program() {
-    let Some(mut scratch) = scratch("packets") else {
-        return;
-    };
-    // This thread's own namespace; programs look routes up in it.
+/// A node in a network namespace of this thread's own, with an uplink that leads nowhere and two
+/// pods. `None`, after saying why, where the test cannot run.
+pub(crate) fn bench(name: &str) -> Option<(Bench, Scratch)> {
+    let mut scratch = scratch(name)?;
+    // Programs look routes up in it.
     unshare(CloneFlags::CLONE_NEWNET).unwrap();
     shell("link set lo up");
     for (index, name) in [
@@ -114,6 +113,8 @@ fn packets_through_every_program() {
     shell("-6 addr add 2001:db8::10/64 dev up0 nodad");
     shell("route add default via 192.0.2.1");
     shell("-6 route add default via 2001:db8::1");
+    shell("neigh add 192.0.2.1 lladdr 02:00:00:00:00:99 dev up0");
+    shell("-6 neigh add 2001:db8::1 lladdr 02:00:00:00:00:99 dev up0");
     std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();
     std::fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1").unwrap();
     scratch.config.uplink_ifindex = Some(UPLINK);
@@ -141,6 +142,7 @@ fn packets_through_every_program() {
         mac: [2, 0, 0, 0, 0, ifindex as u8],
         host_mac: [0xee; 6],
         netns_cookie: u64::from(ifindex),
+        takes_frames: ifindex == POD_IFINDEX,
     };
     bench
         .datapath
@@ -150,7 +152,14 @@ fn packets_through_every_program() {
         .datapath
         .attach_pod(&[ip("10.244.1.6")], &link(OTHER_IFINDEX))
         .unwrap();
+    Some((bench, scratch))
+}
 
+#[test]
+fn packets_through_every_program() {
+    let Some((bench, _scratch)) = bench("packets") else {
+        return;
+    };
     what_is_not_ours_passes(&bench);
     node_port_to_a_local_pod_and_back(&bench);
     node_port_to_a_remote_pod_and_back(&bench);

@@ -1,0 +1,149 @@
+//! XDP on the uplink: `xdp_net` does for plain packets of known flows and Services what `from_net`
+//! does for all, before the kernel makes a socket buffer of them. Linux >= 5.18 (frames in several
+//! buffers).
+//!
+//! Whatever is rare it passes on as it came, and `from_net` finds the same tables: nothing is
+//! decided twice, because following a flow again changes nothing.
+
+use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_TX};
+use aya_ebpf::bindings::xdp_md;
+use aya_ebpf::helpers::generated::bpf_redirect;
+use aya_ebpf::macros::xdp;
+use aya_ebpf::programs::XdpContext;
+use skep_ebpf_common::event::Hook;
+use skep_ebpf_common::flow::flow_flags;
+use skep_ebpf_common::node::{Pod, pod_flags};
+use skep_ebpf_common::reason::Reason;
+use skep_ebpf_common::service::frontend_flags;
+
+use crate::context::Context;
+use crate::count::{count, report};
+use crate::direct::{looks_unfinished, parse_plain, rewrite_plain};
+use crate::flow::{Followed, follow, forget_created};
+use crate::forward::{next_hop_macs, pod_macs};
+use crate::maps::{Scratch, scratch};
+use crate::net::{FAILED, SERVED, report_failure, serve};
+use crate::pod::pod_at;
+use crate::policy;
+use crate::service::find;
+
+#[xdp(frags)]
+pub fn xdp_net(ctx: XdpContext) -> u32 {
+    let frame = ctx.ctx;
+    let Some(scratch) = scratch() else {
+        return XDP_PASS;
+    };
+    if !parse_plain(frame, &mut scratch.packet) || looks_unfinished(frame, &scratch.packet) {
+        return XDP_PASS;
+    }
+    arrived(frame, scratch)
+}
+
+#[inline(always)]
+fn arrived(frame: *mut xdp_md, scratch: &mut Scratch) -> u32 {
+    if scratch.packet.hop_limit <= 1 {
+        return XDP_PASS;
+    }
+    let followed = follow(&scratch.packet, &mut scratch.new);
+    match &followed {
+        // Policy alone, or back to the node where it came in.
+        Some(followed) if followed.flags & flow_flags::TRACK_ONLY != 0 || followed.via != 0 => {
+            return XDP_PASS;
+        }
+        Some(_) => {}
+        None => match begin(frame, scratch) {
+            SERVED => {}
+            code if code < FAILED => return XDP_PASS,
+            code => {
+                report_failure(frame, Hook::Xdp, scratch, code);
+                return XDP_DROP;
+            }
+        },
+    }
+    match pod_at(&scratch.new.destination) {
+        Some(pod) => to_pod(frame, scratch, pod, followed.as_ref()),
+        None => to_neighbour(frame, scratch),
+    }
+}
+
+/// A new flow; as [`serve`] says, and anything below [`FAILED`] is not for this program.
+#[inline(always)]
+fn begin(frame: *mut xdp_md, scratch: &mut Scratch) -> u32 {
+    const NOT_OURS: u32 = 1;
+    let key = &scratch.packet.key;
+    let found = find(
+        &key.destination,
+        key.destination_port,
+        key.protocol,
+        false,
+        &mut scratch.frontend,
+    );
+    if !found
+        || scratch.frontend.flags & frontend_flags::INTERNAL_ONLY != 0
+        || scratch.frontend.external.len == 0
+    {
+        return NOT_OURS;
+    }
+    serve(frame, Hook::Xdp, scratch)
+}
+
+/// Into the receive queue of the pod's end of its veth pair.
+#[inline(always)]
+fn to_pod(
+    frame: *mut xdp_md,
+    scratch: &mut Scratch,
+    pod: &Pod,
+    followed: Option<&Followed>,
+) -> u32 {
+    if pod.flags & pod_flags::INGRESS_ISOLATED != 0 && !admitted(scratch, pod, followed) {
+        if followed.is_none() {
+            forget_created(scratch);
+        }
+        let service = scratch.frontend.service;
+        report(
+            &scratch.packet.key,
+            Reason::PolicyIngress,
+            Hook::Xdp,
+            service,
+            frame.ifindex(),
+        );
+        return XDP_DROP;
+    }
+    if pod.flags & pod_flags::TAKES_FRAMES == 0 {
+        return XDP_PASS;
+    }
+    if !rewrite_plain(frame, &scratch.packet, &scratch.new, &pod_macs(pod)) {
+        return XDP_PASS;
+    }
+    count(Reason::RedirectedToPod);
+    // SAFETY: no pointers.
+    (unsafe { bpf_redirect(pod.ifindex, 0) }) as u32
+}
+
+/// Whether policy lets the packet in as it will be.
+#[inline(never)]
+fn admitted(scratch: &mut Scratch, pod: &Pod, followed: Option<&Followed>) -> bool {
+    let Scratch { packet, new, .. } = scratch;
+    let arrived = packet.key;
+    packet.key.source = new.source;
+    packet.key.destination = new.destination;
+    packet.key.source_port = new.source_port;
+    packet.key.destination_port = new.destination_port;
+    let allowed = policy::allows_ingress(packet, pod, followed);
+    packet.key = arrived;
+    allowed
+}
+
+/// Back out of the uplink. Any other way is the stack's: it knows how to ask for a neighbour, to
+/// enter the tunnel, and what is the node's own.
+#[inline(always)]
+fn to_neighbour(frame: *mut xdp_md, scratch: &mut Scratch) -> u32 {
+    let Some(macs) = next_hop_macs(frame, scratch) else {
+        return XDP_PASS;
+    };
+    if !rewrite_plain(frame, &scratch.packet, &scratch.new, &macs) {
+        return XDP_PASS;
+    }
+    count(Reason::RedirectedToNeighbour);
+    XDP_TX
+}
