@@ -120,10 +120,22 @@ pub struct FragmentPorts {
 pub const MAX_FLOWS: u32 = 131_072;
 pub const MAX_FRAGMENTS: u32 = 4_096;
 
-/// Where a port for a translated source is looked for when its own is taken: below the kernel's
-/// ephemeral range (32768–60999), outside the NodePort range.
-pub const NAT_PORT_FIRST: u16 = 10_000;
-pub const NAT_PORT_COUNT: u16 = 19_999;
+/// Where a port for a translated source is looked for when its own is taken: all that a server may
+/// not have, but for NodePorts. Ports of the node's own sockets are among them; each is asked for.
+pub const NAT_PORT_COUNT: u32 =
+    65_536 - FIRST_UNPRIVILEGED_PORT as u32 - (NODE_PORT_LAST as u32 - NODE_PORT_FIRST as u32 + 1);
+
+/// One of the [`NAT_PORT_COUNT`] ports; `index` counts them.
+#[inline(always)]
+pub const fn nat_port(index: u32) -> u16 {
+    let port = FIRST_UNPRIVILEGED_PORT as u32 + index;
+    if port < NODE_PORT_FIRST as u32 {
+        port as u16
+    } else {
+        (port + (NODE_PORT_LAST - NODE_PORT_FIRST + 1) as u32) as u16
+    }
+}
+
 pub const FIRST_UNPRIVILEGED_PORT: u16 = 1_024;
 /// The API server's default `--service-node-port-range`.
 pub const NODE_PORT_FIRST: u16 = 30_000;
@@ -137,5 +149,5 @@ const _: () = {
     assert!(size_of::<FlowKey>() == 40);
     assert!(size_of::<Flow>() == 60);
     assert!(size_of::<FragmentKey>() == 40);
-    assert!(NAT_PORT_FIRST + NAT_PORT_COUNT <= NODE_PORT_FIRST);
+    assert!(nat_port(0) == FIRST_UNPRIVILEGED_PORT && nat_port(NAT_PORT_COUNT - 1) == u16::MAX);
 };

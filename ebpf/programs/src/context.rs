@@ -5,6 +5,7 @@ use core::ffi::c_void;
 use core::ptr::addr_of;
 
 use aya_ebpf::bindings::{__sk_buff, xdp_md};
+use aya_ebpf::helpers::generated::bpf_csum_update;
 
 pub trait Context: Copy {
     /// For helpers that take either.
@@ -13,6 +14,9 @@ pub trait Context: Copy {
     fn ifindex(self) -> u32;
     /// Where the bytes that may be read and written in place begin and end.
     fn span(self) -> (usize, usize);
+    /// The device may have summed the whole packet up (`CHECKSUM_COMPLETE`): bytes written in
+    /// place have changed its sum by `change`.
+    fn add_to_sum(self, change: u32);
 }
 
 impl Context for *mut __sk_buff {
@@ -36,6 +40,12 @@ impl Context for *mut __sk_buff {
                 addr_of!((*self).data_end).read_volatile() as usize,
             )
         }
+    }
+
+    #[inline(always)]
+    fn add_to_sum(self, change: u32) {
+        // SAFETY: the hook's context; of no effect where there is no sum.
+        unsafe { bpf_csum_update(self, change) };
     }
 }
 
@@ -61,4 +71,7 @@ impl Context for *mut xdp_md {
             )
         }
     }
+
+    #[inline(always)]
+    fn add_to_sum(self, _: u32) {}
 }

@@ -3,7 +3,6 @@
 //!
 //! Every offset is a constant, so that each access is one compare against the end of the packet.
 
-use aya_ebpf::bindings::xdp_md;
 use skep_ebpf_common::{Address, PortBe, TCP, UDP};
 
 use crate::context::Context;
@@ -102,12 +101,12 @@ fn transport(l4: usize, end: usize, packet: &mut Packet) -> bool {
     true
 }
 
-/// Whether the transport checksum of a plain packet looks as if it was left to the device: over a
-/// virtual link, where no device ever completes it. What cannot be told from a complete one by
-/// accident (1 packet in 65,536) goes the way of those: tc knows.
+/// Whether the transport checksum of a plain packet looks as if it was left to the device
+/// (`CHECKSUM_PARTIAL`): it is the sum of the pseudo header then. So is one complete checksum in
+/// 65,536 by accident; the helpers of tc know, and take both.
 #[inline(always)]
-pub fn looks_unfinished(frame: *mut xdp_md, packet: &Packet) -> bool {
-    let (start, end) = frame.span();
+pub fn looks_unfinished<C: Context>(context: C, packet: &Packet) -> bool {
+    let (start, end) = context.span();
     let ip = start + ETH;
     let v4 = packet.l4 == ETH_LEN + V4_LEN as u32;
     let header = if v4 { V4_LEN } else { V6_LEN };
@@ -125,7 +124,11 @@ pub fn looks_unfinished(frame: *mut xdp_md, packet: &Packet) -> bool {
         sum += destination[0] as u64 + destination[1] as u64 + destination[2] as u64;
     }
     sum += (packet.key.protocol as u16).to_be() as u64 + len.to_be() as u64;
-    found == fold(sum)
+    let sum = fold(sum);
+    // Both forms of 0; and a packet too long for its header to say its length.
+    found == sum
+        || (found == 0 && sum == 0xffff && packet.key.protocol == TCP)
+        || packet.len <= header as u32
 }
 
 #[inline(always)]
@@ -170,11 +173,15 @@ pub fn rewrite_plain<C: Context>(
     let (new_from, new_to) = (&new.source.0, &new.destination.0);
     let mut change = changed(from[3], new_from[3]) + changed(to[3], new_to[3]);
     let l4;
+    // By how much the sum of all bytes after the Ethernet header changes. The headers with a
+    // checksum make up for their own changes, the transport checksum also for the addresses.
+    let by;
     if packet.l4 == ETH_LEN + V4_LEN as u32 {
         if ip + V4_LEN + 8 > end {
             return false;
         }
         l4 = ip + V4_LEN;
+        by = !fold(change);
         // SAFETY: inside, by the check above.
         unsafe {
             // Hop limit and protocol are one word of the checksum.
@@ -199,6 +206,8 @@ pub fn rewrite_plain<C: Context>(
             + changed(to[0], new_to[0])
             + changed(to[1], new_to[1])
             + changed(to[2], new_to[2]);
+        let word = (protocol as u32) | (packet.hop_limit as u32) << 8;
+        by = fold(changed(word, word.wrapping_sub(1 << 8)));
         // SAFETY: inside, by the check above.
         unsafe {
             put(ip + 7, packet.hop_limit.wrapping_sub(1));
@@ -240,5 +249,6 @@ pub fn rewrite_plain<C: Context>(
         put(start + 4, macs[1]);
         put(start + 8, macs[2]);
     }
+    context.add_to_sum(by as u32);
     true
 }

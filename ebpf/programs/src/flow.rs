@@ -242,9 +242,11 @@ pub fn create<C: Context>(context: C, scratch: &mut Scratch) -> u32 {
             break;
         }
         if attempt > 0 || !keep_port {
-            let offset =
-                start.wrapping_add(attempt.wrapping_mul(PORT_STRIDE)) % NAT_PORT_COUNT as u32;
-            answer_key.destination_port = PortBe::new(NAT_PORT_FIRST + offset as u16);
+            let index = start.wrapping_add(attempt.wrapping_mul(PORT_STRIDE)) % NAT_PORT_COUNT;
+            answer_key.destination_port = PortBe::new(nat_port(index));
+            if taken_by_node(context, answer_key) != 0 {
+                continue;
+            }
         }
         match FLOWS.insert(&*answer_key, &*answer, BPF_NOEXIST as u64) {
             Ok(()) => {

@@ -4,17 +4,23 @@
 use core::mem::{offset_of, zeroed};
 use core::ptr::addr_of;
 
-use aya_ebpf::bindings::{__sk_buff, bpf_fib_lookup as FibLookup, bpf_redir_neigh, xdp_md};
-use aya_ebpf::helpers::generated::{bpf_fib_lookup, bpf_redirect_neigh, bpf_redirect_peer};
+use aya_ebpf::bindings::{__sk_buff, bpf_fib_lookup as FibLookup, bpf_redir_neigh};
+use aya_ebpf::helpers::generated::{
+    bpf_fib_lookup, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer,
+};
 use skep_ebpf_common::Address;
 use skep_ebpf_common::event::Hook;
-use skep_ebpf_common::node::{MARK_DONE, Pod};
+use skep_ebpf_common::node::{MARK_DONE, Pod, pod_flags};
 use skep_ebpf_common::reason::Reason;
 
 use crate::context::Context;
 use crate::count::{count, now, report};
+use crate::direct::{looks_unfinished, parse_plain, rewrite_plain};
+use crate::flow::follow;
 use crate::maps::{Scratch, WAYS, config};
 use crate::packet::{Packet, Tuple, decrement_hop_limit, ifindex, set_mark, store};
+use crate::pod::pod_at;
+use crate::policy;
 
 pub const PASS: i32 = 0; // TC_ACT_OK
 pub const DROP: i32 = 2; // TC_ACT_SHOT
@@ -30,6 +36,8 @@ const FIB_FORWARDING_DISABLED: i64 = 5;
 const FIB_NO_NEIGHBOUR: i64 = 7;
 /// Too long for the next device: the tunnel fragments what it carries.
 const FIB_TOO_LONG: i64 = 8;
+/// What every IPv4 network carries (RFC 791 §3.2).
+const MIN_MTU: u32 = 576;
 
 #[inline(always)]
 pub fn drop(skb: *mut __sk_buff, packet: &Packet, reason: Reason, hook: Hook, service: u32) -> i32 {
@@ -136,63 +144,90 @@ fn to_tunnel(next_hop: &NextHop) -> bool {
 
 /// The Ethernet addresses of a frame for `pod`, as the packet has them.
 #[inline(always)]
-pub fn pod_macs(pod: &Pod) -> [u32; 3] {
+fn pod_macs(pod: &Pod) -> [u32; 3] {
     const _: () = assert!(offset_of!(Pod, host_mac) == offset_of!(Pod, mac) + 6);
     const _: () = assert!(offset_of!(Pod, mac) % 4 == 0);
     // SAFETY: 12 bytes side by side, aligned as asserted.
     unsafe { addr_of!(pod.mac).cast::<[u32; 3]>().read() }
 }
 
-/// What this CPU has learned of the way from an address to another, for the rest of the second.
+/// What this CPU has learned of the way of packets with these addresses, for the rest of the second
+/// and as long as policy stays as it is.
 #[repr(C)]
 pub struct Way {
+    /// Of no account on the way to a pod.
     source: Address,
     destination: Address,
     seen: u32,
-    /// Largest packet; 0 = not by XDP out of the uplink.
+    policy_generation: u32,
+    /// The largest packet; 0 = not known, not forwarded, or no neighbour known.
     mtu: u32,
-    macs: [u32; 3],
+    /// The host's end of a pod's veth pair, or the device to a neighbour.
+    pub ifindex: u32,
+    pub macs: [u32; 3],
+    pub is_pod: bool,
+    _pad: [u8; 3],
+    /// The pod's, else 0.
+    pub pod_flags: u32,
 }
 
-/// The Ethernet addresses for a packet with the addresses of `scratch.new`, where it goes back out
-/// of the uplink to a neighbour that is known.
+/// The way of the packet once it has the addresses of `scratch.new`. `None`: the stack, or the
+/// slower of our programs, knows better.
 #[inline(always)]
-pub fn next_hop_macs(frame: *mut xdp_md, scratch: &mut Scratch) -> Option<[u32; 3]> {
+pub fn way_of<C: Context>(context: C, scratch: &Scratch) -> Option<&'static Way> {
     let Scratch { packet, new, .. } = scratch;
     let now = now();
-    let hash = (new.source.v4_be() ^ new.destination.v4_be()).wrapping_mul(0x9e37_79b1);
-    let way = WAYS.get_ptr_mut(hash >> (32 - WAYS_BITS))?;
+    let generation = config()?.policy_generation;
+    let last = new.destination.v4_be();
+    let way = WAYS.get_ptr_mut(last.wrapping_mul(0x9e37_79b1) >> (32 - WAYS_BITS))?;
     // SAFETY: this CPU's element, used by one program at a time.
     let way = unsafe { &mut *way };
-    if way.seen != now || way.source != new.source || way.destination != new.destination {
-        find_way(frame, packet.len, new, way, now);
+    if way.seen != now
+        || way.policy_generation != generation
+        || way.destination != new.destination
+        || !(way.is_pod || way.source == new.source)
+    {
+        way.seen = now;
+        way.policy_generation = generation;
+        find_way(context, packet.len, new, way);
     }
-    (packet.len <= way.mtu).then_some(way.macs)
+    (packet.len <= way.mtu).then_some(way)
 }
 
 #[inline(never)]
-fn find_way(frame: *mut xdp_md, len: u32, new: &Tuple, way: &mut Way, now: u32) -> u32 {
+fn find_way<C: Context>(context: C, len: u32, new: &Tuple, way: &mut Way) -> u32 {
+    way.source = new.source;
+    way.destination = new.destination;
+    way.pod_flags = 0;
+    way.mtu = 0;
+    if let Some(pod) = pod_at(&new.destination) {
+        way.is_pod = true;
+        way.mtu = u32::MAX;
+        way.ifindex = pod.ifindex;
+        way.macs = pod_macs(pod);
+        way.pod_flags = pod.flags;
+        return 0;
+    }
+    way.is_pod = false;
     // SAFETY: all-zero is a valid value.
     let mut params: FibLookup = unsafe { zeroed() };
-    params.ifindex = frame.ifindex();
-    params.__bindgen_anon_1.tot_len = len as u16;
+    params.ifindex = context.ifindex();
+    // With a length the kernel also says what fits; whether this packet does is compared later.
+    params.__bindgen_anon_1.tot_len = len.min(MIN_MTU) as u16;
     set_addresses(&mut params, &new.source, &new.destination);
     // SAFETY: the pointer and its length agree.
     let result = unsafe {
         bpf_fib_lookup(
-            frame.cast(),
+            context.raw(),
             &raw mut params,
             size_of::<FibLookup>() as i32,
             0,
         )
     };
-    way.source = new.source;
-    way.destination = new.destination;
-    way.seen = now;
-    way.mtu = 0;
-    if result == FIB_SUCCESS && params.ifindex == frame.ifindex() {
+    if result == FIB_SUCCESS {
         // SAFETY: the helper has written it.
         way.mtu = unsafe { params.__bindgen_anon_1.mtu_result } as u32;
+        way.ifindex = params.ifindex;
         let (to, from) = (params.dmac, params.smac);
         way.macs = [
             u32::from_ne_bytes([to[0], to[1], to[2], to[3]]),
@@ -201,6 +236,38 @@ fn find_way(frame: *mut xdp_md, len: u32, new: &Tuple, way: &mut Way, now: u32) 
         ];
     }
     0
+}
+
+/// A plain packet of a known flow, in as few steps as there can be. `None`: nothing has happened,
+/// and the long way knows what to do.
+#[inline(always)]
+pub fn forward_known(skb: *mut __sk_buff, scratch: &mut Scratch) -> Option<i32> {
+    if !parse_plain(skb, &mut scratch.packet)
+        || looks_unfinished(skb, &scratch.packet)
+        || scratch.packet.hop_limit <= 1
+    {
+        return None;
+    }
+    let followed = follow(&scratch.packet, &mut scratch.new)?;
+    if followed.via != 0 {
+        return None;
+    }
+    let way = way_of(skb, scratch)?;
+    if way.pod_flags & pod_flags::INGRESS_ISOLATED != 0 && !policy::settled(&followed) {
+        return None;
+    }
+    if !rewrite_plain(skb, &scratch.packet, &scratch.new, &way.macs) {
+        return None;
+    }
+    if way.is_pod {
+        count(Reason::RedirectedToPod);
+        // SAFETY: no pointers.
+        return Some((unsafe { bpf_redirect_peer(way.ifindex, 0) }) as i32);
+    }
+    set_mark(skb, MARK_DONE);
+    count(Reason::RedirectedToNeighbour);
+    // SAFETY: no pointers.
+    Some((unsafe { bpf_redirect(way.ifindex, 0) }) as i32)
 }
 
 #[repr(C)]

@@ -20,7 +20,7 @@ use crate::count::{count, report, service_connection, service_refused};
 use crate::flow::{
     Followed, answer_taken, create, follow, forget_created, opens, return_via, translate_icmp_error,
 };
-use crate::forward::{DROP, PASS, deliver, drop, route};
+use crate::forward::{DROP, PASS, deliver, drop, forward_known, route};
 use crate::maps::{NETWORKS, SOURCE_RANGES, Scratch, config, scratch};
 use crate::packet::{Packet, Parsed, Shape, ifindex, is_arp, load, mark, parse, rewrite};
 use crate::pod::{masquerade, network_of, pod_at, set_tracked};
@@ -35,6 +35,12 @@ pub fn from_net(ctx: TcContext) -> i32 {
     let Some(scratch) = scratch() else {
         return DROP;
     };
+    // What the tunnel brings may say where it came in.
+    if config().is_some_and(|config| config.tunnel_ifindex != ifindex(skb))
+        && let Some(verdict) = forward_known(skb, scratch)
+    {
+        return verdict;
+    }
     match parse(skb, &mut scratch.packet) {
         Parsed::Ip => arrived(skb, scratch),
         Parsed::NotIp if is_arp(skb) => answer_arp(skb).unwrap_or(PASS),

@@ -11,16 +11,15 @@ use aya_ebpf::helpers::generated::bpf_redirect;
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
 use skep_ebpf_common::event::Hook;
-use skep_ebpf_common::flow::flow_flags;
-use skep_ebpf_common::node::{Pod, pod_flags};
+use skep_ebpf_common::node::pod_flags;
 use skep_ebpf_common::reason::Reason;
 use skep_ebpf_common::service::frontend_flags;
 
 use crate::context::Context;
 use crate::count::{count, report};
 use crate::direct::{looks_unfinished, parse_plain, rewrite_plain};
-use crate::flow::{Followed, follow, forget_created};
-use crate::forward::{next_hop_macs, pod_macs};
+use crate::flow::{follow, forget_created};
+use crate::forward::way_of;
 use crate::maps::{Scratch, scratch};
 use crate::net::{FAILED, SERVED, report_failure, serve};
 use crate::pod::pod_at;
@@ -46,10 +45,8 @@ fn arrived(frame: *mut xdp_md, scratch: &mut Scratch) -> u32 {
     }
     let followed = follow(&scratch.packet, &mut scratch.new);
     match &followed {
-        // Policy alone, or back to the node where it came in.
-        Some(followed) if followed.flags & flow_flags::TRACK_ONLY != 0 || followed.via != 0 => {
-            return XDP_PASS;
-        }
+        // Back to the node where it came in.
+        Some(followed) if followed.via != 0 => return XDP_PASS,
         Some(_) => {}
         None => match begin(frame, scratch) {
             SERVED => {}
@@ -60,10 +57,41 @@ fn arrived(frame: *mut xdp_md, scratch: &mut Scratch) -> u32 {
             }
         },
     }
-    match pod_at(&scratch.new.destination) {
-        Some(pod) => to_pod(frame, scratch, pod, followed.as_ref()),
-        None => to_neighbour(frame, scratch),
+    let Some(way) = way_of(frame, scratch) else {
+        return XDP_PASS;
+    };
+    let isolated = way.pod_flags & pod_flags::INGRESS_ISOLATED != 0;
+    if isolated && !followed.as_ref().is_some_and(policy::settled) && !admitted(scratch) {
+        if followed.is_none() {
+            forget_created(scratch);
+        }
+        report(
+            &scratch.packet.key,
+            Reason::PolicyIngress,
+            Hook::Xdp,
+            0,
+            frame.ifindex(),
+        );
+        return XDP_DROP;
     }
+    // Any way but these is the stack's: it knows how to ask for a neighbour, to enter the tunnel,
+    // and what is the node's own.
+    let known = if way.is_pod {
+        way.pod_flags & pod_flags::TAKES_FRAMES != 0
+    } else {
+        way.ifindex == frame.ifindex()
+    };
+    if !known || !rewrite_plain(frame, &scratch.packet, &scratch.new, &way.macs) {
+        return XDP_PASS;
+    }
+    if !way.is_pod {
+        count(Reason::RedirectedToNeighbour);
+        return XDP_TX;
+    }
+    count(Reason::RedirectedToPod);
+    // Into the receive queue of the pod's end of its veth pair.
+    // SAFETY: no pointers.
+    (unsafe { bpf_redirect(way.ifindex, 0) }) as u32
 }
 
 /// A new flow; as [`serve`] says, and anything below [`FAILED`] is not for this program.
@@ -87,63 +115,19 @@ fn begin(frame: *mut xdp_md, scratch: &mut Scratch) -> u32 {
     serve(frame, Hook::Xdp, scratch)
 }
 
-/// Into the receive queue of the pod's end of its veth pair.
-#[inline(always)]
-fn to_pod(
-    frame: *mut xdp_md,
-    scratch: &mut Scratch,
-    pod: &Pod,
-    followed: Option<&Followed>,
-) -> u32 {
-    if pod.flags & pod_flags::INGRESS_ISOLATED != 0 && !admitted(scratch, pod, followed) {
-        if followed.is_none() {
-            forget_created(scratch);
-        }
-        let service = scratch.frontend.service;
-        report(
-            &scratch.packet.key,
-            Reason::PolicyIngress,
-            Hook::Xdp,
-            service,
-            frame.ifindex(),
-        );
-        return XDP_DROP;
-    }
-    if pod.flags & pod_flags::TAKES_FRAMES == 0 {
-        return XDP_PASS;
-    }
-    if !rewrite_plain(frame, &scratch.packet, &scratch.new, &pod_macs(pod)) {
-        return XDP_PASS;
-    }
-    count(Reason::RedirectedToPod);
-    // SAFETY: no pointers.
-    (unsafe { bpf_redirect(pod.ifindex, 0) }) as u32
-}
-
-/// Whether policy lets the packet in as it will be.
+/// Whether policy lets the packet into the pod as it will be.
 #[inline(never)]
-fn admitted(scratch: &mut Scratch, pod: &Pod, followed: Option<&Followed>) -> bool {
+fn admitted(scratch: &mut Scratch) -> bool {
     let Scratch { packet, new, .. } = scratch;
+    let Some(pod) = pod_at(&new.destination) else {
+        return false;
+    };
     let arrived = packet.key;
     packet.key.source = new.source;
     packet.key.destination = new.destination;
     packet.key.source_port = new.source_port;
     packet.key.destination_port = new.destination_port;
-    let allowed = policy::allows_ingress(packet, pod, followed);
+    let allowed = policy::allows_ingress(packet, pod, None);
     packet.key = arrived;
     allowed
-}
-
-/// Back out of the uplink. Any other way is the stack's: it knows how to ask for a neighbour, to
-/// enter the tunnel, and what is the node's own.
-#[inline(always)]
-fn to_neighbour(frame: *mut xdp_md, scratch: &mut Scratch) -> u32 {
-    let Some(macs) = next_hop_macs(frame, scratch) else {
-        return XDP_PASS;
-    };
-    if !rewrite_plain(frame, &scratch.packet, &scratch.new, &macs) {
-        return XDP_PASS;
-    }
-    count(Reason::RedirectedToNeighbour);
-    XDP_TX
 }

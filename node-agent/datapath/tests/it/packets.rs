@@ -54,6 +54,11 @@ impl Bench {
     }
 }
 
+/// A port that hides a client behind the node: no server's and no NodePort.
+fn may_be_taken(port: u16) -> bool {
+    port >= 1_024 && !(30_000..32_768).contains(&port)
+}
+
 pub(crate) fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
@@ -278,7 +283,7 @@ fn clients_keep_their_port_while_it_is_free(bench: &Bench) {
     );
     assert_eq!(port_of(&first), 45_000);
     let other = port_of(&second);
-    assert!((10_000..30_000).contains(&other), "{other}");
+    assert!(may_be_taken(other), "{other}");
     end(&first);
     assert_ne!(
         port_of(&third),
@@ -294,7 +299,7 @@ fn clients_keep_their_port_while_it_is_free(bench: &Bench) {
     );
     // Ports of servers are not taken.
     let privileged = frame(TCP, "198.51.100.1:80", "192.0.2.10:30014");
-    assert!((10_000..30_000).contains(&port_of(&privileged)));
+    assert!(may_be_taken(port_of(&privileged)));
 }
 
 fn the_nodes_own_sockets_are_respected(bench: &Bench) {
