@@ -63,19 +63,23 @@ impl Flow {
     #[inline(always)]
     pub fn answers(&self, key: &FlowKey) -> bool {
         self.destination_port == key.source_port
-            && self.source_port == key.destination_port
             && self.destination == key.source
-            && self.source == key.destination
+            && (self.flags & flow_flags::DIRECT != 0
+                || (self.source_port == key.destination_port && self.source == key.destination))
     }
 
-    /// The key under which the answer's entry is found.
-    pub const fn reverse_key(&self, protocol: u8) -> FlowKey {
+    /// The key under which the other direction's entry is found; `key` is this entry's own.
+    #[inline(always)]
+    pub fn reverse_key(&self, key: &FlowKey) -> FlowKey {
+        if self.flags & flow_flags::DIRECT != 0 {
+            return key.reversed();
+        }
         FlowKey {
             source: self.destination,
             destination: self.source,
             source_port: self.destination_port,
             destination_port: self.source_port,
-            protocol,
+            protocol: key.protocol,
             _pad: [0; 3],
         }
     }
@@ -96,6 +100,10 @@ pub mod flow_flags {
     pub const MASQUERADE: u32 = 1 << 5;
     /// Nothing is rewritten: the entry only remembers that policy allowed the connection.
     pub const TRACK_ONLY: u32 = 1 << 6;
+    /// Direct server return: the backend's node answers the client. The node where a connection
+    /// comes in has one entry, of the asking direction; the backend's node has a pair whose keys
+    /// are each other's reverse, because the packet arrives there translated.
+    pub const DIRECT: u32 = 1 << 7;
     pub const CLOSING: u32 = FIN | RESET | PEER_FIN;
 }
 
@@ -116,6 +124,11 @@ pub struct FragmentPorts {
     pub source_port: PortBe,
     pub destination_port: PortBe,
 }
+
+/// The IPv4 option by which a node tells the backend's node which Service address and port to
+/// answer with: an experimental one (RFC 4727 §3.1), copied into fragments. Type, length, port,
+/// address.
+pub const RETURN_OPTION: [u8; 2] = [0x9e, 8];
 
 pub const MAX_FLOWS: u32 = 131_072;
 pub const MAX_FRAGMENTS: u32 = 4_096;

@@ -73,6 +73,10 @@ reasons! {
     Tunnelled = 22, "tunnelled";
     /// Not a drop: an ARP request for a Service address of this node answered.
     ArpAnswered = 23, "arp_answered";
+    /// Not a drop: sent to a backend that answers the client directly.
+    DirectReturn = 24, "direct_return";
+    /// Too long for the way onwards, and not to be fragmented: its sender was told (ICMP).
+    TooBig = 25, "too_big";
 }
 
 impl Reason {
@@ -88,6 +92,7 @@ impl Reason {
                 | Reason::SourceTranslated
                 | Reason::Tunnelled
                 | Reason::ArpAnswered
+                | Reason::DirectReturn
         )
     }
 }

@@ -72,7 +72,8 @@ pub fn follow(packet: &Packet, new: &mut Tuple) -> Option<Followed> {
     if packet.tcp_flags & RST != 0 {
         state |= flow_flags::RESET;
     }
-    if flags & flow_flags::REVERSE != 0 {
+    if flags & flow_flags::REVERSE != 0 || (flags & flow_flags::DIRECT != 0 && !opens(packet)) {
+        // Only who has an answer goes on.
         state |= flow_flags::ANSWERED;
     }
     if state != flags {
@@ -94,6 +95,13 @@ pub fn follow(packet: &Packet, new: &mut Tuple) -> Option<Followed> {
 #[inline(always)]
 pub fn opens(packet: &Packet) -> bool {
     packet.key.protocol != TCP || packet.tcp_flags & (SYN | ACK) == SYN
+}
+
+/// Whether the packet has to tell the backend's node what to answer its client with.
+#[inline(always)]
+pub fn tells(followed: &Followed, packet: &Packet) -> bool {
+    followed.flags & (flow_flags::DIRECT | flow_flags::TRACK_ONLY) == flow_flags::DIRECT
+        && opens(packet)
 }
 
 /// Whether answers to this packet of the node's own would be taken for those of a translated flow:
@@ -134,7 +142,7 @@ fn backend_gone(flow: &Flow) -> bool {
 /// The other direction learns of FIN, RST and the first answer.
 #[inline(never)]
 fn tell_twin(key: &FlowKey, flow: &Flow, state: u32) -> u32 {
-    if let Some(twin) = FLOWS.get_ptr_mut(&flow.reverse_key(key.protocol)) {
+    if let Some(twin) = FLOWS.get_ptr_mut(&flow.reverse_key(key)) {
         // SAFETY: an element of the map, as in `follow`.
         if !unsafe { (*twin).answers(key) } {
             return 0;
@@ -151,7 +159,7 @@ fn tell_twin(key: &FlowKey, flow: &Flow, state: u32) -> u32 {
 
 #[inline(never)]
 fn forget(key: &FlowKey, flow: &Flow) -> u32 {
-    let twin = flow.reverse_key(key.protocol);
+    let twin = flow.reverse_key(key);
     // Either may be gone already.
     let _ = FLOWS.remove(&twin);
     let _ = FLOWS.remove(key);
@@ -195,6 +203,11 @@ pub fn create<C: Context>(context: C, scratch: &mut Scratch) -> u32 {
     let key = &packet.key;
     let now = now();
     let generation = config().map_or(0, |config| config.policy_generation);
+    if wanted.flags & flow_flags::DIRECT != 0 {
+        // No answer comes by here, so there is no port to allocate.
+        answer_key.destination_port = key.source_port;
+        return publish(key, wanted, key.source_port, now, generation, flow, new);
+    }
     answer_key.source = wanted.destination;
     answer_key.destination = wanted.source;
     answer_key.source_port = wanted.destination_port;
@@ -274,9 +287,28 @@ pub fn create<C: Context>(context: C, scratch: &mut Scratch) -> u32 {
     if !chosen {
         return Reason::NoPort as u32 + 1;
     }
+    let port = answer_key.destination_port;
+    let published = publish(key, wanted, port, now, generation, flow, new);
+    if published != 0 {
+        let _ = FLOWS.remove(&*answer_key);
+    }
+    published
+}
+
+/// The asking direction's entry, which makes the flow known.
+#[inline(always)]
+fn publish(
+    key: &FlowKey,
+    wanted: &Wanted,
+    source_port: PortBe,
+    now: u32,
+    generation: u32,
+    flow: &mut Flow,
+    new: &mut Tuple,
+) -> u32 {
     flow.source = wanted.source;
     flow.destination = wanted.destination;
-    flow.source_port = answer_key.destination_port;
+    flow.source_port = source_port;
     flow.destination_port = wanted.destination_port;
     flow.flags = wanted.flags;
     flow.seen = now;
@@ -285,7 +317,6 @@ pub fn create<C: Context>(context: C, scratch: &mut Scratch) -> u32 {
     flow.policy_generation = generation;
     flow.via = 0;
     if FLOWS.insert(key, &*flow, 0).is_err() {
-        let _ = FLOWS.remove(&*answer_key);
         return Reason::FlowTableFull as u32 + 1;
     }
     new.source = flow.source;
@@ -295,11 +326,62 @@ pub fn create<C: Context>(context: C, scratch: &mut Scratch) -> u32 {
     0
 }
 
+/// A connection that another node has sent here, to be answered directly: makes its pair, the
+/// answers of which leave with `frontend` as their source, unless it is there. Returns whether it
+/// is there now.
+#[inline(never)]
+pub fn create_direct(scratch: &mut Scratch, frontend: &Address, port: PortBe) -> u32 {
+    let Scratch {
+        packet,
+        answer_key,
+        answer,
+        flow,
+        ..
+    } = scratch;
+    let key = &packet.key;
+    let now = now();
+    *answer_key = key.reversed();
+    if key.protocol != TCP
+        && let Some(existing) = FLOWS.get_ptr_mut(&*answer_key)
+    {
+        // SAFETY: an element of the map, as in `follow`.
+        let existing = unsafe { &mut *existing };
+        if existing.flags & flow_flags::DIRECT != 0
+            && existing.source == *frontend
+            && existing.source_port == port
+        {
+            return 1;
+        }
+    }
+    answer.source = *frontend;
+    answer.destination = key.source;
+    answer.source_port = port;
+    answer.destination_port = key.source_port;
+    answer.flags = flow_flags::DIRECT | flow_flags::REVERSE;
+    answer.seen = now;
+    answer.service = 0;
+    answer.backend = 0;
+    answer.policy_generation = config().map_or(0, |config| config.policy_generation);
+    answer.via = 0;
+    flow.source = key.source;
+    flow.destination = key.destination;
+    flow.source_port = key.source_port;
+    flow.destination_port = key.destination_port;
+    flow.flags = flow_flags::DIRECT | flow_flags::TRACK_ONLY;
+    flow.seen = now;
+    flow.service = 0;
+    flow.backend = 0;
+    // Policy has not judged it yet.
+    flow.policy_generation = answer.policy_generation.wrapping_sub(1);
+    flow.via = 0;
+    (FLOWS.insert(&*answer_key, &*answer, 0).is_ok() && FLOWS.insert(key, &*flow, 0).is_ok()) as u32
+}
+
 /// Forgets what [`create`] has just made: policy does not let the connection begin, and its next
 /// packet must not find it begun.
 #[inline(never)]
 pub fn forget_created(scratch: &Scratch) -> u32 {
-    let _ = FLOWS.remove(scratch.answer.reverse_key(scratch.answer_key.protocol));
+    let _ = FLOWS.remove(scratch.answer.reverse_key(&scratch.answer_key));
     let _ = FLOWS.remove(&scratch.answer_key);
     0
 }
@@ -384,7 +466,7 @@ fn left_over(key: &FlowKey, answer: &Flow, now: u32) -> u32 {
 fn replace(key: &FlowKey, answer: &Flow) -> u32 {
     if let Some(existing) = FLOWS.get_ptr_mut(key) {
         // SAFETY: copied at once.
-        let twin_key = unsafe { (*existing).reverse_key(key.protocol) };
+        let twin_key = unsafe { (*existing).reverse_key(key) };
         if FLOWS.remove(key).is_err() {
             return 0;
         }

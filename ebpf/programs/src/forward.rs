@@ -16,7 +16,7 @@ use skep_ebpf_common::reason::Reason;
 use crate::context::Context;
 use crate::count::{count, now, report};
 use crate::direct::{looks_unfinished, parse_plain, rewrite_plain};
-use crate::flow::follow;
+use crate::flow::{follow, tells};
 use crate::maps::{Scratch, WAYS, config};
 use crate::packet::{Packet, Tuple, decrement_hop_limit, ifindex, set_mark, store};
 use crate::pod::pod_at;
@@ -240,7 +240,8 @@ fn find_way<C: Context>(context: C, len: u32, new: &Tuple, way: &mut Way) -> u32
 
 /// A plain packet of a known flow, in as few steps as there can be. `None`: nothing has happened,
 /// and the long way knows what to do.
-#[inline(always)]
+// VERIFIER: a frame of its own, or the callers' are too large.
+#[inline(never)]
 pub fn forward_known(skb: *mut __sk_buff, scratch: &mut Scratch) -> Option<i32> {
     if !parse_plain(skb, &mut scratch.packet)
         || looks_unfinished(skb, &scratch.packet)
@@ -249,7 +250,7 @@ pub fn forward_known(skb: *mut __sk_buff, scratch: &mut Scratch) -> Option<i32> 
         return None;
     }
     let followed = follow(&scratch.packet, &mut scratch.new)?;
-    if followed.via != 0 {
+    if followed.via != 0 || tells(&followed, &scratch.packet) {
         return None;
     }
     let way = way_of(skb, scratch)?;

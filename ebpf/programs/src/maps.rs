@@ -80,6 +80,8 @@ static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
 #[repr(C)]
 pub struct Scratch {
     pub packet: Packet,
+    /// The tuple that the packet came with.
+    pub arrived: Tuple,
     /// The tuple that the packet is to leave with.
     pub new: Tuple,
     pub wanted: Wanted,

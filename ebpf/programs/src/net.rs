@@ -6,26 +6,30 @@ use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use skep_ebpf_common::event::Hook;
-use skep_ebpf_common::flow::flow_flags;
+use skep_ebpf_common::flow::{RETURN_OPTION, flow_flags};
 use skep_ebpf_common::node::{
     MARK_DONE, Pod, TUNNEL_MAC_PREFIX, config_flags, network_flags, pod_flags,
 };
 use skep_ebpf_common::reason::Reason;
 use skep_ebpf_common::service::*;
-use skep_ebpf_common::{Address, SCTP};
+use skep_ebpf_common::{Address, PortBe, SCTP};
 
 use crate::announce::{answer_arp, is_announced};
 use crate::context::Context;
 use crate::count::{count, report, service_connection, service_refused};
 use crate::flow::{
-    Followed, answer_taken, create, follow, forget_created, opens, return_via, translate_icmp_error,
+    Followed, answer_taken, create, create_direct, follow, forget_created, opens, return_via,
+    translate_icmp_error,
 };
 use crate::forward::{DROP, PASS, deliver, drop, forward_known, route};
 use crate::maps::{NETWORKS, SOURCE_RANGES, Scratch, config, scratch};
-use crate::packet::{Packet, Parsed, Shape, ifindex, is_arp, load, mark, parse, rewrite};
+use crate::packet::{
+    ETH_LEN, Packet, Parsed, Shape, add_option, ifindex, is_arp, load, mark, parse, remove_option,
+    rewrite,
+};
 use crate::pod::{masquerade, network_of, pod_at, set_tracked};
 use crate::policy;
-use crate::service::{Balance, choose, find, flow_hash, is_node_address};
+use crate::service::{Balance, choose, find, find_node_port, flow_hash, is_node_address};
 
 const ISOLATED: u32 = pod_flags::INGRESS_ISOLATED | pod_flags::EGRESS_ISOLATED;
 
@@ -42,7 +46,8 @@ pub fn from_net(ctx: TcContext) -> i32 {
         return verdict;
     }
     match parse(skb, &mut scratch.packet) {
-        Parsed::Ip => arrived(skb, scratch),
+        Parsed::Ip if accept_direct(skb, scratch) => arrived(skb, scratch),
+        Parsed::Ip => drop(skb, &scratch.packet, Reason::Rewrite, Hook::FromNet, 0),
         Parsed::NotIp if is_arp(skb) => answer_arp(skb).unwrap_or(PASS),
         Parsed::NotIp | Parsed::Truncated => PASS,
     }
@@ -119,10 +124,77 @@ fn arrived(skb: *mut __sk_buff, scratch: &mut Scratch) -> i32 {
             }
         }
     }
-    if rewrite(skb, &mut scratch.packet, &scratch.new).is_none() {
+    let flags = followed
+        .as_ref()
+        .map_or(scratch.wanted.flags, |followed| followed.flags);
+    let tell = flags & (flow_flags::DIRECT | flow_flags::TRACK_ONLY) == flow_flags::DIRECT
+        && opens(&scratch.packet);
+    scratch.arrived = scratch.packet.tuple();
+    if rewrite(skb, &mut scratch.packet, &scratch.new).is_none()
+        || (tell && add_return_option(skb, scratch).is_none())
+    {
         return drop(skb, &scratch.packet, Reason::Rewrite, Hook::FromNet, 0);
     }
     onward(skb, scratch, followed.as_ref(), followed.is_none())
+}
+
+/// A packet that another node has sent here for a backend that is to answer its client directly
+/// says so in its first option. Believes only what the Services here say too, remembers it, and
+/// takes the option away. False: a helper failed half-way.
+#[inline(always)]
+fn accept_direct(skb: *mut __sk_buff, scratch: &mut Scratch) -> bool {
+    if scratch.packet.l4 < ETH_LEN + 28 || !scratch.packet.key.source.is_v4() {
+        return true;
+    }
+    take_return_option(skb, scratch) != 0
+}
+
+#[inline(never)]
+fn take_return_option(skb: *mut __sk_buff, scratch: &mut Scratch) -> u32 {
+    let Some(option) = load::<[u16; 4]>(skb, ETH_LEN + 20) else {
+        return 1;
+    };
+    if option[0] != u16::from_ne_bytes(RETURN_OPTION) || !scratch.packet.is(Shape::Ports) {
+        return 1;
+    }
+    let address = Address::from_v4_be(option[2] as u32 | (option[3] as u32) << 16);
+    let port = PortBe(option[1]);
+    let protocol = scratch.packet.key.protocol;
+    // Another node's address is none of ours, but a NodePort is the same everywhere.
+    let exact = find(&address, port, protocol, false, &mut scratch.frontend);
+    if !exact
+        && (network_of(&address) & network_flags::CLUSTER == 0
+            || !find_node_port(&address, port, protocol, &mut scratch.frontend))
+    {
+        return 1;
+    }
+    let direct = scratch.frontend.flags & frontend_flags::DIRECT_RETURN != 0;
+    if !direct || address.v4_be() == 0 {
+        return 1;
+    }
+    if create_direct(scratch, &address, port) == 0 {
+        // Passed on without: the sender tries again.
+        count(Reason::FlowTableFull);
+        return 0;
+    }
+    if network_of(&scratch.packet.key.source) & network_flags::CLUSTER != 0 {
+        set_tracked(&scratch.packet.key.destination);
+    }
+    remove_option(skb, &mut scratch.packet).is_some() as u32
+}
+
+/// Tells the backend's node what to answer with.
+#[inline(never)]
+fn add_return_option(skb: *mut __sk_buff, scratch: &mut Scratch) -> Option<()> {
+    let Scratch {
+        packet, arrived, ..
+    } = scratch;
+    let address = arrived.destination.v4_be();
+    let option = [
+        u16::from_ne_bytes(RETURN_OPTION) as u32 | (arrived.destination_port.0 as u32) << 16,
+        address,
+    ];
+    add_option(skb, packet, &option)
 }
 
 /// What [`serve`] did; from [`FAILED`] on a reason.
@@ -204,7 +276,14 @@ pub fn serve<C: Context>(context: C, hook: Hook, scratch: &mut Scratch) -> u32 {
         };
         let v4 = backend.address.is_v4();
         let tunnelled = is_tunnelled(&backend.address);
-        if tunnelled && v4 && config.flags & config_flags::TUNNEL_KEEPS_CLIENT != 0 {
+        if v4 && frontend.flags & frontend_flags::DIRECT_RETURN != 0 {
+            wanted.flags = flow_flags::DIRECT;
+            count(Reason::DirectReturn);
+        } else if tunnelled
+            && v4
+            && config.flags & config_flags::TUNNEL_KEEPS_CLIENT != 0
+            && frontend.flags & frontend_flags::SOURCE_NAT == 0
+        {
             // The backend's node sends it back to where the packet came from.
         } else {
             wanted.source = match (tunnelled, v4) {
@@ -315,7 +394,7 @@ fn from_entry_node(skb: *mut __sk_buff, scratch: &mut Scratch, pod: &Pod, via: u
     match &followed {
         Some(followed) if followed.flags & flow_flags::REVERSE == 0 => {
             // The client may have come through another node before.
-            if opens(packet) {
+            if opens(packet) && followed.flags & flow_flags::DIRECT == 0 {
                 return_via(packet, new, via);
             }
         }

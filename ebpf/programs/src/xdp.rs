@@ -11,6 +11,7 @@ use aya_ebpf::helpers::generated::bpf_redirect;
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
 use skep_ebpf_common::event::Hook;
+use skep_ebpf_common::flow::flow_flags;
 use skep_ebpf_common::node::pod_flags;
 use skep_ebpf_common::reason::Reason;
 use skep_ebpf_common::service::frontend_flags;
@@ -18,7 +19,7 @@ use skep_ebpf_common::service::frontend_flags;
 use crate::context::Context;
 use crate::count::{count, report};
 use crate::direct::{looks_unfinished, parse_plain, rewrite_plain};
-use crate::flow::{follow, forget_created};
+use crate::flow::{follow, forget_created, tells};
 use crate::forward::way_of;
 use crate::maps::{Scratch, scratch};
 use crate::net::{FAILED, SERVED, report_failure, serve};
@@ -45,10 +46,13 @@ fn arrived(frame: *mut xdp_md, scratch: &mut Scratch) -> u32 {
     }
     let followed = follow(&scratch.packet, &mut scratch.new);
     match &followed {
-        // Back to the node where it came in.
-        Some(followed) if followed.via != 0 => return XDP_PASS,
+        // Back to the node where it came in; or with an option.
+        Some(followed) if followed.via != 0 || tells(followed, &scratch.packet) => {
+            return XDP_PASS;
+        }
         Some(_) => {}
         None => match begin(frame, scratch) {
+            SERVED if scratch.wanted.flags & flow_flags::DIRECT != 0 => return XDP_PASS,
             SERVED => {}
             code if code < FAILED => return XDP_PASS,
             code => {

@@ -64,7 +64,10 @@ fn op(code: u8, to: u8, from: u8, offset: i16, value: i32) -> u64 {
         | u64::from(value.cast_unsigned()) << 32
 }
 
-fn load(kind: u32, attach_type: u32, code: &[u64]) -> io::Result<OwnedFd> {
+/// The name of the program of [`bare_redirect`].
+pub(crate) const BARE: &str = "bench_bare";
+
+fn load(name: &str, kind: u32, attach_type: u32, code: &[u64]) -> io::Result<OwnedFd> {
     let license = c"GPL";
     let mut log = vec![0u8; 16_384];
     let mut attr = Attr::new()
@@ -76,6 +79,7 @@ fn load(kind: u32, attach_type: u32, code: &[u64]) -> io::Result<OwnedFd> {
         .u32(28, log.len() as u32)
         .u64(32, log.as_mut_ptr() as u64)
         .u32(68, attach_type);
+    attr.0[48..48 + name.len()].copy_from_slice(name.as_bytes());
     attr.open(PROG_LOAD).map_err(|error| {
         let end = log.iter().position(|byte| *byte == 0).unwrap_or(0);
         let log = String::from_utf8_lossy(&log[..end]).into_owned();
@@ -126,7 +130,7 @@ pub(crate) fn generator(frame: &[u8], ifindex: u32, flows: u32) -> io::Result<Ow
         op(0x85, 0, 0, 0, 23), // redirect
         op(0x95, 0, 0, 0, 0),
     ]);
-    load(XDP, 37, &code)
+    load("bench_source", XDP, 37, &code)
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -166,7 +170,7 @@ impl Sink {
                 op(0xb7, 0, 0, 0, dropped),
                 op(0x95, 0, 0, 0, 0),
             ];
-            links.push(attach(hook, &code, ifindex)?);
+            links.push(attach("bench_sink", hook, &code, ifindex)?);
         }
         Ok(Self { map, _links: links })
     }
@@ -182,18 +186,28 @@ impl Sink {
     }
 }
 
-fn attach(hook: Hook, code: &[u64], ifindex: u32) -> io::Result<OwnedFd> {
+fn attach(name: &str, hook: Hook, code: &[u64], ifindex: u32) -> io::Result<OwnedFd> {
     let (kind, attach_type, flags) = match hook {
         Hook::Xdp => (XDP, 37, 1 << 2),
         Hook::Tc => (SCHED_CLS, 46, 0),
     };
-    let program = load(kind, attach_type, code)?;
+    let program = load(name, kind, attach_type, code)?;
     Attr::new()
         .u32(0, number(&program))
         .u32(4, ifindex)
         .u32(8, attach_type)
         .u32(12, flags)
         .open(LINK_CREATE)
+}
+
+/// Runs before every ordinary process of this CPU from now on.
+pub(crate) fn take_precedence() -> io::Result<()> {
+    let priority = libc::sched_param { sched_priority: 10 };
+    // SAFETY: the structure outlives the call.
+    match unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const priority) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// The least that a forwarding program can do at `at`: send everything on to `to`.
@@ -208,7 +222,7 @@ pub(crate) fn bare_redirect(hook: Hook, at: u32, to: u32) -> io::Result<OwnedFd>
         op(0x85, 0, 0, 0, helper),
         op(0x95, 0, 0, 0, 0),
     ];
-    attach(hook, &code, at)
+    attach(BARE, hook, &code, at)
 }
 
 /// Runs the generator on this CPU: real frames, until `count` are sent.

@@ -47,6 +47,11 @@ fn fold(mut sum: u32) -> u16 {
     sum as u16
 }
 
+/// Of an IPv4 header whose own checksum is 0.
+pub(crate) fn header_checksum(header: &[u8]) -> u16 {
+    !fold(sum(header, 0))
+}
+
 fn octets(ip: IpAddr) -> Vec<u8> {
     match ip {
         IpAddr::V4(ip) => ip.octets().to_vec(),

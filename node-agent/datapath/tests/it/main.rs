@@ -2,6 +2,7 @@
 //! says so and passes otherwise.
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
+mod direct;
 mod frame;
 mod packets;
 mod scratch;
