@@ -77,6 +77,10 @@ reasons! {
     DirectReturn = 24, "direct_return";
     /// Too long for the way onwards, and not to be fragmented: its sender was told (ICMP).
     TooBig = 25, "too_big";
+    /// Not a drop: put into a pod's receive queue by XDP.
+    XdpToPod = 26, "xdp_to_pod";
+    /// Not a drop: sent back out of the uplink by XDP.
+    XdpToNeighbour = 27, "xdp_to_neighbour";
 }
 
 impl Reason {
@@ -93,6 +97,8 @@ impl Reason {
                 | Reason::Tunnelled
                 | Reason::ArpAnswered
                 | Reason::DirectReturn
+                | Reason::XdpToPod
+                | Reason::XdpToNeighbour
         )
     }
 }

@@ -162,9 +162,11 @@ fn take_return_option(skb: *mut __sk_buff, scratch: &mut Scratch) -> u32 {
     let protocol = scratch.packet.key.protocol;
     // Another node's address is none of ours, but a NodePort is the same everywhere.
     let exact = find(&address, port, protocol, false, &mut scratch.frontend);
-    if !exact
-        && (network_of(&address) & network_flags::CLUSTER == 0
-            || !find_node_port(&address, port, protocol, &mut scratch.frontend))
+    let of_a_node = || {
+        network_of(&address) & network_flags::CLUSTER != 0
+            || tunnel_source(skb).is_some_and(|node| node == address.v4_be())
+    };
+    if !exact && (!of_a_node() || !find_node_port(&address, port, protocol, &mut scratch.frontend))
     {
         return 1;
     }
@@ -366,18 +368,27 @@ fn to_local_pod(skb: *mut __sk_buff, scratch: &mut Scratch, pod: &Pod) -> i32 {
 /// had sent to a Service; else 0.
 #[inline(always)]
 fn entry_node(skb: *mut __sk_buff, packet: &Packet) -> u32 {
-    let Some(config) = config() else { return 0 };
-    if config.tunnel_ifindex != ifindex(skb)
-        || config.flags & config_flags::TUNNEL_KEEPS_CLIENT == 0
-        || !packet.key.source.is_v4()
-        || !packet.has_tuple()
-        || network_of(&packet.key.source) & network_flags::CLUSTER != 0
-    {
+    if !packet.key.source.is_v4() || !packet.has_tuple() {
         return 0;
     }
-    match load::<[u8; 6]>(skb, 6) {
-        Some([a, b, node @ ..]) if [a, b] == TUNNEL_MAC_PREFIX => u32::from_ne_bytes(node),
+    match tunnel_source(skb) {
+        Some(node) if network_of(&packet.key.source) & network_flags::CLUSTER == 0 => node,
         _ => 0,
+    }
+}
+
+/// The node (an IPv4 address) at whose end of the tunnel the packet came in.
+#[inline(always)]
+fn tunnel_source(skb: *mut __sk_buff) -> Option<u32> {
+    let config = config()?;
+    if config.tunnel_ifindex != ifindex(skb)
+        || config.flags & config_flags::TUNNEL_KEEPS_CLIENT == 0
+    {
+        return None;
+    }
+    match load::<[u8; 6]>(skb, 6) {
+        Some([a, b, node @ ..]) if [a, b] == TUNNEL_MAC_PREFIX => Some(u32::from_ne_bytes(node)),
+        _ => None,
     }
 }
 

@@ -89,10 +89,10 @@ fn arrived(frame: *mut xdp_md, scratch: &mut Scratch) -> u32 {
         return XDP_PASS;
     }
     if !way.is_pod {
-        count(Reason::RedirectedToNeighbour);
+        count(Reason::XdpToNeighbour);
         return XDP_TX;
     }
-    count(Reason::RedirectedToPod);
+    count(Reason::XdpToPod);
     // Into the receive queue of the pod's end of its veth pair.
     // SAFETY: no pointers.
     (unsafe { bpf_redirect(way.ifindex, 0) }) as u32

@@ -27,10 +27,11 @@ use skep_ebpf_common::policy::{MAX_IDENTITIES, MAX_RULES};
 use skep_ebpf_common::reason::MAX_REASONS;
 use skep_ebpf_common::service::*;
 
+use crate::clsact::Side;
 use crate::counters::{Counters, ReasonCount, ServiceCount};
 use crate::error::Error;
 use crate::flows::{FlowEntry, FlowTable, Sweep, now};
-use crate::links::Links;
+use crate::links::{Links, TcHook, remove_filters};
 use crate::memory::{BackendArray, SlotArray};
 use crate::pods::{NodeTables, PodLink};
 use crate::policy::{PolicyState, PolicyTables};
@@ -78,6 +79,7 @@ pub struct DatapathConfig {
     pub node_ips: Vec<IpAddr>,
     /// Hide pods behind the node's address when they leave the cluster.
     pub masquerade: bool,
+    pub tc: TcHook,
     pub xdp: XdpMode,
     pub limits: Limits,
 }
@@ -162,7 +164,7 @@ impl Datapath {
             .bpf_dir
             .join(format!("maps-v{}", skep_ebpf_common::LAYOUT_VERSION));
         std::fs::create_dir_all(&maps).map_err(|error| Error::file("create", &maps, error))?;
-        let links = Links::new(config.bpf_dir.join("links"))?;
+        let links = Links::new(config.bpf_dir.join("links"), config.tc)?;
 
         let has_set_retval = u32::from(kernel_at_least(5, 18));
         let mut loader = EbpfLoader::new();
@@ -304,19 +306,9 @@ impl Datapath {
         egress: &str,
     ) -> Result<(), Error> {
         let ebpf = self.ebpf.lock();
-        let target = Target::Interface(ifindex);
-        let sides = [
-            ("in", ingress, AttachType::TcxIngress),
-            ("out", egress, AttachType::TcxEgress),
-        ];
-        for (side, program, attach_type) in sides {
+        for (side, program) in [(Side::Ingress, ingress), (Side::Egress, egress)] {
             let fd = program_fd(&ebpf, program)?;
-            self.links.attach(
-                &format!("{kind}-{ifindex}-{side}"),
-                fd,
-                &target,
-                attach_type,
-            )?;
+            self.links.attach_tc(kind, ifindex, side, fd)?;
         }
         Ok(())
     }
@@ -556,6 +548,7 @@ impl Datapath {
 
 /// Removes every pin below `bpf_dir`, and with the pins the programs and maps. Missing is success.
 pub fn cleanup(bpf_dir: &Path) -> Result<(), Error> {
+    remove_filters(&bpf_dir.join("links"))?;
     // Links first: no program may run over maps that are half gone.
     for folder in [bpf_dir.join("links"), bpf_dir.to_path_buf()] {
         match std::fs::remove_dir_all(&folder) {

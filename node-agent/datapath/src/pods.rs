@@ -21,7 +21,7 @@ pub struct PodLink {
     pub host_mac: [u8; 6],
     /// Cookie of the pod's network namespace.
     pub netns_cookie: u64,
-    /// XDP may redirect frames into it (see [`crate::take_frames`]).
+    /// XDP may redirect frames into it (see [`crate::Offload::Gro`]).
     pub takes_frames: bool,
 }
 

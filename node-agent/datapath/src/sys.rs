@@ -262,21 +262,30 @@ unsafe fn ethtool<T>(interface: &str, command: &mut T) -> io::Result<()> {
     Ok(())
 }
 
-/// Lets a veth interface of this network namespace take frames that XDP redirects to its peer:
-/// with GRO it receives by NAPI, without it drops them (drivers/net/veth.c, `veth_xdp_xmit`).
-pub fn take_frames(interface: &str) -> io::Result<()> {
+/// What the kernel or a device does for the other end of the stack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Offload {
+    /// `ETHTOOL_SGRO`. A veth interface with it receives by NAPI, and takes frames that XDP
+    /// redirects to its peer; without, it drops them (drivers/net/veth.c, `veth_xdp_xmit`).
+    Gro = 0x2c,
+    /// `ETHTOOL_STXCSUM`. Without it packets leave with complete checksums.
+    TransmitChecksum = 0x17,
+}
+
+/// Of an interface of this network namespace.
+pub fn set_offload(interface: &str, offload: Offload, on: bool) -> io::Result<()> {
     /// `struct ethtool_value`.
     #[repr(C)]
     struct Value {
         command: u32,
         data: u32,
     }
-    const ETHTOOL_SGRO: u32 = 0x2c;
     let mut value = Value {
-        command: ETHTOOL_SGRO,
-        data: 1,
+        command: offload as u32,
+        data: u32::from(on),
     };
-    // SAFETY: the structure of this command.
+    // SAFETY: the structure of these commands.
     unsafe { ethtool(interface, &mut value) }
 }
 

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Node;
 use skep_client::Informers;
-use skep_datapath::{Datapath, DatapathConfig, Limits, XdpMode, XdpState, ensure_bpffs};
+use skep_datapath::{Datapath, DatapathConfig, Limits, TcHook, XdpMode, XdpState, ensure_bpffs};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -45,6 +45,7 @@ pub struct NodeNetworkConfig {
     pub cluster_cidrs: Vec<IpNet>,
     pub service_cidrs: Vec<IpNet>,
     pub way: Way,
+    pub tc: TcHook,
     pub xdp: XdpMode,
 }
 
@@ -89,6 +90,7 @@ impl NodeNetwork {
             uplink_mac: uplink.mac,
             node_ips,
             masquerade: true,
+            tc: config.tc,
             xdp: config.xdp,
             limits: Limits::default(),
         };

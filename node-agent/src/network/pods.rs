@@ -16,7 +16,7 @@ use ipnet::IpNet;
 use sha2::{Digest, Sha256};
 use skep_datapath::layout::{SCTP, TCP, UDP};
 use skep_datapath::services::{Endpoint, FrontendAddress, ServicePort};
-use skep_datapath::{Datapath, PodLink, netns_cookie, take_frames};
+use skep_datapath::{Datapath, Offload, PodLink, netns_cookie, set_offload};
 use tokio::sync::{Mutex, Notify};
 use tracing::{info, warn};
 
@@ -195,7 +195,7 @@ impl Pods {
         let (pod, cookie, takes_frames) = in_netns(own, async move || -> Result<_, NetlinkOrIo> {
             configure_pod(&name, &ips, mtu).await?;
             // Without, tc brings the pod what XDP would.
-            let takes_frames = xdp && take_frames(POD_INTERFACE).is_ok();
+            let takes_frames = xdp && set_offload(POD_INTERFACE, Offload::Gro, true).is_ok();
             let (pod, cookie) = pod_end(host_index)
                 .await?
                 .ok_or_else(|| io::Error::other("the pod's interface vanished"))?;

@@ -21,7 +21,9 @@ use kernel::{Hook, Sink};
 use nix::sched::{CloneFlags, CpuSet, sched_setaffinity, setns, unshare};
 use skep_datapath::layout::TCP;
 use skep_datapath::services::{Endpoint, FrontendAddress, ServicePort};
-use skep_datapath::{Datapath, DatapathConfig, Limits, PodLink, XdpMode, cleanup, take_frames};
+use skep_datapath::{
+    Datapath, DatapathConfig, Limits, Offload, PodLink, TcHook, XdpMode, cleanup, set_offload,
+};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -180,7 +182,7 @@ impl Place {
         ip("route add default via 192.0.2.1")?;
         ip("neigh add 192.0.2.1 lladdr 02:00:00:00:00:99 dev up0")?;
         for name in ["up0", "eth0"] {
-            take_frames(name)?;
+            set_offload(name, Offload::Gro, true)?;
         }
         let pod_path = format!("/proc/{}/fd/{}", std::process::id(), {
             use std::os::fd::AsRawFd;
@@ -199,7 +201,7 @@ impl Place {
         }
         setns(pod.as_fd(), CloneFlags::CLONE_NEWNET)?;
         ip("link set eth0 address 02:00:00:00:00:67 up")?;
-        take_frames("eth0")?;
+        set_offload("eth0", Offload::Gro, true)?;
         let sink = Sink::at(nix::net::if_::if_nametoindex("eth0")?)?;
         setns(node.as_fd(), CloneFlags::CLONE_NEWNET)?;
         Ok(Self { sink, _pod: pod })
@@ -258,6 +260,7 @@ impl<'a> Run<'a> {
             uplink_mac: [2, 0, 0, 0, 0, 0xaa],
             node_ips: vec![IpAddr::from(NODE)],
             masquerade: true,
+            tc: TcHook::Auto,
             xdp: if self.way == Way::Xdp {
                 XdpMode::Native
             } else {
