@@ -21,6 +21,7 @@ use crate::maps::{Scratch, WAYS, config};
 use crate::packet::{Packet, Tuple, decrement_hop_limit, ifindex, set_mark, store};
 use crate::pod::pod_at;
 use crate::policy;
+use crate::too_big::{is_whole, tell_sender};
 
 pub const PASS: i32 = 0; // TC_ACT_OK
 pub const DROP: i32 = 2; // TC_ACT_SHOT
@@ -65,12 +66,22 @@ pub fn deliver(skb: *mut __sk_buff, packet: &mut Packet, pod: &Pod, hook: Hook) 
 /// By the node's routing table to a neighbour; what the table gives to the node goes to the stack.
 #[inline(never)]
 pub fn route(skb: *mut __sk_buff, scratch: &mut Scratch, hook: Hook) -> i32 {
+    let found = look_up_route(skb, &scratch.packet, &mut scratch.next_hop) as i64;
+    if found == FIB_TOO_LONG {
+        if is_whole(skb, scratch.packet.key.destination.is_v4()) {
+            let mtu = scratch.next_hop.mtu;
+            return tell_sender(skb, scratch, mtu, hook);
+        }
+        if !to_tunnel(&scratch.next_hop) {
+            // The stack fragments it.
+            return PASS;
+        }
+    }
     let Scratch {
         packet, next_hop, ..
     } = scratch;
-    match look_up_route(skb, packet, next_hop) as i64 {
-        FIB_SUCCESS | FIB_NO_NEIGHBOUR => {}
-        FIB_TOO_LONG if to_tunnel(next_hop) => {}
+    match found {
+        FIB_SUCCESS | FIB_NO_NEIGHBOUR | FIB_TOO_LONG => {}
         // Local, multicast, broadcast.
         FIB_NOT_FORWARDED | FIB_FORWARDING_DISABLED => return PASS,
         _ => {
@@ -277,6 +288,8 @@ pub struct NextHop {
     family: u32,
     /// IPv4 in the first word.
     address: [u32; 4],
+    /// Of the device, where a packet was too long for it.
+    mtu: u32,
 }
 
 #[inline(never)]
@@ -297,6 +310,8 @@ fn look_up_route(skb: *mut __sk_buff, packet: &Packet, next_hop: &mut NextHop) -
     };
     next_hop.ifindex = params.ifindex;
     next_hop.family = params.family as u32;
+    // SAFETY: the helper has written it, or it is the length, which was not said.
+    next_hop.mtu = unsafe { params.__bindgen_anon_1.mtu_result } as u32;
     // SAFETY: the helper has written the next hop; an IPv4 address is the first word.
     next_hop.address = unsafe { params.__bindgen_anon_4.ipv6_dst };
     result as i32

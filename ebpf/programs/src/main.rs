@@ -34,6 +34,7 @@ mod pod;
 mod policy;
 mod service;
 mod socket;
+mod too_big;
 mod xdp;
 
 #[panic_handler]

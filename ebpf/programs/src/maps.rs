@@ -90,6 +90,8 @@ pub struct Scratch {
     pub flow: Flow,
     pub frontend: Frontend,
     pub next_hop: NextHop,
+    /// The beginning of a packet that an ICMP message is about.
+    pub quote: [u32; 32],
 }
 
 #[inline(always)]

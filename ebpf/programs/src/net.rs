@@ -70,6 +70,7 @@ pub fn to_net(ctx: TcContext) -> i32 {
 
 #[inline(always)]
 fn arrived(skb: *mut __sk_buff, scratch: &mut Scratch) -> i32 {
+    scratch.arrived = scratch.packet.tuple();
     let packet = &mut scratch.packet;
     if let Some(pod) = pod_at(&packet.key.destination) {
         return to_local_pod(skb, scratch, pod);
@@ -129,7 +130,6 @@ fn arrived(skb: *mut __sk_buff, scratch: &mut Scratch) -> i32 {
         .map_or(scratch.wanted.flags, |followed| followed.flags);
     let tell = flags & (flow_flags::DIRECT | flow_flags::TRACK_ONLY) == flow_flags::DIRECT
         && opens(&scratch.packet);
-    scratch.arrived = scratch.packet.tuple();
     if rewrite(skb, &mut scratch.packet, &scratch.new).is_none()
         || (tell && add_return_option(skb, scratch).is_none())
     {

@@ -74,6 +74,7 @@ fn flags_of(pod: Option<&Pod>) -> u32 {
 
 #[inline(always)]
 fn sent(skb: *mut __sk_buff, scratch: &mut Scratch) -> i32 {
+    scratch.arrived = scratch.packet.tuple();
     let packet = &mut scratch.packet;
     let Some(pod) = pod_at(&packet.key.source) else {
         return unknown_source(skb, packet);

@@ -248,6 +248,13 @@ pub(crate) fn unreachable(from: &str, about: &Frame) -> Vec<u8> {
     bytes
 }
 
+pub(crate) fn has_good_icmpv6_checksum(bytes: &[u8]) -> bool {
+    let icmp = &bytes[54..];
+    // Source, destination; length and protocol.
+    let pseudo = sum(&bytes[22..54], 58 + icmp.len() as u32);
+    fold(sum(icmp, pseudo)) == 0xffff
+}
+
 /// Outer source and destination, then source and destination of the quoted packet.
 pub(crate) fn read_unreachable(bytes: &[u8]) -> (IpAddr, IpAddr, SocketAddr, SocketAddr) {
     let ip = &bytes[14..];

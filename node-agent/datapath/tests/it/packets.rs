@@ -8,10 +8,13 @@ use ipnet::IpNet;
 use nix::sched::{CloneFlags, unshare};
 use skep_datapath::layout::reason::Reason;
 use skep_datapath::layout::{ICMP, TCP, UDP};
-use skep_datapath::services::{Endpoint, FrontendAddress, ServicePort};
+use skep_datapath::services::{Endpoint, Forwarding, FrontendAddress, ServicePort};
 use skep_datapath::{Datapath, PodLink, Verdict};
 
-use crate::frame::{ACK, FIN, Frame, RST, frame, read_unreachable, unreachable};
+use crate::frame::{
+    ACK, FIN, Frame, RST, frame, has_good_icmpv6_checksum, header_checksum, read_unreachable,
+    unreachable,
+};
 use crate::scratch::{Scratch, scratch};
 
 pub(crate) const CLIENT: &str = "198.51.100.9:4444";
@@ -181,6 +184,7 @@ fn packets_through_every_program() {
     two_clients_never_share_a_port(&bench);
     clients_keep_their_port_while_it_is_free(&bench);
     the_nodes_own_sockets_are_respected(&bench);
+    senders_are_told_what_is_too_big(&bench);
     announced_addresses_are_answered_for(&bench);
     quiet_flows_are_swept_live_ones_stay(&bench);
     a_tunnel_keeps_the_client(&bench);
@@ -649,6 +653,85 @@ fn fragments_follow_their_first(bench: &Bench) {
     let mut orphan = later.clone();
     orphan.fragment.0 = 78;
     assert_eq!(bench.run("from_net", UPLINK, &orphan).0, Verdict::Pass);
+}
+
+fn senders_are_told_what_is_too_big(bench: &Bench) {
+    shell("link set up0 mtu 9000");
+    shell("link set tun0 mtu 1000");
+    shell("addr add 10.99.0.1/24 dev tun0");
+    shell("route add 10.244.7.0/24 via 10.99.0.2");
+    shell("neigh add 10.99.0.2 lladdr 02:00:00:00:00:98 dev tun0");
+    bench.set(
+        "t:udp",
+        &node_port(UDP, 30_020, &[("10.244.7.7", 53, false)]),
+    );
+    bench.set(
+        "u:udp",
+        &node_port(UDP, 30_021, &[("fd00:1:7::7", 53, false)]),
+    );
+    let before = bench.counted(Reason::TooBig);
+    let long = |source: &str, destination: &str| Frame {
+        payload: vec![7; 1_200],
+        ..frame(UDP, source, destination)
+    };
+    let told = |program: &str, ifindex: u32, request: &Frame| {
+        let (verdict, bytes) = bench.run_raw(program, ifindex, &whole(request));
+        assert_eq!(verdict, Verdict::Redirect);
+        assert_eq!(bytes[..6], request.bytes()[6..12], "back to who sent it");
+        assert_eq!(bytes[34..36], [3, 4], "fragmentation needed");
+        assert_eq!(bytes[38..42], [0, 0, 0x03, 0xe8], "1000 bytes fit");
+        assert_eq!(bytes.len(), 14 + 28 + 128);
+        let (from, to, source, destination) = read_unreachable(&bytes);
+        assert_eq!((from, to), (ip("192.0.2.10"), request.source.ip()));
+        assert_eq!((source, destination), (request.source, request.destination));
+    };
+    let request = long(CLIENT, "192.0.2.10:30020");
+    told("from_net", UPLINK, &request);
+    let from_pod = long("10.244.1.5:46000", "10.244.7.7:53");
+    told("from_pod", POD_IFINDEX, &from_pod);
+    assert_eq!(bench.counted(Reason::TooBig), before + 2);
+    // What may be fragmented is the stack's.
+    let (verdict, _) = bench.run("from_net", UPLINK, &request);
+    assert_eq!(verdict, Verdict::Pass);
+    // A direct answer's option takes room.
+    let mut wanted = node_port(UDP, 30_022, &[("10.244.7.7", 53, false)]);
+    wanted.forwarding = Forwarding::DirectReturn;
+    bench.set("v:udp", &wanted);
+    let mut request = long(CLIENT, "192.0.2.10:30022");
+    request.payload.truncate(1_000 - 28);
+    let (verdict, bytes) = bench.run_raw("from_net", UPLINK, &whole(&request));
+    assert_eq!(verdict, Verdict::Redirect);
+    assert_eq!(bytes[38..42], [0, 0, 0x03, 0xe0], "992 bytes fit");
+    let (_, to, _, destination) = read_unreachable(&bytes);
+    assert_eq!(
+        (to, destination),
+        (request.source.ip(), request.destination)
+    );
+    // IPv6 is never fragmented on the way.
+    shell("link set tun0 mtu 1280");
+    shell("-6 addr add fd99::1/64 dev tun0 nodad");
+    shell("-6 route add fd00:1:7::/64 via fd99::2");
+    shell("-6 neigh add fd99::2 lladdr 02:00:00:00:00:98 dev tun0");
+    let mut request = long("[2001:db8:1::9]:5000", "[2001:db8::10]:30021");
+    request.payload = vec![7; 1_300];
+    let (verdict, bytes) = bench.run_raw("from_net", UPLINK, &request.bytes());
+    assert_eq!(verdict, Verdict::Redirect);
+    assert_eq!(bytes[20], 58);
+    assert_eq!(bytes[54..56], [2, 0], "packet too big");
+    assert_eq!(bytes[58..62], 1_280u32.to_be_bytes());
+    assert_eq!(bytes[38..54], request.bytes()[22..38], "to its sender");
+    assert_eq!(bytes[62..62 + 128], request.bytes()[14..14 + 128]);
+    assert!(has_good_icmpv6_checksum(&bytes));
+}
+
+/// Not to be fragmented.
+fn whole(frame: &Frame) -> Vec<u8> {
+    let mut bytes = frame.bytes();
+    bytes[20] = 0x40;
+    bytes[24..26].copy_from_slice(&[0, 0]);
+    let checksum = header_checksum(&bytes[14..34]);
+    bytes[24..26].copy_from_slice(&checksum.to_be_bytes());
+    bytes
 }
 
 fn hop_limits_end_journeys(bench: &Bench) {
