@@ -4,12 +4,14 @@
 //! - `runtime`: the container runtime behind one trait: Docker, or hollow
 //! - `network`: the pod network behind one trait
 //! - `proxy`, `policy`, `dns`: Services, NetworkPolicy and names of the cluster, on this node
+//! - `endpoints`: EndpointSlices in little memory, for all of these
 //!
 //! The agent is a client of the API like any other; it must not know the API server's crates.
 //! Read `kubelet/plan.rs` first: it decides what happens to a pod.
 #![forbid(unsafe_code)]
 
 pub mod dns;
+pub mod endpoints;
 pub mod kubelet;
 pub mod network;
 pub mod policy;

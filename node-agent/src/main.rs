@@ -9,9 +9,9 @@ use anyhow::{Context as _, Result, bail};
 use clap::{Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Service;
-use k8s_openapi::api::discovery::v1::EndpointSlice;
 use rustls::pki_types::CertificateDer;
 use skep_agent::dns::{Dns, DnsConfig};
+use skep_agent::endpoints::Slice;
 use skep_agent::kubelet::volumes::{MountNamespace, Volumes};
 use skep_agent::kubelet::{
     self, Config, Context, Kubelet, bootstrap, cgroup, events, eviction, image_gc, log_links, node,
@@ -47,9 +47,16 @@ struct Options {
     /// Default: the machine's host name.
     #[arg(long, global = true)]
     node_name: Option<String>,
-    /// Default: the address that the way to the API starts from.
-    #[arg(long, global = true)]
-    node_ip: Option<IpAddr>,
+    /// The node's address; in a dual-stack cluster one of each family, the first being the one that
+    /// the API server calls. Default: the address that the way to the API starts from.
+    #[arg(
+        long,
+        value_name = "IP[,IP]",
+        value_delimiter = ',',
+        num_args = 1,
+        global = true
+    )]
+    node_ip: Vec<IpAddr>,
     #[arg(
         long,
         default_value = "/var/lib/skep/agent",
@@ -77,18 +84,20 @@ struct Options {
     cluster_dns: IpAddr,
     #[arg(long, default_value = "cluster.local", global = true)]
     cluster_domain: String,
-    /// The range of all pods; traffic to it keeps its source address.
+    /// The range of all pods, or one of each family; traffic to it keeps its source address.
     #[arg(
         long,
         default_value = "10.244.0.0/16",
-        value_name = "CIDR",
+        value_name = "CIDR[,CIDR]",
+        value_delimiter = ',',
         global = true
     )]
     cluster_cidr: Vec<IpNet>,
     #[arg(
         long,
         default_value = "10.96.0.0/16",
-        value_name = "CIDR",
+        value_name = "CIDR[,CIDR]",
+        value_delimiter = ',',
         global = true
     )]
     service_cidr: Vec<IpNet>,
@@ -256,11 +265,11 @@ fn scope(options: &Options, node_name: &str) -> String {
     format!("{}@{node_name}", options.cgroup_parent)
 }
 
-fn network_config(options: &Options, node_name: &str, node_ip: IpAddr) -> NodeNetworkConfig {
+fn network_config(options: &Options, node_name: &str, node_ips: Vec<IpAddr>) -> NodeNetworkConfig {
     NodeNetworkConfig {
         node_name: node_name.into(),
         uplink: options.uplink.clone(),
-        node_ips: vec![node_ip],
+        node_ips,
         state_dir: options.state_dir.clone(),
         bpf_dir: options.bpf_dir.clone(),
         cgroup: cgroup::Cgroups::discover()
@@ -329,10 +338,13 @@ async fn run(options: Options) -> Result<()> {
         bootstrap::join(token, &kubeconfig, &node_name).await?;
     }
     let api = bootstrap::config(&kubeconfig).await?;
-    let node_ip = match options.node_ip {
-        Some(ip) => ip,
-        None => source_address(&api.cluster_url).context("give --node-ip")?,
+    let node_ips = match options.node_ip.as_slice() {
+        [] => vec![source_address(&api.cluster_url).context("give --node-ip")?],
+        [ip] => vec![*ip],
+        [a, b] if a.is_ipv4() != b.is_ipv4() => vec![*a, *b],
+        _ => bail!("--node-ip: one address, or one of each IP family"),
     };
+    let node_ip = node_ips[0];
     let api_address = socket_address(&api.cluster_url);
     let roots = api.root_cert.clone().unwrap_or_default();
     let roots = roots.into_iter().map(CertificateDer::from).collect();
@@ -377,7 +389,7 @@ async fn run(options: Options) -> Result<()> {
     let network: Arc<dyn PodNetwork> = match options.runtime {
         Which::Hollow => Arc::new(HollowNetwork::new()),
         Which::Docker => {
-            let node = NodeNetwork::open(network_config(&options, &node_name, node_ip))
+            let node = NodeNetwork::open(network_config(&options, &node_name, node_ips.clone()))
                 .await
                 .context("cannot set up the node's network")?;
             let node = Arc::new(node);
@@ -399,7 +411,10 @@ async fn run(options: Options) -> Result<()> {
                     ForwardingMode::Snat => Forwarding::SourceNat,
                     ForwardingMode::Dsr => Forwarding::DirectReturn,
                 },
+                metrics: Arc::default(),
             };
+            let metrics = proxy_config.metrics.clone();
+            node.pods.add_metrics(move |text| metrics.write(text));
             proxy::program_static(&node.datapath, &proxy_config)
                 .context("cannot program the cluster DNS address")?;
             tasks.push(tokio::spawn(dns.run(informers.clone(), stop.clone())));
@@ -452,8 +467,8 @@ async fn run(options: Options) -> Result<()> {
         volumes,
         cgroups,
         services: docker.then(|| informers.of::<Service>()),
-        endpoint_slices: docker.then(|| informers.of::<EndpointSlice>()),
-        host_ips: vec![node_ip],
+        endpoint_slices: docker.then(|| informers.of::<Slice>()),
+        host_ips: node_ips,
         allocatable: parking_lot::RwLock::new(reserved::allocatable(
             &capacity,
             &reserved,
@@ -573,10 +588,8 @@ async fn cleanup(options: Options) -> Result<()> {
     if let Err(e) = cgroup::Cgroups::discover().remove(&group) {
         failures.push(format!("cannot remove cgroup {group}: {e}"));
     }
-    let node_ip = options
-        .node_ip
-        .unwrap_or(IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED));
-    if let Err(e) = network_cleanup(&network_config(&options, &node_name, node_ip)).await {
+    let config = network_config(&options, &node_name, options.node_ip.clone());
+    if let Err(e) = network_cleanup(&config).await {
         failures.push(format!("cannot remove the network: {e}"));
     }
     if failures.is_empty() {

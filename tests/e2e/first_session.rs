@@ -64,11 +64,42 @@ fn session(story: &Story<'_>, client: &Client) -> Result<()> {
     wait_for("the request in the log", SOON, || {
         client.expect(&["logs", "nginx-pod"], "GET / HTTP/1.1")
     })?;
+    // Tools beside what has none, and on its node.
+    let tools = format!("--image={BUSYBOX}");
+    let beside = [
+        "debug",
+        "nginx-pod",
+        &tools,
+        "--target=nginx-pod",
+        "-i",
+        "--",
+        "ps",
+    ];
+    client.expect(&beside, "nginx: master process")?;
+    let on_node = format!("node/{node}");
+    let files = [
+        "debug",
+        &on_node,
+        &tools,
+        "-i",
+        "--",
+        "ls",
+        "/host/etc/os-release",
+    ];
+    client.expect(&files, "/host/etc/os-release")?;
+    let ended = "--field-selector=status.phase=Succeeded";
+    client.expect(&["delete", "pods", ended], "node-debugger")?;
 
     // A Deployment from a file, then patched and applied.
     let file = story.file("web.json", &web(1).to_string())?;
     client.expect(&["create", "-f", &file], "deployment.apps/web created")?;
     client.refuse(&["create", "-f", &file], "already exists")?;
+    let more = story.file("more.json", &web(2).to_string())?;
+    let diff = client.attempt(&["diff", "-f", &more])?;
+    ensure!(
+        !diff.succeeded && diff.stdout.contains("+  replicas: 2"),
+        "no difference shown: {diff:?}"
+    );
     client.expect(
         &[
             "patch",

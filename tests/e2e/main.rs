@@ -64,6 +64,7 @@ const STORIES: &[(&str, fn(&Story<'_>) -> Result<()>)] = &[
     ),
     ("names resolve across nodes", network::names),
     ("UDP through a Service", network::udp),
+    ("pods and Services over IPv6", network::over_ipv6),
     (
         "nothing writes iptables or nftables rules",
         network::no_netfilter_rules,
@@ -131,8 +132,11 @@ fn main() -> ExitCode {
     println!("{label}: {} stories on {NODES} nodes", chosen.len());
     let start = Instant::now();
     // With etcd the control plane is in parts, as people run it on several machines.
-    let split = options.store == Store::Etcd;
-    let cluster = match TestCluster::up(&name, NODES, options.store, split) {
+    let shape = match options.store {
+        Store::Etcd => "--split",
+        _ => "--dual-stack",
+    };
+    let cluster = match TestCluster::up(&name, NODES, options.store, &[shape]) {
         Ok(cluster) => cluster,
         Err(error) => {
             println!("the cluster does not start: {error:#}");

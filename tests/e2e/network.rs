@@ -265,3 +265,136 @@ pub(crate) fn no_netfilter_rules(story: &Story<'_>) -> Result<()> {
     }
     Ok(())
 }
+
+/// On a dual-stack cluster; where there is no IPv6, what asks for it is refused.
+pub(crate) fn over_ipv6(story: &Story<'_>) -> Result<()> {
+    let state = &story.cluster.state;
+    let dual = json!({"ipFamilyPolicy": "RequireDualStack", "type": "NodePort"});
+    if !state.dual_stack {
+        let refused = story.apply(&[service("web", "web", dual)]);
+        let error = format!("{:#}", refused.err().context("it was accepted")?);
+        ensure!(error.contains("dual-stack"), "{error}");
+        return Ok(());
+    }
+    let services = [
+        service("web", "web", dual),
+        service(
+            "prefer",
+            "web",
+            json!({"ipFamilyPolicy": "PreferDualStack"}),
+        ),
+        service("six", "web", json!({"ipFamilies": ["IPv6"]})),
+        service(
+            "each",
+            "web",
+            json!({"clusterIP": "None", "ipFamilyPolicy": "PreferDualStack"}),
+        ),
+        service("nobody", "nothing", json!({"ipFamilies": ["IPv6"]})),
+    ];
+    let servers = everywhere(story, &services)?;
+    for (name, families) in [("web", 2), ("prefer", 2), ("six", 1), ("each", 2)] {
+        story.backends(name, servers.len() * families)?;
+    }
+    let first = |path: &str| -> Result<String> {
+        let object = story.kubectl.get(&["service", path])?;
+        let ips = object["spec"]["clusterIPs"].as_array().cloned();
+        let v6 = ips.into_iter().flatten().find_map(|ip| {
+            let text = ip.as_str()?;
+            text.contains(':').then(|| text.to_owned())
+        });
+        v6.with_context(|| format!("{path} has no IPv6 address: {}", object["spec"]))
+    };
+    let (web, six, nobody) = (first("web")?, first("six")?, first("nobody")?);
+    first("prefer")?;
+    let pod_v6 =
+        |pod: &Value| -> Result<String> { Ok(text(pod, "/status/podIPs/1/ip")?.to_owned()) };
+
+    // Every node and pod has two addresses, and the pod knows them.
+    for node in &state.nodes {
+        let object = story.kubectl.get(&["node", &node.name])?;
+        let listed: Vec<&str> = object["status"]["addresses"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter(|address| address["type"] == "InternalIP")
+            .filter_map(|address| address["address"].as_str())
+            .collect();
+        let expected = [Some(node.address.as_str()), node.address_v6.as_deref()];
+        ensure!(
+            listed.iter().map(|ip| Some(*ip)).eq(expected),
+            "{}: {listed:?}",
+            node.name
+        );
+    }
+    for (node, _) in &servers {
+        let client = format!("client-{node}");
+        let own = story.kubectl.get(&["pod", &client])?;
+        let own_v6 = pod_v6(&own)?;
+        text(&own, "/status/hostIPs/1/ip")?;
+        let hosts = story.exec(&client, &["cat", "/etc/hosts"])?;
+        ensure!(hosts.contains(&own_v6), "{own_v6} is not in {hosts}");
+        for (other, server) in &servers {
+            let address = pod_v6(server)?;
+            let answer = story.fetch(&client, &format!("http://[{address}]/whoami"))?;
+            let expected = format!("web-{other} {address} {own_v6}\n");
+            ensure!(
+                answer == expected,
+                "from {client}: {answer:?}, not {expected:?}"
+            );
+        }
+        for ip in [&web, &six] {
+            story.fetch(&client, &format!("http://[{ip}]/whoami"))?;
+        }
+        let refusal = format!("timeout 5 wget -q -O - http://[{nobody}]/ 2>&1; echo status $?");
+        let said = story.exec(&client, &["sh", "-c", &refusal])?;
+        ensure!(said.contains("efused"), "{said}");
+        // AAAA and PTR.
+        let namespace = story.namespace;
+        let name = format!("six.{namespace}.svc.cluster.local");
+        let answer = story.exec(&client, &["nslookup", &name])?;
+        ensure!(answer.contains(&six), "{six} is not in {answer}");
+        let answer = story.exec(&client, &["nslookup", &six])?;
+        ensure!(answer.contains(&name), "{name} is not in {answer}");
+        let each = format!("each.{namespace}.svc.cluster.local");
+        let answer = story.exec(&client, &["nslookup", &each])?;
+        let address = pod_v6(&servers[0].1)?;
+        ensure!(answer.contains(&address), "{address} is not in {answer}");
+        story.fetch(&client, "http://six/whoami")?;
+    }
+
+    // From outside, on every node, by both families; from a node itself.
+    let port = story.node_port("web")?;
+    for node in &state.nodes {
+        let v6 = node.address_v6.as_deref().context("no IPv6 address")?;
+        for target in [format!("[{v6}]:{port}"), format!("{}:{port}", node.address)] {
+            wait_until_answers(&state.outside(), &target)?;
+            let report = Load::new(state.outside(), &target, Connections::New)
+                .run(Duration::from_millis(300))?;
+            report.ensure_no_failures(&format!("requests from outside to {target}"))?;
+        }
+        for target in [format!("[{web}]:80"), format!("[::1]:{port}")] {
+            let report = Load::new(node.place(), &target, Connections::New)
+                .run(Duration::from_millis(300))?;
+            report.ensure_no_failures(&format!("requests from {} to {target}", node.name))?;
+        }
+    }
+
+    // Policy is about pods, not about a family of their addresses.
+    let policy = json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": "web"},
+        "spec": {
+            "podSelector": {"matchLabels": {"app": "web"}},
+            "ingress": [{"from": [{"podSelector": {"matchLabels": {"app": "client-node1"}}}]}],
+        },
+    });
+    story.apply(&[policy])?;
+    let server = pod_v6(&servers[1].1)?;
+    let attempt = format!("timeout 2 wget -q -O - http://[{server}]/whoami 2>&1; echo status $?");
+    wait_for("policy over IPv6", Duration::from_secs(20), || {
+        let said = story.exec("client-node3", &["sh", "-c", &attempt])?;
+        ensure!(!said.contains("status 0"), "client-node3 got in: {said}");
+        Ok(())
+    })?;
+    story.fetch("client-node1", &format!("http://[{server}]/whoami"))?;
+    Ok(())
+}

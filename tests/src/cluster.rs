@@ -20,15 +20,15 @@ pub struct TestCluster {
 }
 
 impl TestCluster {
-    /// Makes a cluster with the binaries in target/release.
-    pub fn up(name: &str, nodes: usize, store: Store, split: bool) -> Result<Self> {
+    /// Makes a cluster with the binaries in target/release. `shape` are further options of `xtask up`.
+    pub fn up(name: &str, nodes: usize, store: Store, shape: &[&str]) -> Result<Self> {
         // What an interrupted run left would be taken for the cluster.
         xtask(&["down", "--name", name])?;
         xtask(&["images"])?;
         let cluster = Removal {
             name: name.to_owned(),
         };
-        start(name, nodes, store, split)?;
+        start(name, nodes, store, shape)?;
         let state = State::read(name)?.context("`up` left no state")?;
         std::mem::forget(cluster);
         Ok(Self {
@@ -39,12 +39,15 @@ impl TestCluster {
 
     /// Starts again what does not run: what a person does after a machine came back.
     pub fn restart(&self) -> Result<()> {
-        start(
-            &self.name,
-            self.state.nodes.len(),
-            self.state.store,
-            self.state.split,
-        )
+        let flags = [
+            (self.state.split, "--split"),
+            (self.state.dual_stack, "--dual-stack"),
+        ];
+        let shape: Vec<&str> = flags
+            .into_iter()
+            .filter_map(|(given, flag)| given.then_some(flag))
+            .collect();
+        start(&self.name, self.state.nodes.len(), self.state.store, &shape)
     }
 
     pub fn kubectl(&self, namespace: &str) -> Client {
@@ -112,6 +115,9 @@ impl TestCluster {
                 self.state.control_address
             ))
             .output()?;
+            if let Some(address) = &node.address_v6 {
+                xtask::cluster::network::give_ipv6(namespace, address)?;
+            }
         }
         self.restart()
     }
@@ -170,7 +176,7 @@ impl Drop for Removal {
     }
 }
 
-fn start(name: &str, nodes: usize, store: Store, split: bool) -> Result<()> {
+fn start(name: &str, nodes: usize, store: Store, shape: &[&str]) -> Result<()> {
     let nodes = nodes.to_string();
     let mut arguments = vec![
         "up",
@@ -187,9 +193,7 @@ fn start(name: &str, nodes: usize, store: Store, split: bool) -> Result<()> {
         "--node-monitor-grace-period",
         "20",
     ];
-    if split {
-        arguments.push("--split");
-    }
+    arguments.extend(shape);
     xtask(&arguments)
 }
 

@@ -12,12 +12,16 @@ use crate::{build, command, progress, setup, workspace};
 enum Area {
     /// Creates, gets and lists per second of the API server
     Api,
+    /// What a Service costs a connection, and the socket hook alone
+    Connect,
     /// `kill -9` of the API server under writes, over and over (`--rounds 100`): what was acknowledged must be there
     Crash,
     /// Requests per second direct, through ClusterIP and through NodePort
     Datapath,
     /// Pod start and end, memory of each process
     Node,
+    /// Services and endpoints into the kernel: from nothing, and one change; memory
+    Programming,
 }
 
 #[derive(Args)]
@@ -52,9 +56,11 @@ pub fn run(options: &Options) -> Result<()> {
     })?;
     let area = match options.area {
         Area::Api => "api",
+        Area::Connect => "connect",
         Area::Crash => "crash",
         Area::Datapath => "datapath",
         Area::Node => "node",
+        Area::Programming => "programming",
     };
     let mut bench = command::program(workspace::binary("skep-bench"))
         .arg(area)

@@ -106,6 +106,7 @@ fn unit_tests() -> Result<Tally> {
 }
 
 fn end_to_end(store: Store, words: &[String]) -> Result<Tally> {
+    let binaries = workspace::target().join("debug");
     let mut command = Command::new(workspace::cargo());
     command
         .args([
@@ -120,8 +121,9 @@ fn end_to_end(store: Store, words: &[String]) -> Result<Tally> {
         ])
         .args(["--store", store.name()])
         .args(words)
-        .env("SKEP_XTASK", std::env::current_exe()?)
-        .env("SKEP_BINARIES", workspace::target().join("debug"));
+        // Not this program's own file, which the build may have replaced.
+        .env("SKEP_XTASK", binaries.join("xtask"))
+        .env("SKEP_BINARIES", binaries);
     counted(command)
 }
 

@@ -159,6 +159,14 @@ pub fn decode_body(
                     summary(body)
                 ))
             })?;
+            if validation == FieldValidation::Strict
+                && let Some(why) = yaml_duplicate(body)
+            {
+                let (kind, version) = (expected.kind, expected.version);
+                return Err(Status::bad_request(format!(
+                    "{kind} in version {version:?} cannot be handled as a {kind}: strict decoding error: {why}"
+                )));
+            }
             let json = serde_json::to_vec(&value)
                 .map_err(|error| Status::internal("re-encoding a YAML body", &error))?;
             decode_json(&json, expected)?
@@ -220,7 +228,26 @@ pub fn yaml(body: &[u8]) -> std::result::Result<Value, String> {
     if text.trim().is_empty() {
         return Ok(Value::Null);
     }
-    serde_saphyr::from_str(text).map_err(|error| error.to_string())
+    let options = serde_saphyr::options! {
+        duplicate_keys: serde_saphyr::options::DuplicateKeyPolicy::LastWins,
+    };
+    serde_saphyr::from_str_with_options(text, options).map_err(|error| error.to_string())
+}
+
+/// A key that stands twice in one mapping, in go-yaml's words.
+pub fn yaml_duplicate(body: &[u8]) -> Option<String> {
+    let text = std::str::from_utf8(body).ok()?;
+    let error = serde_saphyr::from_str::<Value>(text).err()?;
+    match error.without_snippet() {
+        serde_saphyr::Error::DuplicateMappingKey {
+            key: Some(key),
+            location,
+        } => Some(format!(
+            "yaml: unmarshal errors:\n  line {}: key {key:?} already set in map",
+            location.line()
+        )),
+        _ => None,
+    }
 }
 
 fn decode_json(body: &[u8], expected: &Expected<'_>) -> Result<Decoded> {

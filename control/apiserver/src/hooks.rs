@@ -6,7 +6,14 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 use skep_store::{Guard, Op};
 
-use crate::{context::Ctx, handlers::write::Target, registry::Resource, services, status::Result};
+use crate::{
+    authz::escalation,
+    context::Ctx,
+    handlers::write::Target,
+    registry::Resource,
+    services,
+    status::{Result, Status},
+};
 
 /// Guards and operations that commit together with the object, or not at all.
 #[derive(Debug, Default)]
@@ -34,6 +41,7 @@ pub async fn before_create(
     if resource.is("", "services") {
         return services::allocate(ctx, object, None).await;
     }
+    escalation::check(ctx, resource, object, None).await?;
     if resource.is("certificates.k8s.io", "certificatesigningrequests") {
         set_requester(ctx, object);
     }
@@ -49,7 +57,22 @@ pub async fn before_update(
     if target.resource.is("", "services") && target.subresource.is_empty() {
         return services::allocate(ctx, object, Some(old)).await;
     }
+    escalation::check(ctx, target.resource, object, Some(old)).await?;
     Ok(Extra::default())
+}
+
+/// Some objects of the server's own are there to stay.
+///
+/// # Errors
+/// 403 for those.
+pub fn may_delete(resource: &Resource, name: &str) -> Result<()> {
+    const SYSTEM_CLASSES: [&str; 2] = ["system-cluster-critical", "system-node-critical"];
+    let (group, plural) = ("scheduling.k8s.io", "priorityclasses");
+    if resource.is(group, plural) && SYSTEM_CLASSES.contains(&name) {
+        let why = "this is a system priority class and cannot be deleted";
+        return Err(Status::forbidden(group, plural, name, why));
+    }
+    Ok(())
 }
 
 /// What goes away with the object.

@@ -29,6 +29,8 @@ pub struct Resource {
     pub openapi: Option<Arc<serde_json::Value>>,
     /// How stored objects become this row's; custom resources only (built-in kinds have `def.conversion`).
     pub stored_form: Option<Conversion>,
+    /// Its definition is being deleted, with all its objects.
+    pub terminating: bool,
 }
 
 impl Resource {
@@ -51,6 +53,7 @@ impl Resource {
             scale: None,
             openapi: None,
             stored_form: None,
+            terminating: false,
             custom,
             stored_group,
             stored_version,

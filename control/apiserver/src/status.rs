@@ -204,6 +204,14 @@ impl Status {
         .with_object(group, resource, "")
     }
 
+    /// Nothing is created of a kind whose definition is being deleted.
+    pub fn terminating_definition(group: &str, resource: &str) -> Failure {
+        let mut failure = Self::method_not_supported(group, resource, "create");
+        "create not allowed while custom resource definition is terminating"
+            .clone_into(&mut failure.message);
+        failure
+    }
+
     pub fn not_acceptable(message: impl Into<String>) -> Failure {
         Self::new(406, "NotAcceptable", message)
     }

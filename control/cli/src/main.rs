@@ -18,7 +18,10 @@ use anyhow::Result;
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::{
-    commands::{config, create, datapath, describe, get, info, nodes, pods, workloads, write},
+    commands::{
+        certificate, config, create, datapath, debug, describe, diff, get, info, nodes, pods,
+        trace, workloads, write,
+    },
     session::{Global, Session},
     target::Selection,
 };
@@ -47,6 +50,7 @@ enum Command {
     Run(create::Run),
     Create(create::Create),
     Apply(write::Apply),
+    Diff(diff::Diff),
     Replace(write::Replace),
     Patch(write::Patch),
     Delete(write::Delete),
@@ -63,6 +67,7 @@ enum Command {
     Exec(pods::Exec),
     Attach(pods::Attach),
     Cp(pods::Cp),
+    Debug(debug::Debug),
     PortForward(pods::PortForward),
     Wait(pods::Wait),
     /// Show events, oldest first
@@ -96,6 +101,8 @@ enum Command {
     Config(config::Config),
     #[command(subcommand)]
     Auth(info::Auth),
+    #[command(subcommand)]
+    Certificate(certificate::Certificate),
     /// Take no new pods on nodes
     Cordon(nodes::NodeArgs),
     /// Take new pods on nodes again
@@ -107,6 +114,7 @@ enum Command {
     Services(datapath::Services),
     Flows(datapath::Flows),
     Drops(datapath::Drops),
+    Trace(trace::Trace),
     /// Print a completion script: source <(skep completion bash)
     Completion {
         shell: clap_complete::Shell,
@@ -123,7 +131,7 @@ async fn main() -> ExitCode {
                 eprintln!("{error}");
                 return ExitCode::from(u8::try_from(exit.0).unwrap_or(1));
             }
-            if !error.is::<info::Refused>() {
+            if !error.is::<info::Refused>() && !error.is::<diff::Different>() {
                 eprintln!("{}", message(&error));
             }
             ExitCode::FAILURE
@@ -166,6 +174,7 @@ async fn run(cli: Cli) -> Result<()> {
         Command::Run(run) => run.run(session, global).await,
         Command::Create(create) => create.run(session, global).await,
         Command::Apply(apply) => apply.run(session, global).await,
+        Command::Diff(diff) => diff.run(session, global).await,
         Command::Replace(replace) => replace.run(session, global).await,
         Command::Patch(patch) => patch.run(session, global).await,
         Command::Delete(delete) => delete.run(session, global).await,
@@ -179,6 +188,7 @@ async fn run(cli: Cli) -> Result<()> {
         Command::Exec(exec) => exec.run(session).await,
         Command::Attach(attach) => attach.run(session).await,
         Command::Cp(cp) => cp.run(session).await,
+        Command::Debug(debug) => debug.run(session).await,
         Command::PortForward(forward) => forward.run(session).await,
         Command::Wait(wait) => wait.run(session, global).await,
         Command::Events { selection, of } => pods::events(session, &selection, of.as_deref()).await,
@@ -193,6 +203,7 @@ async fn run(cli: Cli) -> Result<()> {
         Command::ApiVersions => info::api_versions(session).await,
         Command::ClusterInfo => info::cluster_info(session).await,
         Command::Version { output, .. } => info::version(Some(session), output.as_deref()).await,
+        Command::Certificate(certificate) => certificate.run(session).await,
         Command::Auth(auth) => auth.run(session).await,
         Command::Cordon(args) => nodes::cordon(session, &args, true).await,
         Command::Uncordon(args) => nodes::cordon(session, &args, false).await,
@@ -202,6 +213,7 @@ async fn run(cli: Cli) -> Result<()> {
         Command::Services(services) => services.run(session).await,
         Command::Flows(flows) => flows.run(session).await,
         Command::Drops(drops) => drops.run(session).await,
+        Command::Trace(trace) => trace.run(session).await,
         Command::Config(_) | Command::Completion { .. } => Ok(()),
     }
 }

@@ -24,7 +24,7 @@ use std::{
 };
 
 use futures::{StreamExt, future};
-use k8s_openapi::api::{core::v1::Pod, discovery::v1::EndpointSlice};
+use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Api, Client, Resource,
     core::{ApiResource, DynamicObject, ObjectMeta, PartialObjectMeta},
@@ -128,9 +128,9 @@ fn unindex<I: Eq + Hash>(map: &mut HashMap<I, BTreeSet<ObjectKey>>, index: &I, k
     }
 }
 
-fn indexes<K: 'static>(object: &K) -> Vec<(&'static str, String)> {
-    let object: &dyn Any = object;
-    if let Some(pod) = object.downcast_ref::<Pod>() {
+fn indexes<K: Resource + 'static>(object: &K) -> Vec<(&'static str, String)> {
+    let any: &dyn Any = object;
+    if let Some(pod) = any.downcast_ref::<Pod>() {
         let node = pod.spec.as_ref().and_then(|spec| spec.node_name.clone());
         return node
             .filter(|name| !name.is_empty())
@@ -138,19 +138,17 @@ fn indexes<K: 'static>(object: &K) -> Vec<(&'static str, String)> {
             .into_iter()
             .collect();
     }
-    if let Some(slice) = object.downcast_ref::<EndpointSlice>() {
-        let service = slice
-            .metadata
-            .labels
-            .as_ref()
-            .and_then(|labels| labels.get("kubernetes.io/service-name"));
-        let namespace = slice.metadata.namespace.as_deref().unwrap_or_default();
-        return service
-            .map(|name| (BY_SERVICE, format!("{namespace}/{name}")))
-            .into_iter()
-            .collect();
-    }
-    Vec::new()
+    // EndpointSlices, in whatever form a process keeps them.
+    let meta = object.meta();
+    let service = meta
+        .labels
+        .as_ref()
+        .and_then(|labels| labels.get("kubernetes.io/service-name"));
+    let namespace = meta.namespace.as_deref().unwrap_or_default();
+    service
+        .map(|name| (BY_SERVICE, format!("{namespace}/{name}")))
+        .into_iter()
+        .collect()
 }
 
 struct Shared<K> {

@@ -7,7 +7,7 @@ use std::{sync::Arc, time::Duration};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::DeleteParams;
-use skep_client::{Action, Informer, ObjectKey, Queue, writes};
+use skep_client::{Action, Informer, ObjectKey, writes};
 
 use crate::{
     context::{Context, Doing, Error},
@@ -19,24 +19,16 @@ const TYPE: &str = "bootstrap.kubernetes.io/token";
 
 pub async fn run(context: Arc<Context>) {
     let secrets: Informer<Secret> = context.informers.of();
-    let queue = Queue::new();
-    context.feed(&secrets, &queue, |change| match &change.new {
+    let mut work = context.work();
+    work.feed(&secrets, |change| match &change.new {
         Some(secret) if is_token(secret) => vec![ObjectKey::of(&secret.metadata)],
         _ => Vec::new(),
     });
-    let (ready, own) = (secrets.clone(), context.clone());
-    context
-        .run(
-            "bootstrap-token",
-            queue,
-            1,
-            async move { ready.synced().await },
-            move |key| {
-                let (secrets, context) = (secrets.clone(), own.clone());
-                async move { reconcile(&secrets, &context, key).await }
-            },
-        )
-        .await;
+    let own = Arc::new((secrets, context));
+    work.run("bootstrap-token", 1, own, |own, key| async move {
+        reconcile(&own.0, &own.1, key).await
+    })
+    .await;
 }
 
 async fn reconcile(

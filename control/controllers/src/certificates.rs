@@ -22,7 +22,7 @@ use rcgen::{
     KeyUsagePurpose,
 };
 use serde_json::json;
-use skep_client::{Action, Informer, ObjectKey, Queue, writes};
+use skep_client::{Action, Informer, ObjectKey, writes};
 use time::OffsetDateTime;
 use x509_parser::{
     certification_request::X509CertificationRequest,
@@ -52,10 +52,10 @@ pub async fn run(context: Arc<Context>) {
         nodes: context.informers.of(),
         context: context.clone(),
     });
-    let queue = Queue::new();
-    context.feed_self(&controller.requests, &queue);
+    let mut work = context.work();
+    work.feed_self(&controller.requests);
     let watcher = controller.clone();
-    context.feed(&controller.nodes, &queue, move |change| {
+    work.feed(&controller.nodes, move |change| {
         // A node that registers, or learns its addresses, may make its request acceptable.
         let addresses = |node: &Arc<Node>| {
             node.status
@@ -75,19 +75,13 @@ pub async fn run(context: Arc<Context>) {
         open.map(|request| ObjectKey::of(&request.metadata))
             .collect()
     });
-    let ready = {
-        let controller = controller.clone();
-        async move {
-            controller.requests.synced().await;
-            controller.nodes.synced().await;
-        }
-    };
-    context
-        .run("certificates", queue, WORKERS, ready, move |key| {
-            let controller = controller.clone();
-            async move { controller.reconcile(key).await }
-        })
-        .await;
+    work.run(
+        "certificates",
+        WORKERS,
+        controller,
+        |controller, key| async move { controller.reconcile(key).await },
+    )
+    .await;
 }
 
 struct Controller {

@@ -10,15 +10,15 @@ use kube::{
     core::{Selector, SelectorExt},
 };
 use serde_json::json;
-use skep_client::{Action, Informer, ObjectKey, Queue, writes};
+use skep_client::{Action, Informer, ObjectKey, writes};
 
 use crate::context::{Context, Doing, Error};
 
 pub async fn run(context: Arc<Context>) {
     let roles: Informer<ClusterRole> = context.informers.of();
-    let queue = Queue::new();
+    let mut work = context.work();
     let all = roles.clone();
-    context.feed(&roles, &queue, move |_| {
+    work.feed(&roles, move |_| {
         let aggregated = all
             .all()
             .into_iter()
@@ -27,19 +27,11 @@ pub async fn run(context: Arc<Context>) {
             .map(|role| ObjectKey::of(&role.metadata))
             .collect()
     });
-    let (ready, own) = (roles.clone(), context.clone());
-    context
-        .run(
-            "clusterrole-aggregation",
-            queue,
-            2,
-            async move { ready.synced().await },
-            move |key| {
-                let (roles, context) = (roles.clone(), own.clone());
-                async move { reconcile(&roles, &context, key).await }
-            },
-        )
-        .await;
+    let own = Arc::new((roles, context));
+    work.run("clusterrole-aggregation", 2, own, |own, key| async move {
+        reconcile(&own.0, &own.1, key).await
+    })
+    .await;
 }
 
 async fn reconcile(

@@ -2,6 +2,10 @@
 
 use std::{fmt::Debug, future::Future, sync::Arc, time::Duration};
 
+use futures::{
+    FutureExt as _,
+    future::{BoxFuture, join_all},
+};
 use ipnet::IpNet;
 use jiff::Timestamp;
 use k8s_openapi::{ClusterResourceScope, NamespaceResourceScope};
@@ -164,51 +168,13 @@ impl Context {
         });
     }
 
-    /// Queues the keys that `keys` finds concerned by a change.
-    pub fn feed<K>(
-        &self,
-        informer: &Informer<K>,
-        queue: &Arc<Queue>,
-        keys: impl Fn(&Change<K>) -> Vec<ObjectKey> + Send + Sync + 'static,
-    ) where
-        K: Resource + Clone + Send + Sync + 'static,
-    {
-        let queue = queue.clone();
-        self.watch(informer, move |change| {
-            for key in keys(change) {
-                queue.add(key);
-            }
-        });
-    }
-
-    /// Queues the object itself.
-    pub fn feed_self<K>(&self, informer: &Informer<K>, queue: &Arc<Queue>)
-    where
-        K: Resource + Clone + Send + Sync + 'static,
-    {
-        self.feed(informer, queue, |change| {
-            vec![ObjectKey::of(change.object().meta())]
-        });
-    }
-
-    /// Waits for `ready`, then reconciles until the term ends.
-    pub async fn run<F, Fut>(
-        &self,
-        name: &'static str,
-        queue: Arc<Queue>,
-        workers: usize,
-        ready: impl Future<Output = ()>,
-        reconcile: F,
-    ) where
-        F: Fn(ObjectKey) -> Fut + Send + Sync + 'static,
-        Fut: Future<Output = Result<Action, Error>> + Send + 'static,
-    {
-        tokio::select! {
-            () = self.term.cancelled() => return,
-            () = ready => {}
+    /// Nothing to do yet: see [`Work`].
+    pub fn work(self: &Arc<Self>) -> Work {
+        Work {
+            context: self.clone(),
+            queue: Queue::new(),
+            read: Vec::new(),
         }
-        tracing::debug!(controller = name, "running");
-        queue::run(name, queue, workers, self.term.clone(), reconcile).await;
     }
 
     /// Runs `work` now and every `period` until the term ends.
@@ -226,5 +192,73 @@ impl Context {
                 } => {}
             }
         }
+    }
+}
+
+/// The keys that a controller is to reconcile, found in the changes of the objects that it reads.
+pub struct Work {
+    context: Arc<Context>,
+    queue: Arc<Queue>,
+    read: Vec<BoxFuture<'static, ()>>,
+}
+
+impl Work {
+    /// No key is reconciled before this informer has its objects.
+    pub fn reads<K>(&mut self, informer: &Informer<K>)
+    where
+        K: Resource + Clone + Send + Sync + 'static,
+    {
+        let informer = informer.clone();
+        self.read
+            .push(async move { informer.synced().await }.boxed());
+    }
+
+    /// Reads an informer, and queues the keys that `keys` finds concerned by a change.
+    pub fn feed<K>(
+        &mut self,
+        informer: &Informer<K>,
+        keys: impl Fn(&Change<K>) -> Vec<ObjectKey> + Send + Sync + 'static,
+    ) where
+        K: Resource + Clone + Send + Sync + 'static,
+    {
+        self.reads(informer);
+        let queue = self.queue.clone();
+        self.context.watch(informer, move |change| {
+            for key in keys(change) {
+                queue.add(key);
+            }
+        });
+    }
+
+    /// Reads an informer, and queues each object that changes.
+    pub fn feed_self<K>(&mut self, informer: &Informer<K>)
+    where
+        K: Resource + Clone + Send + Sync + 'static,
+    {
+        self.feed(informer, |change| {
+            vec![ObjectKey::of(change.object().meta())]
+        });
+    }
+
+    /// Waits for what is read, then reconciles with at most `workers` at a time until the term ends.
+    pub async fn run<C, F, Fut>(
+        self,
+        name: &'static str,
+        workers: usize,
+        controller: Arc<C>,
+        reconcile: F,
+    ) where
+        C: Send + Sync + 'static,
+        F: Fn(Arc<C>, ObjectKey) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<Action, Error>> + Send + 'static,
+    {
+        let term = &self.context.term;
+        tokio::select! {
+            () = term.cancelled() => return,
+            _ = join_all(self.read) => {}
+        }
+        tracing::debug!(controller = name, "running");
+        let reconcile = move |key| reconcile(controller.clone(), key);
+        queue::run(name, self.queue, workers, term.clone(), reconcile).await;
     }
 }

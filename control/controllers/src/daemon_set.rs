@@ -21,7 +21,7 @@ use kube::{
     api::{DeleteParams, PostParams},
     core::Selector,
 };
-use skep_client::{Action, Change, Expectations, Informer, ObjectKey, Queue, Recorder, writes};
+use skep_client::{Action, Expectations, Informer, ObjectKey, Recorder, writes};
 use skep_scheduler::terms::{self, NodeMatch};
 
 use crate::{
@@ -47,10 +47,10 @@ pub async fn run(context: Arc<Context>) {
         events: context.events.from("daemonset-controller"),
         context: context.clone(),
     });
-    let queue = Queue::new();
-    context.feed_self(&controller.sets, &queue);
+    let mut work = context.work();
+    work.feed_self(&controller.sets);
     let watcher = controller.clone();
-    context.feed(&controller.nodes, &queue, move |change| {
+    work.feed(&controller.nodes, move |change| {
         let relevant = |node: &Arc<Node>| {
             let spec = node.spec.as_ref();
             (
@@ -70,24 +70,17 @@ pub async fn run(context: Arc<Context>) {
             .collect()
     });
     let watcher = controller.clone();
-    context.feed(&controller.pods, &queue, move |change| {
-        watcher.observe_pod(change)
+    work.feed(&controller.pods, move |change| {
+        pods::observe::<DaemonSet>(&watcher.expectations, change)
     });
-    let ready = {
-        let controller = controller.clone();
-        async move {
-            controller.sets.synced().await;
-            controller.nodes.synced().await;
-            controller.pods.synced().await;
-            controller.revisions.synced().await;
-        }
-    };
-    context
-        .run("daemonset", queue, WORKERS, ready, move |key| {
-            let controller = controller.clone();
-            async move { controller.reconcile(key).await }
-        })
-        .await;
+    work.reads(&controller.revisions);
+    work.run(
+        "daemonset",
+        WORKERS,
+        controller,
+        |controller, key| async move { controller.reconcile(key).await },
+    )
+    .await;
 }
 
 struct Controller {
@@ -101,20 +94,6 @@ struct Controller {
 }
 
 impl Controller {
-    fn observe_pod(&self, change: &Change<Pod>) -> Vec<ObjectKey> {
-        let Some(key) = owners::controller_key::<DaemonSet>(&change.object().metadata) else {
-            return Vec::new();
-        };
-        let uid = pods::uid(change.object());
-        match (&change.old, &change.new) {
-            (None, Some(pod)) if !pods::is_terminating(pod) => self.expectations.created(&key),
-            (_, Some(pod)) if pods::is_terminating(pod) => self.expectations.deleted(&key, uid),
-            (_, None) => self.expectations.deleted(&key, uid),
-            _ => {}
-        }
-        vec![key]
-    }
-
     async fn reconcile(&self, key: ObjectKey) -> Result<Action, Error> {
         let Some(set) = self.sets.get(&key) else {
             self.expectations.forget(&key);

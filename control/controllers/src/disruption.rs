@@ -22,7 +22,7 @@ use k8s_openapi::{
     },
 };
 use kube::core::{Selector, SelectorExt};
-use skep_client::{Action, Change, Informer, ObjectKey, Queue, writes};
+use skep_client::{Action, Change, Informer, ObjectKey, writes};
 
 use crate::{
     context::{Context, Doing, Error},
@@ -44,15 +44,13 @@ pub async fn run(context: Arc<Context>) {
         controllers: context.informers.of(),
         context: context.clone(),
     });
-    let queue = Queue::new();
-    context.feed_self(&controller.budgets, &queue);
+    let mut work = context.work();
+    work.feed_self(&controller.budgets);
     let watcher = controller.clone();
-    context.feed(&controller.pods, &queue, move |change| {
-        watcher.concerned(change)
-    });
+    work.feed(&controller.pods, move |change| watcher.concerned(change));
     // The wanted number of pods changes with their controllers; their pods follow, and wake us, but not at once.
     let watcher = controller.clone();
-    context.feed(&controller.sets, &queue, move |change| {
+    work.feed(&controller.sets, move |change| {
         let size = |set: &Arc<ReplicaSet>| set.spec.as_ref().and_then(|spec| spec.replicas);
         if change.old.as_ref().map(size) == change.new.as_ref().map(size) {
             return Vec::new();
@@ -70,23 +68,16 @@ pub async fn run(context: Arc<Context>) {
             .map(|budget| ObjectKey::of(&budget.metadata))
             .collect()
     });
-    let ready = {
-        let controller = controller.clone();
-        async move {
-            controller.budgets.synced().await;
-            controller.pods.synced().await;
-            controller.sets.synced().await;
-            controller.deployments.synced().await;
-            controller.stateful.synced().await;
-            controller.controllers.synced().await;
-        }
-    };
-    context
-        .run("disruption", queue, WORKERS, ready, move |key| {
-            let controller = controller.clone();
-            async move { controller.reconcile(key).await }
-        })
-        .await;
+    work.reads(&controller.deployments);
+    work.reads(&controller.stateful);
+    work.reads(&controller.controllers);
+    work.run(
+        "disruption",
+        WORKERS,
+        controller,
+        |controller, key| async move { controller.reconcile(key).await },
+    )
+    .await;
 }
 
 struct Controller {

@@ -31,6 +31,7 @@ pub mod replica_set;
 pub mod resource_quota;
 pub mod revisions;
 pub mod service_account;
+pub mod service_cidr;
 pub mod stateful_set;
 pub mod taint_eviction;
 
@@ -77,6 +78,7 @@ pub async fn lead(config: Arc<Config>, term: CancellationToken) {
     tasks.spawn(node_ipam::run(context.clone()));
     tasks.spawn(pod_gc::run(context.clone()));
     tasks.spawn(service_account::run(context.clone()));
+    tasks.spawn(service_cidr::run(context.clone()));
     tasks.spawn(persistent_volume::run(context.clone()));
     tasks.spawn(resource_quota::run(context.clone()));
     tasks.spawn(cluster_role::run(context.clone()));

@@ -19,7 +19,7 @@ use k8s_openapi::{
 use kube::api::{Patch, PatchParams};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
-use skep_client::{Action, Informer, ObjectKey, Queue, Recorder, writes};
+use skep_client::{Action, Informer, ObjectKey, Recorder, writes};
 
 use crate::context::{Context, Doing, Error};
 
@@ -38,18 +38,12 @@ pub async fn run(context: Arc<Context>) {
         events: context.events.from("service-controller"),
         context: context.clone(),
     });
-    let queue = Queue::new();
-    context.feed_self(&controller.services, &queue);
-    let ready = {
-        let controller = controller.clone();
-        async move { controller.services.synced().await }
-    };
-    context
-        .run("service-lb", queue, 1, ready, move |key| {
-            let controller = controller.clone();
-            async move { controller.reconcile(key).await }
-        })
-        .await;
+    let mut work = context.work();
+    work.feed_self(&controller.services);
+    work.run("service-lb", 1, controller, |controller, key| async move {
+        controller.reconcile(key).await
+    })
+    .await;
 }
 
 struct Controller {

@@ -13,7 +13,7 @@ use kube::{
     api::{DeleteParams, PostParams},
     core::ObjectMeta,
 };
-use skep_client::{Action, Informer, ObjectKey, Queue, informer::BY_SERVICE, writes};
+use skep_client::{Action, Informer, ObjectKey, informer::BY_SERVICE, writes};
 
 use crate::{
     context::{Context, Doing, Error},
@@ -35,10 +35,10 @@ pub async fn run(context: Arc<Context>) {
         slices: context.informers.of(),
         context: context.clone(),
     });
-    let queue = Queue::new();
-    context.feed_self(&controller.endpoints, &queue);
-    context.feed_self(&controller.services, &queue);
-    context.feed(&controller.slices, &queue, |change| {
+    let mut work = context.work();
+    work.feed_self(&controller.endpoints);
+    work.feed_self(&controller.services);
+    work.feed(&controller.slices, |change| {
         let slice = change.object();
         let labels = slice.metadata.labels.as_ref();
         match labels
@@ -52,26 +52,13 @@ pub async fn run(context: Arc<Context>) {
             None => Vec::new(),
         }
     });
-    let ready = {
-        let controller = controller.clone();
-        async move {
-            controller.endpoints.synced().await;
-            controller.services.synced().await;
-            controller.slices.synced().await;
-        }
-    };
-    context
-        .run(
-            "endpointslice-mirroring",
-            queue,
-            WORKERS,
-            ready,
-            move |key| {
-                let controller = controller.clone();
-                async move { controller.reconcile(key).await }
-            },
-        )
-        .await;
+    work.run(
+        "endpointslice-mirroring",
+        WORKERS,
+        controller,
+        |controller, key| async move { controller.reconcile(key).await },
+    )
+    .await;
 }
 
 struct Controller {

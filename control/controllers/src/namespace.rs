@@ -16,7 +16,7 @@ use kube::{
     core::{ApiResource, DynamicObject, PartialObjectMeta},
     discovery::{Discovery, Scope},
 };
-use skep_client::{Action, Informer, ObjectKey, Queue, writes};
+use skep_client::{Action, Informer, ObjectKey, writes};
 
 use crate::context::{Context, Doing, Error};
 
@@ -31,27 +31,22 @@ pub async fn run(context: Arc<Context>) {
         namespaces: context.informers.of(),
         context: context.clone(),
     });
-    let queue = Queue::new();
-    let feeder = queue.clone();
-    context.watch(&controller.namespaces, move |change| {
-        if let Some(namespace) = change
-            .new
-            .as_ref()
-            .filter(|namespace| namespace.metadata.deletion_timestamp.is_some())
-        {
-            feeder.add(ObjectKey::of(&namespace.metadata));
-        }
+    let mut work = context.work();
+    work.feed(&controller.namespaces, |change| {
+        let ends = |namespace: &&Arc<Namespace>| namespace.metadata.deletion_timestamp.is_some();
+        let ending = change.new.as_ref().filter(ends);
+        ending
+            .map(|namespace| ObjectKey::of(&namespace.metadata))
+            .into_iter()
+            .collect()
     });
-    let ready = {
-        let controller = controller.clone();
-        async move { controller.namespaces.synced().await }
-    };
-    context
-        .run("namespace", queue, WORKERS, ready, move |key| {
-            let controller = controller.clone();
-            async move { controller.reconcile(key).await }
-        })
-        .await;
+    work.run(
+        "namespace",
+        WORKERS,
+        controller,
+        |controller, key| async move { controller.reconcile(key).await },
+    )
+    .await;
 }
 
 struct Controller {

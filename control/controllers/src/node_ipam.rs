@@ -14,7 +14,7 @@ use k8s_openapi::api::core::v1::Node;
 use kube::api::{Patch, PatchParams};
 use parking_lot::Mutex;
 use serde_json::json;
-use skep_client::{Action, Informer, ObjectKey, Queue, Recorder, writes};
+use skep_client::{Action, Informer, ObjectKey, Recorder, writes};
 
 use crate::context::{Context, Doing, Error};
 
@@ -28,18 +28,12 @@ pub async fn run(context: Arc<Context>) {
         events: context.events.from("cidrAllocator"),
         context: context.clone(),
     });
-    let queue = Queue::new();
-    context.feed_self(&controller.nodes, &queue);
-    let ready = {
-        let controller = controller.clone();
-        async move { controller.nodes.synced().await }
-    };
-    context
-        .run("node-ipam", queue, 1, ready, move |key| {
-            let controller = controller.clone();
-            async move { controller.reconcile(key).await }
-        })
-        .await;
+    let mut work = context.work();
+    work.feed_self(&controller.nodes);
+    work.run("node-ipam", 1, controller, |controller, key| async move {
+        controller.reconcile(key).await
+    })
+    .await;
 }
 
 struct Controller {

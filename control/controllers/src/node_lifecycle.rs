@@ -25,7 +25,7 @@ use k8s_openapi::{
 use kube::api::{Patch, PatchParams};
 use parking_lot::Mutex;
 use serde_json::json;
-use skep_client::{Action, Informer, ObjectKey, Queue, Recorder, informer::BY_NODE, writes};
+use skep_client::{Action, Informer, ObjectKey, Recorder, informer::BY_NODE, writes};
 
 use crate::{
     context::{Context, Doing, Error},
@@ -65,9 +65,9 @@ pub async fn run(context: Arc<Context>) {
         events: context.events.from("node-controller"),
         context: context.clone(),
     });
-    let queue = Queue::new();
-    let (watcher, feeder) = (controller.clone(), queue.clone());
-    context.watch(&controller.nodes, move |change| {
+    let mut work = context.work();
+    let watcher = controller.clone();
+    work.feed(&controller.nodes, move |change| {
         let key = ObjectKey::of(&change.object().metadata);
         match &change.new {
             Some(node) => watcher.observe_node(&key.name, node),
@@ -75,34 +75,29 @@ pub async fn run(context: Arc<Context>) {
                 watcher.heard.lock().remove(&key.name);
             }
         }
-        feeder.add(key);
+        vec![key]
     });
-    let (watcher, feeder) = (controller.clone(), queue.clone());
-    context.watch(&controller.leases, move |change| {
+    let watcher = controller.clone();
+    work.feed(&controller.leases, move |change| {
         let lease = change.object();
         if lease.metadata.namespace.as_deref() != Some(LEASE_NAMESPACE) || change.is_delete() {
-            return;
+            return Vec::new();
         }
         let name = lease.metadata.name.clone().unwrap_or_default();
         // Only a node that was given up needs a look; renewals of the others are the normal case.
-        if watcher.observe_lease(&name, lease) {
-            feeder.add(ObjectKey::cluster(name));
+        match watcher.observe_lease(&name, lease) {
+            true => vec![ObjectKey::cluster(name)],
+            false => Vec::new(),
         }
     });
-    let ready = {
-        let controller = controller.clone();
-        async move {
-            controller.nodes.synced().await;
-            controller.leases.synced().await;
-            controller.pods.synced().await;
-        }
-    };
-    context
-        .run("node-lifecycle", queue, WORKERS, ready, move |key| {
-            let controller = controller.clone();
-            async move { controller.reconcile(key).await }
-        })
-        .await;
+    work.reads(&controller.pods);
+    work.run(
+        "node-lifecycle",
+        WORKERS,
+        controller,
+        |controller, key| async move { controller.reconcile(key).await },
+    )
+    .await;
 }
 
 struct Controller {

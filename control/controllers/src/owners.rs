@@ -10,7 +10,7 @@ use kube::{
 };
 use serde::de::DeserializeOwned;
 use serde_json::json;
-use skep_client::{Informer, ObjectKey, writes};
+use skep_client::{Change, Informer, ObjectKey, writes};
 
 use crate::context::{Context, Doing, Error};
 
@@ -34,6 +34,20 @@ pub fn controller_key<K: Resource<DynamicType = ()>>(meta: &ObjectMeta) -> Optio
             owner.name.clone(),
         )
     })
+}
+
+/// The controllers of this kind that a change of what they own concerns.
+pub fn controllers_of<O, K>(change: &Change<K>) -> Vec<ObjectKey>
+where
+    O: Resource<DynamicType = ()>,
+    K: Resource,
+{
+    let mut keys: Vec<_> = change
+        .each()
+        .filter_map(|owned| controller_key::<O>(owned.meta()))
+        .collect();
+    keys.dedup();
+    keys
 }
 
 pub fn reference<K: Resource<DynamicType = ()>>(owner: &K) -> OwnerReference {

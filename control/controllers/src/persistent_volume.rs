@@ -18,7 +18,7 @@ use kube::{
     core::ObjectMeta,
 };
 use serde_json::{Value, json};
-use skep_client::{Action, Informer, ObjectKey, Queue, Recorder, writes};
+use skep_client::{Action, Informer, ObjectKey, Recorder, writes};
 use skep_scheduler::volumes::{self, capacity, is_bound};
 
 use crate::{
@@ -51,10 +51,10 @@ pub async fn run(context: Arc<Context>) {
         events: context.events.from("persistentvolume-controller"),
         context: context.clone(),
     });
-    let (claims, volumes, ephemeral) = (Queue::new(), Queue::new(), Queue::new());
-    context.feed_self(&controller.claims, &claims);
-    context.feed_self(&controller.volumes, &volumes);
-    context.feed(&controller.claims, &volumes, |change| {
+    let (mut claims, mut volumes, mut ephemeral) = (context.work(), context.work(), context.work());
+    claims.feed_self(&controller.claims);
+    volumes.feed_self(&controller.volumes);
+    volumes.feed(&controller.claims, |change| {
         let names = change
             .each()
             .filter_map(|claim| claim.spec.as_ref()?.volume_name.clone());
@@ -64,7 +64,7 @@ pub async fn run(context: Arc<Context>) {
             .collect()
     });
     let watcher = controller.clone();
-    context.feed(&controller.volumes, &claims, move |change| {
+    claims.feed(&controller.volumes, move |change| {
         let reserved = change
             .each()
             .filter_map(|volume| volume.spec.as_ref()?.claim_ref.clone());
@@ -88,7 +88,7 @@ pub async fn run(context: Arc<Context>) {
         keys
     });
     let watcher = controller.clone();
-    context.feed(&controller.classes, &claims, move |_| {
+    claims.feed(&controller.classes, move |_| {
         let open = watcher
             .claims
             .all()
@@ -96,7 +96,7 @@ pub async fn run(context: Arc<Context>) {
             .filter(|claim| !is_bound(claim));
         open.map(|claim| ObjectKey::of(&claim.metadata)).collect()
     });
-    context.feed(&controller.pods, &claims, |change| {
+    claims.feed(&controller.pods, |change| {
         // Protection ends with the last pod that uses the claim.
         let ended = change.new.as_ref().is_none_or(|pod| pods::is_finished(pod));
         if ended {
@@ -105,50 +105,37 @@ pub async fn run(context: Arc<Context>) {
             Vec::new()
         }
     });
-    context.feed(&controller.pods, &ephemeral, |change| match &change.new {
+    ephemeral.feed(&controller.pods, |change| match &change.new {
         Some(pod) if has_ephemeral(pod) && !pods::is_terminating(pod) => {
             vec![ObjectKey::of(&pod.metadata)]
         }
         _ => Vec::new(),
     });
-    let synced = |controller: Arc<Controller>| async move {
-        controller.claims.synced().await;
-        controller.volumes.synced().await;
-        controller.classes.synced().await;
-        controller.pods.synced().await;
-    };
-    let (a, b, c) = (controller.clone(), controller.clone(), controller.clone());
+    volumes.reads(&controller.classes);
+    volumes.reads(&controller.pods);
+    ephemeral.reads(&controller.claims);
+    ephemeral.reads(&controller.volumes);
+    ephemeral.reads(&controller.classes);
+    let (a, b, c) = (controller.clone(), controller.clone(), controller);
     tokio::join!(
         // One worker: two claims must not choose the same volume.
-        context.run(
+        claims.run(
             "persistentvolume-binder",
-            claims,
             1,
-            synced(controller.clone()),
-            move |key| {
-                let controller = a.clone();
-                async move { controller.reconcile_claim(key).await }
-            }
+            a,
+            |controller, key| async move { controller.reconcile_claim(key).await }
         ),
-        context.run(
+        volumes.run(
             "persistentvolume",
-            volumes,
             WORKERS,
-            synced(controller.clone()),
-            move |key| {
-                let controller = b.clone();
-                async move { controller.reconcile_volume(key).await }
-            }
+            b,
+            |controller, key| async move { controller.reconcile_volume(key).await }
         ),
-        context.run(
+        ephemeral.run(
             "ephemeral-volume",
-            ephemeral,
             WORKERS,
-            synced(controller.clone()),
-            move |key| {
-                let controller = c.clone();
-                async move { controller.reconcile_ephemeral(key).await }
-            }
+            c,
+            |controller, key| async move { controller.reconcile_ephemeral(key).await }
         ),
     );
 }

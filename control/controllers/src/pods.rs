@@ -7,7 +7,29 @@ use k8s_openapi::{
     api::core::v1::{Pod, PodCondition, PodTemplateSpec},
     apimachinery::pkg::apis::meta::v1::OwnerReference,
 };
-use kube::core::ObjectMeta;
+use kube::{Resource, core::ObjectMeta};
+use skep_client::{Change, Expectations, ObjectKey};
+
+use crate::owners;
+
+/// Fulfils what the controller of a pod expects, and names the controllers of this kind that a change concerns: two if
+/// the pod changes hands.
+pub fn observe<K: Resource<DynamicType = ()>>(
+    expectations: &Expectations,
+    change: &Change<Pod>,
+) -> Vec<ObjectKey> {
+    let pod = change.object();
+    if let Some(key) = owners::controller_key::<K>(&pod.metadata) {
+        match (&change.old, &change.new) {
+            // After a restart a pod may be seen for the first time while it goes.
+            (_, Some(pod)) if is_terminating(pod) => expectations.deleted(&key, uid(pod)),
+            (None, Some(_)) => expectations.created(&key),
+            (_, None) => expectations.deleted(&key, uid(pod)),
+            _ => {}
+        }
+    }
+    owners::controllers_of::<K, Pod>(change)
+}
 
 pub fn phase(pod: &Pod) -> &str {
     pod.status

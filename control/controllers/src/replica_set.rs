@@ -23,7 +23,7 @@ use kube::{
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value, json};
 use skep_client::{
-    Action, Change, Expectations, Informer, ObjectKey, Queue, Recorder, queue::chain, writes,
+    Action, Change, Expectations, Informer, ObjectKey, Recorder, queue::chain, writes,
 };
 
 use crate::{
@@ -142,27 +142,14 @@ async fn run<K: Replicated>(context: Arc<Context>, name: &'static str) {
         events: context.events.from(name),
         context: context.clone(),
     });
-    let queue = Queue::new();
-    context.feed_self(&controller.owners, &queue);
-    let (watcher, pod_queue) = (controller.clone(), queue.clone());
-    context.watch(&controller.pods, move |change| {
-        for key in watcher.observe_pod(change) {
-            pod_queue.add(key);
-        }
-    });
-    let ready = {
-        let controller = controller.clone();
-        async move {
-            controller.owners.synced().await;
-            controller.pods.synced().await;
-        }
-    };
-    context
-        .run(name, queue, WORKERS, ready, move |key| {
-            let controller = controller.clone();
-            async move { controller.reconcile(key).await }
-        })
-        .await;
+    let mut work = context.work();
+    work.feed_self(&controller.owners);
+    let watcher = controller.clone();
+    work.feed(&controller.pods, move |change| watcher.observe_pod(change));
+    work.run(name, WORKERS, controller, |controller, key| async move {
+        controller.reconcile(key).await
+    })
+    .await;
 }
 
 struct Controller<K> {
@@ -176,21 +163,7 @@ struct Controller<K> {
 impl<K: Replicated> Controller<K> {
     /// Notes what the cache has shown, and says whom it concerns.
     fn observe_pod(&self, change: &Change<Pod>) -> Vec<ObjectKey> {
-        let mut keys = Vec::new();
-        for pod in change.each() {
-            keys.extend(owners::controller_key::<K>(&pod.metadata));
-        }
-        keys.dedup();
-        if let Some(key) = owners::controller_key::<K>(&change.object().metadata) {
-            let uid = pods::uid(change.object());
-            match (&change.old, &change.new) {
-                (None, Some(pod)) if !pods::is_terminating(pod) => self.expectations.created(&key),
-                // After a restart a pod may be seen for the first time while it goes.
-                (_, Some(pod)) if pods::is_terminating(pod) => self.expectations.deleted(&key, uid),
-                (_, None) => self.expectations.deleted(&key, uid),
-                _ => {}
-            }
-        }
+        let mut keys = pods::observe::<K>(&self.expectations, change);
         let is_orphan = owners::controller(&change.object().metadata).is_none();
         if let Some(pod) = change.new.as_ref().filter(|_| is_orphan) {
             let labels = pod.metadata.labels.clone().unwrap_or_default();

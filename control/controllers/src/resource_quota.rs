@@ -20,7 +20,7 @@ use kube::{
     core::{ApiResource, DynamicObject, GroupVersionKind, PartialObjectMeta},
     discovery::Discovery,
 };
-use skep_client::{Action, Informer, ObjectKey, Queue, writes};
+use skep_client::{Action, Informer, ObjectKey, writes};
 use skep_scheduler::{
     pod::{PodInfo, Resources},
     quantity,
@@ -49,10 +49,10 @@ pub async fn run(context: Arc<Context>) {
         claims: context.informers.of(),
         context: context.clone(),
     });
-    let queue = Queue::new();
-    context.feed_self(&controller.quotas, &queue);
+    let mut work = context.work();
+    work.feed_self(&controller.quotas);
     let watcher = controller.clone();
-    context.feed(&controller.pods, &queue, move |change| {
+    work.feed(&controller.pods, move |change| {
         // Admission counts what is created; only what stops counting needs us.
         let counts = |pod: &Arc<Pod>| !pods::is_finished(pod);
         let stopped =
@@ -64,28 +64,20 @@ pub async fn run(context: Arc<Context>) {
         }
     });
     let watcher = controller.clone();
-    context.feed(&controller.services, &queue, move |change| {
+    work.feed(&controller.services, move |change| {
         watcher.quotas_of(change.object().metadata.namespace.as_deref())
     });
     let watcher = controller.clone();
-    context.feed(&controller.claims, &queue, move |change| {
+    work.feed(&controller.claims, move |change| {
         watcher.quotas_of(change.object().metadata.namespace.as_deref())
     });
-    let ready = {
-        let controller = controller.clone();
-        async move {
-            controller.quotas.synced().await;
-            controller.pods.synced().await;
-            controller.services.synced().await;
-            controller.claims.synced().await;
-        }
-    };
-    context
-        .run("resourcequota", queue, WORKERS, ready, move |key| {
-            let controller = controller.clone();
-            async move { controller.reconcile(key).await }
-        })
-        .await;
+    work.run(
+        "resourcequota",
+        WORKERS,
+        controller,
+        |controller, key| async move { controller.reconcile(key).await },
+    )
+    .await;
 }
 
 struct Controller {

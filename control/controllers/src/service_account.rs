@@ -10,7 +10,7 @@ use kube::{
     core::ObjectMeta,
 };
 use serde_json::json;
-use skep_client::{Action, Informer, ObjectKey, Queue, writes};
+use skep_client::{Action, Informer, ObjectKey, writes};
 
 use crate::context::{Context, Doing, Error};
 
@@ -28,11 +28,11 @@ pub async fn run(context: Arc<Context>) {
         maps: context.informers.of(),
         context: context.clone(),
     });
-    let queue = Queue::new();
+    let mut work = context.work();
     let namespace_of =
         |meta: &ObjectMeta| ObjectKey::cluster(meta.namespace.clone().unwrap_or_default());
-    context.feed_self(&controller.namespaces, &queue);
-    context.feed(&controller.accounts, &queue, move |change| {
+    work.feed_self(&controller.namespaces);
+    work.feed(&controller.accounts, move |change| {
         let meta = &change.object().metadata;
         if meta.name.as_deref() == Some(DEFAULT_ACCOUNT) {
             vec![namespace_of(meta)]
@@ -40,7 +40,7 @@ pub async fn run(context: Arc<Context>) {
             Vec::new()
         }
     });
-    context.feed(&controller.maps, &queue, move |change| {
+    work.feed(&controller.maps, move |change| {
         let meta = &change.object().metadata;
         if meta.name.as_deref() == Some(ROOT_CA) {
             vec![namespace_of(meta)]
@@ -48,20 +48,13 @@ pub async fn run(context: Arc<Context>) {
             Vec::new()
         }
     });
-    let ready = {
-        let controller = controller.clone();
-        async move {
-            controller.namespaces.synced().await;
-            controller.accounts.synced().await;
-            controller.maps.synced().await;
-        }
-    };
-    context
-        .run("service-account", queue, WORKERS, ready, move |key| {
-            let controller = controller.clone();
-            async move { controller.reconcile(key).await }
-        })
-        .await;
+    work.run(
+        "service-account",
+        WORKERS,
+        controller,
+        |controller, key| async move { controller.reconcile(key).await },
+    )
+    .await;
 }
 
 struct Controller {

@@ -22,7 +22,7 @@ use kube::{
     core::Selector,
 };
 use serde_json::json;
-use skep_client::{Action, Informer, ObjectKey, Queue, Recorder, writes};
+use skep_client::{Action, Informer, ObjectKey, Recorder, writes};
 
 use crate::{
     context::{Context, Doing, Error},
@@ -45,31 +45,18 @@ pub async fn run(context: Arc<Context>) {
         events: context.events.from("statefulset-controller"),
         context: context.clone(),
     });
-    let queue = Queue::new();
-    context.feed_self(&controller.sets, &queue);
-    context.feed(&controller.pods, &queue, |change| {
-        let mut keys: Vec<_> = change
-            .each()
-            .filter_map(|pod| owners::controller_key::<StatefulSet>(&pod.metadata))
-            .collect();
-        keys.dedup();
-        keys
-    });
-    let ready = {
-        let controller = controller.clone();
-        async move {
-            controller.sets.synced().await;
-            controller.pods.synced().await;
-            controller.claims.synced().await;
-            controller.revisions.synced().await;
-        }
-    };
-    context
-        .run("statefulset", queue, WORKERS, ready, move |key| {
-            let controller = controller.clone();
-            async move { controller.reconcile(key).await }
-        })
-        .await;
+    let mut work = context.work();
+    work.feed_self(&controller.sets);
+    work.feed(&controller.pods, owners::controllers_of::<StatefulSet, _>);
+    work.reads(&controller.claims);
+    work.reads(&controller.revisions);
+    work.run(
+        "statefulset",
+        WORKERS,
+        controller,
+        |controller, key| async move { controller.reconcile(key).await },
+    )
+    .await;
 }
 
 struct Controller {

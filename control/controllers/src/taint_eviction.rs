@@ -11,7 +11,7 @@ use k8s_openapi::{
 };
 use kube::api::{DeleteParams, Patch, PatchParams};
 use serde_json::json;
-use skep_client::{Action, Informer, ObjectKey, Queue, Recorder, informer::BY_NODE, writes};
+use skep_client::{Action, Informer, ObjectKey, Recorder, informer::BY_NODE, writes};
 
 use crate::{
     context::{Context, Doing, Error},
@@ -27,8 +27,8 @@ pub async fn run(context: Arc<Context>) {
         events: context.events.from("taint-eviction-controller"),
         context: context.clone(),
     });
-    let queue = Queue::new();
-    context.feed(&controller.pods, &queue, |change| {
+    let mut work = context.work();
+    work.feed(&controller.pods, |change| {
         let moved = |pod: &Arc<Pod>| {
             (
                 pods::node_name(pod).map(str::to_owned),
@@ -42,7 +42,7 @@ pub async fn run(context: Arc<Context>) {
         }
     });
     let watcher = controller.clone();
-    context.feed(&controller.nodes, &queue, move |change| {
+    work.feed(&controller.nodes, move |change| {
         let taints = |node: &Arc<Node>| no_execute(node);
         if change.is_delete() || change.old.as_ref().map(taints) == change.new.as_ref().map(taints)
         {
@@ -56,19 +56,13 @@ pub async fn run(context: Arc<Context>) {
             .map(|pod| ObjectKey::of(&pod.metadata))
             .collect()
     });
-    let ready = {
-        let controller = controller.clone();
-        async move {
-            controller.nodes.synced().await;
-            controller.pods.synced().await;
-        }
-    };
-    context
-        .run("taint-eviction", queue, WORKERS, ready, move |key| {
-            let controller = controller.clone();
-            async move { controller.reconcile(key).await }
-        })
-        .await;
+    work.run(
+        "taint-eviction",
+        WORKERS,
+        controller,
+        |controller, key| async move { controller.reconcile(key).await },
+    )
+    .await;
 }
 
 struct Controller {

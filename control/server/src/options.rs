@@ -108,12 +108,17 @@ pub struct Options {
     )]
     pub service_cidr: Vec<IpNet>,
 
-    /// Addresses of pods; each node gets a part of it.
-    #[arg(long, value_name = "CIDR", default_value = "10.244.0.0/16")]
-    pub cluster_cidr: IpNet,
+    /// Addresses of pods: one range, or one of IPv4 and one of IPv6; each node gets a part of each.
+    #[arg(
+        long,
+        value_name = "CIDR[,CIDR]",
+        default_value = "10.244.0.0/16",
+        value_delimiter = ','
+    )]
+    pub cluster_cidr: Vec<IpNet>,
 
     /// Addresses for LoadBalancer Services, on the nodes' own link; may be given several times. The
-    /// nodes answer for those in use (ARP). Without it another controller gives Services theirs.
+    /// nodes answer for those in use (ARP, NDP). Without it another controller gives Services theirs.
     #[arg(long, value_name = "CIDR")]
     pub load_balancer_cidr: Vec<IpNet>,
 

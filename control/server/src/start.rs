@@ -75,6 +75,7 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<()> {
         });
     }
     if options.roles.contains(&Role::Controllers) {
+        check_families("--cluster-cidr", &options.cluster_cidr)?;
         let authority = authority(&options, pki.as_ref())?;
         let joining = Joining {
             client: components.client("system:apiserver").await?,
@@ -111,6 +112,20 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<()> {
         }
     }
     Ok(())
+}
+
+fn check_families(option: &str, ranges: &[IpNet]) -> Result<()> {
+    match ranges {
+        [_] => Ok(()),
+        [a, b] if a.addr().is_ipv4() != b.addr().is_ipv4() => Ok(()),
+        all => bail!(
+            "{option}: one range, or one of each IP family, not {}",
+            all.iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+                .join(",")
+        ),
+    }
 }
 
 /// How the scheduler and the controllers reach the API.
@@ -150,18 +165,7 @@ async fn serve_api(
         .map(|listener| listener.local_addr())
         .collect::<Result<_, _>>()?;
 
-    let both = |[a, b]: [IpNet; 2]| a.addr().is_ipv4() != b.addr().is_ipv4();
-    match options.service_cidr.as_slice() {
-        [_] => {}
-        [a, b] if both([*a, *b]) => {}
-        all => bail!(
-            "--service-cidr: one range, or one of each IP family, not {}",
-            all.iter()
-                .map(ToString::to_string)
-                .collect::<Vec<_>>()
-                .join(",")
-        ),
-    }
+    check_families("--service-cidr", &options.service_cidr)?;
     let (first, last) = options.service_node_port_range;
     let services = Allocators {
         ranges: options
@@ -412,7 +416,7 @@ fn controllers(
     identity: String,
 ) -> skep_controllers::Config {
     let mut config = skep_controllers::Config::new(informers, identity);
-    config.cluster_cidrs = vec![options.cluster_cidr];
+    config.cluster_cidrs.clone_from(&options.cluster_cidr);
     config
         .load_balancer_pools
         .clone_from(&options.load_balancer_cidr);

@@ -1,18 +1,26 @@
-//! Flow events: what the programs tell whoever listens (`skep flows`).
+//! Flow events: what the programs tell whoever listens (`skep flows --follow`).
 
 use crate::flow::FlowKey;
+use crate::{Address, PortBe};
 
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct FlowEvent {
     pub monotonic_ns: u64,
+    /// As the packet came, or as the application asked.
     pub flow: FlowKey,
+    /// As it goes on. [`Address::ANY`]: it does not, or as it came.
+    pub new_source: Address,
+    pub new_destination: Address,
+    pub new_source_port: PortBe,
+    pub new_destination_port: PortBe,
     /// [`crate::reason::Reason`].
     pub reason: u32,
     /// [`Hook`].
     pub hook: u32,
     pub service: u32,
     pub ifindex: u32,
+    pub _pad: u32,
 }
 
 #[repr(u32)]
@@ -26,7 +34,20 @@ pub enum Hook {
     Xdp = 5,
 }
 
+impl Hook {
+    pub const fn name(number: u32) -> &'static str {
+        match number {
+            0 => "from_pod",
+            1 => "to_pod",
+            2 => "from_net",
+            3 => "to_net",
+            4 => "socket",
+            _ => "unknown",
+        }
+    }
+}
+
 /// Bytes of the ring; a full ring drops events, never packets.
 pub const EVENT_RING_BYTES: u32 = 256 * 1024;
 
-const _: () = assert!(size_of::<FlowEvent>() == 64);
+const _: () = assert!(size_of::<FlowEvent>() == 104);

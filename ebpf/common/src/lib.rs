@@ -18,9 +18,30 @@ pub mod service;
 
 pub use address::{Address, PortBe};
 
-/// The layouts' version; part of the pin folder's name, so that an agent of another layout never
-/// opens these maps. Raise it with every change of a key or value.
-pub const LAYOUT_VERSION: u32 = 2;
+/// Every map and the version of its layout, which is part of its pin's name: an agent of another
+/// layout never opens it. Raise a map's with every change of its key or value; the others keep what
+/// they hold over an upgrade.
+pub const LAYOUTS: [(&str, u32); 19] = [
+    ("FRONTENDS", 1),
+    ("SLOTS", 1),
+    ("BACKENDS", 1),
+    ("AFFINITIES", 1),
+    ("SOURCE_RANGES", 1),
+    ("SOCKETS", 1),
+    ("FLOWS", 1),
+    ("FRAGMENTS", 1),
+    ("CONFIG", 2),
+    ("PODS", 1),
+    ("NODE_ADDRESSES", 1),
+    ("ANNOUNCED", 1),
+    ("NETWORKS", 1),
+    ("NETNS", 1),
+    ("RULES", 1),
+    ("IDENTITIES", 1),
+    ("REASONS", 1),
+    ("SERVICE_COUNTERS", 1),
+    ("EVENTS", 2),
+];
 
 pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;

@@ -66,6 +66,9 @@ pub struct Config {
     pub host_netns_cookie: u64,
     pub uplink_mac: [u8; 6],
     pub _pad: u16,
+    /// One of so many new connections is told of; drops always are. 0 and 1: all.
+    pub event_sample: u32,
+    pub _pad2: u32,
     /// The node's own addresses in the tunnel: sources of connections to the pods behind it.
     pub tunnel_v4: Address,
     pub tunnel_v6: Address,
@@ -109,5 +112,5 @@ pub const fn seconds(monotonic_ns: u64) -> u32 {
 const _: () = {
     assert!(size_of::<Pod>() == 32);
     assert!(size_of::<Network>() == 20);
-    assert!(size_of::<Config>() == 96);
+    assert!(size_of::<Config>() == 104);
 };

@@ -73,14 +73,20 @@ reasons! {
     Tunnelled = 22, "tunnelled";
     /// Not a drop: an ARP request for a Service address of this node answered.
     ArpAnswered = 23, "arp_answered";
+    /// Not a drop: a neighbour solicitation for a Service address of this node answered.
+    NdpAnswered = 24, "ndp_answered";
+    /// Another machine claims a Service address that this node answers for.
+    AddressClash = 25, "address_clash";
+    /// Not a drop: a new connection that nothing translates. Counted only while somebody listens.
+    Forwarded = 26, "forwarded";
     /// Not a drop: sent to a backend that answers the client directly.
-    DirectReturn = 24, "direct_return";
+    DirectReturn = 27, "direct_return";
     /// Too long for the way onwards, and not to be fragmented: its sender was told (ICMP).
-    TooBig = 25, "too_big";
+    TooBig = 28, "too_big";
     /// Not a drop: put into a pod's receive queue by XDP.
-    XdpToPod = 26, "xdp_to_pod";
+    XdpToPod = 29, "xdp_to_pod";
     /// Not a drop: sent back out of the uplink by XDP.
-    XdpToNeighbour = 27, "xdp_to_neighbour";
+    XdpToNeighbour = 30, "xdp_to_neighbour";
 }
 
 impl Reason {
@@ -96,6 +102,9 @@ impl Reason {
                 | Reason::SourceTranslated
                 | Reason::Tunnelled
                 | Reason::ArpAnswered
+                | Reason::NdpAnswered
+                | Reason::AddressClash
+                | Reason::Forwarded
                 | Reason::DirectReturn
                 | Reason::XdpToPod
                 | Reason::XdpToNeighbour

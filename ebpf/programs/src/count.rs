@@ -1,12 +1,14 @@
 //! Counters and flow events.
 
-use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
+use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns};
 use skep_ebpf_common::event::{FlowEvent, Hook};
 use skep_ebpf_common::flow::FlowKey;
 use skep_ebpf_common::node::{config_flags, seconds};
 use skep_ebpf_common::reason::Reason;
+use skep_ebpf_common::{Address, PortBe};
 
 use crate::maps::{EVENTS, REASONS, SERVICE_COUNTERS, config};
+use crate::packet::Tuple;
 
 #[inline(always)]
 pub fn now() -> u32 {
@@ -42,20 +44,63 @@ pub fn service_refused(service: u32) {
 #[inline(never)]
 pub fn report(flow: &FlowKey, reason: Reason, hook: Hook, service: u32, ifindex: u32) -> i32 {
     count(reason);
-    if let Some(config) = config()
-        && config.flags & config_flags::EVENTS != 0
-    {
-        let event = FlowEvent {
-            // SAFETY: no arguments.
-            monotonic_ns: unsafe { bpf_ktime_get_coarse_ns() },
-            flow: *flow,
-            reason: reason as u32,
-            hook: hook as u32,
-            service,
-            ifindex,
-        };
-        // A full ring loses the event; the counter above has it.
-        let _ = EVENTS.output(&event, 0);
+    if listened_to() {
+        tell(flow, None, reason, hook, service, ifindex);
     }
     0
+}
+
+/// The same about a new connection, of which there may be many: the listener says how many of them
+/// it wants to hear of.
+#[inline(never)]
+pub fn report_new(flow: &FlowKey, new: &Tuple, reason: Reason, hook: Hook, service: u32) -> i32 {
+    count(reason);
+    if listened_to() && sampled() {
+        tell(flow, Some(new), reason, hook, service, 0);
+    }
+    0
+}
+
+#[inline(always)]
+pub fn listened_to() -> bool {
+    config().is_some_and(|config| config.flags & config_flags::EVENTS != 0)
+}
+
+#[inline(always)]
+pub fn sampled() -> bool {
+    // Read once: a divisor that might have become 0 is a path to a panic.
+    let sample = config().map_or(0, |config| config.event_sample);
+    // SAFETY: no arguments.
+    sample <= 1 || (unsafe { bpf_get_prandom_u32() }) % sample == 0
+}
+
+#[inline(always)]
+pub fn tell(
+    flow: &FlowKey,
+    new: Option<&Tuple>,
+    reason: Reason,
+    hook: Hook,
+    service: u32,
+    ifindex: u32,
+) {
+    // A full ring loses the event; the counter has it.
+    let Some(mut entry) = EVENTS.reserve(0) else {
+        return;
+    };
+    let event: *mut FlowEvent = entry.as_mut_ptr();
+    // SAFETY: every field of the reserved event is written, in place: it is a fifth of the stack.
+    unsafe {
+        (*event).monotonic_ns = bpf_ktime_get_coarse_ns();
+        (*event).flow = *flow;
+        (*event).new_source = new.map_or(Address::ANY, |new| new.source);
+        (*event).new_destination = new.map_or(Address::ANY, |new| new.destination);
+        (*event).new_source_port = new.map_or(PortBe(0), |new| new.source_port);
+        (*event).new_destination_port = new.map_or(PortBe(0), |new| new.destination_port);
+        (*event).reason = reason as u32;
+        (*event).hook = hook as u32;
+        (*event).service = service;
+        (*event).ifindex = ifindex;
+        (*event)._pad = 0;
+    }
+    entry.submit(0);
 }

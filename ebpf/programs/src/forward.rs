@@ -111,7 +111,8 @@ pub fn route(skb: *mut __sk_buff, scratch: &mut Scratch, hook: Hook) -> i32 {
     }) as i32
 }
 
-/// Through the tunnel to a node, by that node's IPv4 address.
+/// Through the tunnel to a node, by that node's IPv4 address. For an IPv6 packet the next hop is
+/// that address in mapped form: the tunnel's device knows both as neighbours.
 #[inline(never)]
 pub fn tunnel(skb: *mut __sk_buff, packet: &mut Packet, via: u32, hook: Hook) -> i32 {
     let Some(config) = config() else {
@@ -124,8 +125,13 @@ pub fn tunnel(skb: *mut __sk_buff, packet: &mut Packet, via: u32, hook: Hook) ->
     count(Reason::Tunnelled);
     // SAFETY: all-zero is a valid value.
     let mut neighbour: bpf_redir_neigh = unsafe { zeroed() };
-    neighbour.nh_family = AF_INET as u32;
-    neighbour.__bindgen_anon_1.ipv6_nh = [via, 0, 0, 0];
+    if packet.key.source.is_v4() {
+        neighbour.nh_family = AF_INET as u32;
+        neighbour.__bindgen_anon_1.ipv6_nh = [via, 0, 0, 0];
+    } else {
+        neighbour.nh_family = AF_INET6 as u32;
+        neighbour.__bindgen_anon_1.ipv6_nh = Address::from_v4_be(via).0;
+    }
     // SAFETY: the pointer and its length agree.
     (unsafe {
         bpf_redirect_neigh(

@@ -32,6 +32,7 @@ mod net;
 mod packet;
 mod pod;
 mod policy;
+mod refuse;
 mod service;
 mod socket;
 mod too_big;

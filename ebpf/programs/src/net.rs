@@ -14,9 +14,9 @@ use skep_ebpf_common::reason::Reason;
 use skep_ebpf_common::service::*;
 use skep_ebpf_common::{Address, PortBe, SCTP};
 
-use crate::announce::{answer_arp, is_announced};
+use crate::announce::{answer_arp, answer_ndp, is_announced};
 use crate::context::Context;
-use crate::count::{count, report, service_connection, service_refused};
+use crate::count::{count, report, report_new, service_connection, service_refused};
 use crate::flow::{
     Followed, answer_taken, create, create_direct, follow, forget_created, opens, return_via,
     translate_icmp_error,
@@ -29,6 +29,7 @@ use crate::packet::{
 };
 use crate::pod::{masquerade, network_of, pod_at, set_tracked};
 use crate::policy;
+use crate::refuse::refuse;
 use crate::service::{Balance, choose, find, find_node_port, flow_hash, is_node_address};
 
 const ISOLATED: u32 = pod_flags::INGRESS_ISOLATED | pod_flags::EGRESS_ISOLATED;
@@ -85,6 +86,9 @@ fn arrived(skb: *mut __sk_buff, scratch: &mut Scratch) -> i32 {
             _ => drop(skb, packet, Reason::Rewrite, Hook::FromNet, 0),
         };
     }
+    if packet.is(Shape::LinkLocal) {
+        return answer_ndp(skb, packet).unwrap_or(PASS);
+    }
     if !packet.has_tuple() {
         return PASS;
     }
@@ -115,9 +119,7 @@ fn arrived(skb: *mut __sk_buff, scratch: &mut Scratch) -> i32 {
                     service,
                     ifindex(skb),
                 );
-                // Nobody listens on a NodePort: the stack refuses with RST or ICMP. For other
-                // addresses the unreachable route of the Service range does.
-                return PASS;
+                return refuse(skb, &scratch.packet).unwrap_or(PASS);
             }
             code => {
                 report_failure(skb, Hook::FromNet, scratch, code);
@@ -282,7 +284,6 @@ pub fn serve<C: Context>(context: C, hook: Hook, scratch: &mut Scratch) -> u32 {
             wanted.flags = flow_flags::DIRECT;
             count(Reason::DirectReturn);
         } else if tunnelled
-            && v4
             && config.flags & config_flags::TUNNEL_KEEPS_CLIENT != 0
             && frontend.flags & frontend_flags::SOURCE_NAT == 0
         {
@@ -303,12 +304,12 @@ pub fn serve<C: Context>(context: C, hook: Hook, scratch: &mut Scratch) -> u32 {
         0 => {}
         code => return FAILED + code - 1,
     }
-    report(
+    report_new(
         &scratch.packet.key,
+        &scratch.new,
         Reason::FlowCreated,
         hook,
         service,
-        context.ifindex(),
     );
     service_connection(service);
     SERVED
@@ -368,7 +369,7 @@ fn to_local_pod(skb: *mut __sk_buff, scratch: &mut Scratch, pod: &Pod) -> i32 {
 /// had sent to a Service; else 0.
 #[inline(always)]
 fn entry_node(skb: *mut __sk_buff, packet: &Packet) -> u32 {
-    if !packet.key.source.is_v4() || !packet.has_tuple() {
+    if !packet.has_tuple() {
         return 0;
     }
     match tunnel_source(skb) {

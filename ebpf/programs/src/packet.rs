@@ -408,6 +408,30 @@ fn replace_port(
     store(skb, offset, &new.0)
 }
 
+/// The Internet checksum (RFC 1071) over a value whose size is a multiple of four.
+#[inline(always)]
+pub fn checksum<T>(covered: &T) -> Option<u16> {
+    const { assert!(size_of::<T>().is_multiple_of(4)) };
+    // SAFETY: reads `size_of::<T>()` bytes.
+    let sum = unsafe {
+        bpf_csum_diff(
+            core::ptr::null_mut(),
+            0,
+            addr_of!(*covered).cast_mut().cast(),
+            size_of::<T>() as u32,
+            0,
+        )
+    };
+    (sum >= 0).then(|| fold(sum as u32))
+}
+
+#[inline(always)]
+fn fold(sum: u32) -> u16 {
+    let sum = (sum >> 16) + (sum & 0xffff);
+    let sum = (sum >> 16) + (sum & 0xffff);
+    !(sum as u16)
+}
+
 /// One hop further. `None`: the limit ran out.
 #[inline(never)]
 pub fn decrement_hop_limit(skb: *mut __sk_buff, packet: &mut Packet) -> Option<()> {

@@ -11,12 +11,15 @@ use skep_ebpf_common::flow::flow_flags;
 use skep_ebpf_common::node::{Pod, config_flags, network_flags, pod_flags};
 use skep_ebpf_common::reason::Reason;
 
-use crate::count::{count, service_connection, service_refused};
-use crate::flow::{create, follow, forget_created, translate_icmp_error};
+use crate::count::{
+    count, listened_to, report, report_new, sampled, service_connection, service_refused, tell,
+};
+use crate::flow::{create, follow, forget_created, opens, translate_icmp_error};
 use crate::forward::{DROP, PASS, deliver, drop, routable, route, tunnel};
 use crate::maps::{NETWORKS, PODS, Scratch, config, scratch};
 use crate::packet::{Packet, Parsed, Shape, ifindex, parse, rewrite};
 use crate::policy;
+use crate::refuse::refuse;
 use crate::service::{Balance, choose, find, is_node_address};
 
 const ISOLATED: u32 = pod_flags::INGRESS_ISOLATED | pod_flags::EGRESS_ISOLATED;
@@ -86,6 +89,19 @@ fn sent(skb: *mut __sk_buff, scratch: &mut Scratch) -> i32 {
         count(Reason::IcmpTranslated);
     }
 
+    if packet.is(Shape::Ports) && opens(packet) && listened_to() && sampled() {
+        // What happens to it beyond this is told where it happens.
+        count(Reason::Forwarded);
+        tell(
+            &packet.key,
+            None,
+            Reason::Forwarded,
+            Hook::FromPod,
+            0,
+            ifindex(skb),
+        );
+    }
+
     let peer = pod_at(&packet.key.destination);
     let network = match peer {
         Some(_) => network_flags::CLUSTER,
@@ -110,6 +126,9 @@ fn sent(skb: *mut __sk_buff, scratch: &mut Scratch) -> i32 {
             Some(_) => NEW_TUPLE,
             None => translation(skb, scratch, network),
         };
+        if translated == REFUSED {
+            return refused(skb, scratch);
+        }
         begun = followed.is_none() && translated == NEW_TUPLE;
         if translated >= FAILED {
             return failed(skb, &scratch.packet, translated);
@@ -173,12 +192,26 @@ pub fn network_of(address: &Address) -> u32 {
 /// What [`translation`] did; from [`FAILED`] on a reason.
 const UNCHANGED: u32 = 0;
 const NEW_TUPLE: u32 = 1;
-const FAILED: u32 = 2;
+const REFUSED: u32 = 2;
+const FAILED: u32 = 3;
+
+/// A Service without a backend: the pod is told.
+#[inline(always)]
+fn refused(skb: *mut __sk_buff, scratch: &Scratch) -> i32 {
+    let service = scratch.frontend.service;
+    report(
+        &scratch.packet.key,
+        Reason::NoBackend,
+        Hook::FromPod,
+        service,
+        ifindex(skb),
+    );
+    refuse(skb, &scratch.packet).unwrap_or(DROP)
+}
 
 #[inline(always)]
 fn failed(skb: *mut __sk_buff, packet: &Packet, code: u32) -> i32 {
     let reason = match code - FAILED {
-        code if code == Reason::NoBackend as u32 => Reason::NoBackend,
         code if code == Reason::NoSuchFrontend as u32 => Reason::NoSuchFrontend,
         code if code == Reason::NoPort as u32 => Reason::NoPort,
         _ => Reason::FlowTableFull,
@@ -219,7 +252,7 @@ fn translation(skb: *mut __sk_buff, scratch: &mut Scratch, network: u32) -> u32 
             false,
         ) else {
             service_refused(frontend.service);
-            return FAILED + Reason::NoBackend as u32;
+            return REFUSED;
         };
         service_connection(frontend.service);
         wanted.destination = chosen.backend.address;
@@ -248,7 +281,13 @@ fn translation(skb: *mut __sk_buff, scratch: &mut Scratch, network: u32) -> u32 
     }
     match create(skb, scratch) {
         0 => {
-            count(Reason::FlowCreated);
+            report_new(
+                &scratch.packet.key,
+                &scratch.new,
+                Reason::FlowCreated,
+                Hook::FromPod,
+                scratch.wanted.service,
+            );
             NEW_TUPLE
         }
         code => FAILED + code - 1,

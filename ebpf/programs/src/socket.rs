@@ -7,12 +7,15 @@ use core::ptr::{addr_of, addr_of_mut};
 use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_set_retval};
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
+use skep_ebpf_common::event::Hook;
+use skep_ebpf_common::flow::FlowKey;
 use skep_ebpf_common::reason::Reason;
 use skep_ebpf_common::service::*;
 use skep_ebpf_common::{Address, PortBe};
 
-use crate::count::{count, service_connection, service_refused};
+use crate::count::{count, listened_to, sampled, service_connection, service_refused, tell};
 use crate::maps::{NETNS, SOCKETS, config, has_set_retval};
+use crate::packet::Tuple;
 use crate::service::{Balance, Chosen, alive, choose, find};
 
 const ALLOW: i32 = 1;
@@ -121,7 +124,44 @@ fn translate(ctx: &SockAddrContext, address: &Address, port: PortBe, datagram: b
     }
     count(Reason::SocketTranslated);
     service_connection(frontend.service);
+    if listened_to() && sampled() {
+        tell_listener(ctx, address, port, &chosen, frontend.service);
+    }
     Outcome::Backend(chosen)
+}
+
+/// Of a connection that is being made, whose own port is not chosen yet.
+#[inline(always)]
+fn tell_listener(
+    ctx: &SockAddrContext,
+    address: &Address,
+    port: PortBe,
+    chosen: &Chosen,
+    service: u32,
+) {
+    let source = client(ctx, address);
+    let flow = FlowKey {
+        source,
+        destination: *address,
+        source_port: PortBe(0),
+        destination_port: port,
+        protocol: protocol(ctx),
+        _pad: [0; 3],
+    };
+    let new = Tuple {
+        source,
+        destination: chosen.backend.address,
+        source_port: PortBe(0),
+        destination_port: chosen.backend.port,
+    };
+    tell(
+        &flow,
+        Some(&new),
+        Reason::SocketTranslated,
+        Hook::Socket,
+        service,
+        0,
+    );
 }
 
 /// The backend that this socket sent to last time, if it is still one.

@@ -23,6 +23,23 @@ pub enum Error {
         path: PathBuf,
         source: io::Error,
     },
+    /// A pin that was made by something else.
+    #[error(
+        "{} is not a map of this agent's ({found}; {expected} is needed): another program's, or damaged. \
+         `skep-agent cleanup` removes it, and with it the connections that are translated now",
+        path.display()
+    )]
+    Layout {
+        path: PathBuf,
+        found: String,
+        expected: String,
+    },
+    #[error(
+        "another agent runs this node's network: it holds {}. Stop it, or give this one a --bpf-dir and \
+         --cgroup-parent of its own",
+        .0.display()
+    )]
+    Occupied(PathBuf),
     /// The named limit is reached; what is programmed already keeps working.
     #[error("{table} is full ({limit} entries): {hint}")]
     Full {

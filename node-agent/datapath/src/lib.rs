@@ -15,23 +15,29 @@
 mod clsact;
 mod counters;
 mod error;
+mod events;
 mod flows;
 mod links;
 mod loader;
 mod memory;
+mod pins;
 mod pods;
 pub mod policy;
 pub mod services;
 mod slots;
 mod sys;
 mod table;
+pub mod trace;
 mod xdp;
 
 pub use counters::{ReasonCount, ServiceCount};
 pub use error::Error;
+pub use events::{Event, EventReader};
 pub use flows::{FlowEntry, Sweep};
 pub use links::TcHook;
-pub use loader::{Datapath, DatapathConfig, Limits, PacketResult, Verdict, cleanup, ensure_bpffs};
+pub use loader::{
+    Datapath, DatapathConfig, Limits, PacketResult, ProgramCost, Verdict, cleanup, ensure_bpffs,
+};
 pub use pods::PodLink;
 pub use skep_ebpf_common as layout;
 pub use sys::{Offload, netns_cookie, set_offload};

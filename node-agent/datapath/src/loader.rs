@@ -1,15 +1,16 @@
 //! Loading, pinning, attaching; the datapath of one node as one value.
 //!
 //! ```text
-//! BPF_DIR/maps-v1/NAME   maps, by layout version
+//! BPF_DIR/maps/NAME-v1   maps, each by the version of its layout
 //! BPF_DIR/links/NAME     links
 //! ```
 
 use std::fs::File;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use aya::maps::MapData;
@@ -18,25 +19,29 @@ use aya::programs::{
 };
 use aya::{Ebpf, EbpfLoader};
 use ipnet::IpNet;
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use parking_lot::Mutex;
-use skep_ebpf_common::Address;
 use skep_ebpf_common::flow::MAX_FLOWS;
 use skep_ebpf_common::node::*;
 use skep_ebpf_common::policy::{MAX_IDENTITIES, MAX_RULES};
 use skep_ebpf_common::reason::MAX_REASONS;
 use skep_ebpf_common::service::*;
+use skep_ebpf_common::{Address, LAYOUTS};
 
 use crate::clsact::Side;
 use crate::counters::{Counters, ReasonCount, ServiceCount};
 use crate::error::Error;
+use crate::events::EventReader;
 use crate::flows::{FlowEntry, FlowTable, Sweep, now};
 use crate::links::{Links, TcHook, remove_filters};
 use crate::memory::{BackendArray, SlotArray};
+use crate::pins::Pins;
 use crate::pods::{NodeTables, PodLink};
 use crate::policy::{PolicyState, PolicyTables};
 use crate::services::ServiceTables;
-use crate::sys::{AttachType, Target, netns_cookie, send_frames};
+use crate::sys::{AttachType, Target, netns_cookie, program_cost, send_frames};
 use crate::table::{Plain, Table, possible_cpus};
 use crate::xdp::{self, XdpMode, XdpState};
 
@@ -105,18 +110,35 @@ pub struct PacketResult {
     pub duration: Duration,
 }
 
+/// What a program has cost since it was loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProgramCost {
+    pub program: &'static str,
+    pub runs: u64,
+    pub time: Duration,
+}
+
 /// The loaded programs and their tables. Dropping it leaves everything pinned and working.
 pub struct Datapath {
     ebpf: Mutex<Ebpf>,
+    /// Held as long as this agent runs the node's network.
+    _lock: Flock<File>,
+    /// The pin of the ring of flow events.
+    events: PathBuf,
+    uplink: AtomicU32,
     links: Links,
-    /// On the uplink.
-    xdp: XdpState,
+    xdp_mode: XdpMode,
+    /// Of the present uplink.
+    xdp: Mutex<XdpState>,
+    /// Why the kernel refuses the program, if it does.
+    xdp_refused: Option<String>,
     services: Mutex<ServiceTables>,
     node: NodeTables,
     policy: PolicyTables,
     flows: FlowTable,
     last_sweep: Mutex<Sweep>,
     counters: Counters,
+    affinities: Table<AffinityKey, Affinity>,
 }
 
 const SOCKET_HOOKS: [(&str, AttachType); 8] = [
@@ -134,42 +156,19 @@ pub(crate) const XDP_PROGRAM: &str = "xdp_net";
 
 const PACKET_PROGRAMS: [&str; 4] = ["from_pod", "to_pod", "from_net", "to_net"];
 
-const MAPS: [&str; 19] = [
-    "FRONTENDS",
-    "SLOTS",
-    "BACKENDS",
-    "AFFINITIES",
-    "SOURCE_RANGES",
-    "SOCKETS",
-    "FLOWS",
-    "FRAGMENTS",
-    "CONFIG",
-    "PODS",
-    "NODE_ADDRESSES",
-    "ANNOUNCED",
-    "NETWORKS",
-    "NETNS",
-    "RULES",
-    "IDENTITIES",
-    "REASONS",
-    "SERVICE_COUNTERS",
-    "EVENTS",
-];
-
 impl Datapath {
     /// Loads the programs over the pinned maps of a predecessor, if there are any, and attaches
     /// them in the place of its programs. Call it inside the node's network namespace.
     pub fn open(config: &DatapathConfig) -> Result<Self, Error> {
-        let maps = config
-            .bpf_dir
-            .join(format!("maps-v{}", skep_ebpf_common::LAYOUT_VERSION));
-        std::fs::create_dir_all(&maps).map_err(|error| Error::file("create", &maps, error))?;
+        check_kernel()?;
+        let lock = lock(&config.bpf_dir)?;
+        let pins = Pins::open(&config.bpf_dir)?;
         let links = Links::new(config.bpf_dir.join("links"), config.tc)?;
 
         let has_set_retval = u32::from(kernel_at_least(5, 18));
         let mut loader = EbpfLoader::new();
-        for name in MAPS {
-            loader.map_pin_path(name, maps.join(name));
+        for (name, version) in LAYOUTS {
+            loader.map_pin_path(name, pins.path(name, version));
         }
         loader
             .override_global("HAS_SET_RETVAL", &has_set_retval, true)
@@ -187,7 +186,9 @@ impl Datapath {
             load::<SchedClassifier>(&mut ebpf, name, SchedClassifier::load)?;
         }
         // Kernels before 5.18 refuse it; tc does without.
-        let xdp_refused = load::<Xdp>(&mut ebpf, XDP_PROGRAM, Xdp::load).err();
+        let xdp_refused = load::<Xdp>(&mut ebpf, XDP_PROGRAM, Xdp::load)
+            .err()
+            .map(|error| error.to_string());
 
         let slots = table_fd(&ebpf, "SLOTS")?;
         let backends = table_fd(&ebpf, "BACKENDS")?;
@@ -213,19 +214,26 @@ impl Datapath {
             identities: table(&ebpf, "IDENTITIES", MAX_IDENTITIES)?,
         };
         let flows = FlowTable(table(&ebpf, "FLOWS", max_entries(&ebpf, "FLOWS")?)?);
+        let affinities = table(&ebpf, "AFFINITIES", MAX_AFFINITIES)?;
         let counters = Counters {
             reasons: table(&ebpf, "REASONS", MAX_REASONS)?,
             services: table(&ebpf, "SERVICE_COUNTERS", MAX_SERVICES)?,
             cpus: possible_cpus()
                 .map_err(|error| Error::file("read", "/sys/devices/system/cpu/possible", error))?,
         };
-        let mut datapath = Self {
+        let datapath = Self {
             ebpf: Mutex::new(ebpf),
+            _lock: lock,
+            events: pins.current("EVENTS"),
+            uplink: AtomicU32::new(0),
             links,
-            xdp: XdpState::off("there is no uplink"),
+            xdp_mode: config.xdp,
+            xdp: Mutex::new(XdpState::off("there is no uplink")),
+            xdp_refused,
             services: Mutex::new(services),
             node,
             policy,
+            affinities,
             flows,
             last_sweep: Mutex::new(Sweep::default()),
             counters,
@@ -234,14 +242,11 @@ impl Datapath {
         datapath.configure(config)?;
         datapath.attach_sockets(&config.cgroup)?;
         if let Some(ifindex) = config.uplink_ifindex {
-            datapath.attach_uplink(ifindex)?;
-            // After tc, which takes what XDP leaves.
-            let attached = match xdp_refused {
-                Some(error) => Err(error),
-                None => xdp::attach(&datapath.ebpf.lock(), &datapath.links, ifindex, config.xdp),
-            };
-            datapath.xdp = attached.unwrap_or_else(|error| XdpState::off(error.to_string()));
+            datapath.set_uplink(ifindex, config.uplink_mac)?;
         }
+        // No program of ours is left that uses them, but those of pods, which hold on to their own
+        // until they are replaced.
+        pins.remove_former()?;
         Ok(datapath)
     }
 
@@ -261,10 +266,9 @@ impl Datapath {
         self.node.update_config(|kernel| {
             kernel.node_v4 = first(true);
             kernel.node_v6 = first(false);
-            kernel.uplink_ifindex = config.uplink_ifindex.unwrap_or(0);
-            kernel.uplink_mac = config.uplink_mac;
             kernel.host_netns_cookie = cookie;
-            kernel.flags &= !config_flags::MASQUERADE;
+            // Who listened to events was a predecessor's guest.
+            kernel.flags &= !(config_flags::MASQUERADE | config_flags::EVENTS);
             if config.masquerade {
                 kernel.flags |= config_flags::MASQUERADE;
             }
@@ -283,19 +287,32 @@ impl Datapath {
     }
 
     /// Whether XDP handles what it can of the uplink's traffic.
-    pub fn xdp(&self) -> &XdpState {
-        &self.xdp
+    pub fn xdp(&self) -> XdpState {
+        self.xdp.lock().clone()
     }
 
-    fn attach_uplink(&self, ifindex: u32) -> Result<(), Error> {
-        // Links of a former uplink.
+    /// Makes this device the one towards the other nodes and the world, in the place of a former
+    /// one.
+    pub fn set_uplink(&self, ifindex: u32, mac: [u8; 6]) -> Result<(), Error> {
+        self.node.update_config(|kernel| {
+            kernel.uplink_ifindex = ifindex;
+            kernel.uplink_mac = mac;
+        })?;
+        self.uplink.store(ifindex, Ordering::Relaxed);
         let own = format!("uplink-{ifindex}-");
         for name in self.links.names()? {
             if name.starts_with("uplink-") && !name.starts_with(&own) {
                 self.links.detach(&name)?;
             }
         }
-        self.attach_pair("uplink", ifindex, "from_net", "to_net")
+        self.attach_pair("uplink", ifindex, "from_net", "to_net")?;
+        // After tc, which takes what XDP leaves.
+        *self.xdp.lock() = match &self.xdp_refused {
+            Some(why) => XdpState::off(why),
+            None => xdp::attach(&self.ebpf.lock(), &self.links, ifindex, self.xdp_mode)
+                .unwrap_or_else(|error| XdpState::off(error.to_string())),
+        };
+        Ok(())
     }
 
     fn attach_pair(
@@ -317,7 +334,7 @@ impl Datapath {
     /// Repeating it is harmless.
     pub fn attach_pod(&self, ips: &[IpAddr], link: &PodLink) -> Result<(), Error> {
         self.attach_pair("pod", link.ifindex, "from_pod", "to_pod")?;
-        ips.iter().try_for_each(|ip| self.node.add_pod(*ip, link))
+        self.node.add_pod(ips, link)
     }
 
     /// Gives a pod that a predecessor attached this agent's programs.
@@ -401,21 +418,30 @@ impl Datapath {
 
     /// Makes these the Service addresses that this node answers for on its link, and tells the
     /// link about those that it did not answer for before.
-    pub fn set_announced(&self, ips: &[Ipv4Addr]) -> Result<(), Error> {
+    pub fn set_announced(&self, ips: &[IpAddr]) -> Result<(), Error> {
         let added = self.node.set_announced(ips)?;
         self.announce(&added)
     }
 
+    /// Index of the device towards the other nodes; 0 without one.
+    pub fn uplink(&self) -> u32 {
+        self.uplink.load(Ordering::Relaxed)
+    }
+
     /// Says on the link that these addresses are here: a gratuitous ARP request each (RFC 5227
-    /// §3), which replaces what the neighbours remember of another node.
-    pub fn announce(&self, ips: &[Ipv4Addr]) -> Result<(), Error> {
+    /// §3) or an unsolicited neighbour advertisement (RFC 4861 §7.2.6), which replaces what the
+    /// neighbours remember of another node.
+    pub fn announce(&self, ips: &[IpAddr]) -> Result<(), Error> {
         let config = self.node.config.get(&0)?.unwrap_or_default();
         if ips.is_empty() || config.uplink_ifindex == 0 {
             return Ok(());
         }
-        let frames: Vec<[u8; 42]> = ips
+        let frames: Vec<Vec<u8>> = ips
             .iter()
-            .map(|ip| gratuitous_arp(config.uplink_mac, *ip))
+            .map(|ip| match ip {
+                IpAddr::V4(ip) => gratuitous_arp(config.uplink_mac, *ip).to_vec(),
+                IpAddr::V6(ip) => unsolicited_advertisement(config.uplink_mac, *ip).to_vec(),
+            })
             .collect();
         send_frames(config.uplink_ifindex, &frames)
             .map_err(|error| Error::kernel("announce addresses on", "the uplink", error))
@@ -497,6 +523,57 @@ impl Datapath {
         })
     }
 
+    /// The ring that the programs write flow events to. One reader: what it has taken is gone.
+    ///
+    /// # Errors
+    /// When the pin cannot be opened.
+    pub fn events(&self) -> Result<EventReader, Error> {
+        EventReader::open(&self.events)
+    }
+
+    /// Whether somebody reads the events, and of how many new connections one is told of.
+    pub fn set_events(&self, sample: Option<u32>) -> Result<(), Error> {
+        self.node.update_config(|kernel| {
+            kernel.flags &= !config_flags::EVENTS;
+            if let Some(sample) = sample {
+                kernel.flags |= config_flags::EVENTS;
+                kernel.event_sample = sample;
+            }
+        })
+    }
+
+    /// How often each program has run and for how long, as far as the kernel has counted: while
+    /// `kernel.bpf_stats_enabled` is 1.
+    pub fn program_costs(&self) -> Result<Vec<ProgramCost>, Error> {
+        let ebpf = self.ebpf.lock();
+        SOCKET_HOOKS
+            .iter()
+            .map(|(name, _)| *name)
+            .chain(PACKET_PROGRAMS)
+            .map(|name| {
+                let (runs, ns) = program_cost(program_fd(&ebpf, name)?)
+                    .map_err(|error| Error::kernel("look at program", name, error))?;
+                Ok(ProgramCost {
+                    program: name,
+                    runs,
+                    time: Duration::from_nanos(ns),
+                })
+            })
+            .collect()
+    }
+
+    pub(crate) fn node_tables(&self) -> &NodeTables {
+        &self.node
+    }
+
+    pub(crate) fn policy_tables(&self) -> &PolicyTables {
+        &self.policy
+    }
+
+    pub(crate) fn affinities(&self) -> &Table<AffinityKey, Affinity> {
+        &self.affinities
+    }
+
     /// Makes policy what `wanted` says; existing connections are judged by it too. Returns whether
     /// anything changed.
     pub fn set_policy(&self, wanted: &PolicyState) -> Result<bool, Error> {
@@ -543,6 +620,43 @@ impl Datapath {
                 })
             })
             .collect()
+    }
+}
+
+/// The first kernel that these programs are made for; older ones lack helpers that they call.
+const OLDEST_KERNEL: (u32, u32) = (5, 15);
+
+fn check_kernel() -> Result<(), Error> {
+    let (major, minor) = OLDEST_KERNEL;
+    if kernel_at_least(major, minor) {
+        return Ok(());
+    }
+    let found = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    Err(Error::Kernel {
+        action: "run eBPF programs on",
+        object: format!("Linux {}", found.trim()),
+        source: io::Error::other(format!("Linux {major}.{minor} or newer is needed")),
+    })
+}
+
+/// How long a predecessor may take to end.
+const PREDECESSOR: Duration = Duration::from_secs(5);
+
+/// Two agents would take each other's programs and entries away.
+fn lock(bpf_dir: &Path) -> Result<Flock<File>, Error> {
+    std::fs::create_dir_all(bpf_dir).map_err(|error| Error::file("create", bpf_dir, error))?;
+    let deadline = std::time::Instant::now() + PREDECESSOR;
+    let mut folder = File::open(bpf_dir).map_err(|error| Error::file("open", bpf_dir, error))?;
+    loop {
+        match Flock::lock(folder, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Ok(lock),
+            Err((_, Errno::EWOULDBLOCK)) if std::time::Instant::now() >= deadline => {
+                return Err(Error::Occupied(bpf_dir.to_path_buf()));
+            }
+            Err((again, Errno::EWOULDBLOCK)) => folder = again,
+            Err((_, errno)) => return Err(Error::file("lock", bpf_dir, errno.into())),
+        }
+        std::thread::sleep(Duration::from_millis(20));
     }
 }
 
@@ -606,6 +720,34 @@ fn gratuitous_arp(mac: [u8; 6], ip: Ipv4Addr) -> [u8; 42] {
     frame[22..28].copy_from_slice(&mac);
     frame[28..32].copy_from_slice(&ip.octets());
     frame[38..42].copy_from_slice(&ip.octets());
+    frame
+}
+
+/// An Ethernet frame: `ip` is at `mac`, said to all nodes of the link.
+fn unsolicited_advertisement(mac: [u8; 6], ip: Ipv6Addr) -> [u8; 86] {
+    const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
+    let mut frame = [0; 86];
+    frame[..6].copy_from_slice(&[0x33, 0x33, 0, 0, 0, 1]);
+    frame[6..12].copy_from_slice(&mac);
+    // IPv6; version, 32 bytes of ICMPv6, a hop limit that no router leaves so.
+    frame[12..22].copy_from_slice(&[0x86, 0xdd, 0x60, 0, 0, 0, 0, 32, 58, 255]);
+    frame[22..38].copy_from_slice(&ip.octets());
+    frame[38..54].copy_from_slice(&ALL_NODES.octets());
+    // An advertisement that overrides; its target, and where that is.
+    frame[54] = 136;
+    frame[58] = 0x20;
+    frame[62..78].copy_from_slice(&ip.octets());
+    frame[78..80].copy_from_slice(&[2, 1]);
+    frame[80..86].copy_from_slice(&mac);
+    // RFC 8200 §8.1: both addresses, the length and the protocol, then the message.
+    let mut sum = 32u32 + 58;
+    for pair in frame[22..].chunks_exact(2) {
+        sum += u32::from(u16::from_be_bytes([pair[0], pair[1]]));
+    }
+    while sum > 0xffff {
+        sum = (sum >> 16) + (sum & 0xffff);
+    }
+    frame[56..58].copy_from_slice(&(!(sum as u16)).to_be_bytes());
     frame
 }
 

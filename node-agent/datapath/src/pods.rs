@@ -1,7 +1,7 @@
 //! Tables about the node: pods, its addresses, networks, the configuration.
 
 use std::collections::{HashMap, HashSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 use parking_lot::Mutex;
@@ -44,7 +44,16 @@ impl NodeTables {
         self.config.set(&0, &config)
     }
 
-    pub(crate) fn add_pod(&self, ip: IpAddr, link: &PodLink) -> Result<(), Error> {
+    /// The first of `ips` is the client that sessionAffinity knows the pod's sockets by.
+    pub(crate) fn add_pod(&self, ips: &[IpAddr], link: &PodLink) -> Result<(), Error> {
+        ips.iter().try_for_each(|ip| self.add_address(*ip, link))?;
+        match ips.first() {
+            Some(first) => self.netns.set(&link.netns_cookie, &Address::from(*first)),
+            None => Ok(()),
+        }
+    }
+
+    fn add_address(&self, ip: IpAddr, link: &PodLink) -> Result<(), Error> {
         let address = Address::from(ip);
         let _writer = self.writer.lock();
         // Flags that programs or policy set stay over an agent's restart.
@@ -61,8 +70,7 @@ impl NodeTables {
         if link.takes_frames {
             pod.flags |= pod_flags::TAKES_FRAMES;
         }
-        self.pods.set(&address, &pod)?;
-        self.netns.set(&link.netns_cookie, &address)
+        self.pods.set(&address, &pod)
     }
 
     pub(crate) fn remove_pod(&self, ip: IpAddr) -> Result<(), Error> {
@@ -105,18 +113,18 @@ impl NodeTables {
     }
 
     /// Returns the addresses that were not announced before.
-    pub(crate) fn set_announced(&self, ips: &[Ipv4Addr]) -> Result<Vec<Ipv4Addr>, Error> {
+    pub(crate) fn set_announced(&self, ips: &[IpAddr]) -> Result<Vec<IpAddr>, Error> {
         let known: HashSet<Address> = self.announced.keys()?.into_iter().collect();
         let mut added = Vec::new();
         for ip in ips {
-            let address = Address::from(IpAddr::from(*ip));
+            let address = Address::from(*ip);
             if !known.contains(&address) {
                 self.announced.set(&address, &1)?;
                 added.push(*ip);
             }
         }
         for address in known {
-            if !ips.iter().any(|ip| address.to_ip() == IpAddr::from(*ip)) {
+            if !ips.contains(&address.to_ip()) {
                 self.announced.remove(&address)?;
             }
         }

@@ -325,12 +325,9 @@ impl ServiceTables {
         let mut views = Vec::new();
         self.frontends.for_each(|key, frontend| {
             let list = |extent: Extent| -> Vec<(IpAddr, u16)> {
-                let mut seen = HashSet::new();
-                (extent.base..extent.base.saturating_add(extent.len))
-                    .filter_map(|slot| self.slots.get(slot))
-                    .filter(|index| seen.insert(*index))
-                    .filter_map(|index| self.backends.get(index))
-                    .map(|backend| (backend.address.to_ip(), backend.port.get()))
+                self.backends_in(extent)
+                    .iter()
+                    .map(|(_, backend)| (backend.address.to_ip(), backend.port.get()))
                     .collect()
             };
             views.push(FrontendView {
@@ -347,6 +344,42 @@ impl ServiceTables {
         })?;
         views.sort_by_key(|view| (view.ip, view.port, view.protocol));
         Ok(views)
+    }
+
+    /// A frontend as the programs find it, and the name of its Service port.
+    pub(crate) fn frontend(
+        &self,
+        key: &FrontendKey,
+    ) -> Result<Option<(Frontend, Option<String>)>, Error> {
+        let Some(frontend) = self.frontends.get(key)? else {
+            return Ok(None);
+        };
+        let name = self
+            .by_name
+            .iter()
+            .find(|(_, port)| port.id == frontend.service)
+            .map(|(name, _)| name.clone());
+        Ok(Some((frontend, name)))
+    }
+
+    /// The backends of an extent, each once, with their indices.
+    pub(crate) fn backends_in(&self, extent: Extent) -> Vec<(u32, Backend)> {
+        let mut seen = HashSet::new();
+        (extent.base..extent.base.saturating_add(extent.len))
+            .filter_map(|slot| self.slots.get(slot))
+            .filter(|index| seen.insert(*index))
+            .filter_map(|index| Some((index, self.backends.get(index)?)))
+            .collect()
+    }
+
+    pub(crate) fn is_backend(&self, index: u32, service: u32) -> bool {
+        let backend = self.backends.get(index);
+        backend.is_some_and(|backend| backend.service == service)
+    }
+
+    /// Whether a range of the Service's holds the client.
+    pub(crate) fn allows(&self, client: &Prefix<SourceRange>) -> Result<bool, Error> {
+        Ok(self.source_ranges.get(client)?.is_some())
     }
 
     fn claim(&mut self, wanted: &ServicePort) -> Result<Programmed, Error> {

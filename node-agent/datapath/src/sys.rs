@@ -12,6 +12,7 @@ const BPF_MAP_DELETE_ELEM: i64 = 3;
 const BPF_MAP_GET_NEXT_KEY: i64 = 4;
 const BPF_OBJ_PIN: i64 = 6;
 const BPF_OBJ_GET: i64 = 7;
+const BPF_OBJ_GET_INFO_BY_FD: i64 = 15;
 const BPF_MAP_LOOKUP_BATCH: i64 = 24;
 const BPF_LINK_CREATE: i64 = 28;
 const BPF_LINK_UPDATE: i64 = 29;
@@ -128,6 +129,27 @@ pub(crate) fn open_pin(at: &Path) -> io::Result<OwnedFd> {
     let at = path(at)?;
     let mut attr = Attr::new().u64(0, at.as_ptr() as u64);
     bpf(BPF_OBJ_GET, &mut attr).map(owned)
+}
+
+/// How often a program has run and for how many nanoseconds in all; the kernel counts while
+/// `kernel.bpf_stats_enabled` is 1 (Linux 5.1).
+pub(crate) fn program_cost(program: BorrowedFd<'_>) -> io::Result<(u64, u64)> {
+    /// Of `struct bpf_prog_info`, and how much of it there is up to both.
+    const RUN_TIME_NS: usize = 192;
+    const RUN_COUNT: usize = 200;
+    const LEN: usize = 208;
+    let mut info = [0u8; LEN];
+    let mut attr = Attr::new()
+        .u32(0, fd(program))
+        .u32(4, LEN as u32)
+        .u64(8, info.as_mut_ptr() as u64);
+    bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;
+    let word = |at: usize| {
+        let mut bytes = [0; 8];
+        bytes.copy_from_slice(&info[at..at + 8]);
+        u64::from_ne_bytes(bytes)
+    };
+    Ok((word(RUN_COUNT), word(RUN_TIME_NS)))
 }
 
 fn element(map: BorrowedFd<'_>, key: *const u8, value: *mut u8, flags: u64) -> Attr {

@@ -19,11 +19,12 @@ use hickory_server::net::runtime::Time;
 use hickory_server::server::{Request, RequestHandler, ResponseHandler, ResponseInfo};
 use hickory_server::zone_handler::MessageResponseBuilder;
 use k8s_openapi::api::core::v1::Service;
-use k8s_openapi::api::discovery::v1::EndpointSlice;
 use skep_client::{Informers, ObjectKey};
 use tokio::net::{TcpListener, UdpSocket};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
+
+use crate::endpoints::Slice;
 
 pub use reverse::Reverse;
 pub use upstream::Upstream;
@@ -128,7 +129,7 @@ async fn bind_both(address: SocketAddr) -> std::io::Result<(UdpSocket, TcpListen
 fn zone_of(informers: &Informers, domain: &str) -> Result<Zone, hickory_proto::ProtoError> {
     let domain = Name::from_ascii(format!("{}.", domain.trim_end_matches('.')))?;
     let services = informers.of::<Service>();
-    let slices = informers.of::<EndpointSlice>();
+    let slices = informers.of::<Slice>();
     let reverse = Arc::new(Reverse::default());
     let index = reverse.clone();
     services.on_change(move |change| match &change.new {

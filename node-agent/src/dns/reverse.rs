@@ -4,9 +4,10 @@ use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::Service;
-use k8s_openapi::api::discovery::v1::EndpointSlice;
 use parking_lot::RwLock;
 use skep_client::ObjectKey;
+
+use crate::endpoints::Slice;
 
 use super::zone::{cluster_ips, host_label, ready_endpoints};
 
@@ -59,17 +60,16 @@ impl Reverse {
 
     /// Only endpoints of headless Services have names of their own; those with a hostname, or all
     /// of a Service without a ClusterIP.
-    pub fn set_slice(&self, slice: &EndpointSlice) {
+    pub fn set_slice(&self, slice: &Slice) {
         let key = ObjectKey::of(&slice.metadata);
-        let labels = slice.metadata.labels.as_ref();
-        let service = labels.and_then(|labels| labels.get("kubernetes.io/service-name"));
+        let service = slice.service();
         let names: Vec<(IpAddr, String)> = service
             .into_iter()
             .flat_map(|service| {
                 let namespace = &key.namespace;
                 ready_endpoints(slice)
                     .into_iter()
-                    .filter(|(endpoint, _)| endpoint.hostname.is_some())
+                    .filter(|(endpoint, _)| endpoint.hostname().is_some())
                     .map(move |(endpoint, ip)| {
                         (
                             ip,

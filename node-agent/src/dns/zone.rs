@@ -8,11 +8,11 @@ use std::sync::Arc;
 use hickory_proto::rr::rdata::{A, AAAA, CNAME, NS, PTR, SOA, SRV, TXT};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 use k8s_openapi::api::core::v1::Service;
-use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 use skep_client::informer::BY_SERVICE;
 use skep_client::{Informer, ObjectKey};
 
 use super::reverse::Reverse;
+use crate::endpoints::{Endpoint, Slice, protocol_name};
 
 /// Short: an answer is only as old as this, and asking costs no network.
 const TTL: u32 = 5;
@@ -32,7 +32,7 @@ pub enum Answer {
 #[derive(Clone)]
 pub struct Zone {
     pub services: Informer<Service>,
-    pub slices: Informer<EndpointSlice>,
+    pub slices: Informer<Slice>,
     pub reverse: Arc<Reverse>,
     /// `cluster.local.`
     pub domain: Name,
@@ -108,7 +108,7 @@ impl Zone {
         self.services.get(&ObjectKey::new(namespace, service))
     }
 
-    fn slices_of(&self, service: &str, namespace: &str) -> Vec<Arc<EndpointSlice>> {
+    fn slices_of(&self, service: &str, namespace: &str) -> Vec<Arc<Slice>> {
         self.slices
             .by_index(BY_SERVICE, &format!("{namespace}/{service}"))
     }
@@ -190,23 +190,19 @@ impl Zone {
         };
         if is_headless(&object) {
             for slice in self.slices_of(service, namespace) {
-                for slice_port in slice.ports.iter().flatten() {
-                    if !same_port(
-                        slice_port.name.as_deref(),
-                        slice_port.protocol.as_deref(),
-                        port,
-                        protocol,
-                    ) {
+                for slice_port in &slice.ports {
+                    let own = protocol_name(slice_port.protocol);
+                    if !same_port(Some(&slice_port.name), Some(own), port, protocol) {
                         continue;
                     }
-                    let Some(number) = slice_port.port else {
+                    let Some(number) = slice_port.number else {
                         continue;
                     };
                     for (endpoint, ip) in ready_endpoints(&slice) {
                         let host = Name::from_ascii(host_label(endpoint, ip))
                             .and_then(|host| host.append_domain(&base));
                         if let Ok(target) = host {
-                            found.push(srv(number, target));
+                            found.push(srv(i32::from(number), target));
                         }
                     }
                 }
@@ -322,30 +318,16 @@ pub(super) fn cluster_ips(service: &Service) -> Vec<IpAddr> {
 
 /// The endpoint's own label under its headless Service.
 pub(super) fn host_label(endpoint: &Endpoint, ip: IpAddr) -> String {
-    match &endpoint.hostname {
-        Some(hostname) if !hostname.is_empty() => hostname.clone(),
-        _ => ip.to_string().replace(['.', ':'], "-"),
+    match endpoint.hostname() {
+        Some(hostname) => hostname.to_string(),
+        None => ip.to_string().replace(['.', ':'], "-"),
     }
 }
 
-pub(super) fn ready_endpoints(slice: &EndpointSlice) -> Vec<(&Endpoint, IpAddr)> {
-    slice
-        .endpoints
-        .iter()
-        .flatten()
-        .filter(|endpoint| {
-            endpoint
-                .conditions
-                .as_ref()
-                .and_then(|conditions| conditions.ready)
-                .unwrap_or(true)
-        })
-        .flat_map(|endpoint| {
-            endpoint
-                .addresses
-                .iter()
-                .filter_map(move |ip| Some((endpoint, ip.parse().ok()?)))
-        })
+pub(super) fn ready_endpoints(slice: &Slice) -> Vec<(&Endpoint, IpAddr)> {
+    let ready = slice.endpoints.iter().filter(|each| each.is_ready());
+    ready
+        .filter_map(|endpoint| Some((endpoint, endpoint.ip?)))
         .collect()
 }
 
@@ -418,7 +400,7 @@ mod tests {
                 json!({"type": "ExternalName", "externalName": "example.org"}),
             ),
         ];
-        let slice: EndpointSlice = serde_json::from_value(json!({
+        let slice: Slice = serde_json::from_value(json!({
             "metadata": {"namespace": "default", "name": "db-x", "labels": {"kubernetes.io/service-name": "db"}},
             "addressType": "IPv4",
             "ports": [{"name": "sql", "port": 5432, "protocol": "TCP"}],

@@ -721,13 +721,11 @@ async fn drain(shared: &Shared, grace: Duration) {
     let is_endpoint = || {
         let of = slices.in_namespace(&shared.who.namespace);
         of.iter()
-            .flat_map(|slice| slice.endpoints.iter().flatten())
+            .flat_map(|slice| slice.endpoints.iter())
             .any(|endpoint| {
-                let ours = endpoint.target_ref.as_ref().and_then(|r| r.uid.as_ref());
-                let conditions = endpoint.conditions.as_ref();
-                ours == Some(&shared.who.uid)
-                    && conditions.and_then(|c| c.ready) != Some(false)
-                    && conditions.and_then(|c| c.terminating) != Some(true)
+                endpoint.is_pod(&shared.who.uid)
+                    && endpoint.is_ready()
+                    && !endpoint.is_terminating()
             })
     };
     if !is_endpoint() {

@@ -41,7 +41,6 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::{Pod, Service};
-use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::api::{DeleteParams, PostParams, Preconditions};
 use kube::runtime::{WatchStreamExt, watcher};
@@ -52,6 +51,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+use crate::endpoints::Slice;
 use crate::network::PodNetwork;
 use crate::runtime::{Listed, PodRef, Runtime, RuntimeError, Wake};
 use env::NodeFacts;
@@ -121,7 +121,7 @@ pub struct Context {
     pub cgroups: Option<cgroup::Cgroups>,
     pub recorder: Recorder,
     pub services: Option<Informer<Service>>,
-    pub endpoint_slices: Option<Informer<EndpointSlice>>,
+    pub endpoint_slices: Option<Informer<Slice>>,
     pub host_ips: Vec<IpAddr>,
     pub allocatable: RwLock<BTreeMap<String, Quantity>>,
     /// Kept from pods, by reservation and by thresholds.

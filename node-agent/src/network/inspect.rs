@@ -1,10 +1,13 @@
 //! The datapath as text: metrics for machines, views for people.
 
+use std::collections::HashMap;
 use std::fmt::Write;
 
 use serde_json::{Value, json};
 use skep_datapath::Datapath;
 use tracing::debug;
+
+use super::trace;
 
 /// Counters under kube-proxy's names where it has them, else under ours.
 pub(super) fn metrics(datapath: &Datapath) -> String {
@@ -77,11 +80,17 @@ fn write_metrics(datapath: &Datapath, text: &mut String) -> Result<(), Box<dyn s
     Ok(())
 }
 
-pub(super) fn view(datapath: &Datapath, name: &str) -> Option<Value> {
+/// `services`, `flows`, `reasons`, or `trace` of a question.
+pub(super) fn view(
+    datapath: &Datapath,
+    name: &str,
+    query: &HashMap<String, String>,
+) -> Option<Value> {
     let result = match name {
         "services" => services(datapath),
         "flows" => flows(datapath),
         "reasons" => reasons(datapath),
+        "trace" => return Some(trace::answer(datapath, query)),
         _ => return None,
     };
     Some(result.unwrap_or_else(|error| json!({"error": error.to_string()})))
@@ -110,11 +119,19 @@ fn services(datapath: &Datapath) -> Result<Value, skep_datapath::Error> {
 fn flows(datapath: &Datapath) -> Result<Value, skep_datapath::Error> {
     let address =
         |(ip, port): (std::net::IpAddr, u16)| std::net::SocketAddr::new(ip, port).to_string();
+    let names: HashMap<u32, String> = datapath
+        .services()
+        .lock()
+        .ids()
+        .into_iter()
+        .map(|(name, id)| (id, name))
+        .collect();
     Ok(datapath
         .flow_entries()?
         .into_iter()
         .map(|flow| {
             json!({
+                "service": names.get(&flow.service),
                 "protocol": protocol(flow.protocol),
                 "source": address(flow.source),
                 "destination": address(flow.destination),
@@ -141,7 +158,7 @@ fn reasons(datapath: &Datapath) -> Result<Value, skep_datapath::Error> {
         .collect())
 }
 
-fn protocol(number: u8) -> String {
+pub(super) fn protocol(number: u8) -> String {
     match number {
         1 => "ICMP".into(),
         6 => "TCP".into(),

@@ -4,11 +4,13 @@
 //! sandbox's network namespace and learns the pod's addresses. Two implementations: the real one
 //! (veth, routes, eBPF) and [`HollowNetwork`], which only hands out addresses.
 
+mod events;
 mod inspect;
 pub mod ipam;
 pub mod netlink;
 pub mod node;
 pub mod pods;
+mod trace;
 mod tunnel;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -67,6 +69,8 @@ pub enum NetworkError {
     Other(String),
 }
 
+pub type EventLines = futures::stream::BoxStream<'static, String>;
+
 /// # Guarantees
 /// `attach` is idempotent: for a pod that is attached already (by this process or by one before
 /// it) it returns the same addresses. `detach` frees the addresses only after the link is gone.
@@ -95,8 +99,14 @@ pub trait PodNetwork: Send + Sync {
         String::new()
     }
 
-    /// What the kernel has, for people: `services`, `flows` or `reasons`. `None`: no such view.
-    fn view(&self, _name: &str) -> Option<serde_json::Value> {
+    /// What the kernel has, for people: see `inspect`. `None`: no such view.
+    fn view(&self, _name: &str, _query: &HashMap<String, String>) -> Option<serde_json::Value> {
+        None
+    }
+
+    /// Lines of JSON about connections and drops, as they happen; of one of `sample` new
+    /// connections. `None`: this network has no events.
+    fn follow(&self, _sample: Option<u32>) -> Option<Result<EventLines, NetworkError>> {
         None
     }
 }

@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use futures::TryStreamExt;
 use ipnet::IpNet;
 use netlink_packet_route::AddressFamily;
+use netlink_packet_route::address::AddressHeaderFlags;
 use netlink_packet_route::link::{LinkAttribute, LinkMessage};
 use netlink_packet_route::neighbour::NeighbourFlags;
 use netlink_packet_route::route::{
@@ -238,12 +239,18 @@ impl Netlink {
             .map_err(|error| NetlinkError::new(action, index.to_string(), error))
     }
 
-    /// An address that is there already is success.
+    /// An address that is there already is success. Usable at once: skep gives every address out
+    /// once, so nobody has to be asked whether it is free (RFC 4862 §5.4).
     pub async fn add_address(&self, index: u32, net: IpNet) -> Result<(), NetlinkError> {
-        self.handle
+        let mut request = self
+            .handle
             .address()
             .add(index, net.addr(), net.prefix_len())
-            .replace()
+            .replace();
+        if net.addr().is_ipv6() {
+            request.message_mut().header.flags |= AddressHeaderFlags::Nodad;
+        }
+        request
             .execute()
             .await
             .map_err(|error| NetlinkError::new("add address", net.to_string(), error))

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Node;
 use skep_client::Informers;
+use skep_datapath::layout::reason::Reason;
 use skep_datapath::{Datapath, DatapathConfig, Limits, TcHook, XdpMode, XdpState, ensure_bpffs};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -29,6 +30,8 @@ const UNREACHABLE_METRIC: u32 = 4_278_198_272;
 const RETRY: std::time::Duration = std::time::Duration::from_secs(5);
 /// A full table of the kernel's is looked at this often.
 const SWEEP: std::time::Duration = std::time::Duration::from_secs(10);
+/// How often it is looked whether the uplink is still there.
+const UPLINK_LOOK: std::time::Duration = std::time::Duration::from_secs(2);
 /// While the flow table is above its high-water mark.
 const HASTY_SWEEP: std::time::Duration = std::time::Duration::from_secs(2);
 
@@ -73,6 +76,7 @@ impl NodeNetwork {
     /// Loads and attaches everything; adopts what a predecessor left. Call inside the node's
     /// network namespace.
     pub async fn open(config: NodeNetworkConfig) -> Result<Self, NetworkError> {
+        check_ranges(&config)?;
         let netlink = Netlink::open().map_err(other)?;
         let uplink = find_uplink(&netlink, &config).await?;
         let mut node_ips = config.node_ips.clone();
@@ -82,6 +86,9 @@ impl NodeNetwork {
             }
         }
         write_sysctl("net/ipv4/ip_forward", "1").map_err(other)?;
+        if config.cluster_cidrs.iter().any(|net| net.addr().is_ipv6()) {
+            forward_ipv6(&uplink.name).map_err(other)?;
+        }
         ensure_bpffs(&config.bpf_dir).map_err(other)?;
         let datapath_config = DatapathConfig {
             bpf_dir: config.bpf_dir.clone(),
@@ -173,6 +180,9 @@ impl NodeNetwork {
         nodes.on_change(move |_| wake.notify_one());
         let sweeper = tokio::spawn(sweep(self.datapath.clone(), stop.clone()));
         let mut applied: Option<RoutePlan> = None;
+        let mut look = tokio::time::interval(UPLINK_LOOK);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut lost = false;
         loop {
             // A part of the nodes would look like the others had gone.
             tokio::select! {
@@ -182,6 +192,14 @@ impl NodeNetwork {
             let plan = self.plan(&nodes.all());
             if let Some(ranges) = &plan.own_ranges {
                 self.pods.set_ranges(ranges.clone()).await;
+            }
+            for clash in &plan.clashes {
+                if applied
+                    .as_ref()
+                    .is_none_or(|applied| !applied.clashes.contains(clash))
+                {
+                    error!("{clash}: give one of them another range, or pods will not be reached");
+                }
             }
             let mut failed = false;
             if applied.as_ref() != Some(&plan) {
@@ -193,14 +211,61 @@ impl NodeNetwork {
                     }
                 }
             }
-            tokio::select! {
-                () = changed.notified() => {}
-                () = tokio::time::sleep(RETRY), if failed => {}
-                () = stop.cancelled() => break,
+            let retry = tokio::time::sleep(RETRY);
+            tokio::pin!(retry);
+            loop {
+                tokio::select! {
+                    () = changed.notified() => break,
+                    () = &mut retry, if failed => break,
+                    _ = look.tick() => {
+                        if self.look_at_uplink(&mut lost).await {
+                            // Routes went with the device.
+                            applied = None;
+                            break;
+                        }
+                    }
+                    () = stop.cancelled() => break,
+                }
+            }
+            if stop.is_cancelled() {
+                break;
             }
         }
         if sweeper.await.is_err() {
             error!("the flow table's sweeper failed");
+        }
+    }
+
+    /// Follows the uplink: gone, back, another device with the node's address. Whether it was
+    /// changed.
+    pub async fn look_at_uplink(&self, lost: &mut bool) -> bool {
+        let uplink = match find_uplink(&self.netlink, &self.config).await {
+            Ok(uplink) => uplink,
+            Err(error) => {
+                if !*lost {
+                    error!(
+                        %error,
+                        "the uplink is gone: until it is back, nothing outside reaches this node's NodePorts and load \
+                         balancer addresses, and its pods reach neither other nodes nor the outside"
+                    );
+                }
+                *lost = true;
+                return false;
+            }
+        };
+        *lost = false;
+        if uplink.index == self.datapath.uplink() {
+            return false;
+        }
+        match self.datapath.set_uplink(uplink.index, uplink.mac) {
+            Ok(()) => {
+                info!(uplink = uplink.name, "the uplink is another device now");
+                true
+            }
+            Err(error) => {
+                error!(uplink = uplink.name, %error, "the new uplink carries no Service traffic yet");
+                false
+            }
         }
     }
 
@@ -260,6 +325,16 @@ impl NodeNetwork {
     }
 }
 
+/// A router takes no advertisements of others, unless it is told to: the node's own default route may come from one.
+fn forward_ipv6(uplink: &str) -> std::io::Result<()> {
+    let setting = format!("net/ipv6/conf/{uplink}/accept_ra");
+    let accepts = std::fs::read_to_string(format!("/proc/sys/{setting}"));
+    if accepts.is_ok_and(|value| value.trim() == "1") {
+        write_sysctl(&setting, "2")?;
+    }
+    write_sysctl("net/ipv6/conf/all/forwarding", "1")
+}
+
 /// Removes what this node's network put into the kernel: links, programs, maps, interfaces, routes.
 pub async fn cleanup(config: &NodeNetworkConfig) -> Result<(), NetworkError> {
     let netlink = Netlink::open().map_err(other)?;
@@ -279,6 +354,33 @@ pub async fn cleanup(config: &NodeNetworkConfig) -> Result<(), NetworkError> {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(other(error)),
         _ => Ok(()),
     }
+}
+
+/// Ranges that overlap would lead packets astray, silently.
+fn check_ranges(config: &NodeNetworkConfig) -> Result<(), NetworkError> {
+    let overlap = |a: &IpNet, b: &IpNet| a.contains(b) || b.contains(a);
+    for pods in &config.cluster_cidrs {
+        for services in &config.service_cidrs {
+            if overlap(pods, services) {
+                return Err(NetworkError::Other(format!(
+                    "the range of pods, {pods}, and that of Services, {services}, overlap: see --cluster-cidr and \
+                     --service-cidr"
+                )));
+            }
+        }
+    }
+    for ip in &config.node_ips {
+        let ranges = config.cluster_cidrs.iter().chain(&config.service_cidrs);
+        for range in ranges {
+            if range.contains(ip) {
+                return Err(NetworkError::Other(format!(
+                    "the node's address {ip} is one of {range}, which belongs to pods or Services: see --cluster-cidr \
+                     and --service-cidr"
+                )));
+            }
+        }
+    }
+    Ok(())
 }
 
 async fn find_uplink(
@@ -313,7 +415,9 @@ async fn find_uplink(
 }
 
 async fn sweep(datapath: Arc<Datapath>, stop: CancellationToken) {
+    let mut clashes = 0;
     loop {
+        clashes = look_for_clashes(&datapath, clashes);
         let pause = if datapath.last_sweep().is_high() {
             HASTY_SWEEP
         } else {
@@ -339,6 +443,30 @@ async fn sweep(datapath: Arc<Datapath>, stop: CancellationToken) {
     }
 }
 
+/// Says once, for each look, that another machine answers for what this node answers for. Returns
+/// how often that has happened.
+fn look_for_clashes(datapath: &Datapath, before: u64) -> u64 {
+    let counts = match datapath.reason_counts() {
+        Ok(counts) => counts,
+        Err(error) => {
+            warn!(%error, "counters cannot be read");
+            return before;
+        }
+    };
+    let now = counts
+        .iter()
+        .find(|count| count.reason == Reason::AddressClash)
+        .map_or(0, |count| count.count);
+    if now > before {
+        warn!(
+            times = now - before,
+            "another machine on the link claims an address of a load balancer that this node answers for: some \
+             connections to it go there"
+        );
+    }
+    now
+}
+
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct RoutePlan {
     /// Sorted by destination; one route a destination.
@@ -350,6 +478,8 @@ struct RoutePlan {
     peers: Vec<Peer>,
     /// This node's `spec.podCIDRs`, once it has some.
     own_ranges: Option<Vec<IpNet>>,
+    /// Ranges that two nodes have, as a sentence begins.
+    clashes: Vec<String>,
 }
 
 /// Natively routed, the other nodes are neighbours, or the network between them knows pod addresses.
@@ -372,6 +502,8 @@ fn plan_routes<'a>(
     }
     let mut cluster: BTreeSet<IpNet> = cluster_cidrs.iter().copied().collect();
     let mut own_ranges = None;
+    let mut owners: BTreeMap<IpNet, &str> = BTreeMap::new();
+    let mut clashes = Vec::new();
     let mut tunnelled = Vec::new();
     let mut peers = Vec::new();
     for node in nodes {
@@ -381,6 +513,12 @@ fn plan_routes<'a>(
             cluster.extend(ips.iter().map(|ip| IpNet::from(*ip)));
         }
         let ranges = pod_cidrs(node);
+        let name = node.metadata.name.as_deref().unwrap_or_default();
+        for range in &ranges {
+            if let Some(other) = owners.insert(*range, name) {
+                clashes.push(format!("nodes {other} and {name} both have {range}"));
+            }
+        }
         cluster.extend(ranges.iter().copied());
         if own {
             if !ranges.is_empty() {
@@ -426,6 +564,7 @@ fn plan_routes<'a>(
         tunnelled,
         peers,
         own_ranges,
+        clashes,
     }
 }
 
@@ -528,6 +667,45 @@ mod tests {
             plan.cluster.contains(&net("10.89.0.3/32")),
             "a node is inside: {plan:?}"
         );
+    }
+
+    #[test]
+    fn ranges_that_two_nodes_have_are_named() {
+        let nodes = [
+            node("node1", "10.89.0.1", Some("10.244.0.0/24")),
+            node("node2", "10.89.0.2", Some("10.244.0.0/24")),
+        ];
+        let plan = plan_routes("node1", &[], &[], None, nodes.iter());
+        assert_eq!(
+            plan.clashes,
+            ["nodes node1 and node2 both have 10.244.0.0/24"]
+        );
+    }
+
+    #[test]
+    fn ranges_must_not_overlap() {
+        let check = |ip: &str, pods: &str, services: &str| {
+            check_ranges(&NodeNetworkConfig {
+                node_name: "node1".into(),
+                uplink: None,
+                node_ips: vec![ip.parse().unwrap()],
+                state_dir: PathBuf::new(),
+                bpf_dir: PathBuf::new(),
+                cgroup: PathBuf::new(),
+                cluster_cidrs: vec![net(pods)],
+                service_cidrs: vec![net(services)],
+                way: Way::Native,
+            })
+            .map_err(|error| error.to_string())
+        };
+        assert_eq!(check("192.0.2.1", "10.244.0.0/16", "10.96.0.0/16"), Ok(()));
+        let error = check("10.244.3.1", "10.244.0.0/16", "10.96.0.0/16").unwrap_err();
+        assert!(
+            error.contains("10.244.3.1 is one of 10.244.0.0/16"),
+            "{error}"
+        );
+        let error = check("192.0.2.1", "10.0.0.0/8", "10.96.0.0/16").unwrap_err();
+        assert!(error.contains("overlap"), "{error}");
     }
 
     #[test]

@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use futures::StreamExt;
 use ipnet::IpNet;
 use sha2::{Digest, Sha256};
 use skep_datapath::layout::{SCTP, TCP, UDP};
@@ -20,9 +21,10 @@ use skep_datapath::{Datapath, Offload, PodLink, netns_cookie, set_offload};
 use tokio::sync::{Mutex, Notify};
 use tracing::{info, warn};
 
+use super::events::{DEFAULT_SAMPLE, Events};
 use super::ipam::{Ipam, Lease};
 use super::netlink::{Interface, Netlink, NextHop, Route, in_netns};
-use super::{NetworkError, PodAddresses, PodIdentity, PodNetwork, PodNetworkSpec};
+use super::{EventLines, NetworkError, PodAddresses, PodIdentity, PodNetwork, PodNetworkSpec};
 
 const GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
@@ -41,9 +43,19 @@ pub struct Pods {
     /// Of attached pods, by uid; those of a predecessor come with their next attach.
     namespaces: parking_lot::Mutex<HashMap<String, File>>,
     attached: Arc<Notify>,
+    events: Events,
+    /// Of other parts of the node's network.
+    more_metrics: parking_lot::Mutex<Vec<WriteMetrics>>,
 }
 
+type WriteMetrics = Box<dyn Fn(&mut String) + Send + Sync>;
+
 impl Pods {
+    /// Adds to what [`PodNetwork::metrics`] says.
+    pub fn add_metrics(&self, write: impl Fn(&mut String) + Send + Sync + 'static) {
+        self.more_metrics.lock().push(Box::new(write));
+    }
+
     /// Call inside the node's network namespace and a tokio runtime. `mtu` is the uplink's, less
     /// what a tunnel needs.
     pub async fn new(
@@ -56,11 +68,13 @@ impl Pods {
             NetworkError::Other(format!("cannot read {}: {error}", state_file.display()))
         })?;
         let pods = Self {
+            events: Events::new(datapath.clone()),
             datapath,
             netlink,
             mtu,
             ipam: Mutex::new(ipam),
             namespaces: parking_lot::Mutex::default(),
+            more_metrics: parking_lot::Mutex::default(),
             attached: Arc::default(),
         };
         pods.adopt().await?;
@@ -186,7 +200,8 @@ impl Pods {
             .set_mac(host.index, HOST_MAC)
             .await
             .map_err(other)?;
-        quieten(&lease.interface).map_err(other)?;
+        let dual = lease.ips.iter().any(IpAddr::is_ipv6);
+        quieten(&lease.interface, dual).map_err(other)?;
         self.netlink.give(pod.index, netns).await.map_err(other)?;
         self.netlink.set_up(host.index).await.map_err(other)?;
         let host_index = host.index;
@@ -330,11 +345,27 @@ impl PodNetwork for Pods {
     }
 
     fn metrics(&self) -> String {
-        super::inspect::metrics(&self.datapath)
+        let mut text = super::inspect::metrics(&self.datapath);
+        for write in self.more_metrics.lock().iter() {
+            write(&mut text);
+        }
+        text
     }
 
-    fn view(&self, name: &str) -> Option<serde_json::Value> {
-        super::inspect::view(&self.datapath, name)
+    fn view(&self, name: &str, query: &HashMap<String, String>) -> Option<serde_json::Value> {
+        super::inspect::view(&self.datapath, name, query)
+    }
+
+    fn follow(&self, sample: Option<u32>) -> Option<Result<EventLines, NetworkError>> {
+        let listener = self.events.listen(sample.unwrap_or(DEFAULT_SAMPLE));
+        let lines = listener.map_err(datapath_error).map(|listener| {
+            futures::stream::unfold(listener, |mut listener| async {
+                let line = listener.next_line().await?;
+                Some((line, listener))
+            })
+            .boxed()
+        });
+        Some(lines)
     }
 
     async fn detach(&self, uid: &str) -> Result<(), NetworkError> {
@@ -430,9 +461,17 @@ async fn configure_pod(temporary: &str, ips: &[IpAddr], mtu: u32) -> Result<(), 
     let index = interface.index;
     netlink.rename(index, POD_INTERFACE).await?;
     netlink.set_mtu(index, mtu).await?;
-    if !ips.iter().any(IpAddr::is_ipv6) {
+    let setting = |name: &str| format!("net/ipv6/conf/{POD_INTERFACE}/{name}");
+    if ips.iter().any(IpAddr::is_ipv6) {
+        // Docker turns the family off in a namespace without a network, the loopback's included.
+        write_sysctl("net/ipv6/conf/lo/disable_ipv6", "0")?;
+        write_sysctl(&setting("disable_ipv6"), "0")?;
+        // The node says what there is to know, and hands an address out once.
+        write_sysctl(&setting("accept_ra"), "0")?;
+        write_sysctl(&setting("accept_dad"), "0")?;
+    } else {
         // No family, no link-local chatter.
-        write_sysctl(&format!("net/ipv6/conf/{POD_INTERFACE}/disable_ipv6"), "1")?;
+        write_sysctl(&setting("disable_ipv6"), "1")?;
     }
     netlink.set_up(index).await?;
     for ip in ips {
@@ -470,11 +509,18 @@ async fn configure_pod(temporary: &str, ips: &[IpAddr], mtu: u32) -> Result<(), 
 }
 
 /// What the stack must not do by itself on a host end.
-fn quieten(interface: &str) -> io::Result<()> {
-    // The host's end has no IPv4 address: nothing to filter by. IPv6 would make one up.
+fn quieten(interface: &str, dual: bool) -> io::Result<()> {
+    // The host's end has no address: nothing to filter by.
     write_sysctl(&format!("net/ipv4/conf/{interface}/rp_filter"), "0")?;
-    write_sysctl(&format!("net/ipv6/conf/{interface}/accept_ra"), "0")?;
-    write_sysctl(&format!("net/ipv6/conf/{interface}/disable_ipv6"), "1")
+    let setting = |name: &str| format!("net/ipv6/conf/{interface}/{name}");
+    write_sysctl(&setting("accept_ra"), "0")?;
+    if !dual {
+        return write_sysctl(&setting("disable_ipv6"), "1");
+    }
+    // IPv6 would make an address up (`IN6_ADDR_GEN_MODE_NONE`).
+    write_sysctl(&setting("addr_gen_mode"), "1")?;
+    write_sysctl(&setting("accept_dad"), "0")?;
+    write_sysctl(&setting("disable_ipv6"), "0")
 }
 
 /// A setting of the calling thread's network namespace. A kernel without IPv6 has none of its.

@@ -95,6 +95,13 @@ pub(super) async fn set_peers(
         for next_hop in &peer.next_hops {
             netlink.set_neighbour(device, *next_hop, mac).await?;
         }
+        // What IPv6 answers that go back to a client through this node are sent to.
+        if let IpAddr::V4(ip) = peer.node
+            && peer.next_hops.iter().any(IpAddr::is_ipv6)
+        {
+            let mapped = IpAddr::V6(ip.to_ipv6_mapped());
+            netlink.set_neighbour(device, mapped, mac).await?;
+        }
     }
     Ok(())
 }

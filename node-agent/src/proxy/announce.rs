@@ -5,18 +5,19 @@
 //! local ones, hands its addresses to others and leaves the rest where they are.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv6Addr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Node, Service};
-use k8s_openapi::api::discovery::v1::EndpointSlice;
 use skep_client::Informers;
 use skep_client::informer::BY_SERVICE;
 use skep_datapath::Datapath;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
+
+use crate::endpoints::{Slice, Word};
 
 /// Written by the controller that assigns addresses of the pool.
 const ADDRESS_FROM_POOL: &str = "skep.dev/AddressFromPool";
@@ -35,7 +36,7 @@ pub async fn run(
     stop: CancellationToken,
 ) {
     let services = informers.of::<Service>();
-    let slices = informers.of::<EndpointSlice>();
+    let slices = informers.of::<Slice>();
     let nodes = informers.of::<Node>();
     let changed = Arc::new(Notify::new());
     let wake = changed.clone();
@@ -48,8 +49,12 @@ pub async fn run(
         () = async { tokio::join!(services.synced(), slices.synced(), nodes.synced()); } => {}
         () = stop.cancelled() => return,
     }
+    let mut groups = SolicitedNodes {
+        uplink: datapath.uplink(),
+        socket: None,
+    };
     let mut announced = BTreeSet::new();
-    let mut fresh: Vec<Ipv4Addr> = Vec::new();
+    let mut fresh: Vec<IpAddr> = Vec::new();
     let mut left = 0;
     loop {
         let balanced: Vec<Arc<Service>> = services
@@ -71,9 +76,10 @@ pub async fn run(
         });
         let mut failed = false;
         if wanted != announced {
-            let ips: Vec<Ipv4Addr> = wanted.iter().copied().collect();
+            let ips: Vec<IpAddr> = wanted.iter().copied().collect();
             match datapath.set_announced(&ips) {
                 Ok(()) => {
+                    groups.set(&ips);
                     fresh = wanted.difference(&announced).copied().collect();
                     left = REPETITIONS - 1;
                     info!(addresses = ?wanted, "answering for addresses of load balancers");
@@ -86,7 +92,7 @@ pub async fn run(
             }
         } else if left > 0 {
             left -= 1;
-            let still: Vec<Ipv4Addr> = fresh
+            let still: Vec<IpAddr> = fresh
                 .iter()
                 .filter(|ip| announced.contains(ip))
                 .copied()
@@ -103,6 +109,50 @@ pub async fn run(
     }
 }
 
+/// Membership in the solicited-node groups (RFC 4291 §2.7.1) of the announced IPv6 addresses: what asks for them is
+/// sent there, and an interface or a switch that filters groups would not let it through otherwise. Nothing is ever
+/// read: the programs answer.
+struct SolicitedNodes {
+    uplink: u32,
+    /// A member of the groups as long as it is open.
+    socket: Option<UdpSocket>,
+}
+
+impl SolicitedNodes {
+    fn set(&mut self, ips: &[IpAddr]) {
+        let groups: BTreeSet<Ipv6Addr> = ips
+            .iter()
+            .filter_map(|ip| match ip {
+                IpAddr::V6(ip) => Some(solicited_node(*ip)),
+                IpAddr::V4(_) => None,
+            })
+            .collect();
+        match join(&groups, self.uplink) {
+            // The former one leaves its groups after the new one has joined.
+            Ok(socket) => self.socket = socket,
+            Err(error) => {
+                warn!(%error, "on links that filter multicast, nobody finds this node's IPv6 load balancer addresses");
+            }
+        }
+    }
+}
+
+fn join(groups: &BTreeSet<Ipv6Addr>, uplink: u32) -> std::io::Result<Option<UdpSocket>> {
+    if groups.is_empty() {
+        return Ok(None);
+    }
+    let socket = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0))?;
+    for group in groups {
+        socket.join_multicast_v6(group, uplink)?;
+    }
+    Ok(Some(socket))
+}
+
+fn solicited_node(ip: Ipv6Addr) -> Ipv6Addr {
+    let [.., a, b] = ip.segments();
+    Ipv6Addr::new(0xff02, 0, 0, 0, 0, 1, 0xff00 | (a & 0xff), b)
+}
+
 /// The addresses that `node_name` answers for.
 ///
 /// # Guarantees
@@ -112,10 +162,10 @@ pub fn plan_announced(
     node_name: &str,
     services: &[Arc<Service>],
     eligible: &[String],
-    slices: impl Fn(&str, &str) -> Vec<Arc<EndpointSlice>>,
-) -> BTreeSet<Ipv4Addr> {
+    slices: impl Fn(&str, &str) -> Vec<Arc<Slice>>,
+) -> BTreeSet<IpAddr> {
     // An address that several Services share is where all of them can be served, if anywhere.
-    let mut candidates: BTreeMap<Ipv4Addr, BTreeSet<&str>> = BTreeMap::new();
+    let mut candidates: BTreeMap<IpAddr, BTreeSet<&str>> = BTreeMap::new();
     for service in services {
         let local = service
             .spec
@@ -129,8 +179,9 @@ pub fn plan_announced(
             let found = slices(namespace, name);
             let with_endpoint = nodes_with_ready_endpoints(&found);
             // None has any: somebody answers, so that clients are not left without an answer.
-            if able.iter().any(|node| with_endpoint.contains(*node)) {
-                able.retain(|node| with_endpoint.contains(*node));
+            let serves = |node: &&str| with_endpoint.contains(&Word::of(node));
+            if able.iter().any(serves) {
+                able.retain(serves);
             }
         }
         for ip in addresses(service) {
@@ -164,7 +215,7 @@ fn is_from_pool(service: &Service) -> bool {
         .any(|condition| condition.type_ == ADDRESS_FROM_POOL && condition.status == "True")
 }
 
-fn addresses(service: &Service) -> Vec<Ipv4Addr> {
+fn addresses(service: &Service) -> Vec<IpAddr> {
     let status = service.status.as_ref();
     status
         .and_then(|status| status.load_balancer.as_ref())
@@ -195,24 +246,23 @@ fn eligible(node: &Node) -> Option<String> {
         .flatten()
 }
 
-fn nodes_with_ready_endpoints(slices: &[Arc<EndpointSlice>]) -> BTreeSet<String> {
+fn nodes_with_ready_endpoints(slices: &[Arc<Slice>]) -> BTreeSet<Word> {
     slices
         .iter()
-        .flat_map(|slice| slice.endpoints.iter().flatten())
-        .filter(|endpoint| {
-            let conditions = endpoint.conditions.as_ref();
-            conditions
-                .and_then(|conditions| conditions.ready)
-                .unwrap_or(true)
-        })
-        .filter_map(|endpoint| endpoint.node_name.clone())
+        .flat_map(|slice| slice.endpoints.iter())
+        .filter(|endpoint| endpoint.is_ready())
+        .filter_map(|endpoint| endpoint.node())
         .collect()
 }
 
 /// FNV-1a, finished by MurmurHash3's mixer: agents of any build must agree.
-fn score(node: &str, ip: Ipv4Addr) -> u64 {
+fn score(node: &str, ip: IpAddr) -> u64 {
     let mut hash = 0xcbf2_9ce4_8422_2325u64;
-    for byte in node.bytes().chain(ip.octets()) {
+    let octets = match ip {
+        IpAddr::V4(ip) => ip.octets().to_vec(),
+        IpAddr::V6(ip) => ip.octets().to_vec(),
+    };
+    for byte in node.bytes().chain(octets) {
         hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
     }
     hash ^= hash >> 33;
@@ -248,9 +298,9 @@ mod tests {
     fn owners(
         services: &[Arc<Service>],
         nodes: &[String],
-        slices: &[Arc<EndpointSlice>],
-    ) -> BTreeMap<Ipv4Addr, Vec<String>> {
-        let mut owners: BTreeMap<Ipv4Addr, Vec<String>> = BTreeMap::new();
+        slices: &[Arc<Slice>],
+    ) -> BTreeMap<IpAddr, Vec<String>> {
+        let mut owners: BTreeMap<IpAddr, Vec<String>> = BTreeMap::new();
         for node in nodes {
             for ip in plan_announced(node, services, nodes, |_, _| slices.to_vec()) {
                 owners.entry(ip).or_default().push(node.clone());
@@ -287,8 +337,14 @@ mod tests {
     }
 
     #[test]
+    fn groups_follow_from_addresses() {
+        let group = solicited_node("2001:db8::1234:5678".parse().unwrap());
+        assert_eq!(group.to_string(), "ff02::1:ff34:5678");
+    }
+
+    #[test]
     fn local_services_are_answered_for_where_their_endpoints_are() {
-        let slice = |node: &str, ready: bool| -> Vec<Arc<EndpointSlice>> {
+        let slice = |node: &str, ready: bool| -> Vec<Arc<Slice>> {
             let slice = serde_json::from_value(json!({
                 "metadata": {"name": "web-1", "namespace": "default"}, "addressType": "IPv4",
                 "endpoints": [{

@@ -9,6 +9,8 @@
 
 pub mod announce;
 mod health;
+mod healthz;
+pub mod metrics;
 pub mod plan;
 mod sockets;
 
@@ -16,12 +18,11 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use k8s_openapi::api::core::v1::{Node, Service};
-use k8s_openapi::api::discovery::v1::EndpointSlice;
 use parking_lot::Mutex;
-use skep_client::informer::BY_SERVICE;
+use skep_client::informer::{BY_SERVICE, Change};
 use skep_client::{Informer, Informers, ObjectKey};
 use skep_datapath::Datapath;
 use skep_datapath::layout::{TCP, UDP};
@@ -30,13 +31,17 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+use crate::endpoints::{Slice, TRIGGER_TIME};
 use health::HealthServers;
+use metrics::ProxyMetrics;
 use plan::{NodeView, ServicePlan, plan_service};
 
 /// After a failure to write a Service.
 const RETRY: Duration = Duration::from_secs(2);
 
-const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
+/// Changes of one sync whose age is measured.
+const MAX_TRIGGERS: usize = 1_024;
+
 const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 
 #[derive(Clone, Debug, Default)]
@@ -48,6 +53,7 @@ pub struct ProxyConfig {
     pub api: Option<(SocketAddr, SocketAddr)>,
     /// Of Services that do not say how clients outside reach other nodes' backends.
     pub forwarding: Forwarding,
+    pub metrics: Arc<ProxyMetrics>,
 }
 
 /// Network namespaces whose sockets may be connected to backends: the pods' and `None`, the node's.
@@ -101,20 +107,24 @@ pub async fn run(
     stop: CancellationToken,
 ) {
     let services = informers.of::<Service>();
-    let slices = informers.of::<EndpointSlice>();
+    let slices = informers.of::<Slice>();
     let nodes = informers.of::<Node>();
     let changed = Arc::new(Changed::default());
     let (mark, all) = (changed.clone(), changed.clone());
-    services.on_change(move |change| mark.service(ObjectKey::of(&change.object().metadata)));
+    let counts = config.metrics.clone();
+    services.on_change(move |change| {
+        counts.services.arrived();
+        counts.queued();
+        mark.service(ObjectKey::of(&change.object().metadata));
+    });
     let mark = changed.clone();
+    let counts = config.metrics.clone();
     slices.on_change(move |change| {
+        counts.endpoints.arrived();
+        counts.queued();
+        mark.triggered(change);
         for slice in change.each() {
-            let name = slice
-                .metadata
-                .labels
-                .as_ref()
-                .and_then(|l| l.get(SERVICE_NAME_LABEL));
-            if let Some(name) = name {
+            if let Some(name) = slice.service() {
                 let namespace = slice.metadata.namespace.as_deref().unwrap_or_default();
                 mark.service(ObjectKey::new(namespace, name));
             }
@@ -134,6 +144,13 @@ pub async fn run(
         () = stop.cancelled() => return,
     }
 
+    let health = healthz::Health {
+        metrics: config.metrics.clone(),
+        nodes: nodes.clone(),
+        node_name: config.node_name.clone(),
+    };
+    let health = tokio::spawn(healthz::serve(health, stop.clone()));
+    let metrics = config.metrics.clone();
     let mut proxy = Proxy {
         datapath,
         config,
@@ -148,6 +165,9 @@ pub async fn run(
     let mut first = true;
     loop {
         let began = Instant::now();
+        metrics.services.taken();
+        metrics.endpoints.taken();
+        let triggers = changed.take_triggers();
         let (keys, everything) = changed.take();
         let keys: HashSet<ObjectKey> = if everything {
             let existing = proxy.services.all();
@@ -163,6 +183,12 @@ pub async fn run(
         };
         let count = keys.len();
         let failed = proxy.sync(keys);
+        if failed.is_empty() {
+            metrics.synced(began.elapsed(), everything);
+            for trigger in triggers {
+                metrics.programmed(trigger.elapsed().unwrap_or_default());
+            }
+        }
         if first && failed.is_empty() {
             first = false;
             match proxy.datapath.services().lock().remove_unclaimed() {
@@ -188,19 +214,46 @@ pub async fn run(
         tokio::select! {
             () = changed.wake.notified() => {}
             () = tokio::time::sleep(RETRY), if retry => {}
-            () = stop.cancelled() => return,
+            () = stop.cancelled() => break,
         }
     }
+    health.abort();
 }
 
 /// Services to look at again. A set: bounded by their number however often they change.
 #[derive(Default)]
 struct Changed {
     keys: Mutex<(HashSet<ObjectKey>, bool)>,
+    /// When what changed since the last look was changed, as far as it is said.
+    triggers: Mutex<Vec<SystemTime>>,
     wake: Notify,
 }
 
 impl Changed {
+    /// A cold start is no change that anybody waits for.
+    fn triggered(&self, change: &Change<Slice>) {
+        let at = |slice: &Slice| {
+            let annotations = slice.metadata.annotations.as_ref()?;
+            annotations.get(TRIGGER_TIME).cloned()
+        };
+        let (Some(old), Some(new)) = (&change.old, &change.new) else {
+            return;
+        };
+        let Some(trigger) = at(new).filter(|trigger| at(old).as_ref() != Some(trigger)) else {
+            return;
+        };
+        let mut triggers = self.triggers.lock();
+        if triggers.len() < MAX_TRIGGERS
+            && let Ok(trigger) = trigger.parse::<jiff::Timestamp>()
+        {
+            triggers.push(trigger.into());
+        }
+    }
+
+    fn take_triggers(&self) -> Vec<SystemTime> {
+        std::mem::take(&mut *self.triggers.lock())
+    }
+
     fn service(&self, key: ObjectKey) {
         self.keys.lock().0.insert(key);
         self.wake.notify_one();
@@ -225,7 +278,7 @@ struct Proxy {
     datapath: Arc<Datapath>,
     config: ProxyConfig,
     services: Informer<Service>,
-    slices: Informer<EndpointSlice>,
+    slices: Informer<Slice>,
     nodes: Informer<Node>,
     pods: NetnsOfPods,
     /// What was last written.

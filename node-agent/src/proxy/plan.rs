@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::{Service, ServicePort as ApiPort, ServiceSpec};
-use k8s_openapi::api::discovery::v1::{Endpoint as ApiEndpoint, EndpointSlice};
-use skep_datapath::layout::{SCTP, TCP, UDP};
 use skep_datapath::services::{Endpoint, Forwarding, FrontendAddress, ServicePort};
+
+use crate::endpoints::{Endpoint as SliceEndpoint, Slice, Word, protocol_name, protocol_number};
 
 /// Set on a Service: another proxy serves it.
 const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
@@ -50,11 +50,7 @@ pub struct HealthPlan {
 
 /// # Guarantees
 /// A function of its arguments; equal inputs in another order give an equal plan.
-pub fn plan_service(
-    service: &Service,
-    slices: &[Arc<EndpointSlice>],
-    node: &NodeView,
-) -> ServicePlan {
+pub fn plan_service(service: &Service, slices: &[Arc<Slice>], node: &NodeView) -> ServicePlan {
     let mut plan = ServicePlan::default();
     let Some(spec) = &service.spec else {
         return plan;
@@ -91,7 +87,7 @@ pub fn plan_service(
             local_ready.extend(
                 endpoints
                     .iter()
-                    .filter(|endpoint| endpoint.local && endpoint.ready)
+                    .filter(|endpoint| endpoint.local && endpoint.is_ready())
                     .map(|endpoint| endpoint.ip),
             );
             let frontends = frontends_of(service, spec, port, cluster_ip, node);
@@ -136,23 +132,40 @@ fn forwarding_of(service: &Service, node: &NodeView) -> Forwarding {
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Candidate {
+#[derive(Clone, Copy, Debug)]
+struct Candidate<'a> {
     ip: IpAddr,
     port: u16,
     local: bool,
-    ready: bool,
+    endpoint: &'a SliceEndpoint,
+}
+
+impl<'a> Candidate<'a> {
+    /// Zones whose clients it is meant for.
+    fn zones(&self) -> &'a [Word] {
+        self.endpoint.hints().0
+    }
+
+    /// Nodes whose clients it is meant for.
+    fn nodes(&self) -> &'a [Word] {
+        self.endpoint.hints().1
+    }
+
+    fn is_ready(&self) -> bool {
+        self.endpoint.is_ready()
+    }
+
     /// Still serves, but on its way out.
-    draining: bool,
-    for_zones: BTreeSet<String>,
-    for_nodes: BTreeSet<String>,
+    fn is_draining(&self) -> bool {
+        self.endpoint.is_serving() && self.endpoint.is_terminating()
+    }
 }
 
 fn plan_port(
     spec: &ServiceSpec,
     protocol: u8,
     frontends: &[FrontendAddress],
-    candidates: &[Candidate],
+    candidates: &[Candidate<'_>],
     node: &NodeView,
     maglev: bool,
 ) -> Vec<(&'static str, ServicePort)> {
@@ -204,18 +217,18 @@ fn plan_port(
 /// The endpoints that traffic may go to: ready ones, or when there are none, those that still
 /// serve while they terminate (KEP-1669). Hints apply to the ready ones (KEP-2433, KEP-3015).
 fn usable(
-    candidates: &[Candidate],
-    filter: impl Fn(&Candidate) -> bool,
+    candidates: &[Candidate<'_>],
+    filter: impl Fn(&Candidate<'_>) -> bool,
     topology: Option<&NodeView>,
 ) -> Vec<Endpoint> {
-    let ready: Vec<&Candidate> = candidates
+    let ready: Vec<&Candidate<'_>> = candidates
         .iter()
-        .filter(|candidate| candidate.ready && filter(candidate))
+        .filter(|candidate| candidate.is_ready() && filter(candidate))
         .collect();
     let chosen = if ready.is_empty() {
         candidates
             .iter()
-            .filter(|candidate| candidate.draining && filter(candidate))
+            .filter(|candidate| candidate.is_draining() && filter(candidate))
             .collect()
     } else {
         match topology {
@@ -234,104 +247,56 @@ fn usable(
 }
 
 /// Hints count only if every ready endpoint has them, and never leave a client without endpoint.
-fn nearest<'a>(ready: Vec<&'a Candidate>, node: &NodeView) -> Vec<&'a Candidate> {
-    let for_node = |candidate: &&Candidate| candidate.for_nodes.contains(&node.name);
-    if ready
-        .iter()
-        .all(|candidate| !candidate.for_nodes.is_empty())
-        && ready.iter().any(for_node)
-    {
+fn nearest<'a, 'b>(ready: Vec<&'a Candidate<'b>>, node: &NodeView) -> Vec<&'a Candidate<'b>> {
+    let own = Word::of(&node.name);
+    let for_node = |candidate: &&Candidate<'_>| candidate.nodes().contains(&own);
+    if ready.iter().all(|candidate| !candidate.nodes().is_empty()) && ready.iter().any(for_node) {
         return ready.into_iter().filter(for_node).collect();
     }
-    let Some(zone) = &node.zone else { return ready };
-    let for_zone = |candidate: &&Candidate| candidate.for_zones.contains(zone);
-    if ready
-        .iter()
-        .all(|candidate| !candidate.for_zones.is_empty())
-        && ready.iter().any(for_zone)
-    {
+    let Some(zone) = node.zone.as_deref().map(Word::of) else {
+        return ready;
+    };
+    let for_zone = |candidate: &&Candidate<'_>| candidate.zones().contains(&zone);
+    if ready.iter().all(|candidate| !candidate.zones().is_empty()) && ready.iter().any(for_zone) {
         return ready.into_iter().filter(for_zone).collect();
     }
     ready
 }
 
-fn endpoints_of(
-    slices: &[Arc<EndpointSlice>],
+fn endpoints_of<'a>(
+    slices: &'a [Arc<Slice>],
     port: &ApiPort,
     protocol: u8,
     cluster_ip: &IpAddr,
     node: &NodeView,
-) -> Vec<Candidate> {
-    let address_type = if cluster_ip.is_ipv4() { "IPv4" } else { "IPv6" };
-    let mut candidates: BTreeMap<(IpAddr, u16), Candidate> = BTreeMap::new();
+) -> Vec<Candidate<'a>> {
+    let own = Word::of(&node.name);
+    let port_name = port.name.as_deref().unwrap_or_default();
+    let mut candidates: Vec<Candidate<'a>> = Vec::new();
     for slice in slices
         .iter()
-        .filter(|slice| slice.address_type == address_type)
+        .filter(|slice| slice.is_v4 == Some(cluster_ip.is_ipv4()))
     {
-        let port_name = port.name.as_deref().unwrap_or_default();
-        let number = slice.ports.iter().flatten().find_map(|slice_port| {
-            let same = slice_port.name.as_deref().unwrap_or_default() == port_name
-                && protocol_number(slice_port.protocol.as_deref()) == Some(protocol);
-            same.then_some(slice_port.port).flatten()
+        let number = slice.ports.iter().find_map(|slice_port| {
+            let same = *slice_port.name == *port_name && slice_port.protocol == protocol;
+            same.then_some(slice_port.number).flatten()
         });
-        let Some(number) = number.and_then(|number| u16::try_from(number).ok()) else {
+        let Some(number) = number else {
             continue;
         };
-        for endpoint in slice.endpoints.iter().flatten() {
-            // Only the first address counts; the others are the same endpoint's.
-            let Some(ip) = endpoint
-                .addresses
-                .first()
-                .and_then(|ip| ip.parse::<IpAddr>().ok())
-            else {
-                continue;
-            };
-            let candidate = candidate(endpoint, ip, number, node);
-            // While slices are being rearranged an endpoint can be in two: ready anywhere counts.
-            candidates
-                .entry((ip, number))
-                .and_modify(|known| {
-                    if candidate.ready && !known.ready {
-                        *known = candidate.clone();
-                    }
-                })
-                .or_insert(candidate);
-        }
+        candidates.extend(slice.endpoints.iter().filter_map(|endpoint| {
+            Some(Candidate {
+                ip: endpoint.ip?,
+                port: number,
+                local: endpoint.node() == Some(own),
+                endpoint,
+            })
+        }));
     }
-    candidates.into_values().collect()
-}
-
-fn candidate(endpoint: &ApiEndpoint, ip: IpAddr, port: u16, node: &NodeView) -> Candidate {
-    let conditions = endpoint.conditions.as_ref();
-    let ready = conditions
-        .and_then(|conditions| conditions.ready)
-        .unwrap_or(true);
-    let serving = conditions
-        .and_then(|conditions| conditions.serving)
-        .unwrap_or(ready);
-    let terminating = conditions
-        .and_then(|conditions| conditions.terminating)
-        .unwrap_or(false);
-    let hints = endpoint.hints.as_ref();
-    Candidate {
-        ip,
-        port,
-        local: endpoint.node_name.as_deref() == Some(node.name.as_str()),
-        ready,
-        draining: serving && terminating,
-        for_zones: hints
-            .and_then(|hints| hints.for_zones.as_ref())
-            .into_iter()
-            .flatten()
-            .map(|zone| zone.name.clone())
-            .collect(),
-        for_nodes: hints
-            .and_then(|hints| hints.for_nodes.as_ref())
-            .into_iter()
-            .flatten()
-            .map(|node| node.name.clone())
-            .collect(),
-    }
+    // While slices are being rearranged an endpoint can be in two: ready anywhere counts.
+    candidates.sort_by_key(|candidate| (candidate.ip, candidate.port, !candidate.is_ready()));
+    candidates.dedup_by_key(|candidate| (candidate.ip, candidate.port));
+    candidates
 }
 
 fn frontends_of(
@@ -430,23 +395,6 @@ fn protocol_of(port: &ApiPort) -> Option<u8> {
     protocol_number(port.protocol.as_deref())
 }
 
-fn protocol_number(name: Option<&str>) -> Option<u8> {
-    match name.unwrap_or("TCP") {
-        "TCP" => Some(TCP),
-        "UDP" => Some(UDP),
-        "SCTP" => Some(SCTP),
-        _ => None,
-    }
-}
-
-fn protocol_name(protocol: u8) -> &'static str {
-    match protocol {
-        UDP => "udp",
-        SCTP => "sctp",
-        _ => "tcp",
-    }
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests {
@@ -481,7 +429,7 @@ mod tests {
         json!({"addresses": [ip], "nodeName": node, "conditions": conditions})
     }
 
-    fn slice(endpoints: Vec<Value>) -> Vec<Arc<EndpointSlice>> {
+    fn slice(endpoints: Vec<Value>) -> Vec<Arc<Slice>> {
         vec![Arc::new(
             serde_json::from_value(json!({
                 "metadata": {"name": "web-1", "namespace": "default"},

@@ -498,6 +498,15 @@ async fn scratch_space() {
             &["ok"],
         ),
         case(
+            "hostPath of everything",
+            pod(
+                "test -d /v/etc && echo ok",
+                at("/v"),
+                json!({"volumes": [{"name": "v", "hostPath": {"path": "/"}}]}),
+            ),
+            &["ok"],
+        ),
+        case(
             "hostPath FileOrCreate",
             pod("stat -c %F /v", at("/v"), host_path("FileOrCreate", "f")),
             &["regular empty file"],

@@ -8,12 +8,15 @@ use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use futures::StreamExt;
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Service;
-use k8s_openapi::api::discovery::v1::EndpointSlice;
 use nix::net::if_::if_nametoindex;
 use nix::sched::{CloneFlags, setns};
+use serde_json::Value;
 use skep_agent::dns::{Dns, DnsConfig, Reverse, Zone};
+use skep_agent::endpoints::Slice;
+use skep_agent::network::node::cleanup;
 use skep_agent::network::{
     NodeNetwork, NodeNetworkConfig, PodIdentity, PodNetwork, PodNetworkSpec, Way,
 };
@@ -37,7 +40,9 @@ pub(crate) struct TestCluster {
 pub(crate) struct TestNode {
     pub(crate) name: String,
     pub(crate) ip: IpAddr,
+    pub(crate) ip6: IpAddr,
     pub(crate) range: IpNet,
+    range6: IpNet,
     netns: String,
     cgroup: PathBuf,
     config: NodeNetworkConfig,
@@ -52,6 +57,7 @@ struct Agent {
 
 pub(crate) struct TestPod {
     pub(crate) ip: IpAddr,
+    pub(crate) ip6: IpAddr,
     pub(crate) uid: String,
     pub(crate) place: Place,
     pub(crate) sandbox: Process,
@@ -123,16 +129,20 @@ impl TestCluster {
         let alone = way == Way::Vxlan;
         if alone {
             ip(&format!(
-                "netns exec {switch} sysctl -qw net.ipv4.ip_forward=1"
+                "netns exec {switch} sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1"
             ));
         }
         cluster.plug("out", 200, false);
         cluster.plug("out2", 201, false);
         if alone {
             ip(&format!("-n {switch} addr add 10.89.0.254/24 dev br0"));
+            ip(&format!(
+                "-n {switch} addr add fd00:89::254/64 dev br0 nodad"
+            ));
             for client in ["out", "out2"] {
                 let netns = cluster.netns(client);
                 ip(&format!("-n {netns} route add default via 10.89.0.254"));
+                ip(&format!("-n {netns} route add default via fd00:89::254"));
             }
         }
         for number in 1..=count {
@@ -155,24 +165,26 @@ impl TestCluster {
         let port = format!("p{number}");
         ip(&format!("netns add {netns}"));
         ip(&format!("-n {netns} link set lo up"));
-        ip(&format!(
-            "-n {switch} link add {port} type veth peer name eth0 netns {netns}"
-        ));
+        add_veth(&netns, &switch, number);
         if alone {
             ip(&format!(
                 "-n {switch} addr add 10.89.{number}.254/24 dev {port}"
             ));
             ip(&format!("-n {switch} link set {port} up"));
+            let subnet = format!("fd00:89:{number}:");
+            ip(&format!(
+                "-n {switch} addr add {subnet}:254/64 dev {port} nodad"
+            ));
             ip(&format!("-n {netns} addr add 10.89.{number}.1/24 dev eth0"));
+            ip(&format!("-n {netns} addr add {subnet}:1/64 dev eth0 nodad"));
             ip(&format!("-n {netns} link set eth0 up"));
             ip(&format!(
                 "-n {netns} route add default via 10.89.{number}.254"
             ));
+            ip(&format!("-n {netns} route add default via {subnet}:254"));
             return;
         }
-        ip(&format!("-n {switch} link set {port} master br0 up"));
-        ip(&format!("-n {netns} addr add 10.89.0.{number}/24 dev eth0"));
-        ip(&format!("-n {netns} link set eth0 up"));
+        join_bridge(&netns, &switch, number);
     }
 
     fn add_node(&mut self, number: u8, way: Way, tc: TcHook, xdp: XdpMode) {
@@ -186,15 +198,22 @@ impl TestCluster {
         } else {
             IpAddr::from([10, 89, 0, number])
         };
+        let ip6: IpAddr = if alone {
+            format!("fd00:89:{number}::1")
+        } else {
+            format!("fd00:89::{number}")
+        }
+        .parse()
+        .unwrap();
         let config = NodeNetworkConfig {
             node_name: name.clone(),
             uplink: None,
-            node_ips: vec![address],
+            node_ips: vec![address, ip6],
             state_dir: self.folder.path().join(&name),
             bpf_dir: self.bpf.join(&name),
             cgroup: cgroup.clone(),
-            cluster_cidrs: vec!["10.244.0.0/16".parse().unwrap()],
-            service_cidrs: vec!["10.96.0.0/16".parse().unwrap()],
+            cluster_cidrs: nets(["10.244.0.0/16", "fd00:244::/32"]),
+            service_cidrs: nets(["10.96.0.0/16", "fd00:96::/112"]),
             way,
             tc,
             xdp,
@@ -203,7 +222,9 @@ impl TestCluster {
             netns: format!("/run/netns/{}", self.netns(&name)),
             name,
             ip: address,
+            ip6,
             range: format!("10.244.{number}.0/24").parse().unwrap(),
+            range6: format!("fd00:244:{number}::/64").parse().unwrap(),
             cgroup,
             config,
             agent: None,
@@ -260,10 +281,28 @@ impl TestCluster {
                 };
                 // The pins keep what it attaches.
                 let datapath = Datapath::open(&config).unwrap();
-                assert_eq!(*datapath.xdp(), XdpState::Native);
+                assert_eq!(datapath.xdp(), XdpState::Native);
             };
             std::thread::spawn(attach).join().unwrap();
         }
+    }
+
+    /// Takes a node's link away.
+    pub(crate) fn unplug(&self, number: u8) {
+        ip(&format!("-n {} link del p{number}", self.netns("net")));
+    }
+
+    /// Gives it another one, with the same addresses.
+    pub(crate) fn plug_again(&self, number: u8) {
+        let (netns, switch) = (self.netns(&format!("node{number}")), self.netns("net"));
+        add_veth(&netns, &switch, number);
+        join_bridge(&netns, &switch, number);
+    }
+
+    /// Makes the outside ask for every address anew.
+    pub(crate) fn forget_neighbours(&self) {
+        let netns = self.netns("out");
+        ip(&format!("-n {netns} neigh flush dev eth0"));
     }
 
     fn place_outside(&self, name: &str) -> Place {
@@ -298,7 +337,7 @@ impl TestCluster {
                 .map(|(ip, port)| Endpoint {
                     ip: *ip,
                     port: *port,
-                    local: node.range.contains(ip) || *ip == node.ip,
+                    local: node.has(*ip),
                 })
                 .collect();
             let wanted = ServicePort {
@@ -318,14 +357,41 @@ impl TestCluster {
     }
 }
 
+fn add_veth(netns: &str, switch: &str, number: u8) {
+    ip(&format!(
+        "-n {switch} link add p{number} type veth peer name eth0 netns {netns}"
+    ));
+}
+
+fn join_bridge(netns: &str, switch: &str, number: u8) {
+    ip(&format!("-n {switch} link set p{number} master br0 up"));
+    ip(&format!("-n {netns} addr add 10.89.0.{number}/24 dev eth0"));
+    ip(&format!(
+        "-n {netns} addr add fd00:89::{number}/64 dev eth0 nodad"
+    ));
+    ip(&format!("-n {netns} link set eth0 up"));
+}
+
+fn nets(texts: [&str; 2]) -> Vec<IpNet> {
+    texts.iter().map(|text| text.parse().unwrap()).collect()
+}
+
 impl TestNode {
+    /// Whether the address is the node's or one of its pods'.
+    fn has(&self, ip: IpAddr) -> bool {
+        [self.ip, self.ip6].contains(&ip) || self.range.contains(&ip) || self.range6.contains(&ip)
+    }
+
     fn object(&self) -> Arc<k8s_openapi::api::core::v1::Node> {
-        let range = self.range.to_string();
+        let ranges = [self.range.to_string(), self.range6.to_string()];
         Arc::new(
             serde_json::from_value(serde_json::json!({
                 "metadata": {"name": self.name},
-                "spec": {"podCIDR": range, "podCIDRs": [range]},
-                "status": {"addresses": [{"type": "InternalIP", "address": self.ip}]},
+                "spec": {"podCIDR": ranges[0], "podCIDRs": ranges},
+                "status": {"addresses": [
+                    {"type": "InternalIP", "address": self.ip},
+                    {"type": "InternalIP", "address": self.ip6},
+                ]},
             }))
             .unwrap(),
         )
@@ -361,20 +427,6 @@ impl TestNode {
         }
     }
 
-    /// As `skep-agent cleanup` does with programs and tables, after the agent has ended.
-    pub(crate) fn clean_up(&mut self) {
-        self.kill_agent();
-        let (netns, bpf_dir) = (
-            File::open(&self.netns).unwrap(),
-            self.config.bpf_dir.clone(),
-        );
-        let cleanup = move || {
-            setns(netns.as_fd(), CloneFlags::CLONE_NEWNET).unwrap();
-            skep_datapath::cleanup(&bpf_dir).unwrap();
-        };
-        std::thread::spawn(cleanup).join().unwrap();
-    }
-
     pub(crate) fn datapath(&self) -> &skep_datapath::Datapath {
         &self.agent.as_ref().unwrap().network.datapath
     }
@@ -400,11 +452,11 @@ impl TestNode {
         }
     }
 
-    pub(crate) fn attach(&self, uid: &str, pid: u32) -> IpAddr {
+    pub(crate) fn attach(&self, uid: &str, pid: u32) -> Vec<IpAddr> {
         self.attach_with(uid, pid, PodNetworkSpec::default())
     }
 
-    pub(crate) fn attach_with(&self, uid: &str, pid: u32, spec: PodNetworkSpec) -> IpAddr {
+    pub(crate) fn attach_with(&self, uid: &str, pid: u32, spec: PodNetworkSpec) -> Vec<IpAddr> {
         let agent = self.agent.as_ref().unwrap();
         let pods = agent.network.pods.clone();
         let identity = PodIdentity {
@@ -417,11 +469,11 @@ impl TestNode {
                 .await
                 .unwrap()
         });
-        attached.unwrap().ips[0]
+        attached.unwrap().ips
     }
 
     /// The agent's DNS server at the cluster DNS address, answering from these objects.
-    pub(crate) fn serve_dns(&self, services: Vec<Service>, slices: Vec<EndpointSlice>) {
+    pub(crate) fn serve_dns(&self, services: Vec<Service>, slices: Vec<Slice>) {
         let agent = self.agent.as_ref().unwrap();
         let cluster_dns = IpAddr::from([10, 96, 0, 10]);
         let config = DnsConfig {
@@ -453,6 +505,89 @@ impl TestNode {
             .spawn(dns.serve(zone, CancellationToken::new()));
     }
 
+    /// A view of the agent's: `trace` and others.
+    pub(crate) fn view(&self, name: &str, query: &[(&str, &str)]) -> serde_json::Value {
+        let query = query
+            .iter()
+            .map(|(key, value)| (key.to_string(), value.to_string()))
+            .collect();
+        self.agent
+            .as_ref()
+            .unwrap()
+            .network
+            .pods
+            .view(name, &query)
+            .unwrap()
+    }
+
+    /// Events from now on, collected until `stop` is cancelled.
+    pub(crate) fn follow(&self, stop: &CancellationToken) -> std::sync::mpsc::Receiver<Value> {
+        let agent = self.agent.as_ref().unwrap();
+        let pods = agent.network.pods.clone();
+        let lines = agent
+            .runtime
+            .block_on(async { tokio::spawn(async move { pods.follow(None).unwrap() }).await });
+        let mut lines = lines.unwrap().unwrap();
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let stop = stop.clone();
+        agent.runtime.spawn(async move {
+            loop {
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    line = lines.next() => match line {
+                        Some(line) => {
+                            let _ = sender.send(serde_json::from_str(&line).unwrap());
+                        }
+                        None => return,
+                    },
+                }
+            }
+        });
+        receiver
+    }
+
+    /// One look at the uplink, as the agent's loop does: whether it was changed.
+    pub(crate) fn look_at_uplink(&self, lost: &mut bool) -> bool {
+        let agent = self.agent.as_ref().unwrap();
+        let network = agent.network.clone();
+        let mut state = *lost;
+        let look = async {
+            tokio::spawn(async move {
+                let changed = network.look_at_uplink(&mut state).await;
+                (changed, state)
+            })
+            .await
+        };
+        let (changed, state) = agent.runtime.block_on(look).unwrap();
+        *lost = state;
+        changed
+    }
+
+    /// `skep-agent cleanup`, as far as the network goes.
+    pub(crate) fn clean_up(&mut self) {
+        let agent = self.agent.take().unwrap();
+        drop(agent.network);
+        let config = self.config.clone();
+        let cleaned = async { tokio::spawn(async move { cleanup(&config).await }).await };
+        agent.runtime.block_on(cleaned).unwrap().unwrap();
+        agent.runtime.shutdown_background();
+    }
+
+    /// What `ip ARGUMENTS` says in the node's namespace.
+    pub(crate) fn ip(&self, arguments: &str) -> String {
+        let output = Command::new("nsenter")
+            .arg(format!("--net={}", self.netns))
+            .arg("ip")
+            .args(arguments.split(' '))
+            .output()
+            .unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    pub(crate) fn bpf_dir(&self) -> &Path {
+        &self.config.bpf_dir
+    }
+
     pub(crate) fn detach(&self, uid: &str) {
         let agent = self.agent.as_ref().unwrap();
         agent
@@ -467,13 +602,14 @@ impl TestNode {
 
     pub(crate) fn add_pod_with(&self, uid: &str, spec: PodNetworkSpec) -> TestPod {
         let sandbox = sandbox(&self.cgroup);
-        let ip = self.attach_with(uid, sandbox.pid(), spec);
+        let ips = self.attach_with(uid, sandbox.pid(), spec);
         let place = Place {
             netns: format!("/proc/{}/ns/net", sandbox.pid()),
             cgroup: Some(self.cgroup.display().to_string()),
         };
         TestPod {
-            ip,
+            ip: ips[0],
+            ip6: ips[1],
             uid: uid.into(),
             place,
             sandbox,

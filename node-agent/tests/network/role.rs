@@ -53,7 +53,7 @@ fn serve_tcp(address: &str, name: &str) {
         let name = name.to_string();
         std::thread::spawn(move || {
             let peer = stream.peer_addr().unwrap();
-            let _ = stream.write_all(format!("{name} {}\n", peer.ip()).as_bytes());
+            let _ = stream.write_all(format!("{name} {}\n", peer.ip().to_canonical()).as_bytes());
             // Echoes what comes, so that a connection can be held.
             let mut buffer = [0; 1024];
             while let Ok(count) = stream.read(&mut buffer) {
@@ -145,7 +145,12 @@ fn syn_retransmissions() -> u64 {
 fn ask_udp(address: &str, count: usize) {
     let address: SocketAddr = address.parse().unwrap();
     for _ in 0..count {
-        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        let any = if address.is_ipv4() {
+            "0.0.0.0:0"
+        } else {
+            "[::]:0"
+        };
+        let socket = UdpSocket::bind(any).unwrap();
         socket.set_read_timeout(Some(TIMEOUT)).unwrap();
         let mut buffer = [0; 64];
         let result = socket

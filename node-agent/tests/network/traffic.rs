@@ -10,7 +10,7 @@ use skep_datapath::policy::{Direction, PodPolicy, PolicyState, Rule};
 use skep_datapath::services::FrontendAddress;
 
 use crate::cluster::{TestCluster, TestNode};
-use crate::role::{run, start};
+use crate::role::{Place, run, start};
 
 const VIP: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 96, 0, 50));
 
@@ -195,8 +195,8 @@ fn pods_and_services_across_two_nodes() {
     );
     for turn in [0, 1, 0] {
         for (index, node) in cluster.nodes.iter().enumerate() {
-            let ips: Vec<std::net::Ipv4Addr> = if index == turn {
-                vec![[10, 89, 0, 250].into()]
+            let ips: Vec<IpAddr> = if index == turn {
+                vec![pool]
             } else {
                 Vec::new()
             };
@@ -218,6 +218,15 @@ fn pods_and_services_across_two_nodes() {
             );
         }
     }
+
+    // Without an endpoint it refuses at once: the neighbours' patience is not asked for.
+    cluster.set_service("default/balanced:http", TCP, &[balanced], &[]);
+    let asked = std::time::Instant::now();
+    assert_eq!(
+        one(&ask(&outside, "10.89.0.250:80")),
+        "error ConnectionRefused"
+    );
+    assert!(asked.elapsed() < std::time::Duration::from_secs(1));
 
     // A backend that is a node's own process.
     let backends = [(cluster.nodes[0].ip, 8080)];
@@ -271,8 +280,8 @@ fn pods_and_services_across_two_nodes() {
     assert_eq!(held_inside.say("after"), "alive");
     assert_eq!(
         cluster.nodes[0].attach("a1", a1.sandbox.pid()),
-        a1.ip,
-        "the same address again"
+        [a1.ip, a1.ip6],
+        "the same addresses again"
     );
     assert!(one(&ask(&a2.place, "10.96.0.50:80")).starts_with("answer web-"));
     drop((held, held_inside));
@@ -331,8 +340,7 @@ fn policy_isolates_pods_and_their_open_connections() {
     let _other = start(&server.place, "tcp 0.0.0.0:81 other");
     let _friend = start(&friend.place, "tcp 0.0.0.0:80 friend");
     let at = |port: u16| format!("ask-tcp {}:{port} 1", server.ip);
-    let reaches =
-        |place: &crate::role::Place, role: &str| one(&run(place, role)).starts_with("answer");
+    let reaches = |place: &Place, role: &str| one(&run(place, role)).starts_with("answer");
     assert!(reaches(&stranger.place, &at(80)));
     let mut held = start(&stranger.place, &format!("hold-tcp {}:80", server.ip));
     assert_eq!(held.say("before"), "alive");
@@ -495,4 +503,496 @@ fn pods_and_services_through_a_tunnel() {
     }
     cluster.reconnect();
     assert_eq!(held.say("after"), "alive");
+}
+
+/// Pods, nodes, Services and the outside over IPv6, with and without a tunnel.
+fn everything_over_ipv6(way: Way) {
+    let Some(mut cluster) = TestCluster::start_with(2, way) else {
+        return;
+    };
+    let tunnelled = way == Way::Vxlan;
+    let a = cluster.nodes[0].add_pod("a");
+    let a2 = cluster.nodes[0].add_pod("a2");
+    let b = cluster.nodes[1].add_pod("b");
+    let node1 = cluster.nodes[0].place();
+    let (node1_ip, node2_ip) = (cluster.nodes[0].ip6, cluster.nodes[1].ip6);
+    let outside = cluster.outside();
+    let client = "fd00:89::200";
+    let _web_a = start(&a.place, "tcp [::]:80 web-a");
+    let _web_b = start(&b.place, "tcp [::]:80 web-b");
+    let _dns_b = start(&b.place, "udp [::]:53 dns-b");
+    let ask = |place: &Place, address: &str| {
+        one(&run(place, &format!("ask-tcp {address} 1"))).to_string()
+    };
+
+    // Pod to pod, on one node and across; node to pod; pod to node.
+    assert_eq!(
+        ask(&a2.place, &format!("[{}]:80", a.ip6)),
+        format!("answer web-a {}", a2.ip6)
+    );
+    assert_eq!(
+        ask(&a2.place, &format!("[{}]:80", b.ip6)),
+        format!("answer web-b {}", a2.ip6)
+    );
+    // Its address in the tunnel is the closer one (RFC 6724 §5, rule 8).
+    let seen = if tunnelled {
+        "fd00:244:1::1".to_string()
+    } else {
+        node1_ip.to_string()
+    };
+    assert_eq!(
+        ask(&node1, &format!("[{}]:80", a.ip6)),
+        format!("answer web-a {seen}")
+    );
+    assert_eq!(
+        ask(&node1, &format!("[{}]:80", b.ip6)),
+        format!("answer web-b {seen}")
+    );
+    let _on_node = start(&cluster.nodes[1].place(), "tcp [::]:8080 node-2");
+    let seen = if tunnelled { node1_ip } else { a.ip6 };
+    assert_eq!(
+        ask(&a.place, &format!("[{node2_ip}]:8080")),
+        format!("answer node-2 {seen}")
+    );
+
+    // Services, from pods, nodes and outside.
+    let vip: IpAddr = "fd00:96::50".parse().unwrap();
+    let frontend = |ip: IpAddr, port: u16, external: bool| FrontendAddress {
+        ip,
+        port,
+        external,
+        restricted: false,
+    };
+    let every = IpAddr::from(std::net::Ipv6Addr::UNSPECIFIED);
+    cluster.set_service(
+        "default/web:http",
+        TCP,
+        &[frontend(vip, 80, false), frontend(every, 30_080, true)],
+        &[(b.ip6, 80)],
+    );
+    cluster.set_service(
+        "default/dns:udp",
+        UDP,
+        &[frontend(vip, 53, false), frontend(every, 30_053, true)],
+        &[(b.ip6, 53)],
+    );
+    assert_eq!(
+        ask(&a.place, "[fd00:96::50]:80"),
+        format!("answer web-b {}", a.ip6)
+    );
+    assert_eq!(
+        one(&run(&a.place, "ask-udp [fd00:96::50]:53 1")),
+        format!("answer dns-b {}", a.ip6)
+    );
+    assert!(ask(&node1, "[fd00:96::50]:80").starts_with("answer web-b"));
+    assert!(ask(&node1, "[::1]:30080").starts_with("answer web-b"));
+    assert!(ask(&a.place, &format!("[{node1_ip}]:30080")).starts_with("answer web-b"));
+    for node in [node1_ip, node2_ip] {
+        // A remote backend sees the node, unless the tunnel keeps the client.
+        let seen = if node == node1_ip && !tunnelled {
+            node.to_string()
+        } else {
+            client.to_string()
+        };
+        let answers = run(&outside, &format!("ask-tcp [{node}]:30080 5"));
+        assert_eq!(
+            answers,
+            vec![format!("answer web-b {seen}"); 5],
+            "through {node}"
+        );
+        assert_eq!(
+            one(&run(&outside, &format!("ask-udp [{node}]:30053 1"))),
+            format!("answer dns-b {seen}")
+        );
+    }
+
+    // Out of the cluster behind the node's address; what refuses there refuses here.
+    let _world = start(&outside, "tcp [::]:9000 world");
+    assert_eq!(
+        ask(&a.place, &format!("[{client}]:9000")),
+        format!("answer world {node1_ip}")
+    );
+    assert_eq!(
+        ask(&a.place, &format!("[{client}]:9001")),
+        "error ConnectionRefused"
+    );
+
+    // Nobody serves: refused at once, inside and outside.
+    cluster.set_service(
+        "default/none:http",
+        TCP,
+        &[frontend(vip, 82, false), frontend(every, 30_082, true)],
+        &[],
+    );
+    assert_eq!(ask(&a.place, "[fd00:96::50]:82"), "error ConnectionRefused");
+    assert_eq!(
+        ask(&outside, &format!("[{node1_ip}]:30082")),
+        "error ConnectionRefused"
+    );
+
+    // Policy: the server takes one client.
+    let mut state = PolicyState::default();
+    state.identities.insert(IpNet::from(a.ip6), 300);
+    state.identities.insert(IpNet::from(a2.ip6), 301);
+    state.rules.insert(Rule {
+        policy: 7,
+        direction: Direction::Ingress,
+        identity: 300,
+        protocol: TCP,
+        port: 80,
+        port_bits: 16,
+    });
+    let isolated = PodPolicy {
+        policy: 7,
+        ingress_isolated: true,
+        egress_isolated: false,
+    };
+    state.pods.insert(b.ip6, isolated);
+    cluster.nodes[1].datapath().set_policy(&state).unwrap();
+    let to_b = format!("[{}]:80", b.ip6);
+    assert!(ask(&a.place, &to_b).starts_with("answer web-b"));
+    assert!(ask(&a2.place, &to_b).starts_with("error"));
+    cluster.nodes[1]
+        .datapath()
+        .set_policy(&PolicyState::default())
+        .unwrap();
+
+    // An address of the pool, on no interface, where one node answers for it, then the other.
+    if !tunnelled {
+        let pool: IpAddr = "fd00:89::250".parse().unwrap();
+        cluster.set_service(
+            "default/balanced:http",
+            TCP,
+            &[frontend(pool, 80, true)],
+            &[(a.ip6, 80), (b.ip6, 80)],
+        );
+        assert!(
+            ask(&outside, "[fd00:89::250]:80").starts_with("error"),
+            "nobody answers"
+        );
+        for turn in [0, 1, 0] {
+            let counts = |cluster: &TestCluster| -> Vec<u64> {
+                let nodes = cluster.nodes.iter();
+                nodes
+                    .map(|node| counted(node, Reason::FlowCreated))
+                    .collect()
+            };
+            for (index, node) in cluster.nodes.iter().enumerate() {
+                let ips = if index == turn {
+                    vec![pool]
+                } else {
+                    Vec::new()
+                };
+                node.run_in_netns(move |datapath| datapath.set_announced(&ips))
+                    .unwrap();
+            }
+            let before = counts(&cluster);
+            assert!(ask(&outside, "[fd00:89::250]:80").starts_with("answer web-"));
+            for (index, count) in counts(&cluster).into_iter().enumerate() {
+                assert_eq!(
+                    count > before[index],
+                    index == turn,
+                    "the neighbours follow at once"
+                );
+            }
+        }
+        // Who has heard nothing asks.
+        cluster.forget_neighbours();
+        let before = counted(&cluster.nodes[0], Reason::NdpAnswered);
+        assert!(ask(&outside, "[fd00:89::250]:80").starts_with("answer web-"));
+        assert!(counted(&cluster.nodes[0], Reason::NdpAnswered) > before);
+        cluster.set_service(
+            "default/balanced:http",
+            TCP,
+            &[frontend(pool, 80, true)],
+            &[],
+        );
+        assert_eq!(
+            ask(&outside, "[fd00:89::250]:80"),
+            "error ConnectionRefused"
+        );
+    }
+
+    // The agents' restart keeps connections.
+    let mut held = start(&outside, &format!("hold-tcp [{node1_ip}]:30080"));
+    let mut held_inside = start(&a.place, "hold-tcp [fd00:96::50]:80");
+    for node in &mut cluster.nodes {
+        node.kill_agent();
+    }
+    assert_eq!(held.say("while dead"), "alive");
+    for node in &mut cluster.nodes {
+        node.start_agent();
+    }
+    cluster.reconnect();
+    assert_eq!(held.say("after"), "alive");
+    assert_eq!(held_inside.say("after"), "alive");
+}
+
+#[test]
+fn everything_over_ipv6_between_neighbours() {
+    everything_over_ipv6(Way::Native);
+}
+
+#[test]
+fn everything_over_ipv6_through_a_tunnel() {
+    everything_over_ipv6(Way::Vxlan);
+}
+
+/// Waits for an event that fits; says what came otherwise.
+#[track_caller]
+fn await_event(
+    events: &std::sync::mpsc::Receiver<serde_json::Value>,
+    fits: impl Fn(&serde_json::Value) -> bool,
+) -> serde_json::Value {
+    let mut others = Vec::new();
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    loop {
+        let left = deadline.saturating_duration_since(std::time::Instant::now());
+        match events.recv_timeout(left) {
+            Ok(event) if fits(&event) => return event,
+            Ok(event) => others.push(event),
+            Err(_) => panic!("it did not come, but {others:#?}"),
+        }
+    }
+}
+
+/// `skep flows --follow` and `skep trace`, and that they say the same as what happens.
+#[test]
+fn what_happens_is_seen_and_foretold() {
+    let Some(cluster) = TestCluster::start(2) else {
+        return;
+    };
+    let client = cluster.nodes[0].add_pod("client");
+    let near = cluster.nodes[0].add_pod("near");
+    let far = cluster.nodes[1].add_pod("far");
+    let outside = cluster.outside();
+    let _near = start(&near.place, "tcp 0.0.0.0:80 near");
+    let _far = start(&far.place, "tcp 0.0.0.0:80 far");
+    let ask = |place: &Place, address: &str| {
+        one(&run(place, &format!("ask-tcp {address} 1"))).to_string()
+    };
+    cluster.set_service(
+        "default/web:http",
+        TCP,
+        &[cluster_ip(80), node_port(30_080)],
+        &[(far.ip, 80)],
+    );
+    cluster.set_service("default/none:http", TCP, &[cluster_ip(82)], &[]);
+    let mut state = PolicyState::default();
+    let isolated = PodPolicy {
+        policy: 7,
+        ingress_isolated: true,
+        egress_isolated: false,
+    };
+    state.pods.insert(near.ip, isolated);
+    cluster.nodes[0].datapath().set_policy(&state).unwrap();
+
+    let before = counted(&cluster.nodes[0], Reason::Forwarded);
+    let _ = ask(&client.place, "10.96.0.50:80");
+    assert_eq!(
+        counted(&cluster.nodes[0], Reason::Forwarded),
+        before,
+        "nobody listens"
+    );
+    let stop = tokio_util::sync::CancellationToken::new();
+    let events = cluster.nodes[0].follow(&stop);
+    let trace = |origin: &str, from: IpAddr, to: &str, port: &str| {
+        let from = from.to_string();
+        let query = [
+            ("origin", origin),
+            ("from", &from),
+            ("to", to),
+            ("port", port),
+        ];
+        cluster.nodes[0].view("trace", &query)
+    };
+    let end = |trace: &serde_json::Value| {
+        let path = &trace["paths"][0];
+        format!(
+            "{} {} {} {}",
+            path["verdict"].as_str().unwrap(),
+            path["reason"].as_str().unwrap_or("-"),
+            path["source"].as_str().unwrap(),
+            path["destination"].as_str().unwrap()
+        )
+    };
+    let is = |event: &serde_json::Value, verdict: &str, source: IpAddr, destination: &str| {
+        event["verdict"] == verdict
+            && event["source"]
+                .as_str()
+                .unwrap()
+                .starts_with(&source.to_string())
+            && event["destination"] == destination
+    };
+
+    // Through a Service to another node.
+    assert!(ask(&client.place, "10.96.0.50:80").starts_with("answer far"));
+    let event = await_event(&events, |event| {
+        is(event, "translated", client.ip, "10.96.0.50:80")
+    });
+    assert_eq!(event["newDestination"], format!("{}:80", far.ip));
+    assert_eq!(event["service"], "default/web:http");
+    await_event(&events, |event| {
+        is(event, "forwarded", client.ip, &format!("{}:80", far.ip))
+    });
+    let told = trace("pod", client.ip, "10.96.0.50", "80");
+    assert_eq!(end(&told), format!("routed - {} {}:80", client.ip, far.ip));
+    assert!(
+        told["steps"][0]["detail"]
+            .as_str()
+            .unwrap()
+            .contains("default/web:http"),
+        "{told:#}"
+    );
+
+    // Policy drops; the same Service without a backend refuses; a port that no Service has.
+    assert_eq!(
+        ask(&client.place, &format!("{}:80", near.ip)),
+        "error TimedOut"
+    );
+    let event = await_event(&events, |event| {
+        is(event, "dropped", client.ip, &format!("{}:80", near.ip))
+    });
+    assert_eq!(event["reason"], "policy_ingress");
+    let told = trace("pod", client.ip, &near.ip.to_string(), "80");
+    assert_eq!(
+        end(&told),
+        format!("dropped policy_ingress {} {}:80", client.ip, near.ip)
+    );
+    assert_eq!(
+        ask(&client.place, "10.96.0.50:82"),
+        "error ConnectionRefused"
+    );
+    let told = trace("pod", client.ip, "10.96.0.50", "82");
+    assert_eq!(
+        end(&told),
+        format!("refused no_backend {} 10.96.0.50:82", client.ip)
+    );
+    let told = trace("pod", client.ip, "10.96.0.50", "99");
+    assert_eq!(
+        end(&told),
+        format!("dropped no_such_frontend {} 10.96.0.50:99", client.ip)
+    );
+
+    // From outside: the source is the node's for a backend elsewhere, as the backend says.
+    let node = cluster.nodes[0].ip.to_string();
+    assert_eq!(
+        ask(&outside, &format!("{node}:30080")),
+        format!("answer far {node}")
+    );
+    let from: IpAddr = "10.89.0.200".parse().unwrap();
+    let event = await_event(&events, |event| {
+        is(event, "translated", from, &format!("{node}:30080"))
+    });
+    assert!(
+        event["newSource"]
+            .as_str()
+            .unwrap()
+            .starts_with(&format!("{node}:")),
+        "{event}"
+    );
+    let told = trace("outside", from, &node, "30080");
+    assert_eq!(end(&told), format!("routed - {node} {}:80", far.ip));
+    let told = trace("outside", from, "10.96.0.50", "80");
+    assert!(
+        told["steps"][0]["detail"]
+            .as_str()
+            .unwrap()
+            .contains("not for clients outside"),
+        "{told:#}"
+    );
+    // From the node itself, by the loopback; out of the cluster, behind the node.
+    let told = trace("node", "127.0.0.1".parse().unwrap(), "127.0.0.1", "30080");
+    assert_eq!(told["paths"][0]["destination"], format!("{}:80", far.ip));
+    let told = trace("pod", client.ip, "10.89.0.200", "9000");
+    assert_eq!(end(&told), format!("routed - {node} 10.89.0.200:9000"));
+    for (query, error) in [
+        (
+            &[
+                ("origin", "pod"),
+                ("from", "10.0.0.1"),
+                ("to", "fd00::1"),
+                ("port", "80"),
+            ],
+            "families",
+        ),
+        (
+            &[
+                ("origin", "moon"),
+                ("from", "10.0.0.1"),
+                ("to", "10.0.0.2"),
+                ("port", "80"),
+            ],
+            "moon",
+        ),
+        (
+            &[
+                ("origin", "pod"),
+                ("from", "10.0.0.1"),
+                ("to", "10.0.0.2"),
+                ("port", "x"),
+            ],
+            "port",
+        ),
+    ] {
+        let told = cluster.nodes[0].view("trace", query);
+        assert!(told["error"].as_str().unwrap().contains(error), "{told}");
+    }
+
+    // When the last listener is gone the programs tell nothing any more.
+    stop.cancel();
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    loop {
+        let before = counted(&cluster.nodes[0], Reason::Forwarded);
+        let _ = ask(&client.place, "10.96.0.50:80");
+        if counted(&cluster.nodes[0], Reason::Forwarded) == before {
+            break;
+        }
+        assert!(std::time::Instant::now() < deadline, "it is still told");
+    }
+}
+
+#[test]
+fn a_lost_uplink_comes_back_and_cleanup_leaves_nothing() {
+    let Some(mut cluster) = TestCluster::start(1) else {
+        return;
+    };
+    let web = cluster.nodes[0].add_pod("web");
+    let _web = start(&web.place, "tcp 0.0.0.0:80 web");
+    let outside = cluster.outside();
+    cluster.set_service(
+        "default/web:http",
+        TCP,
+        &[node_port(30_080)],
+        &[(web.ip, 80)],
+    );
+    let reached = || run(&outside, "ask-tcp 10.89.0.1:30080 1") == ["answer web 10.89.0.200"];
+    assert!(reached());
+    let mut lost = false;
+    assert!(!cluster.nodes[0].look_at_uplink(&mut lost));
+    assert!(!lost);
+    cluster.unplug(1);
+    assert!(!cluster.nodes[0].look_at_uplink(&mut lost));
+    assert!(lost);
+    cluster.plug_again(1);
+    cluster.forget_neighbours();
+    assert!(cluster.nodes[0].look_at_uplink(&mut lost), "another device");
+    assert!(!lost);
+    assert!(reached());
+
+    let node = &mut cluster.nodes[0];
+    assert!(node.ip("-4 route show").contains("proto 92"));
+    node.clean_up();
+    assert!(!node.bpf_dir().exists());
+    for family in ["-4", "-6"] {
+        let routes = node.ip(&format!("{family} route show"));
+        assert!(!routes.contains("proto 92"), "{routes}");
+    }
+    let links = node.ip("-o link show");
+    let names: Vec<&str> = links
+        .lines()
+        .filter_map(|line| line.split(": ").nth(1))
+        .map(|name| name.split('@').next().unwrap())
+        .collect();
+    assert_eq!(names, ["lo", "eth0"]);
 }

@@ -54,6 +54,7 @@ http {
     access_log /dev/stdout;
     server {
         listen 80;
+        listen [::]:80;
         root /usr/share/nginx/html;
         location = /whoami {
             default_type text/plain;
@@ -71,10 +72,20 @@ http {
 const USERS: &str = "root:x:0:0:root:/root:/bin/sh\nwww-data:x:33:33:www-data:/var/www:/bin/false\nnobody:x:65534:65534:nobody:/:/bin/false\n";
 const GROUPS: &str = "root:x:0:\nwww-data:x:33:\nnogroup:x:65534:\n";
 
+/// Of what is in the images; raised with every change, so that older ones are made anew.
+const VERSION: &str = "2";
+const VERSION_LABEL: &str = "skep.version";
+
 /// Makes the images that Docker does not have yet; starts Docker if it does not run.
 pub fn ensure() -> Result<()> {
     setup::docker::start()?;
-    let missing = |image: &str| !line(&format!("docker image inspect {image}")).succeeds();
+    let label = format!("{{{{index .Config.Labels \"{VERSION_LABEL}\"}}}}");
+    let missing = |image: &str| {
+        let found = program("docker")
+            .args(["image", "inspect", "--format", &label, image])
+            .output();
+        found.ok().is_none_or(|version| version.trim() != VERSION)
+    };
     if ![NGINX, NGINX_NEXT, BUSYBOX].into_iter().any(missing) {
         return Ok(());
     }
@@ -182,6 +193,7 @@ fn load(root: &Path, image: &str, settings: &Value) -> Result<()> {
         .next()
         .context("sha256sum printed nothing")?;
     let mut config = settings.clone();
+    config["Labels"] = json!({VERSION_LABEL: VERSION});
     config["Env"] = json!(["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"]);
     let description = json!({
         "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },

@@ -17,7 +17,7 @@ pub mod down;
 pub mod fetch;
 pub mod images;
 mod kubeconfig;
-mod network;
+pub mod network;
 pub mod place;
 pub mod process;
 mod quick_start;
@@ -65,6 +65,9 @@ pub struct Node {
     pub name: String,
     /// The address other machines reach it by.
     pub address: String,
+    /// The same, in a dual-stack cluster.
+    #[serde(default)]
+    pub address_v6: Option<String>,
     /// Its network namespace; none if it is this machine itself.
     pub namespace: Option<String>,
     /// `--cgroup-parent`: below every cgroup mount.
@@ -93,6 +96,9 @@ pub struct State {
     /// The scheduler and the controllers are processes of their own.
     #[serde(default)]
     pub split: bool,
+    /// Nodes, pods and Services have IPv6 addresses beside those of IPv4.
+    #[serde(default)]
+    pub dual_stack: bool,
     pub data_directory: PathBuf,
     /// The API server on the root namespace's loopback.
     pub api_port: u16,

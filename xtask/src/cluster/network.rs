@@ -8,15 +8,22 @@ use crate::command::{line, program};
 pub(super) struct Topology<'a> {
     /// Holds the bridge; plays the physical network.
     pub network: &'a str,
-    /// Namespace and address of every machine on the bridge.
-    pub machines: Vec<(&'a str, &'a str)>,
+    pub machines: Vec<Machine<'a>>,
     /// The bridge's own address, which is the control plane's.
     pub gateway: &'a str,
     /// The link from the root namespace to the bridge, and the root namespace's address on it. None when isolated.
     pub uplink: Option<(&'a str, &'a str)>,
 }
 
+/// What is plugged into the bridge.
+pub(super) struct Machine<'a> {
+    pub namespace: &'a str,
+    pub address: &'a str,
+    pub address_v6: Option<&'a str>,
+}
+
 pub(super) const PREFIX_LENGTH: u8 = 24;
+const PREFIX_LENGTH_V6: u8 = 64;
 
 /// The bridge's port to the root namespace.
 const UPLINK_PORT: &str = "uplink";
@@ -31,9 +38,25 @@ pub(super) fn create(topology: &Topology<'_>) -> Result<()> {
             topology.gateway
         ))
         .output()?;
+        if topology
+            .machines
+            .iter()
+            .any(|machine| machine.address_v6.is_some())
+        {
+            let gateway = gateway_v6();
+            line(&format!(
+                "ip -n {network} addr add {gateway}/{PREFIX_LENGTH_V6} dev br0 nodad"
+            ))
+            .output()?;
+        }
         line(&format!("ip -n {network} link set br0 up")).output()?;
     }
-    for (machine, address) in &topology.machines {
+    for Machine {
+        namespace: machine,
+        address,
+        address_v6,
+    } in &topology.machines
+    {
         if !add_namespace(machine)? {
             continue;
         }
@@ -54,6 +77,9 @@ pub(super) fn create(topology: &Topology<'_>) -> Result<()> {
             topology.gateway
         ))
         .output()?;
+        if let Some(address) = address_v6 {
+            give_ipv6(machine, address)?;
+        }
     }
     if let Some((link, address)) = topology.uplink
         && !line(&format!("ip link show dev {link}")).succeeds()
@@ -70,6 +96,29 @@ pub(super) fn create(topology: &Topology<'_>) -> Result<()> {
         line(&format!("ip link set {link} up")).output()?;
     }
     Ok(())
+}
+
+/// The address of a machine with this number.
+pub(super) fn address_v6(number: usize) -> String {
+    format!("fd00:88::{number}")
+}
+
+fn gateway_v6() -> String {
+    address_v6(1)
+}
+
+/// An IPv6 address on a machine's link and a way out. The kernel takes both away when the link goes down.
+pub fn give_ipv6(machine: &str, address: &str) -> Result<()> {
+    line(&format!(
+        "ip -n {machine} addr replace {address}/{PREFIX_LENGTH_V6} dev eth0 nodad"
+    ))
+    .output()?;
+    line(&format!(
+        "ip -n {machine} -6 route replace default via {} dev eth0",
+        gateway_v6()
+    ))
+    .output()
+    .map(drop)
 }
 
 /// Makes a namespace with its loopback up; whether it was not there before.

@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use serde_json::Value;
 
-use super::network::Topology;
+use super::network::{Machine, Topology};
 use super::place::Place;
 use super::process::{Supervised, wait_for};
 use super::supervisor::Spec;
@@ -46,6 +46,9 @@ pub struct Options {
     /// How pods of other nodes are reached: native, or vxlan
     #[arg(long, value_name = "WAY", default_value = "native", value_parser = ["native", "vxlan"])]
     pub pod_network: String,
+    /// Give nodes, pods and Services IPv6 addresses too; for nodes in namespaces
+    #[arg(long)]
+    pub dual_stack: bool,
     /// Stop once the nodes are ready
     #[arg(long)]
     pub no_quick_start: bool,
@@ -56,6 +59,11 @@ pub struct Options {
 
 pub const POD_RANGE: &str = "10.244.0.0/16";
 pub const SERVICE_RANGE: &str = "10.96.0.0/16";
+/// Of a dual-stack cluster, beside those of IPv4: unique local addresses (RFC 4193).
+pub const POD_RANGE_V6: &str = "fd00:10:244::/56";
+pub const SERVICE_RANGE_V6: &str = "fd00:10:96::/112";
+/// The number of the client outside.
+const OUTSIDE: usize = 200;
 pub const CLUSTER_DNS: &str = "10.96.0.10";
 const API_PORT: u16 = 6443;
 
@@ -99,19 +107,24 @@ fn plan(options: &Options) -> Result<State> {
     if let Some(existing) = &existing
         && (existing.isolated != options.isolated
             || existing.store != options.store
-            || existing.split != options.split)
+            || existing.split != options.split
+            || existing.dual_stack != options.dual_stack)
     {
         bail!(
-            "the cluster {} exists with other options (isolated: {}, store: {}, split: {}): remove it with \
-             `cargo xtask down --name {0}` or give the new one another --name",
+            "the cluster {} exists with other options (isolated: {}, store: {}, split: {}, dual stack: {}): remove it \
+             with `cargo xtask down --name {0}` or give the new one another --name",
             existing.name,
             existing.isolated,
             existing.store.name(),
             existing.split,
+            existing.dual_stack,
         );
     }
     let name = &options.name;
     let in_namespaces = options.isolated || options.nodes > 1;
+    if options.dual_stack && !in_namespaces {
+        bail!("--dual-stack is for nodes in namespaces: add --isolated, or more --nodes");
+    }
     let subnet = existing
         .as_ref()
         .filter(|state| state.network_namespace.is_some())
@@ -141,6 +154,7 @@ fn plan(options: &Options) -> Result<State> {
                 } else {
                     control_address.clone()
                 },
+                address_v6: options.dual_stack.then(|| network::address_v6(10 + number)),
                 namespace: in_namespaces.then(|| super::namespace(name, &node)),
                 cgroup: super::cgroup(name).join(&node),
                 bpf_directory: super::bpf_directory(name).join(&node),
@@ -154,6 +168,7 @@ fn plan(options: &Options) -> Result<State> {
         isolated: options.isolated,
         store: options.store,
         split: options.split,
+        dual_stack: options.dual_stack,
         data_directory,
         api_port: match &existing {
             Some(state) => state.api_port,
@@ -212,13 +227,22 @@ fn make_network(state: &State) -> Result<()> {
         return network::fence(&[POD_RANGE, SERVICE_RANGE]);
     };
     let subnet = state.control_address.trim_end_matches(".1");
-    let outside_address = format!("{subnet}.200");
+    let outside_address = format!("{subnet}.{OUTSIDE}");
+    let outside_v6 = state.outside_v6();
     let host_address = format!("{subnet}.254");
     let uplink = uplink_name(&state.name);
-    let mut machines: Vec<(&str, &str)> = vec![(outside, &outside_address)];
+    let mut machines = vec![Machine {
+        namespace: outside,
+        address: &outside_address,
+        address_v6: outside_v6.as_deref(),
+    }];
     for node in &state.nodes {
         if let Some(namespace) = &node.namespace {
-            machines.push((namespace, &node.address));
+            machines.push(Machine {
+                namespace,
+                address: &node.address,
+                address_v6: node.address_v6.as_deref(),
+            });
         }
     }
     let topology = Topology {
@@ -234,6 +258,29 @@ fn make_network(state: &State) -> Result<()> {
         &format!("making {} namespaces on a bridge", topology.machines.len()),
         || network::create(&topology),
     )
+}
+
+impl State {
+    /// The IPv6 address of the client outside, in a dual-stack cluster.
+    pub fn outside_v6(&self) -> Option<String> {
+        self.dual_stack.then(|| network::address_v6(OUTSIDE))
+    }
+}
+
+fn both(state: &State, v4: &str, v6: &str) -> String {
+    if state.dual_stack {
+        format!("{v4},{v6}")
+    } else {
+        v4.to_owned()
+    }
+}
+
+fn pod_ranges(state: &State) -> String {
+    both(state, POD_RANGE, POD_RANGE_V6)
+}
+
+fn service_ranges(state: &State) -> String {
+    both(state, SERVICE_RANGE, SERVICE_RANGE_V6)
 }
 
 /// A link's name has at most 15 bytes.
@@ -257,8 +304,8 @@ fn start_control_plane(state: &State, options: &Options) -> Result<()> {
     let data = state.data_directory.join("control");
     std::fs::create_dir_all(&data)?;
     let mut shared = words([
-        ("--service-cidr", SERVICE_RANGE.to_owned()),
-        ("--cluster-cidr", POD_RANGE.to_owned()),
+        ("--service-cidr", service_ranges(state)),
+        ("--cluster-cidr", pod_ranges(state)),
         (
             "--node-monitor-grace-period",
             options.node_monitor_grace_period.to_string(),
@@ -422,7 +469,15 @@ fn start_nodes(state: &State, options: &Options) -> Result<()> {
                     ),
                     ("--bootstrap-kubeconfig", bootstrap.display().to_string()),
                     ("--node-name", node.name.clone()),
-                    ("--node-ip", node.address.clone()),
+                    (
+                        "--node-ip",
+                        match &node.address_v6 {
+                            Some(v6) => format!("{},{v6}", node.address),
+                            None => node.address.clone(),
+                        },
+                    ),
+                    ("--cluster-cidr", pod_ranges(state)),
+                    ("--service-cidr", service_ranges(state)),
                     ("--state-dir", node.state_directory.display().to_string()),
                     (
                         "--log-dir",

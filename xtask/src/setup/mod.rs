@@ -60,11 +60,18 @@ const PROTOBUF_TYPES: Package = Package {
 };
 
 /// Needed besides to test and to measure.
-const NEEDED_FOR_TESTS: [Package; 1] = [Package {
-    name: "nftables",
-    program: "nft",
-    purpose: "making sure that there are no rules, and measuring against rules",
-}];
+const NEEDED_FOR_TESTS: [Package; 2] = [
+    Package {
+        name: "nftables",
+        program: "nft",
+        purpose: "making sure that there are no rules, and measuring against rules",
+    },
+    Package {
+        name: "busybox-static",
+        program: "busybox",
+        purpose: "the image of the kubelet's tests",
+    },
+];
 
 /// For building and running.
 pub fn run() -> Result<()> {

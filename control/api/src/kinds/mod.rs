@@ -180,6 +180,43 @@ pub trait Kind:
     }
 }
 
+/// Go's zero time. Upstream's types hold it where ours must have a time and there is none.
+pub const ZERO_TIME: &str = "0001-01-01T00:00:00Z";
+
+/// The times that must be there in our types and may be missing on the wire.
+fn times(object: &mut Value) -> Vec<&mut Value> {
+    let mut found = Vec::new();
+    let Some(fields) = object.as_object_mut() else {
+        return found;
+    };
+    for (name, value) in fields {
+        match name.as_str() {
+            "status" => {
+                let conditions = value.get_mut("conditions").and_then(Value::as_array_mut);
+                let times = conditions.into_iter().flatten();
+                found.extend(times.filter_map(|one| one.get_mut("lastTransitionTime")));
+            }
+            "series" => found.extend(value.get_mut("lastObservedTime")),
+            _ => {}
+        }
+    }
+    found
+}
+
+fn fill_times(object: &mut Value) -> bool {
+    let mut missing = times(object);
+    missing.retain(|time| time.is_null());
+    for time in &mut missing {
+        **time = ZERO_TIME.into();
+    }
+    !missing.is_empty()
+}
+
+fn is_zero_time(time: &Value) -> bool {
+    time.as_str()
+        .is_some_and(|text| text.starts_with("0001-01-01T00:00:00"))
+}
+
 /// The [`Strategy`] of a built-in kind.
 pub struct Typed<T> {
     /// What an object of the kind looks like: our structs leave out fields that upstream's always show.
@@ -198,7 +235,15 @@ impl<T: Kind> Default for Typed<T> {
 
 impl<T: Kind> Typed<T> {
     fn read(object: &Value) -> Result<T, Vec<FieldError>> {
-        T::deserialize(object).map_err(|problem| {
+        let read = T::deserialize(object).or_else(|problem| {
+            let mut filled = object.clone();
+            if fill_times(&mut filled) {
+                T::deserialize(&filled)
+            } else {
+                Err(problem)
+            }
+        });
+        read.map_err(|problem| {
             let detail = problem.to_string();
             vec![FieldError::new(
                 FieldErrorKind::TypeInvalid,
@@ -210,7 +255,7 @@ impl<T: Kind> Typed<T> {
     }
 
     fn write(&self, typed: &T, object: &mut Value) -> Result<(), Vec<FieldError>> {
-        let shown = serde_json::to_value(typed).map_err(|problem| {
+        let mut shown = serde_json::to_value(typed).map_err(|problem| {
             vec![FieldError::new(
                 FieldErrorKind::Internal,
                 "<nil>",
@@ -218,6 +263,11 @@ impl<T: Kind> Typed<T> {
                 problem.to_string(),
             )]
         })?;
+        for time in times(&mut shown) {
+            if is_zero_time(time) {
+                *time = Value::Null;
+            }
+        }
         let before = std::mem::replace(object, shown);
         if let Some(schema) = &self.schema {
             skep_schema::complete(object, &before, schema);

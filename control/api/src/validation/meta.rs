@@ -8,7 +8,10 @@ use super::{
     labels::{validate_annotations, validate_label_name, validate_labels},
     text,
 };
-use crate::field::{Bad, Errors, Path};
+use crate::{
+    field::{Bad, Errors, Path},
+    kinds::ZERO_TIME,
+};
 
 /// What a name of a kind may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -354,6 +357,9 @@ pub fn validate_condition(condition: &Condition, path: &Path<'_>, errors: &mut E
             generation,
             "must be greater than or equal to zero",
         );
+    }
+    if condition.last_transition_time.0.to_string() == ZERO_TIME {
+        errors.required(&path.child("lastTransitionTime"), "must be set");
     }
     let reason = condition.reason.as_str();
     if reason.is_empty() {

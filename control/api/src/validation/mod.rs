@@ -3,6 +3,7 @@
 pub mod claims;
 pub mod containers;
 pub mod env;
+pub mod internal;
 pub mod labels;
 pub mod meta;
 pub mod net;

@@ -395,7 +395,7 @@ fn validate_projection<'a>(
         match (&bundle.name, &bundle.signer_name) {
             (Some(_), Some(_)) => errors.invalid(
                 &path,
-                Bad::json(bundle),
+                super::internal::bad("TrustProjection", bundle),
                 "only one of name and signerName may be used",
             ),
             (Some(name), None) => {

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::{Attributes, Operation, Plugin, forbidden, object};
 use crate::{
-    authz::node::node_name,
+    authz::{self, node::node_name},
     codec::meta,
     context::Api,
     status::{Result, Status},
@@ -404,7 +404,86 @@ async fn token(api: &Api, attributes: &Attributes<'_>, node: &str) -> Result<()>
             "node requested token bound to a pod scheduled on a different node",
         );
     }
-    Ok(())
+    audience(api, attributes, &pod)
+}
+
+/// An agent asks for tokens for those who its pod names, or whom a role names for it (KEP-4601's restriction).
+fn audience(api: &Api, attributes: &Attributes<'_>, pod: &Value) -> Result<()> {
+    let wanted = attributes.object["spec"]["audiences"].as_array();
+    let wanted = match wanted.map_or(&[][..], Vec::as_slice) {
+        [] => "",
+        [one] => one.as_str().unwrap_or_default(),
+        _ => return refuse(attributes, "node may only request 0 or 1 audiences"),
+    };
+    if names_audience(api, pod, wanted) {
+        return Ok(());
+    }
+    let question = authz::Attributes::Resource {
+        user: attributes.user,
+        verb: "request-serviceaccounts-token-audience",
+        group: "",
+        version: "",
+        resource: wanted,
+        subresource: "",
+        namespace: attributes.namespace,
+        name: attributes.name,
+    };
+    if api.authorizer.authorize(&question).allowed() {
+        return Ok(());
+    }
+    let user = &attributes.user.name;
+    refuse(
+        attributes,
+        &format!(
+            "audience {wanted:?} not found in pod spec volume, {user} is not authorized to request tokens for this \
+             audience"
+        ),
+    )
+}
+
+/// Whether a volume of the pod needs a token for this audience: a projected one, or its CSI driver.
+fn names_audience(api: &Api, pod: &Value, audience: &str) -> bool {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let items = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    let stored = |group: &str, plural: &str, namespace: &str, name: &str| {
+        let registry = api.registry.load();
+        let entry = api
+            .storage
+            .cache
+            .get(&registry.any_version(group, plural)?.key(namespace, name))?;
+        serde_json::from_slice::<Value>(&entry.bytes).ok()
+    };
+    let driver_asks = |driver: &str| {
+        stored("storage.k8s.io", "csidrivers", "", driver).is_some_and(|driver| {
+            items(&driver["spec"]["tokenRequests"])
+                .iter()
+                .any(|request| text(&request["audience"]) == audience)
+        })
+    };
+    let claim_asks = |claim: &str| {
+        let namespace = meta(pod, "namespace");
+        let volume = stored("", "persistentvolumeclaims", namespace, claim).and_then(|claim| {
+            stored(
+                "",
+                "persistentvolumes",
+                "",
+                &text(&claim["spec"]["volumeName"]),
+            )
+        });
+        volume.is_some_and(|volume| driver_asks(&text(&volume["spec"]["csi"]["driver"])))
+    };
+    items(&pod["spec"]["volumes"]).iter().any(|volume| {
+        let projected = items(&volume["projected"]["sources"]).iter().any(|source| {
+            let token = &source["serviceAccountToken"];
+            !token.is_null() && text(&token["audience"]) == audience
+        });
+        let claim = &volume["persistentVolumeClaim"]["claimName"];
+        projected
+            || volume["csi"]["driver"].as_str().is_some_and(driver_asks)
+            || claim.as_str().is_some_and(claim_asks)
+            || (!volume["ephemeral"].is_null()
+                && claim_asks(&format!("{}-{}", meta(pod, "name"), text(&volume["name"]))))
+    })
 }
 
 fn lease(attributes: &Attributes<'_>, node: &str) -> Result<()> {

@@ -45,6 +45,9 @@ impl Level {
     }
 }
 
+/// The second number of a version of the standards.
+type Minor = u32;
+
 /// A level with the version of the standards that it means.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Policy {
@@ -66,6 +69,15 @@ impl Policy {
                 .unwrap_or("latest")
                 .to_owned(),
         }
+    }
+
+    /// `latest`, and what has not come yet, mean the newest there is.
+    fn minor(&self) -> Minor {
+        let minor = self.version.strip_prefix("v1.");
+        minor
+            .filter(|_| valid_version(&self.version))
+            .and_then(|minor| minor.parse().ok())
+            .unwrap_or(Minor::MAX)
     }
 
     fn name(&self) -> String {
@@ -109,7 +121,7 @@ impl Plugin for PodSecurity {
             _ => Policy::of(&namespace, "warn"),
         };
         let describe = |policy: &Policy| -> Option<String> {
-            let broken = violations(metadata, spec, policy.level);
+            let broken = violations(metadata, spec, policy.level, policy.minor());
             if broken.is_empty() {
                 return None;
             }
@@ -204,7 +216,7 @@ fn check_namespace(api: &Api, attributes: &mut Attributes<'_>) -> Result<()> {
         .into_iter()
         .take(MAX_EXISTING_PODS)
     {
-        let broken = violations(&pod["metadata"], &pod["spec"], new.level);
+        let broken = violations(&pod["metadata"], &pod["spec"], new.level, new.minor());
         if broken.is_empty() {
             continue;
         }

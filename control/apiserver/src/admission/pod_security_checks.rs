@@ -1,10 +1,10 @@
-//! The checks of the pod security standards (policy of 1.36), as data about one pod.
+//! The checks of the pod security standards, each in the versions that have it, as data about one pod.
 
 use std::{collections::BTreeSet, fmt};
 
 use serde_json::Value;
 
-use super::Level;
+use super::{Level, Minor};
 
 /// A check that a pod fails: `hostPath volumes (volume "v")`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,44 +25,81 @@ impl fmt::Display for Violation {
 
 type Check = fn(&Pod<'_>) -> Option<Violation>;
 
-/// In the order in which upstream reports them. The restricted level has its own version of the checks marked so.
-const BASELINE: [(Check, bool); 12] = [
-    (app_armor, false),
-    (capabilities, true),
-    (host_namespaces, false),
-    (host_path, true),
-    (host_ports, false),
-    (probe_hosts, false),
-    (privileged, false),
-    (proc_mount, false),
-    (selinux, false),
-    (seccomp, true),
-    (sysctls, false),
-    (host_process, false),
+/// A check of the baseline level.
+struct Baseline {
+    check: Check,
+    since: Minor,
+    /// From this version on, the restricted level has its own form of it.
+    replaced_since: Option<Minor>,
+}
+
+const fn baseline(check: Check) -> Baseline {
+    Baseline {
+        check,
+        since: 0,
+        replaced_since: None,
+    }
+}
+
+/// In the order in which upstream reports them.
+const BASELINE: [Baseline; 12] = [
+    baseline(app_armor),
+    Baseline {
+        replaced_since: Some(22),
+        ..baseline(capabilities)
+    },
+    baseline(host_namespaces),
+    Baseline {
+        replaced_since: Some(0),
+        ..baseline(host_path)
+    },
+    baseline(host_ports),
+    Baseline {
+        since: 34,
+        ..baseline(probe_hosts)
+    },
+    baseline(privileged),
+    baseline(proc_mount),
+    baseline(selinux),
+    Baseline {
+        replaced_since: Some(19),
+        ..baseline(seccomp)
+    },
+    baseline(sysctls),
+    baseline(host_process),
 ];
 
-const RESTRICTED: [Check; 6] = [
-    privilege_escalation,
-    capabilities_restricted,
-    volume_types,
-    run_as_non_root,
-    run_as_user,
-    seccomp_restricted,
+/// With the version that brought each.
+const RESTRICTED: [(Check, Minor); 6] = [
+    (privilege_escalation, 8),
+    (capabilities_restricted, 22),
+    (volume_types, 0),
+    (run_as_non_root, 0),
+    (run_as_user, 23),
+    (seccomp_restricted, 19),
 ];
 
-/// What of a level the pod breaks.
-pub fn violations(metadata: &Value, spec: &Value, level: Level) -> Vec<Violation> {
+/// What of a level the pod breaks, by the standards of one version.
+pub fn violations(metadata: &Value, spec: &Value, level: Level, version: Minor) -> Vec<Violation> {
     if level == Level::Privileged {
         return Vec::new();
     }
-    let pod = Pod { metadata, spec };
+    let pod = Pod {
+        metadata,
+        spec,
+        version,
+    };
     let restricted = level == Level::Restricted;
-    let baseline = BASELINE
+    let replaced =
+        |one: &Baseline| restricted && one.replaced_since.is_some_and(|since| since <= version);
+    let mut found: Vec<Violation> = BASELINE
         .iter()
-        .filter(|(_, replaced)| !(restricted && *replaced));
-    let mut found: Vec<Violation> = baseline.filter_map(|(check, _)| check(&pod)).collect();
+        .filter(|one| one.since <= version && !replaced(one))
+        .filter_map(|one| (one.check)(&pod))
+        .collect();
     if restricted {
-        found.extend(RESTRICTED.iter().filter_map(|check| check(&pod)));
+        let checks = RESTRICTED.iter().filter(|(_, since)| *since <= version);
+        found.extend(checks.filter_map(|(check, _)| check(&pod)));
     }
     found
 }
@@ -70,6 +107,8 @@ pub fn violations(metadata: &Value, spec: &Value, level: Level) -> Vec<Violation
 struct Pod<'a> {
     metadata: &'a Value,
     spec: &'a Value,
+    /// Of the standards.
+    version: Minor,
 }
 
 impl<'a> Pod<'a> {
@@ -86,8 +125,14 @@ impl<'a> Pod<'a> {
         containers.filter_map(|c| c["name"].as_str()).collect()
     }
 
+    /// What only Linux knows is not asked of Windows since 1.25.
     fn is_windows(&self) -> bool {
-        self.spec["os"]["name"] == "windows"
+        self.version >= 25 && self.spec["os"]["name"] == "windows"
+    }
+
+    /// A pod in a user namespace may be root in it since 1.35 (KEP-127).
+    fn has_user_namespace(&self) -> bool {
+        self.version >= 35 && self.spec["hostUsers"] == false
     }
 }
 
@@ -376,7 +421,7 @@ fn privileged(pod: &Pod<'_>) -> Option<Violation> {
 }
 
 fn proc_mount(pod: &Pod<'_>) -> Option<Violation> {
-    if pod.spec["hostUsers"] == false {
+    if pod.has_user_namespace() {
         return None;
     }
     let set = |c: &Value| {
@@ -404,12 +449,17 @@ fn selinux(pod: &Pod<'_>) -> Option<Violation> {
         "container_t",
         "container_init_t",
         "container_kvm_t",
-        "container_engine_t",
+        "container_engine_t", // since 1.31
     ];
+    let types = if pod.version >= 31 {
+        &TYPES[..]
+    } else {
+        &TYPES[..4]
+    };
     let options = |context: &Value| context["securityContext"]["seLinuxOptions"].clone();
     let type_of = |o: &Value| o["type"].as_str().unwrap_or_default().to_owned();
     let set = |o: &Value, field: &str| !o[field].as_str().unwrap_or_default().is_empty();
-    let bad = |o: &Value| !TYPES.contains(&type_of(o).as_str()) || set(o, "user") || set(o, "role");
+    let bad = |o: &Value| !types.contains(&type_of(o).as_str()) || set(o, "user") || set(o, "role");
     let pod_bad = bad(&options(pod.spec));
     let names = pod.which(|c| bad(&options(c)));
     if !pod_bad && names.is_empty() {
@@ -425,15 +475,15 @@ fn selinux(pod: &Pod<'_>) -> Option<Violation> {
     let all: Vec<Value> = std::iter::once(options(pod.spec))
         .chain(pod.containers().map(options))
         .collect();
-    let types: BTreeSet<String> = all
+    let bad_types: BTreeSet<String> = all
         .iter()
         .map(type_of)
-        .filter(|t| !TYPES.contains(&t.as_str()))
+        .filter(|t| !types.contains(&t.as_str()))
         .collect();
     let mut what = Vec::new();
-    if !types.is_empty() {
-        let word = plural("type", "types", types.len());
-        what.push(format!("{word} {}", quoted(types)));
+    if !bad_types.is_empty() {
+        let word = plural("type", "types", bad_types.len());
+        what.push(format!("{word} {}", quoted(bad_types)));
     }
     for field in ["user", "role"] {
         if all.iter().any(|o| set(o, field)) {
@@ -456,7 +506,37 @@ fn seccomp_type(context: &Value) -> &str {
         .unwrap_or_default()
 }
 
+/// What said the profile before 1.19.
+fn seccomp_annotations(pod: &Pod<'_>) -> Option<Violation> {
+    const POD: &str = "seccomp.security.alpha.kubernetes.io/pod";
+    const CONTAINER: &str = "container.seccomp.security.alpha.kubernetes.io/";
+    let of_containers = pod.containers().filter_map(|c| c["name"].as_str());
+    let keys = std::iter::once(POD.to_owned())
+        .chain(of_containers.map(|name| format!("{CONTAINER}{name}")));
+    let good = |value: &str| {
+        matches!(value, "runtime/default" | "docker/default") || value.starts_with("localhost/")
+    };
+    let bad: BTreeSet<String> = keys
+        .filter_map(|key| {
+            let value = pod.metadata["annotations"][key.as_str()].as_str()?;
+            (!good(value)).then(|| format!("{key}={value:?}"))
+        })
+        .collect();
+    if bad.is_empty() {
+        return None;
+    }
+    let word = plural("annotation", "annotations", bad.len());
+    let bad: Vec<String> = bad.into_iter().collect();
+    violation(
+        "seccompProfile",
+        format!("forbidden {word} {}", bad.join(", ")),
+    )
+}
+
 fn seccomp(pod: &Pod<'_>) -> Option<Violation> {
+    if pod.version < 19 {
+        return seccomp_annotations(pod);
+    }
     let bad =
         |context: &Value| !matches!(seccomp_type(context), "" | "RuntimeDefault" | "Localhost");
     let names = pod.which(bad);
@@ -530,26 +610,30 @@ fn seccomp_restricted(pod: &Pod<'_>) -> Option<Violation> {
 }
 
 fn sysctls(pod: &Pod<'_>) -> Option<Violation> {
-    const ALLOWED: [&str; 12] = [
-        "kernel.shm_rmid_forced",
-        "net.ipv4.ip_local_port_range",
-        "net.ipv4.tcp_syncookies",
-        "net.ipv4.ping_group_range",
-        "net.ipv4.ip_unprivileged_port_start",
-        "net.ipv4.ip_local_reserved_ports",
-        "net.ipv4.tcp_keepalive_time",
-        "net.ipv4.tcp_fin_timeout",
-        "net.ipv4.tcp_keepalive_intvl",
-        "net.ipv4.tcp_keepalive_probes",
-        "net.ipv4.tcp_rmem",
-        "net.ipv4.tcp_wmem",
+    const ALLOWED: [(&str, Minor); 12] = [
+        ("kernel.shm_rmid_forced", 0),
+        ("net.ipv4.ip_local_port_range", 0),
+        ("net.ipv4.tcp_syncookies", 0),
+        ("net.ipv4.ping_group_range", 0),
+        ("net.ipv4.ip_unprivileged_port_start", 0),
+        ("net.ipv4.ip_local_reserved_ports", 27),
+        ("net.ipv4.tcp_keepalive_time", 29),
+        ("net.ipv4.tcp_fin_timeout", 29),
+        ("net.ipv4.tcp_keepalive_intvl", 29),
+        ("net.ipv4.tcp_keepalive_probes", 29),
+        ("net.ipv4.tcp_rmem", 32),
+        ("net.ipv4.tcp_wmem", 32),
     ];
+    let allowed = |name: &str| {
+        let known = ALLOWED.iter().find(|(known, _)| *known == name);
+        known.is_some_and(|(_, since)| *since <= pod.version)
+    };
     let sysctls = pod.spec["securityContext"]["sysctls"]
         .as_array()
         .into_iter()
         .flatten();
     let names = sysctls.filter_map(|s| s["name"].as_str());
-    let bad: Vec<&str> = names.filter(|name| !ALLOWED.contains(name)).collect();
+    let bad: Vec<&str> = names.filter(|name| !allowed(name)).collect();
     if bad.is_empty() {
         return None;
     }
@@ -595,7 +679,7 @@ fn privilege_escalation(pod: &Pod<'_>) -> Option<Violation> {
 
 fn run_as_non_root(pod: &Pod<'_>) -> Option<Violation> {
     const REASON: &str = "runAsNonRoot != true";
-    if pod.spec["hostUsers"] == false {
+    if pod.has_user_namespace() {
         return None;
     }
     let set = |context: &Value| context["securityContext"]["runAsNonRoot"].as_bool();
@@ -630,7 +714,7 @@ fn run_as_non_root(pod: &Pod<'_>) -> Option<Violation> {
 }
 
 fn run_as_user(pod: &Pod<'_>) -> Option<Violation> {
-    if pod.spec["hostUsers"] == false {
+    if pod.has_user_namespace() {
         return None;
     }
     let root = |context: &Value| context["securityContext"]["runAsUser"] == 0;
@@ -659,7 +743,12 @@ mod tests {
 
     #[track_caller]
     fn check(spec: Value, level: Level, expected: &[&str]) {
-        let found = violations(&Value::Null, &spec, level);
+        check_at(36, &Value::Null, spec, level, expected);
+    }
+
+    #[track_caller]
+    fn check_at(version: Minor, metadata: &Value, spec: Value, level: Level, expected: &[&str]) {
+        let found = violations(metadata, &spec, level, version);
         let found: Vec<String> = found.iter().map(ToString::to_string).collect();
         assert_eq!(found, expected);
     }
@@ -715,5 +804,74 @@ mod tests {
                 "privileged (container \"b\" must not set securityContext.privileged=true)",
             ],
         );
+    }
+
+    #[test]
+    fn a_version_has_the_checks_of_its_time() {
+        let plain = json!({"containers": [{"name": "c"}]});
+        let root = "runAsNonRoot != true (pod or container \"c\" must set securityContext.runAsNonRoot=true)";
+        let escalation = "allowPrivilegeEscalation != false (container \"c\" must set securityContext.allowPrivilegeEscalation=false)";
+        check_at(7, &Value::Null, plain.clone(), Level::Restricted, &[root]);
+        check_at(
+            18,
+            &Value::Null,
+            plain,
+            Level::Restricted,
+            &[escalation, root],
+        );
+        let capable = json!({"containers": [{"name": "c", "securityContext": {
+            "capabilities": {"add": ["SYS_TIME"]}, "allowPrivilegeEscalation": false, "runAsNonRoot": true,
+        }}]});
+        // Before 1.22 the restricted level had baseline's check of capabilities.
+        check_at(
+            18,
+            &Value::Null,
+            capable,
+            Level::Restricted,
+            &[
+                "non-default capabilities (container \"c\" must not include \"SYS_TIME\" in securityContext.capabilities.add)",
+            ],
+        );
+        let sysctls = json!({"containers": [], "securityContext": {"sysctls": [
+            {"name": "net.ipv4.tcp_rmem"}, {"name": "net.ipv4.tcp_fin_timeout"},
+        ]}});
+        let broken = "forbidden sysctls (net.ipv4.tcp_rmem, net.ipv4.tcp_fin_timeout)";
+        check_at(
+            28,
+            &Value::Null,
+            sysctls.clone(),
+            Level::Baseline,
+            &[broken],
+        );
+        check_at(
+            31,
+            &Value::Null,
+            sysctls.clone(),
+            Level::Baseline,
+            &["forbidden sysctls (net.ipv4.tcp_rmem)"],
+        );
+        check_at(32, &Value::Null, sysctls, Level::Baseline, &[]);
+        let annotated =
+            json!({"annotations": {"seccomp.security.alpha.kubernetes.io/pod": "unconfined"}});
+        check_at(
+            18,
+            &annotated,
+            json!({"containers": []}),
+            Level::Baseline,
+            &[
+                "seccompProfile (forbidden annotation seccomp.security.alpha.kubernetes.io/pod=\"unconfined\")",
+            ],
+        );
+        check_at(
+            19,
+            &annotated,
+            json!({"containers": []}),
+            Level::Baseline,
+            &[],
+        );
+        let probe = json!({"containers": [
+            {"name": "c", "livenessProbe": {"tcpSocket": {"host": "example.com", "port": 1}}},
+        ]});
+        check_at(33, &Value::Null, probe, Level::Baseline, &[]);
     }
 }

@@ -7,6 +7,7 @@ use crate::identity::{MASTERS, User};
 
 pub mod bootstrap;
 pub mod cached;
+pub mod escalation;
 pub mod node;
 pub mod rbac;
 
@@ -96,16 +97,9 @@ impl Authorizer for Union {
     }
 
     fn rules(&self, user: &User, namespace: &str) -> Vec<rbac::Rule> {
-        let mut rules = Vec::new();
-        if user.groups.iter().any(|group| group == MASTERS) {
-            rules.push(rbac::Rule::everything());
-            rules.push(rbac::Rule::every_path());
-        }
-        rules.extend(
-            self.authorizers
-                .iter()
-                .flat_map(|a| a.rules(user, namespace)),
-        );
-        rules
+        self.authorizers
+            .iter()
+            .flat_map(|a| a.rules(user, namespace))
+            .collect()
     }
 }

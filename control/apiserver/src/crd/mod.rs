@@ -7,9 +7,10 @@
 //!
 //! One task follows the definitions in the watch cache. It is level-triggered: each round looks at all of them, so that a
 //! restart serves what was served before. What a row does is in `skep_api::custom`; `conversion` holds how stored objects
-//! become a row's.
+//! become a row's; `registration` makes their APIServices.
 
 pub mod conversion;
+mod registration;
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -196,6 +197,7 @@ fn rows(definition: &Value, since: u64) -> Vec<Arc<Resource>> {
             }
             resource.stored_version = shared.storage_version().to_owned();
             resource.scale = row.scale.map(|scale| ScalePaths::custom(&scale));
+            resource.terminating = names::condition(definition, "Terminating") == Some("True");
             resource.openapi = Some(Arc::new(row.openapi));
             resource.stored_form = Some(Conversion::new(shared.clone(), &resource.api_version));
             Arc::new(resource)
@@ -206,6 +208,7 @@ fn rows(definition: &Value, since: u64) -> Vec<Arc<Resource>> {
 /// Follows the definitions until the server is gone.
 pub fn follow(api: &Arc<Api>) {
     tokio::spawn(run(Arc::downgrade(api)));
+    registration::follow(api);
 }
 
 async fn run(api: Weak<Api>) {

@@ -37,6 +37,7 @@ const FOREGROUND: &str = "foregroundDeletion";
 pub async fn delete(ctx: &Ctx, resource: &Arc<Resource>) -> Result<Response> {
     let out = ctx.output(resource)?;
     let options = read_options(ctx).await?;
+    hooks::may_delete(resource, &ctx.info.name)?;
     let namespace = if resource.namespaced() {
         ctx.info.namespace.as_str()
     } else {

@@ -102,6 +102,18 @@ pub fn parse(
     if patch_type == PatchType::Apply {
         let value = codec::yaml(body)
             .map_err(|error| Status::bad_request(format!("error decoding YAML: {error}")))?;
+        if let Some(why) = codec::yaml_duplicate(body) {
+            let why = format!("error converting YAML to JSON: {why}");
+            match validation {
+                FieldValidation::Ignore => {}
+                // A header is one line.
+                FieldValidation::Warn => warnings.push(why.replace('\n', " ")),
+                FieldValidation::Strict => {
+                    let why = format!("error strict decoding YAML: {why}");
+                    return Err(Status::bad_request(why));
+                }
+            }
+        }
         return match value {
             Value::Object(_) => Ok(value),
             Value::Null => Ok(Value::Object(serde_json::Map::new())),
@@ -185,7 +197,16 @@ fn patched(
         }
         let mut applied = patch.clone();
         fill_identity(&mut applied, target)?;
-        apply(ctx, target, options, old, &applied)?
+        let uid = codec::meta(&applied, "uid");
+        let new = apply(ctx, target, options, old, &applied)?;
+        if old.is_none() && !uid.is_empty() {
+            let why = format!(
+                "uid mismatch: the provided object specified uid {uid}, and no existing object was found"
+            );
+            let def = &resource.def;
+            return Err(Status::conflict(&def.group, &def.plural, target.name, &why));
+        }
+        new
     } else {
         let Some(old) = old else {
             return Err(Status::missing(resource, target.name));
@@ -229,16 +250,16 @@ fn patched(
     Ok(new)
 }
 
-/// An applied configuration may leave out its name and namespace: the URL has them.
+/// An applied configuration says what it is, but may leave out its name and namespace: the URL has them.
 fn fill_identity(applied: &mut Value, target: Target<'_>) -> Result<()> {
     let resource = target.resource;
     let kind = applied["kind"].as_str().unwrap_or_default();
     let api_version = applied["apiVersion"].as_str().unwrap_or_default();
-    if api_version.is_empty() || kind.is_empty() {
-        return Ok(());
-    }
     if kind != resource.def.kind || api_version != resource.api_version {
-        return Ok(());
+        let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
+        return Err(Status::bad_request(format!(
+            "invalid object type: {group}/{version}, Kind={kind}"
+        )));
     }
     if !applied["metadata"].is_object() {
         applied["metadata"] = Value::Object(serde_json::Map::new());

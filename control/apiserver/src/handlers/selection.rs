@@ -1,6 +1,9 @@
 //! Which objects a list or watch is about: selectors over what the cache indexed.
 
-use skep_api::selector::{FieldSelector, LabelSelector};
+use skep_api::{
+    kinds::events,
+    selector::{FieldSelector, LabelSelector},
+};
 
 use crate::{
     cache::Entry,
@@ -26,12 +29,17 @@ impl Selection {
     pub fn new(ctx: &Ctx, resource: &Resource, options: &ListOptions) -> Result<Self> {
         let labels = LabelSelector::parse(&options.label_selector)
             .map_err(|error| Status::bad_request(error.to_string()))?;
-        let fields = FieldSelector::parse(&options.field_selector)
+        let mut fields = FieldSelector::parse(&options.field_selector)
             .map_err(|error| Status::bad_request(error.to_string()))?;
         resource
             .def
             .check_field_selector(&fields)
             .map_err(|error| Status::bad_request(error.to_string()))?;
+        if resource.is("events.k8s.io", "events") {
+            for term in &mut fields.terms {
+                term.field = events::stored_field(&term.field);
+            }
+        }
         let mut namespace = ctx.info.namespace.as_str();
         if namespace.is_empty() && resource.namespaced() {
             namespace = fields.requires("metadata.namespace").unwrap_or_default();

@@ -212,15 +212,16 @@ fn check_log_options(ctx: &Ctx) -> Result<()> {
 /// exec, attach and portforward.
 pub async fn stream(ctx: &Ctx, resource: &Arc<Resource>, subresource: &str) -> Result<Response> {
     let (namespace, name) = (&ctx.info.namespace, &ctx.info.name);
-    if ctx.headers.get(header::UPGRADE).is_none() {
-        return Err(Status::bad_request("Upgrade request required"));
-    }
     if ctx.method == Method::GET {
         // A WebSocket begins with GET, but what it does is to create a process.
         ctx.authorize_resource("create", name)?;
     }
     super::connect::admit(ctx, resource, subresource).await?;
     let pod = stored(ctx, "pods", namespace, name).await?;
+    let container = match subresource {
+        "portforward" => String::new(),
+        _ => container(ctx, &pod)?,
+    };
     let phase = pod["status"]["phase"].as_str().unwrap_or_default();
     let Some(node_name) = pod["spec"]["nodeName"].as_str().filter(|n| !n.is_empty()) else {
         return Err(Status::bad_request(format!(
@@ -233,11 +234,13 @@ pub async fn stream(ctx: &Ctx, resource: &Arc<Resource>, subresource: &str) -> R
         )));
     }
     let (address, port) = node(ctx, node_name).await?;
+    if ctx.headers.get(header::UPGRADE).is_none() {
+        return Err(Status::bad_request("Upgrade request required"));
+    }
     let path = if subresource == "portforward" {
         let query = parameters(ctx, &[("ports", "port")]);
         format!("/portForward/{}/{}{query}", escape(namespace), escape(name))
     } else {
-        let container = container(ctx, &pod)?;
         let mut names = vec![
             ("stdin", "input"),
             ("stdout", "output"),

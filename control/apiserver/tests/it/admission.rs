@@ -215,3 +215,102 @@ async fn agents_write_only_what_is_their_nodes() {
     agent("POST", leases, lease, 403, why).await;
     agent("POST", leases, json!({"metadata": {"name": "n"}}), 201, "").await;
 }
+
+#[tokio::test]
+async fn an_agent_asks_for_tokens_for_whom_its_pod_names() {
+    let cluster = Cluster::start().await;
+    cluster
+        .post("/api/v1/nodes", json!({"metadata": {"name": "n"}}))
+        .await
+        .expect(201);
+    let pod = json!({"metadata": {"name": "p"}, "spec": {
+        "nodeName": "n", "containers": [{"name": "c", "image": "i"}],
+        "volumes": [{"name": "v", "projected": {"sources": [
+            {"serviceAccountToken": {"path": "t", "audience": "vault"}},
+        ]}}],
+    }});
+    let pod = cluster
+        .post("/api/v1/namespaces/default/pods", pod)
+        .await
+        .expect(201);
+    let ask = async |audiences: Value| {
+        let body = json!({"spec": {"audiences": audiences, "boundObjectRef": {
+            "apiVersion": "v1", "kind": "Pod", "name": "p", "uid": pod["metadata"]["uid"],
+        }}});
+        let path = "/api/v1/namespaces/default/serviceaccounts/default/token";
+        let answer = cluster.as_agent("n", "POST", path, &body).await;
+        let message = answer.json()["message"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned();
+        (answer.code, message)
+    };
+    let (code, why) = ask(json!(["elsewhere"])).await;
+    assert_eq!(code, 403, "{why}");
+    assert!(
+        why.contains(
+            "audience \"elsewhere\" not found in pod spec volume, system:node:n is not authorized"
+        ),
+        "{why}"
+    );
+    let (code, why) = ask(json!(["vault", "elsewhere"])).await;
+    assert!(code == 403 && why.contains("0 or 1 audiences"), "{why}");
+    // This server signs no tokens, but what admission thinks of it comes first.
+    assert_ne!(ask(json!(["vault"])).await.0, 403);
+    assert_ne!(ask(json!([])).await.0, 403);
+}
+
+#[tokio::test]
+async fn nobody_grants_what_they_do_not_have() {
+    let cluster = Cluster::start().await;
+    let group = "/apis/rbac.authorization.k8s.io/v1";
+    let rule = json!({"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list"]});
+    let role = json!({"metadata": {"name": "r"}, "rules": [rule]});
+    let roles = format!("{group}/namespaces/default/roles");
+    let missing = "user \"system:node:n\" (groups=[\"system:nodes\" \"system:authenticated\"]) is attempting to grant RBAC \
+                   permissions not currently held:\n{APIGroups:[\"\"], Resources:[\"pods\"], Verbs:[\"get\" \"list\"]}";
+    let status = cluster
+        .as_agent("n", "POST", &roles, &role)
+        .await
+        .expect(403);
+    assert_eq!(
+        status["message"],
+        format!("roles.rbac.authorization.k8s.io \"r\" is forbidden: {missing}")
+    );
+    cluster.post(&roles, role).await.expect(201);
+    let bindings = format!("{group}/namespaces/default/rolebindings");
+    let binding = |kind: &str, name: &str| {
+        json!({"metadata": {"name": "b"}, "roleRef": {
+            "apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": name,
+        }})
+    };
+    let refused = cluster.as_agent("n", "POST", &bindings, &binding("Role", "r"));
+    let status = refused.await.expect(403);
+    assert_eq!(
+        status["message"],
+        format!("rolebindings.rbac.authorization.k8s.io \"b\" is forbidden: {missing}")
+    );
+    let refused = cluster.as_agent("n", "POST", &bindings, &binding("ClusterRole", "none"));
+    let status = refused.await.expect(404);
+    assert_eq!(
+        status["message"],
+        "clusterroles.rbac.authorization.k8s.io \"none\" not found"
+    );
+    // What grants nothing is nobody's secret, and the garbage collector's fields are free.
+    let empty = json!({"metadata": {"name": "empty"}, "rules": []});
+    cluster
+        .as_agent("n", "POST", &roles, &empty)
+        .await
+        .expect(201);
+    let finalizers = json!({"metadata": {"finalizers": ["example.com/x"]}});
+    let one = format!("{roles}/r");
+    cluster
+        .as_agent("n", "PATCH", &one, &finalizers)
+        .await
+        .expect(200);
+    let more = json!({"rules": [{"apiGroups": ["*"], "resources": ["*"], "verbs": ["*"]}]});
+    cluster
+        .as_agent("n", "PATCH", &one, &more)
+        .await
+        .expect(403);
+}

@@ -243,3 +243,57 @@ async fn documents_describe_a_custom_kind() {
         .expect(422);
     assert_eq!(refused["details"]["causes"][0]["field"], "spec.scope");
 }
+
+#[tokio::test]
+async fn a_group_version_has_an_api_service_as_long_as_it_is_served() {
+    let cluster = Cluster::start().await;
+    let widgets = definition("widgets", "Widget", json!({"type": "object"}));
+    cluster.post(DEFINITIONS, widgets).await.expect(201);
+    let service = "/apis/apiregistration.k8s.io/v1/apiservices/v1.example.com";
+    let present = until(&cluster, service, |code, _| code == 200).await;
+    assert_eq!(
+        present["spec"],
+        json!({
+            "group": "example.com", "version": "v1",
+            "groupPriorityMinimum": 1000, "versionPriority": 100,
+        })
+    );
+    assert_eq!(present["status"]["conditions"][0]["reason"], "Local");
+    // Deleted by hand, it comes back.
+    cluster.delete(service, Value::Null).await.expect(200);
+    let uid = present["metadata"]["uid"].clone();
+    until(&cluster, service, |code, body| {
+        code == 200 && body["metadata"]["uid"] != uid
+    })
+    .await;
+    let one = format!("{DEFINITIONS}/widgets.example.com");
+    cluster.delete(&one, Value::Null).await.expect(200);
+    until(&cluster, service, |code, _| code == 404).await;
+}
+
+#[tokio::test]
+async fn nothing_is_created_of_a_kind_that_goes_away() {
+    let cluster = Cluster::start().await;
+    let widgets = definition("widgets", "Widget", json!({"type": "object"}));
+    cluster.post(DEFINITIONS, widgets).await.expect(201);
+    let path = "/apis/example.com/v1/namespaces/default/widgets";
+    until(&cluster, path, |code, _| code == 200).await;
+    // It holds the definition, and so the kind, back.
+    let held = json!({"metadata": {"name": "a", "finalizers": ["example.com/wait"]}});
+    cluster.post(path, held).await.expect(201);
+    let one = format!("{DEFINITIONS}/widgets.example.com");
+    cluster.delete(&one, Value::Null).await.expect(200);
+    until(&cluster, &format!("{path}/a"), |_, body| {
+        !body["metadata"]["deletionTimestamp"].is_null()
+    })
+    .await;
+    let refused = cluster.post(path, json!({"metadata": {"name": "b"}})).await;
+    let status = refused.expect(405);
+    assert_eq!(
+        status["message"],
+        "create not allowed while custom resource definition is terminating"
+    );
+    let free = json!({"metadata": {"finalizers": null}});
+    cluster.merge(&format!("{path}/a"), free).await.expect(200);
+    until(&cluster, &one, |code, _| code == 404).await;
+}

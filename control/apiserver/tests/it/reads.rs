@@ -209,3 +209,26 @@ async fn discovery_answers_both_forms() {
         304
     );
 }
+
+#[tokio::test]
+async fn events_are_selected_by_the_names_of_their_version() {
+    let cluster = Cluster::start().await;
+    let event = json!({
+        "metadata": {"name": "e"}, "involvedObject": {"kind": "Pod", "name": "p", "namespace": "default"},
+    });
+    let core = "/api/v1/namespaces/default/events";
+    cluster.post(core, event).await.expect(201);
+    let new = "/apis/events.k8s.io/v1/namespaces/default/events";
+    let found = async |path: &str, selector: &str| {
+        let answer = cluster
+            .get(&format!("{path}?fieldSelector={selector}"))
+            .await;
+        let list = answer.json();
+        (answer.code, list["items"].as_array().map_or(0, Vec::len))
+    };
+    assert_eq!(found(core, "involvedObject.name=p").await, (200, 1));
+    assert_eq!(found(new, "regarding.name=p").await, (200, 1));
+    assert_eq!(found(new, "regarding.name=q").await, (200, 0));
+    assert_eq!(found(new, "involvedObject.name=p").await.0, 400);
+    assert_eq!(found(core, "regarding.name=p").await.0, 400);
+}

@@ -225,3 +225,97 @@ async fn every_row_answers_list_and_refuses_nonsense() {
         );
     }
 }
+
+#[tokio::test]
+async fn the_systems_priority_classes_stay() {
+    let cluster = Cluster::start().await;
+    let class = "/apis/scheduling.k8s.io/v1/priorityclasses/system-node-critical";
+    let status = cluster.delete(class, Value::Null).await.expect(403);
+    assert_eq!(
+        status["message"],
+        "priorityclasses.scheduling.k8s.io \"system-node-critical\" is forbidden: this is a system priority class and \
+         cannot be deleted"
+    );
+    cluster.get(class).await.expect(200);
+}
+
+#[tokio::test]
+async fn a_condition_without_its_time_is_told_so() {
+    let cluster = Cluster::start().await;
+    let budgets = "/apis/policy/v1/namespaces/default/poddisruptionbudgets";
+    let budget = json!({"metadata": {"name": "b"}, "spec": {"minAvailable": 1, "selector": {}}});
+    cluster.post(budgets, budget).await.expect(201);
+    let conditions =
+        json!({"status": {"conditions": [{"type": "A", "status": "True", "reason": "R"}]}});
+    let status = cluster
+        .merge(&format!("{budgets}/b/status"), conditions)
+        .await
+        .expect(422);
+    assert_eq!(
+        status["message"],
+        "PodDisruptionBudget.policy \"b\" is invalid: status.conditions[0].lastTransitionTime: Required value: must be set"
+    );
+    // Where nobody asks for it, it is stored as none.
+    let ranges = "/apis/networking.k8s.io/v1/servicecidrs";
+    let range = json!({"metadata": {"name": "r"}, "spec": {"cidrs": ["10.9.0.0/24"]}});
+    cluster.post(ranges, range).await.expect(201);
+    let conditions =
+        json!({"status": {"conditions": [{"type": "A", "status": "True", "reason": "R"}]}});
+    let stored = cluster
+        .merge(&format!("{ranges}/r/status"), conditions)
+        .await
+        .expect(200);
+    assert_eq!(
+        stored["status"]["conditions"][0]["lastTransitionTime"],
+        Value::Null
+    );
+}
+
+#[tokio::test]
+async fn an_applied_configuration_is_of_the_kind_that_it_is_sent_to() {
+    let cluster = Cluster::start().await;
+    let apply = async |body: Value| {
+        let path = format!("{MAPS}/a?fieldManager=m");
+        let answer = cluster.request("PATCH", &path, "application/apply-patch+yaml", &body);
+        let answer = answer.await;
+        (answer.code, answer.json()["message"].clone())
+    };
+    let (code, why) = apply(json!({"apiVersion": "v1", "kind": "Secret"})).await;
+    assert_eq!(
+        (code, why),
+        (400, json!("invalid object type: /v1, Kind=Secret"))
+    );
+    let (code, why) = apply(json!({"data": {}})).await;
+    assert_eq!((code, why), (400, json!("invalid object type: /, Kind=")));
+    let known = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"uid": "u"}});
+    let (code, why) = apply(known).await;
+    assert_eq!(code, 409, "{why}");
+    assert!(
+        why.to_string()
+            .contains("uid mismatch: the provided object specified uid u"),
+        "{why}"
+    );
+}
+
+#[tokio::test]
+async fn a_key_given_twice_in_yaml_counts_as_field_validation_says() {
+    let cluster = Cluster::start().await;
+    let body = "apiVersion: v1\nkind: ConfigMap\ndata:\n  a: b\n  a: c\n";
+    let apply = async |validation: &str| {
+        let request = Request::patch(format!(
+            "{MAPS}/a?fieldManager=m&fieldValidation={validation}"
+        ))
+        .header(header::CONTENT_TYPE, "application/apply-patch+yaml");
+        cluster
+            .call(request.body(Body::from(body)).expect("a request"))
+            .await
+    };
+    let status = apply("Strict").await.expect(400);
+    assert_eq!(
+        status["message"],
+        "error strict decoding YAML: error converting YAML to JSON: yaml: unmarshal errors:\n  line 5: key \"a\" already \
+         set in map"
+    );
+    let applied = apply("Ignore").await.expect(201);
+    assert_eq!(applied["data"]["a"], "c");
+}

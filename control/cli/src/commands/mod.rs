@@ -2,14 +2,18 @@
 
 use std::time::Duration;
 
+pub mod certificate;
 pub mod config;
 pub mod create;
 pub mod datapath;
+pub mod debug;
 pub mod describe;
+pub mod diff;
 pub mod get;
 pub mod info;
 pub mod nodes;
 pub mod pods;
+pub mod trace;
 pub mod workloads;
 pub mod write;
 

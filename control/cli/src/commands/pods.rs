@@ -35,7 +35,7 @@ fn api(session: &Session, namespace: &str) -> Api<Pod> {
 }
 
 /// The pod a word names: `NAME`, `pod/NAME`, or a workload, Service or Job whose first running pod is taken.
-async fn pod_of(session: &Session, word: &str) -> Result<Value> {
+pub async fn pod_of(session: &Session, word: &str) -> Result<Value> {
     let (kind, name) = word.split_once('/').unwrap_or(("pods", word));
     let resource = session.resource(kind).await?;
     let object = session
@@ -310,23 +310,80 @@ pub async fn attach_when_running(
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     };
-    let api = api(session, namespace);
     if phase != "Running" {
-        print!(
-            "{}",
-            api.logs(name, &LogParams::default())
-                .await
-                .map_err(explain)?
-        );
-        return Ok(());
+        return show_logs(session, namespace, name, None).await;
     }
+    connect(session, namespace, name, name, stdin, tty).await
+}
+
+/// Attaches to one container as soon as it runs; shows its logs if it has already ended.
+pub async fn attach_to(
+    session: &Session,
+    namespace: &str,
+    pod: &str,
+    container: &str,
+    stdin: bool,
+    tty: bool,
+) -> Result<()> {
+    let path = format!("/api/v1/namespaces/{namespace}/pods/{pod}");
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let object = session.get(&path).await?;
+        let state = &container_status(&object, container)["state"];
+        if state.get("running").is_some() {
+            return connect(session, namespace, pod, container, stdin, tty).await;
+        }
+        if state.get("terminated").is_some() {
+            return show_logs(session, namespace, pod, Some(container)).await;
+        }
+        if Instant::now() > deadline {
+            let reason = text(&state["waiting"], "reason");
+            bail!(
+                "timed out waiting for container {container} of pod/{pod} to run: {reason} \
+                 (see 'skep describe pod {pod}')"
+            );
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+fn container_status<'a>(pod: &'a Value, container: &str) -> &'a Value {
+    let lists = ["containerStatuses", "ephemeralContainerStatuses"];
+    let statuses = lists.map(|list| pod["status"][list].as_array());
+    let mut statuses = statuses.into_iter().flatten().flatten();
+    statuses
+        .find(|status| status["name"] == container)
+        .unwrap_or(&Value::Null)
+}
+
+async fn show_logs(
+    session: &Session,
+    namespace: &str,
+    pod: &str,
+    container: Option<&str>,
+) -> Result<()> {
+    let params = LogParams {
+        container: container.map(str::to_owned),
+        ..Default::default()
+    };
+    let logs = api(session, namespace).logs(pod, &params).await;
+    print!("{}", logs.map_err(explain)?);
+    Ok(())
+}
+
+async fn connect(
+    session: &Session,
+    namespace: &str,
+    pod: &str,
+    container: &str,
+    stdin: bool,
+    tty: bool,
+) -> Result<()> {
     let tty = tty && std::io::stdin().is_terminal();
     eprintln!("If you don't see a command prompt, try pressing enter.");
-    let process = api
-        .attach(name, &attach_params(name, stdin, tty))
-        .await
-        .map_err(explain)?;
-    stream(process, stdin, tty).await
+    let params = attach_params(container, stdin, tty);
+    let process = api(session, namespace).attach(pod, &params).await;
+    stream(process.map_err(explain)?, stdin, tty).await
 }
 
 fn attach_params(container: &str, stdin: bool, tty: bool) -> AttachParams {

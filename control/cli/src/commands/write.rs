@@ -173,15 +173,45 @@ pub struct Apply {
     files: FileArgs,
     #[command(flatten)]
     write: WriteArgs,
-    /// Take over fields that others manage
-    #[arg(long)]
-    force_conflicts: bool,
+    #[command(flatten)]
+    apply: ServerApply,
     /// Accepted for kubectl's sake: apply is always done on the server
     #[arg(long, num_args = 0..=1, default_missing_value = "true", hide = true)]
     server_side: Option<bool>,
+}
+
+/// How the server is to apply.
+#[derive(Args, Clone, Debug)]
+pub struct ServerApply {
+    /// Take over fields that others manage
+    #[arg(long)]
+    force_conflicts: bool,
     /// Under which name the fields are owned
     #[arg(long, default_value = crate::session::FIELD_MANAGER)]
     field_manager: String,
+}
+
+impl ServerApply {
+    /// The object as it is once applied. Conflicts with this program's own `create`, `scale`, … are none.
+    pub async fn send(
+        &self,
+        session: &Session,
+        path: &str,
+        query: &str,
+        object: &Value,
+    ) -> Result<Value> {
+        let manager = &self.field_manager;
+        let path = |force: bool| format!("{path}?{query}&fieldManager={manager}&force={force}");
+        let applied = session
+            .patch(&path(self.force_conflicts), PatchKind::Apply, object)
+            .await;
+        match applied {
+            Err(error) if conflicts_only_with_own(&error) => {
+                session.patch(&path(true), PatchKind::Apply, object).await
+            }
+            applied => applied,
+        }
+    }
 }
 
 impl Apply {
@@ -208,23 +238,12 @@ impl Apply {
             };
             return self.write.report(object, &target, done);
         }
-        let query = |force: bool| {
-            let (options, manager) = (self.write.query(), &self.field_manager);
-            format!("{path}?{options}&fieldManager={manager}&force={force}")
-        };
-        let applied = session
-            .patch(&query(self.force_conflicts), PatchKind::Apply, object)
-            .await;
-        let applied = match applied {
-            Err(error) if conflicts_only_with_own(&error) => {
-                session.patch(&query(true), PatchKind::Apply, object).await
-            }
-            applied => applied,
-        };
+        let query = self.write.query();
+        let applied = self.apply.send(session, &path, &query, object).await;
         let after =
             applied.map_err(|error| while_doing(error, "applying", &self.files.filename))?;
         let same = |before: &Value| {
-            let owned = |live| owned_fields(live, &self.field_manager);
+            let owned = |live| owned_fields(live, &self.apply.field_manager);
             owned(before) == owned(&after) && same_within(object, before, &after)
         };
         let done = match before {

@@ -20,7 +20,7 @@ use kube::{
     api::{DeleteParams, PostParams},
     core::ObjectMeta,
 };
-use skep_client::{Action, Informer, ObjectKey, Queue, Recorder, writes};
+use skep_client::{Action, Informer, ObjectKey, Recorder, writes};
 
 use self::schedule::Schedule;
 use crate::{
@@ -41,29 +41,16 @@ pub async fn run(context: Arc<Context>) {
         events: context.events.from("cronjob-controller"),
         context: context.clone(),
     });
-    let queue = Queue::new();
-    context.feed_self(&controller.crons, &queue);
-    context.feed(&controller.jobs, &queue, |change| {
-        let mut keys: Vec<_> = change
-            .each()
-            .filter_map(|job| owners::controller_key::<CronJob>(&job.metadata))
-            .collect();
-        keys.dedup();
-        keys
-    });
-    let ready = {
-        let controller = controller.clone();
-        async move {
-            controller.crons.synced().await;
-            controller.jobs.synced().await;
-        }
-    };
-    context
-        .run("cronjob", queue, WORKERS, ready, move |key| {
-            let controller = controller.clone();
-            async move { controller.reconcile(key).await }
-        })
-        .await;
+    let mut work = context.work();
+    work.feed_self(&controller.crons);
+    work.feed(&controller.jobs, owners::controllers_of::<CronJob, _>);
+    work.run(
+        "cronjob",
+        WORKERS,
+        controller,
+        |controller, key| async move { controller.reconcile(key).await },
+    )
+    .await;
 }
 
 struct Controller {

@@ -18,7 +18,7 @@ use kube::{
     core::{Selector, SelectorExt},
 };
 use serde_json::json;
-use skep_client::{Action, Change, Informer, ObjectKey, Queue, Recorder, writes};
+use skep_client::{Action, Change, Informer, ObjectKey, Recorder, writes};
 
 use self::plan::{Input, Write};
 pub(crate) use self::{
@@ -41,15 +41,15 @@ pub async fn run(context: Arc<Context>) {
         events: context.events.from("deployment-controller"),
         context: context.clone(),
     });
-    let queue = Queue::new();
-    context.feed_self(&controller.deployments, &queue);
+    let mut work = context.work();
+    work.feed_self(&controller.deployments);
     let watcher = controller.clone();
-    context.feed(&controller.replica_sets, &queue, move |change| {
+    work.feed(&controller.replica_sets, move |change| {
         watcher.concerned(change)
     });
     let watcher = controller.clone();
     // Recreate waits for the last old pod to be gone; everything else shows in the ReplicaSets' status.
-    context.feed(&controller.pods, &queue, move |change| {
+    work.feed(&controller.pods, move |change| {
         if !change.is_delete() {
             return Vec::new();
         }
@@ -60,20 +60,13 @@ pub async fn run(context: Arc<Context>) {
             .into_iter()
             .collect()
     });
-    let ready = {
-        let controller = controller.clone();
-        async move {
-            controller.deployments.synced().await;
-            controller.replica_sets.synced().await;
-            controller.pods.synced().await;
-        }
-    };
-    context
-        .run("deployment", queue, WORKERS, ready, move |key| {
-            let controller = controller.clone();
-            async move { controller.reconcile(key).await }
-        })
-        .await;
+    work.run(
+        "deployment",
+        WORKERS,
+        controller,
+        |controller, key| async move { controller.reconcile(key).await },
+    )
+    .await;
 }
 
 struct Controller {

@@ -21,9 +21,7 @@ use kube::{
 };
 use parking_lot::Mutex;
 use serde_json::json;
-use skep_client::{
-    Action, Change, Informer, ObjectKey, Queue, Recorder, informer::BY_SERVICE, writes,
-};
+use skep_client::{Action, Change, Informer, ObjectKey, Recorder, informer::BY_SERVICE, writes};
 
 use self::plan::{SliceWrite, Target};
 use crate::{
@@ -47,13 +45,11 @@ pub async fn run(context: Arc<Context>) {
         events: context.events.from("endpoint-slice-controller"),
         context: context.clone(),
     });
-    let queue = Queue::new();
-    context.feed_self(&controller.services, &queue);
+    let mut work = context.work();
+    work.feed_self(&controller.services);
     let watcher = controller.clone();
-    context.feed(&controller.pods, &queue, move |change| {
-        watcher.concerned(change)
-    });
-    context.feed(&controller.slices, &queue, |change| {
+    work.feed(&controller.pods, move |change| watcher.concerned(change));
+    work.feed(&controller.slices, |change| {
         let mut keys: Vec<_> = change
             .each()
             .filter_map(|slice| plan::service_of(slice))
@@ -61,11 +57,11 @@ pub async fn run(context: Arc<Context>) {
         keys.dedup();
         keys
     });
-    context.feed(&controller.endpoints, &queue, |change| {
+    work.feed(&controller.endpoints, |change| {
         vec![ObjectKey::of(&change.object().metadata)]
     });
     let watcher = controller.clone();
-    context.feed(&controller.nodes, &queue, move |change| {
+    work.feed(&controller.nodes, move |change| {
         let zone = |node: &Arc<Node>| plan::zone(node);
         if change.old.as_ref().and_then(zone) == change.new.as_ref().and_then(zone) {
             return Vec::new();
@@ -77,22 +73,13 @@ pub async fn run(context: Arc<Context>) {
             .map(|service| ObjectKey::of(&service.metadata))
             .collect()
     });
-    let ready = {
-        let controller = controller.clone();
-        async move {
-            controller.services.synced().await;
-            controller.pods.synced().await;
-            controller.nodes.synced().await;
-            controller.slices.synced().await;
-            controller.endpoints.synced().await;
-        }
-    };
-    context
-        .run("endpoints", queue, WORKERS, ready, move |key| {
-            let controller = controller.clone();
-            async move { controller.reconcile(key).await }
-        })
-        .await;
+    work.run(
+        "endpoints",
+        WORKERS,
+        controller,
+        |controller, key| async move { controller.reconcile(key).await },
+    )
+    .await;
 }
 
 /// By slice: the version that our write made, and when.

@@ -34,7 +34,7 @@ use kube::{
 };
 use parking_lot::Mutex;
 use serde_json::json;
-use skep_client::{Action, Informer, ObjectKey, Queue, Recorder, writes};
+use skep_client::{Action, Informer, ObjectKey, Recorder, writes};
 use skep_scheduler::quantity;
 
 use self::{
@@ -63,8 +63,8 @@ pub async fn run(context: Arc<Context>) {
         kinds: Mutex::default(),
         context: context.clone(),
     });
-    let queue = Queue::new();
-    context.feed(&controller.autoscalers, &queue, |change| {
+    let mut work = context.work();
+    work.feed(&controller.autoscalers, |change| {
         // Our own writes of the status must not make us hurry.
         let spec = |object: &Option<Arc<HorizontalPodAutoscaler>>| {
             object.as_ref().map(|object| object.spec.clone())
@@ -74,22 +74,13 @@ pub async fn run(context: Arc<Context>) {
             false => vec![ObjectKey::of(&change.object().metadata)],
         }
     });
-    let ready = {
-        let controller = controller.clone();
-        async move { controller.autoscalers.synced().await }
-    };
-    context
-        .run(
-            "horizontalpodautoscaler",
-            queue,
-            WORKERS,
-            ready,
-            move |key| {
-                let controller = controller.clone();
-                async move { controller.reconcile(key).await }
-            },
-        )
-        .await;
+    work.run(
+        "horizontalpodautoscaler",
+        WORKERS,
+        controller,
+        |controller, key| async move { controller.reconcile(key).await },
+    )
+    .await;
 }
 
 struct Controller {

@@ -23,7 +23,7 @@ use kube::{
     core::Selector,
 };
 use serde_json::json;
-use skep_client::{Action, Change, Expectations, Informer, ObjectKey, Queue, Recorder, writes};
+use skep_client::{Action, Expectations, Informer, ObjectKey, Recorder, writes};
 
 use self::plan::{Input, Plan};
 use crate::{
@@ -44,25 +44,16 @@ pub async fn run(context: Arc<Context>) {
         events: context.events.from("job-controller"),
         context: context.clone(),
     });
-    let queue = Queue::new();
-    context.feed_self(&controller.jobs, &queue);
+    let mut work = context.work();
+    work.feed_self(&controller.jobs);
     let watcher = controller.clone();
-    context.feed(&controller.pods, &queue, move |change| {
-        watcher.observe_pod(change)
+    work.feed(&controller.pods, move |change| {
+        pods::observe::<Job>(&watcher.expectations, change)
     });
-    let ready = {
-        let controller = controller.clone();
-        async move {
-            controller.jobs.synced().await;
-            controller.pods.synced().await;
-        }
-    };
-    context
-        .run("job", queue, WORKERS, ready, move |key| {
-            let controller = controller.clone();
-            async move { controller.reconcile(key).await }
-        })
-        .await;
+    work.run("job", WORKERS, controller, |controller, key| async move {
+        controller.reconcile(key).await
+    })
+    .await;
 }
 
 struct Controller {
@@ -74,20 +65,6 @@ struct Controller {
 }
 
 impl Controller {
-    fn observe_pod(&self, change: &Change<Pod>) -> Vec<ObjectKey> {
-        let Some(key) = owners::controller_key::<Job>(&change.object().metadata) else {
-            return Vec::new();
-        };
-        let uid = pods::uid(change.object());
-        match (&change.old, &change.new) {
-            (None, Some(pod)) if !pods::is_terminating(pod) => self.expectations.created(&key),
-            (_, Some(pod)) if pods::is_terminating(pod) => self.expectations.deleted(&key, uid),
-            (_, None) => self.expectations.deleted(&key, uid),
-            _ => {}
-        }
-        vec![key]
-    }
-
     async fn reconcile(&self, key: ObjectKey) -> Result<Action, Error> {
         let Some(job) = self.jobs.get(&key) else {
             self.expectations.forget(&key);

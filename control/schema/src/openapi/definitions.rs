@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value, json};
 
-use super::{Form, Row, custom_name};
+use super::{Form, Row, custom_name, enums::Enums};
 use crate::table::{
     self, Descriptions, Field, ListType, Node, Object, Shape, TypeRef, Zero, definition,
 };
@@ -14,6 +14,7 @@ const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.";
 pub(super) struct Definitions {
     form: Form,
     descriptions: Descriptions,
+    enums: Enums,
     wanted: BTreeSet<String>,
     done: BTreeMap<String, Value>,
 }
@@ -23,6 +24,7 @@ impl Definitions {
         Self {
             form,
             descriptions: table::descriptions(),
+            enums: Enums::read(),
             wanted: BTreeSet::new(),
             done: BTreeMap::new(),
         }
@@ -206,6 +208,9 @@ impl Definitions {
             self.reference(&node.ty().name)
         };
         schema = self.described(schema, text);
+        if let Some(values) = self.enums.of(&owner.ty().name, &field.name) {
+            values.describe(&mut schema);
+        }
         if self.form == Form::V3 {
             let zero = match (field.zero, node.shape()) {
                 (Zero::Keep, Shape::String) => json!(""),

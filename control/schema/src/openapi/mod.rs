@@ -4,6 +4,7 @@
 //! group-version and holds the schemas that its paths reach; version 2 is one document for everything.
 
 mod definitions;
+mod enums;
 mod paths;
 
 use std::collections::BTreeSet;

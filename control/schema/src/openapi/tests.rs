@@ -193,3 +193,30 @@ fn definitions_agree_with_upstream_s_document() {
         different.join("\n")
     );
 }
+
+#[test]
+fn fields_with_fixed_values_list_them() {
+    let document = v3("apps", "v1", &[deployments()]);
+    let schemas = &document["components"]["schemas"];
+    let strategy = &schemas["io.k8s.api.apps.v1.DeploymentStrategy"]["properties"]["type"];
+    assert_eq!(strategy["enum"], json!(["Recreate", "RollingUpdate"]));
+    let text = strategy["description"].as_str().expect("a description");
+    assert!(
+        text.contains("\n\nPossible enum values:\n - `\"Recreate\"` Kill all existing pods"),
+        "{text}"
+    );
+    let modes =
+        &schemas["io.k8s.api.core.v1.PersistentVolumeClaimSpec"]["properties"]["accessModes"];
+    assert_eq!(modes["items"]["enum"][3], "ReadWriteOncePod");
+    assert!(modes.get("enum").is_none());
+}
+
+#[test]
+fn every_field_with_fixed_values_exists() {
+    for field in enums::Enums::read().fields() {
+        let (definition, name) = field.rsplit_once('.').expect("a type and a field");
+        let ty = crate::table::definition(&format!("io.k8s.api.{definition}"));
+        let found = ty.is_some_and(|ty| ty.node().field(name).is_some());
+        assert!(found, "{field}");
+    }
+}

@@ -210,6 +210,24 @@ impl Frame {
         }
     }
 
+    /// Source and destination of an ICMPv6 message. Panics on a wrong checksum or length.
+    pub(crate) fn read_icmpv6(bytes: &[u8]) -> (IpAddr, IpAddr) {
+        assert_eq!(bytes[12..14], [0x86, 0xdd]);
+        let ip = &bytes[14..];
+        let address =
+            |at: usize| -> IpAddr { <[u8; 16]>::try_from(&ip[at..at + 16]).unwrap().into() };
+        let (source, destination) = (address(8), address(24));
+        let message = &ip[40..];
+        assert_eq!(ip[6], 58);
+        assert_eq!(
+            usize::from(u16::from_be_bytes([ip[4], ip[5]])),
+            message.len()
+        );
+        let start = pseudo(source, destination, 58, message.len());
+        assert_eq!(fold(sum(message, start)), 0xffff, "ICMPv6 checksum");
+        (source, destination)
+    }
+
     /// The answer to this frame.
     pub(crate) fn answer(&self) -> Self {
         Self {
@@ -276,4 +294,46 @@ pub(crate) fn read_unreachable(bytes: &[u8]) -> (IpAddr, IpAddr, SocketAddr, Soc
         SocketAddr::new(address(quoted, 12), port(20)),
         SocketAddr::new(address(quoted, 16), port(22)),
     )
+}
+
+/// Who has `target`? With or without the asker's MAC as an option.
+pub(crate) fn neighbour_solicitation(
+    mac: [u8; 6],
+    source: IpAddr,
+    target: IpAddr,
+    hop_limit: u8,
+    option: bool,
+) -> Vec<u8> {
+    let target = octets(target);
+    let mut group = [0; 16];
+    group[..2].copy_from_slice(&[0xff, 0x02]);
+    group[11..13].copy_from_slice(&[1, 0xff]);
+    group[13..].copy_from_slice(&target[13..]);
+    let mut message = vec![135, 0, 0, 0, 0, 0, 0, 0];
+    message.extend(&target);
+    if option {
+        message.extend([1, 1]);
+        message.extend(mac);
+    }
+    let start = pseudo(source, group.into(), 58, message.len());
+    let checksum = !fold(sum(&message, start));
+    message[2..4].copy_from_slice(&checksum.to_be_bytes());
+    let mut bytes = vec![0x33, 0x33, 0xff, group[13], group[14], group[15]];
+    bytes.extend(mac);
+    bytes.extend([
+        0x86,
+        0xdd,
+        0x60,
+        0,
+        0,
+        0,
+        0,
+        message.len() as u8,
+        58,
+        hop_limit,
+    ]);
+    bytes.extend(octets(source));
+    bytes.extend(group);
+    bytes.extend(message);
+    bytes
 }

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
 mod direct;
+mod faults;
 mod frame;
 mod packets;
 mod scratch;

@@ -12,8 +12,8 @@ use skep_datapath::services::{Endpoint, Forwarding, FrontendAddress, ServicePort
 use skep_datapath::{Datapath, PodLink, Verdict};
 
 use crate::frame::{
-    ACK, FIN, Frame, RST, frame, has_good_icmpv6_checksum, header_checksum, read_unreachable,
-    unreachable,
+    ACK, FIN, Frame, RST, frame, has_good_icmpv6_checksum, header_checksum, neighbour_solicitation,
+    read_unreachable, unreachable,
 };
 use crate::scratch::{Scratch, scratch};
 
@@ -186,6 +186,7 @@ fn packets_through_every_program() {
     the_nodes_own_sockets_are_respected(&bench);
     senders_are_told_what_is_too_big(&bench);
     announced_addresses_are_answered_for(&bench);
+    announced_ipv6_addresses_are_answered_for(&bench);
     quiet_flows_are_swept_live_ones_stay(&bench);
     a_tunnel_keeps_the_client(&bench);
 }
@@ -339,7 +340,7 @@ fn announced_addresses_are_answered_for(bench: &Bench) {
     let asked = |bytes: &[u8]| bench.run_raw("from_net", UPLINK, bytes);
     assert_eq!(asked(&question(1)), (Verdict::Pass, question(1)));
     let ours = std::net::Ipv4Addr::new(192, 0, 2, 50);
-    bench.datapath.set_announced(&[ours]).unwrap();
+    bench.datapath.set_announced(&[ours.into()]).unwrap();
     let (verdict, answer) = asked(&question(1));
     assert_eq!(verdict, Verdict::Redirect);
     assert_eq!(answer[..6], [2, 0, 0, 0, 0, 9], "to who asked");
@@ -367,6 +368,43 @@ fn announced_addresses_are_answered_for(bench: &Bench) {
 
     bench.datapath.set_announced(&[]).unwrap();
     assert_eq!(asked(&question(1)).0, Verdict::Pass);
+}
+
+fn announced_ipv6_addresses_are_answered_for(bench: &Bench) {
+    let ours = ip("2001:db8::50");
+    let asker = ip("2001:db8::9");
+    let question = |source: IpAddr, hop_limit: u8, option: bool| {
+        neighbour_solicitation([2, 0, 0, 0, 0, 9], source, ours, hop_limit, option)
+    };
+    let asked = |bytes: &[u8]| bench.run_raw("from_net", UPLINK, bytes);
+    let plain = question(asker, 255, true);
+    assert_eq!(asked(&plain), (Verdict::Pass, plain.clone()));
+    bench.datapath.set_announced(&[ours]).unwrap();
+    // With the asker's MAC in it (to a group), and without (a probe of what is known).
+    for option in [true, false] {
+        let (verdict, answer) = asked(&question(asker, 255, option));
+        assert_eq!(verdict, Verdict::Redirect);
+        assert_eq!(Frame::read_icmpv6(&answer), (ours, asker));
+        assert_eq!(answer[..6], [2, 0, 0, 0, 0, 9], "to who asked");
+        assert_eq!(answer[54..56], [136, 0], "an advertisement");
+        assert_eq!(answer[58], 0x60, "solicited, and overrides");
+        assert_eq!(
+            answer[62..78],
+            question(asker, 255, option)[62..78],
+            "the target"
+        );
+        assert_eq!(answer[78..], [2, 1, 2, 0, 0, 0, 0, 0xaa], "our MAC");
+    }
+    // Somebody is about to take the address: everybody hears whose it is (RFC 4862 §5.4.4).
+    let (verdict, answer) = asked(&question(ip("::"), 255, false));
+    assert_eq!(verdict, Verdict::Redirect);
+    assert_eq!(Frame::read_icmpv6(&answer), (ours, ip("ff02::1")));
+    assert_eq!(answer[58], 0x20);
+    // What a router has passed on is no question of the link.
+    assert_eq!(asked(&question(asker, 64, true)).0, Verdict::Pass);
+    assert!(bench.counted(Reason::NdpAnswered) >= 3);
+    bench.datapath.set_announced(&[]).unwrap();
+    assert_eq!(asked(&plain).0, Verdict::Pass);
 }
 
 fn what_is_not_ours_passes(bench: &Bench) {
@@ -497,15 +535,35 @@ fn no_backend_and_forbidden_clients(bench: &Bench) {
     bench.set("f:tcp", &node_port(TCP, 30_006, &[]));
     let request = frame(TCP, CLIENT, "192.0.2.10:30006");
     let before = bench.counted(Reason::NoBackend);
+    let (verdict, refusal) = bench.run_raw("from_net", UPLINK, &request.bytes());
+    assert_eq!(verdict, Verdict::Redirect);
+    assert_eq!(refusal[..6], request.bytes()[6..12], "to who asked");
+    assert_eq!(refusal[34..36], [3, 3], "port unreachable");
     assert_eq!(
-        bench.run("from_net", UPLINK, &request),
-        (Verdict::Pass, request.clone())
+        read_unreachable(&refusal),
+        (
+            request.destination.ip(),
+            request.source.ip(),
+            request.source,
+            request.destination
+        )
     );
+    assert_eq!(bench.counted(Reason::NoBackend), before + 1);
+    let mut wanted = node_port(TCP, 30_006, &[("fd00:1::5", 80, true)]);
+    wanted.internal.clear();
+    wanted.external.clear();
+    bench.set("f6:tcp", &wanted);
+    let request = frame(TCP, "[2001:db8::9]:4444", "[2001:db8::10]:30006");
+    let (verdict, refusal) = bench.run_raw("from_net", UPLINK, &request.bytes());
+    assert_eq!(verdict, Verdict::Redirect);
+    assert_eq!(refusal.len(), 14 + 40 + 8 + 48);
+    assert_eq!(refusal[54..56], [1, 4], "port unreachable");
+    assert_eq!(refusal[62..], request.bytes()[14..62], "what was sent");
     assert_eq!(
-        bench.counted(Reason::NoBackend),
-        before + 1,
-        "the stack refuses it"
+        Frame::read_icmpv6(&refusal),
+        (request.destination.ip(), request.source.ip())
     );
+    let request = frame(TCP, CLIENT, "192.0.2.10:30006");
 
     let mut wanted = node_port(TCP, 30_006, &[("10.244.2.7", 80, false)]);
     wanted.external.clear();
@@ -584,6 +642,20 @@ fn pods_reach_services_packet_by_packet(bench: &Bench) {
         (back.source, back.destination),
         (request.destination, request.source)
     );
+    // Nobody serves: told so at once.
+    let nobody = ServicePort {
+        internal: Vec::new(),
+        external: Vec::new(),
+        ..wanted
+    };
+    bench.set("h:tcp", &nobody);
+    let (verdict, refusal) = bench.run_raw(
+        "from_pod",
+        POD_IFINDEX,
+        &frame(TCP, "10.244.1.5:41001", "10.96.0.5:80").bytes(),
+    );
+    assert_eq!(verdict, Verdict::Redirect);
+    assert_eq!(read_unreachable(&refusal).1, ip(POD));
     // No such Service: dropped and counted. Not from outside either.
     let wrong = frame(TCP, "10.244.1.5:41000", "10.96.0.5:81");
     assert_eq!(bench.run("from_pod", POD_IFINDEX, &wrong).0, Verdict::Drop);

@@ -11,15 +11,18 @@ mod spdy;
 mod stream;
 mod tls;
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use axum::Router;
-use axum::extract::{Path, Request, State};
+use axum::body::Body;
+use axum::extract::{Path, Query, Request, State};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use futures::StreamExt;
 use http::StatusCode;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::service::TowerToHyperService;
@@ -207,11 +210,36 @@ async fn pods(State(app): State<App>) -> Response {
     })
 }
 
-/// The node's network as its kernel has it (`skep services --node`, `skep flows`).
-async fn network_view(State(app): State<App>, Path(view): Path<String>) -> Response {
-    match app.ctx.network.view(&view) {
+/// The node's network as its kernel has it (`skep services --node`, `skep flows`, `skep trace`).
+async fn network_view(
+    State(app): State<App>,
+    Path(view): Path<String>,
+    Query(query): Query<HashMap<String, String>>,
+) -> Response {
+    if view == "events" {
+        return network_events(&app, &query);
+    }
+    match app.ctx.network.view(&view, &query) {
         Some(value) => json(&value),
         None => Refused(StatusCode::NOT_FOUND, format!("no view {view:?}")).into_response(),
+    }
+}
+
+/// A line of JSON for each event, until the caller goes away.
+fn network_events(app: &App, query: &HashMap<String, String>) -> Response {
+    let sample = match query.get("sample").map(|text| text.parse::<u32>()) {
+        None => None,
+        Some(Ok(sample)) if sample > 0 => Some(sample),
+        Some(_) => return bad_request("sample: a number from 1 on").into_response(),
+    };
+    match app.ctx.network.follow(sample) {
+        Some(Ok(lines)) => {
+            let lines = lines.map(Ok::<_, std::convert::Infallible>);
+            let headers = [(http::header::CONTENT_TYPE, "application/json")];
+            (headers, Body::from_stream(lines)).into_response()
+        }
+        Some(Err(e)) => Refused(StatusCode::INTERNAL_SERVER_ERROR, e.to_string()).into_response(),
+        None => Refused(StatusCode::NOT_FOUND, "this node has no events".into()).into_response(),
     }
 }
 

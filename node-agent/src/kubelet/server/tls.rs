@@ -67,10 +67,14 @@ impl ResolvesServerCert for Certificates {
 }
 
 fn names(ctx: &Context) -> Result<Vec<SanType>> {
-    Ok(vec![
-        SanType::IpAddress(ctx.config.node_ip),
-        SanType::DnsName(ctx.config.node_name.clone().try_into()?),
-    ])
+    let mut names: Vec<SanType> = ctx
+        .host_ips
+        .iter()
+        .copied()
+        .map(SanType::IpAddress)
+        .collect();
+    names.push(SanType::DnsName(ctx.config.node_name.clone().try_into()?));
+    Ok(names)
 }
 
 fn certified(certificate: &[u8], key: &[u8]) -> Result<CertifiedKey> {

@@ -177,11 +177,12 @@ fn mount(spec: &MountSpec) -> Mount {
         typ: Some(MountType::BIND),
         read_only: Some(spec.read_only),
         bind_options: Some(MountBindOptions {
-            propagation: Some(match spec.propagation {
-                Propagation::Private => MountBindOptionsPropagationEnum::RPRIVATE,
-                Propagation::HostToContainer => MountBindOptionsPropagationEnum::RSLAVE,
-                Propagation::Bidirectional => MountBindOptionsPropagationEnum::RSHARED,
-            }),
+            propagation: match spec.propagation {
+                // Docker's default, but rslave for what holds Docker's own folder: it refuses anything stricter.
+                Propagation::Private => None,
+                Propagation::HostToContainer => Some(MountBindOptionsPropagationEnum::RSLAVE),
+                Propagation::Bidirectional => Some(MountBindOptionsPropagationEnum::RSHARED),
+            },
             ..Default::default()
         }),
         ..Default::default()

@@ -25,7 +25,7 @@ struct Way {
 }
 
 pub(crate) fn measure(store: Store, rounds: usize) -> Result<Vec<Figure>> {
-    let cluster = TestCluster::up("bench-datapath", 1, store, false)?;
+    let cluster = TestCluster::up("bench-datapath", 1, store, &[])?;
     let kubectl = cluster.skep("default");
     deploy(&cluster, &kubectl)?;
     let pod_address = ready_address(&kubectl, "server")?;

@@ -5,10 +5,13 @@
 #![forbid(unsafe_code)]
 
 mod api;
+mod connect;
 mod crash;
 mod datapath;
 mod memory;
 mod node;
+mod programming;
+mod scratch;
 
 use std::path::PathBuf;
 
@@ -34,9 +37,11 @@ struct Options {
 #[derive(Clone, Copy, ValueEnum)]
 enum Area {
     Api,
+    Connect,
     Crash,
     Datapath,
     Node,
+    Programming,
 }
 
 /// One figure of several rounds.
@@ -72,12 +77,20 @@ impl Figure {
 }
 
 fn main() -> Result<()> {
+    // Parts of a measurement that need a process of their own.
+    for part in [programming::stub_if_asked, programming::round_if_asked] {
+        if let Some(done) = part() {
+            return done;
+        }
+    }
     let options = Options::parse();
     let figures = match options.area {
         Area::Api => api::measure(options.store, options.rounds)?,
+        Area::Connect => connect::measure(options.rounds)?,
         Area::Crash => crash::measure(options.rounds)?,
         Area::Datapath => datapath::measure(options.store, options.rounds)?,
         Area::Node => node::measure(options.store, options.rounds)?,
+        Area::Programming => programming::measure(options.rounds)?,
     };
     println!(
         "{:<58} {:>12} {:>12} {:>12}  unit",

@@ -16,7 +16,7 @@ const PODS_PER_ROUND: usize = 4;
 const LIMIT: Duration = Duration::from_secs(60);
 
 pub(crate) fn measure(store: Store, rounds: usize) -> Result<Vec<Figure>> {
-    let cluster = TestCluster::up("bench-node", 1, store, false)?;
+    let cluster = TestCluster::up("bench-node", 1, store, &[])?;
     let mut figures = memory::of_cluster(&cluster.state, "idle")?;
     let client = cluster.skep("default");
     let (mut running, mut gone) = (Vec::new(), Vec::new());

@@ -4,7 +4,7 @@ use k8s_openapi::{
     },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::{
     defaults::pod_spec::set_template_defaults,
@@ -13,6 +13,7 @@ use crate::{
     selector::LabelSelector,
     strategy::Warnings,
     validation::{
+        internal,
         labels::{SelectorRules, validate_selector},
         numbers::validate_non_negative,
         template::{template_warnings, validate_template},
@@ -302,7 +303,11 @@ pub(super) fn validate_spec(spec: &JobSpec, path: &Path<'_>, errors: &mut Errors
         if spec.completion_mode.text() == "Indexed" {
             validate_success_policy(policy, spec, &at, errors);
         } else {
-            errors.invalid(&at, Bad::json(policy), "requires indexed completion mode");
+            errors.invalid(
+                &at,
+                internal::bad("SuccessPolicy", policy),
+                "requires indexed completion mode",
+            );
         }
     }
     if let Some(policy) = &spec.pod_replacement_policy {
@@ -694,7 +699,7 @@ fn validate_change(spec: &JobSpec, old: &JobSpec, old_job: &Job, errors: &mut Er
     if template != old.template {
         errors.invalid(
             &path.child("template"),
-            Bad::json(&spec.template),
+            internal::bad("PodTemplate", &spec.template),
             crate::field::IMMUTABLE,
         );
     }
@@ -703,27 +708,25 @@ fn validate_change(spec: &JobSpec, old: &JobSpec, old_job: &Job, errors: &mut Er
         &spec.completion_mode,
         &old.completion_mode,
     );
-    for (field, new, old) in [
-        (
-            "podFailurePolicy",
-            json!(spec.pod_failure_policy),
-            json!(old.pod_failure_policy),
-        ),
-        (
-            "backoffLimitPerIndex",
-            json!(spec.backoff_limit_per_index),
-            json!(old.backoff_limit_per_index),
-        ),
-        ("managedBy", json!(spec.managed_by), json!(old.managed_by)),
-        (
-            "successPolicy",
-            json!(spec.success_policy),
-            json!(old.success_policy),
-        ),
-    ] {
-        if new != old {
-            errors.invalid(&path.child(field), Bad::json(&new), crate::field::IMMUTABLE);
-        }
+    if spec.pod_failure_policy != old.pod_failure_policy {
+        errors.invalid(
+            &path.child("podFailurePolicy"),
+            internal::bad("PodFailurePolicy", &spec.pod_failure_policy),
+            crate::field::IMMUTABLE,
+        );
+    }
+    errors.immutable(
+        &path.child("backoffLimitPerIndex"),
+        &spec.backoff_limit_per_index,
+        &old.backoff_limit_per_index,
+    );
+    errors.immutable(&path.child("managedBy"), &spec.managed_by, &old.managed_by);
+    if spec.success_policy != old.success_policy {
+        errors.invalid(
+            &path.child("successPolicy"),
+            internal::bad("SuccessPolicy", &spec.success_policy),
+            crate::field::IMMUTABLE,
+        );
     }
 }
 

@@ -13,11 +13,11 @@ impl Kind for Event {
     const HAS_DEFAULTS: bool = false;
 
     fn validate(&self, errors: &mut Errors) {
-        validate_legacy(self, errors);
+        validate_legacy(self, "reportingComponent", errors);
     }
 
     fn validate_update(&self, _old: &Self, errors: &mut Errors) {
-        validate_legacy(self, errors);
+        validate_legacy(self, "reportingComponent", errors);
     }
 
     fn printer() -> std::sync::Arc<dyn crate::printer::Printer> {
@@ -65,7 +65,9 @@ pub(crate) fn first_text(object: &Value, pointers: &[&str]) -> String {
 }
 
 /// What events had to be before `eventTime` came, and what those with one must be.
-pub(crate) fn validate_legacy(event: &Event, errors: &mut Errors) {
+///
+/// `controller`: what the request's version calls `reportingComponent`.
+pub(crate) fn validate_legacy(event: &Event, controller: &str, errors: &mut Errors) {
     let namespace = event.metadata.namespace.text();
     let involved = event.involved_object.namespace.text();
     let mut disagree = |wrong: bool| {
@@ -85,7 +87,7 @@ pub(crate) fn validate_legacy(event: &Event, errors: &mut Errors) {
         }
     } else {
         disagree(involved.is_empty() && !matches!(namespace, "default" | "kube-system"));
-        validate_new_fields(event, errors);
+        validate_new_fields(event, controller, errors);
     }
     errors.invalid_each(
         &Path::new("namespace"),
@@ -94,9 +96,9 @@ pub(crate) fn validate_legacy(event: &Event, errors: &mut Errors) {
     );
 }
 
-fn validate_new_fields(event: &Event, errors: &mut Errors) {
+fn validate_new_fields(event: &Event, field: &str, errors: &mut Errors) {
     let controller = event.reporting_component.text();
-    let at = Path::new("reportingController");
+    let at = Path::new(field);
     if controller.is_empty() {
         errors.required(&at, "");
     }

@@ -11,6 +11,7 @@ use crate::{
     strategy::Warnings,
     validation::{
         claims::{VOLUME_MODES, validate_access_modes, validate_class_name},
+        internal::{self, volume_source_diff},
         resources::{validate_basic_resource, validate_positive},
         scheduling::validate_node_selector,
         text,
@@ -54,7 +55,10 @@ impl Kind for PersistentVolume {
         if source_of(&spec, &old_spec) != source_of(&old_spec, &old_spec) {
             errors.forbidden(
                 &Path::new("spec.persistentvolumesource"),
-                "spec.persistentvolumesource is immutable after creation",
+                format!(
+                    "spec.persistentvolumesource is immutable after creation\n{}",
+                    volume_source_diff(&old_spec, &spec)
+                ),
             );
         }
         errors.immutable(
@@ -65,7 +69,7 @@ impl Kind for PersistentVolume {
         if old_spec.node_affinity.is_some() && spec.node_affinity != old_spec.node_affinity {
             errors.invalid(
                 &Path::new("nodeAffinity"),
-                Bad::json(&spec.node_affinity),
+                internal::bad("VolumeNodeAffinity", &spec.node_affinity),
                 "field is immutable, except for updating from beta label to GA",
             );
         }

@@ -11,6 +11,7 @@ use crate::{
     strategy::Warnings,
     validation::{
         claims::validate_claim_spec,
+        internal::claim_spec_diff,
         resources::{is_native, validate_basic_resource, validate_resource_quantity},
         text,
         warnings::claim_warnings,
@@ -221,7 +222,11 @@ fn validate_change(new: &PersistentVolumeClaim, old: &PersistentVolumeClaim, err
     if spec != old_spec {
         errors.forbidden(
             &Path::new("spec"),
-            "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims",
+            format!(
+                "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound \
+                 claims\n{}",
+                claim_spec_diff(&old_spec, &spec)
+            ),
         );
     }
     if size < old_size && size <= storage(old_status.capacity.as_ref()) {

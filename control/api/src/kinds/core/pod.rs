@@ -16,6 +16,7 @@ use crate::{
     strategy::Warnings,
     validation::{
         containers::validate_image_padding,
+        internal::{self, ephemeral_container_diff, pod_spec_diff},
         labels::Labels,
         net::{is_dual_stack, parse_ip, validate_ip},
         pod_spec::{PodRules, labels_of, validate_pod_annotations, validate_pod_spec},
@@ -484,7 +485,8 @@ fn validate_spec_change(new: &Pod, old: &Pod, errors: &mut Errors) {
         validate_gated_change(&mut kept, &old, &path, errors);
     }
     if kept != old {
-        errors.forbidden(&path, UPDATABLE);
+        let diff = pod_spec_diff(&old, &kept);
+        errors.forbidden(&path, format!("{UPDATABLE}\n{diff}"));
     }
 }
 
@@ -563,7 +565,7 @@ fn validate_node_affinity_change(
     if new_terms.len() != old_terms.len() {
         errors.invalid(
             &path,
-            Bad::json(&new_terms),
+            internal::bad("NodeTerm", &new_terms),
             "no additions/deletions to non-empty NodeSelectorTerms list are allowed",
         );
         return;
@@ -577,7 +579,7 @@ fn validate_node_affinity_change(
             if new != old {
                 errors.invalid(
                     &path,
-                    Bad::json(new),
+                    internal::bad("NodeTerm", new),
                     "NodeSelectorTerms with empty MatchExpressions and MatchFields cannot be updated",
                 );
             }
@@ -586,14 +588,14 @@ fn validate_node_affinity_change(
         if !prefix(new.match_expressions.items(), old.match_expressions.items()) {
             errors.invalid(
                 &path.child("matchExpressions"),
-                Bad::json(new),
+                internal::bad("NodeTerm", new),
                 "only additions are allowed (no mutations or deletions)",
             );
         }
         if !prefix(new.match_fields.items(), old.match_fields.items()) {
             errors.invalid(
                 &path.child("matchFields"),
-                Bad::json(new),
+                internal::bad("NodeTerm", new),
                 "only additions are allowed (no mutations or deletions)",
             );
         }
@@ -810,7 +812,10 @@ fn validate_ephemeral_change(new: &Pod, old: &Pod, errors: &mut Errors) {
             ),
             Some(new) if new != old => errors.forbidden(
                 &path,
-                format!("existing ephemeral containers {name} may not be changed\n"),
+                format!(
+                    "existing ephemeral containers {name} may not be changed\n{}",
+                    ephemeral_container_diff(old, new)
+                ),
             ),
             Some(_) => {}
         }

@@ -5,8 +5,11 @@ use crate::{
     field::{Bad, Errors, IMMUTABLE, Path},
     kinds::{Kind, Rules},
     quantity::{Amount, ResourceList},
-    validation::resources::{
-        is_standard_quota_resource, validate_quota_resource_name, validate_resource_quantity,
+    validation::{
+        internal,
+        resources::{
+            is_standard_quota_resource, validate_quota_resource_name, validate_resource_quantity,
+        },
     },
     zero::List,
 };
@@ -145,7 +148,7 @@ fn validate_spec(spec: &ResourceQuotaSpec, errors: &mut Errors) {
         for _ in 0..unfit(scope) {
             errors.invalid(
                 &path,
-                Bad::json(selector),
+                internal::bad("ScopeRequirement", selector),
                 "unsupported scope applied to resource",
             );
         }

@@ -263,13 +263,11 @@ pub fn patch_allocated_values(spec: &mut ServiceSpec, old: &ServiceSpec) {
 pub fn drop_type_dependent_fields(spec: &mut ServiceSpec, old: &ServiceSpec) {
     let needs_ip =
         |spec: &ServiceSpec| matches!(spec.type_.text(), "ClusterIP" | "NodePort" | "LoadBalancer");
-    if needs_ip(old)
-        && !needs_ip(spec)
-        && spec.cluster_ip == old.cluster_ip
-        && spec.cluster_ips == old.cluster_ips
-    {
-        spec.cluster_ip = None;
-        spec.cluster_ips = None;
+    if needs_ip(old) && !needs_ip(spec) {
+        if spec.cluster_ip == old.cluster_ip && spec.cluster_ips == old.cluster_ips {
+            spec.cluster_ip = None;
+            spec.cluster_ips = None;
+        }
         if spec.ip_families == old.ip_families {
             spec.ip_families = None;
         }

@@ -5,7 +5,8 @@ use serde_json::{Value, json};
 
 use crate::{
     field::{Bad, Errors, Path},
-    kinds::{Kind, Rules, Selectable, core::event},
+    kinds::{Kind, Rules, Selectable, ZERO_TIME, core::event},
+    validation::internal,
     zero::Text,
 };
 
@@ -34,6 +35,10 @@ impl Kind for Event {
     const HAS_DEFAULTS: bool = false;
 
     fn validate(&self, errors: &mut Errors) {
+        if let Some(core) = as_core(self) {
+            event::validate_legacy(&core, "reportingController", errors);
+        }
+        validate_series(self, errors);
         if self.event_time.is_none() {
             errors.required(&Path::new("eventTime"), "");
         }
@@ -45,59 +50,58 @@ impl Kind for Event {
                 format!("has invalid value: {type_}"),
             );
         }
+        let source = self.deprecated_source.as_ref();
         for (field, there) in [
             ("firstTimestamp", self.deprecated_first_timestamp.is_some()),
             ("lastTimestamp", self.deprecated_last_timestamp.is_some()),
+            (
+                "count",
+                self.deprecated_count.is_some_and(|count| count != 0),
+            ),
+            (
+                "source",
+                source.is_some_and(|source| source != &Default::default()),
+            ),
         ] {
             if there {
                 errors.invalid(&Path::new(field), "", "needs to be unset");
             }
         }
-        if self.deprecated_count.is_some_and(|count| count != 0) {
-            errors.invalid(&Path::new("count"), "", "needs to be unset");
-        }
-        if self
-            .deprecated_source
-            .as_ref()
-            .is_some_and(|source| source != &Default::default())
-        {
-            errors.invalid(&Path::new("source"), "", "needs to be unset");
-        }
-        if let Some(series) = &self.series
-            && series.count < 2
-        {
-            errors.invalid(&Path::new("series.count"), "", "should be at least 2");
-        }
-        if let Some(core) = as_core(self) {
-            event::validate_legacy(&core, errors);
-        }
     }
 
     fn validate_update(&self, old: &Self, errors: &mut Errors) {
+        if let Some(core) = as_core(self) {
+            event::validate_legacy(&core, "reportingController", errors);
+        }
+        if self.series != old.series {
+            validate_series(self, errors);
+        }
         macro_rules! unchanged {
-            ($($path:literal => $field:ident),*) => {$(
+            ($($path:literal => $field:ident $(as $struct:literal)?),*) => {$(
                 if self.$field != old.$field {
-                    errors.invalid(&Path::new($path), Bad::json(&self.$field), "field is immutable");
+                    let structs: &[&str] = &[$($struct)?];
+                    let shown = match structs.first() {
+                        Some(name) => internal::bad(name, &self.$field),
+                        None => Bad::json(&self.$field),
+                    };
+                    errors.invalid(&Path::new($path), shown, "field is immutable");
                 }
             )*};
         }
         unchanged! {
-            "involvedObject" => regarding,
+            "involvedObject" => regarding as "ObjectReference",
             "reason" => reason,
             "message" => note,
-            "source" => deprecated_source,
+            "source" => deprecated_source as "EventSource",
             "firstTimestamp" => deprecated_first_timestamp,
             "lastTimestamp" => deprecated_last_timestamp,
             "count" => deprecated_count,
             "type" => type_,
             "eventTime" => event_time,
             "action" => action,
-            "related" => related,
+            "related" => related as "ObjectReference",
             "reportingController" => reporting_controller,
             "reportingInstance" => reporting_instance
-        }
-        if let Some(core) = as_core(self) {
-            event::validate_legacy(&core, errors);
         }
     }
 
@@ -106,7 +110,52 @@ impl Kind for Event {
     }
 
     fn selectable() -> Option<&'static [Selectable]> {
-        Some(event::SELECTABLE)
+        Some(SELECTABLE)
+    }
+}
+
+macro_rules! selectable {
+    ($($name:literal),*) => {
+        &[$(Selectable {
+            name: $name,
+            get: |object| {
+                let field = stored_field($name).replace('.', "/");
+                event::first_text(object, &[&format!("/{field}")])
+            },
+        }),*]
+    };
+}
+
+/// By the names of this version; what is stored is selected by [`stored_field`].
+const SELECTABLE: &[Selectable] = selectable!(
+    "regarding.kind",
+    "regarding.namespace",
+    "regarding.name",
+    "regarding.uid",
+    "regarding.apiVersion",
+    "regarding.resourceVersion",
+    "regarding.fieldPath",
+    "reason",
+    "reportingController",
+    "type"
+);
+
+/// What a selectable field of this version is called in the core Event, which is the stored one.
+pub fn stored_field(name: &str) -> String {
+    match name.strip_prefix("regarding.") {
+        Some(rest) => format!("involvedObject.{rest}"),
+        None if name == "reportingController" => "reportingComponent".to_owned(),
+        None => name.to_owned(),
+    }
+}
+
+fn validate_series(event: &Event, errors: &mut Errors) {
+    let Some(series) = &event.series else { return };
+    if series.count < 2 {
+        errors.invalid(&Path::new("series.count"), "", "should be at least 2");
+    }
+    if series.last_observed_time.0.to_string() == ZERO_TIME {
+        errors.required(&Path::new("series.lastObservedTime"), "");
     }
 }
 

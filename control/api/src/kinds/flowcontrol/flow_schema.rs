@@ -49,7 +49,7 @@ impl Kind for FlowSchema {
         let name = self.metadata.name.text();
         validate_spec(&spec, name, &Path::new("spec"), errors);
         validate_fixed(
-            name,
+            ("FlowSchemaSpec", name),
             &spec,
             fixed_spec(name),
             "must equal the fixed value",

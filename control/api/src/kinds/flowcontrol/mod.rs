@@ -7,7 +7,8 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::{
-    field::{Bad, Errors, Path},
+    field::{Errors, Path},
+    validation::internal,
     zero::Text,
 };
 
@@ -16,7 +17,7 @@ pub(crate) const EXEMPT: &str = "exempt";
 pub(crate) const CATCH_ALL: &str = "catch-all";
 
 fn validate_fixed(
-    name: &str,
+    (kind, name): (&str, &str),
     spec: &impl Serialize,
     fixed: Option<Value>,
     detail: &str,
@@ -25,7 +26,7 @@ fn validate_fixed(
     if fixed.is_some_and(|fixed| json!(spec) != fixed) {
         errors.invalid(
             &Path::new("spec"),
-            Bad::json(spec),
+            internal::bad(kind, spec),
             format!("spec of '{name}' {detail}"),
         );
     }

@@ -65,7 +65,13 @@ impl Kind for PriorityLevelConfiguration {
                 rest.exempt = None;
                 let fixed = json!({"type": "Exempt"});
                 let detail = "except the 'spec.exempt' field must equal the fixed value";
-                validate_fixed(name, &rest, Some(fixed), detail, errors);
+                validate_fixed(
+                    ("PriorityLevelSpec", name),
+                    &rest,
+                    Some(fixed),
+                    detail,
+                    errors,
+                );
             }
             CATCH_ALL => {
                 let fixed = json!({
@@ -77,7 +83,13 @@ impl Kind for PriorityLevelConfiguration {
                     },
                 });
                 let detail = "must equal the fixed value";
-                validate_fixed(name, &spec, Some(fixed), detail, errors);
+                validate_fixed(
+                    ("PriorityLevelSpec", name),
+                    &spec,
+                    Some(fixed),
+                    detail,
+                    errors,
+                );
             }
             _ => {}
         }

@@ -3,7 +3,7 @@ use k8s_openapi::api::networking::v1::IPAddress;
 use crate::{
     field::{Errors, Path},
     kinds::{Kind, Rules},
-    validation::{net, text},
+    validation::{internal, net, text},
     zero::Text,
 };
 
@@ -42,10 +42,12 @@ impl Kind for IPAddress {
     }
 
     fn validate_update(&self, old: &Self, errors: &mut Errors) {
-        errors.immutable(
+        internal::immutable(
+            "ParentReference",
             &Path::new("spec.parentRef"),
             &self.spec.parent_ref,
             &old.spec.parent_ref,
+            errors,
         );
     }
 

@@ -2,10 +2,11 @@ use k8s_openapi::api::node::v1::RuntimeClass;
 
 use crate::{
     defaults::pod_spec::round_up,
-    field::{Bad, Errors, IMMUTABLE, Path},
+    field::{Errors, IMMUTABLE, Path},
     kinds::{Kind, Rules},
     quantity::ResourceList,
     validation::{
+        internal,
         labels::validate_labels,
         resources::{validate_container_resource_name, validate_requirements},
         scheduling::validate_tolerations,
@@ -52,7 +53,7 @@ impl Kind for RuntimeClass {
             for (i, toleration) in tolerations.iter().enumerate() {
                 validate_tolerations(std::slice::from_ref(toleration), &at, errors);
                 if tolerations[..i].contains(toleration) {
-                    errors.duplicate(&at.index(i), Bad::json(toleration));
+                    errors.duplicate(&at.index(i), internal::bad("Toleration", toleration));
                 }
             }
         }

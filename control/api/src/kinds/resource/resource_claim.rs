@@ -20,7 +20,7 @@ use crate::{
     printer::Printer,
     printers,
     validation::{
-        meta::validate_conditions, net::validate_interface_address,
+        internal, meta::validate_conditions, net::validate_interface_address,
         scheduling::validate_node_selector, text, volume_sources::validate_csi_driver_name,
     },
     zero::{List, Text},
@@ -48,7 +48,13 @@ impl Kind for ResourceClaim {
     }
 
     fn validate_update(&self, old: &Self, errors: &mut Errors) {
-        errors.immutable(&Path::new("spec"), &self.spec, &old.spec);
+        internal::immutable(
+            "ResourceClaimSpec",
+            &Path::new("spec"),
+            &self.spec,
+            &old.spec,
+            errors,
+        );
     }
 
     fn validate_status_update(&self, old: &Self, errors: &mut Errors) {

@@ -8,7 +8,10 @@ use crate::{
     kinds::{Kind, Rules},
     printer::Printer,
     printers,
-    validation::labels::{validate_annotations, validate_labels},
+    validation::{
+        internal,
+        labels::{validate_annotations, validate_labels},
+    },
 };
 
 impl Kind for ResourceClaimTemplate {
@@ -30,7 +33,13 @@ impl Kind for ResourceClaimTemplate {
     }
 
     fn validate_update(&self, old: &Self, errors: &mut Errors) {
-        errors.immutable(&Path::new("spec"), &self.spec, &old.spec);
+        internal::immutable(
+            "ResourceClaimTemplateSpec",
+            &Path::new("spec"),
+            &self.spec,
+            &old.spec,
+            errors,
+        );
     }
 
     fn printer() -> Arc<dyn Printer> {

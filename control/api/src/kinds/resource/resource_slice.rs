@@ -4,12 +4,13 @@ use k8s_openapi::api::resource::v1::ResourceSlice;
 
 use super::devices::{validate_counter_sets, validate_devices, validate_pool_name};
 use crate::{
-    field::{Bad, Errors, Path},
+    field::{Errors, Path},
     kinds::{Generation, Kind, Rules, Selectable, core::event::first_text},
     printer::Printer,
     printers,
     validation::{
-        scheduling::validate_node_selector, text, volume_sources::validate_csi_driver_name,
+        internal, scheduling::validate_node_selector, text,
+        volume_sources::validate_csi_driver_name,
     },
     zero::{Flag, List},
 };
@@ -118,7 +119,7 @@ fn validate_nodes(slice: &ResourceSlice, path: &Path<'_>, errors: &mut Errors) {
         if terms.len() != 1 {
             errors.invalid(
                 &at.child("nodeSelectorTerms"),
-                Bad::json(terms),
+                internal::bad("NodeTerm", terms),
                 "must have exactly one node selector term",
             );
         }

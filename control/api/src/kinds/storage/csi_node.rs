@@ -1,9 +1,9 @@
 use k8s_openapi::api::storage::v1::{CSINode, CSINodeDriver};
 
 use crate::{
-    field::{Bad, Errors, Path},
+    field::{Errors, Path},
     kinds::{Kind, Rules},
-    validation::{text, volume_sources::validate_csi_driver_name},
+    validation::{internal, text, volume_sources::validate_csi_driver_name},
     zero::List,
 };
 
@@ -26,7 +26,11 @@ impl Kind for CSINode {
             if let Some(before) = before
                 && !same_but_count(driver, before)
             {
-                errors.invalid(&at, Bad::json(driver), "field is immutable");
+                errors.invalid(
+                    &at,
+                    internal::bad("CSINodeDriver", driver),
+                    "field is immutable",
+                );
             }
         }
         validate_drivers(&self.spec.drivers, errors);

@@ -3,7 +3,7 @@ use k8s_openapi::api::storage::v1::{VolumeAttachment, VolumeAttachmentSource};
 use crate::{
     field::{Errors, Path},
     kinds::{Kind, Rules, core::persistent_volume},
-    validation::{text, volume_sources::validate_csi_driver_name},
+    validation::{internal, text, volume_sources::validate_csi_driver_name},
     zero::Text,
 };
 
@@ -30,7 +30,13 @@ impl Kind for VolumeAttachment {
 
     fn validate_update(&self, old: &Self, errors: &mut Errors) {
         self.validate(errors);
-        errors.immutable(&Path::new("spec"), &self.spec, &old.spec);
+        internal::immutable(
+            "VolumeAttachmentSpec",
+            &Path::new("spec"),
+            &self.spec,
+            &old.spec,
+            errors,
+        );
     }
 
     fn printer() -> std::sync::Arc<dyn crate::printer::Printer> {
