@@ -16,7 +16,7 @@ enum Area {
     Connect,
     /// `kill -9` of the API server under writes, over and over (`--rounds 100`): what was acknowledged must be there
     Crash,
-    /// Packets per second through XDP and tc beside nftables; requests per second direct, through ClusterIP and NodePort
+    /// Packets per second beside nftables; requests per second direct, through ClusterIP and NodePort
     Datapath,
     /// Pod start and end, memory of each process
     Node,
