@@ -25,6 +25,8 @@ use skep_agent::runtime::Runtime;
 use skep_agent::runtime::docker::DockerRuntime;
 use skep_agent::runtime::hollow::HollowRuntime;
 use skep_client::informer::Informers;
+use skep_datapath::services::Forwarding;
+use skep_datapath::{TcHook, XdpMode};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -110,6 +112,19 @@ struct Options {
     /// The device to other nodes. Default: the one that holds the node's address.
     #[arg(long, value_name = "IFACE", global = true)]
     uplink: Option<String>,
+    /// How clients outside reach backends of other nodes, for Services without the annotation `skep.dev/forwarding-mode`;
+    /// the same on every node. `snat`: hidden behind the node they come to. `dsr`: with their own address, and the
+    /// backend's node answers them directly, which the network between must let pass. `auto`: through the tunnel with
+    /// their own address, else `snat`.
+    #[arg(long, value_enum, default_value = "auto", global = true)]
+    forwarding_mode: ForwardingMode,
+    /// Whether XDP on the uplink handles what it can of the traffic from outside, before the stack. `auto`: in the
+    /// device's driver where it pays, else not at all. `generic` works with every device and is slower than none.
+    #[arg(long, value_enum, default_value = "auto", global = true)]
+    xdp: Xdp,
+    /// How the programs are attached to devices. `auto`: tcx, or clsact where the kernel is older than 6.6.
+    #[arg(long, value_enum, default_value = "auto", global = true)]
+    tc: Tc,
     /// A folder of files that describe static pods.
     #[arg(long, value_name = "DIR", global = true)]
     pod_manifest_path: Option<PathBuf>,
@@ -226,6 +241,27 @@ enum PodNetworkWay {
     Vxlan,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum ForwardingMode {
+    Auto,
+    Snat,
+    Dsr,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Tc {
+    Auto,
+    Clsact,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Xdp {
+    Auto,
+    Native,
+    Generic,
+    Off,
+}
+
 fn main() -> Result<()> {
     tracing_subscriber::fmt()
         .with_env_filter(
@@ -281,6 +317,16 @@ fn network_config(options: &Options, node_name: &str, node_ips: Vec<IpAddr>) -> 
         way: match options.pod_network {
             PodNetworkWay::Native => Way::Native,
             PodNetworkWay::Vxlan => Way::Vxlan,
+        },
+        tc: match options.tc {
+            Tc::Auto => TcHook::Auto,
+            Tc::Clsact => TcHook::Clsact,
+        },
+        xdp: match options.xdp {
+            Xdp::Auto => XdpMode::Auto,
+            Xdp::Native => XdpMode::Native,
+            Xdp::Generic => XdpMode::Generic,
+            Xdp::Off => XdpMode::Off,
         },
     }
 }
@@ -435,6 +481,11 @@ async fn run(options: Options) -> Result<()> {
                 node_name: node_name.clone(),
                 dns: Some((options.cluster_dns, dns.address())),
                 api: kubernetes_service(&options.service_cidr).zip(api_address),
+                forwarding: match options.forwarding_mode {
+                    ForwardingMode::Auto => Forwarding::Auto,
+                    ForwardingMode::Snat => Forwarding::SourceNat,
+                    ForwardingMode::Dsr => Forwarding::DirectReturn,
+                },
                 metrics: Arc::default(),
             };
             let metrics = proxy_config.metrics.clone();

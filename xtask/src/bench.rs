@@ -16,7 +16,7 @@ enum Area {
     Connect,
     /// `kill -9` of the API server under writes, over and over (`--rounds 100`): what was acknowledged must be there
     Crash,
-    /// Requests per second direct, through ClusterIP and through NodePort
+    /// Packets per second beside nftables; requests per second direct, through ClusterIP and NodePort
     Datapath,
     /// Pod start and end, memory of each process
     Node,
@@ -54,6 +54,14 @@ pub fn run(options: &Options) -> Result<()> {
             .directory(&workspace::root())
             .run()
     })?;
+    if matches!(options.area, Area::Datapath) {
+        // Packets first: the cluster below would disturb them.
+        command::program(workspace::cargo())
+            .args(["bench", "--locked", "--package", "skep-datapath"])
+            .args(["--bench", "packets", "--", &options.rounds.to_string()])
+            .directory(&workspace::root())
+            .run()?;
+    }
     let area = match options.area {
         Area::Api => "api",
         Area::Connect => "connect",

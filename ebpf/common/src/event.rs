@@ -31,6 +31,7 @@ pub enum Hook {
     FromNet = 2,
     ToNet = 3,
     Socket = 4,
+    Xdp = 5,
 }
 
 impl Hook {

@@ -63,19 +63,23 @@ impl Flow {
     #[inline(always)]
     pub fn answers(&self, key: &FlowKey) -> bool {
         self.destination_port == key.source_port
-            && self.source_port == key.destination_port
             && self.destination == key.source
-            && self.source == key.destination
+            && (self.flags & flow_flags::DIRECT != 0
+                || (self.source_port == key.destination_port && self.source == key.destination))
     }
 
-    /// The key under which the answer's entry is found.
-    pub const fn reverse_key(&self, protocol: u8) -> FlowKey {
+    /// The key under which the other direction's entry is found; `key` is this entry's own.
+    #[inline(always)]
+    pub fn reverse_key(&self, key: &FlowKey) -> FlowKey {
+        if self.flags & flow_flags::DIRECT != 0 {
+            return key.reversed();
+        }
         FlowKey {
             source: self.destination,
             destination: self.source,
             source_port: self.destination_port,
             destination_port: self.source_port,
-            protocol,
+            protocol: key.protocol,
             _pad: [0; 3],
         }
     }
@@ -96,6 +100,10 @@ pub mod flow_flags {
     pub const MASQUERADE: u32 = 1 << 5;
     /// Nothing is rewritten: the entry only remembers that policy allowed the connection.
     pub const TRACK_ONLY: u32 = 1 << 6;
+    /// Direct server return: the backend's node answers the client. The node where a connection
+    /// comes in has one entry, of the asking direction; the backend's node has a pair whose keys
+    /// are each other's reverse, because the packet arrives there translated.
+    pub const DIRECT: u32 = 1 << 7;
     pub const CLOSING: u32 = FIN | RESET | PEER_FIN;
 }
 
@@ -117,13 +125,30 @@ pub struct FragmentPorts {
     pub destination_port: PortBe,
 }
 
+/// The IPv4 option by which a node tells the backend's node which Service address and port to
+/// answer with: an experimental one (RFC 4727 §3.1), copied into fragments. Type, length, port,
+/// address.
+pub const RETURN_OPTION: [u8; 2] = [0x9e, 8];
+
 pub const MAX_FLOWS: u32 = 131_072;
 pub const MAX_FRAGMENTS: u32 = 4_096;
 
-/// Where a port for a translated source is looked for when its own is taken: below the kernel's
-/// ephemeral range (32768–60999), outside the NodePort range.
-pub const NAT_PORT_FIRST: u16 = 10_000;
-pub const NAT_PORT_COUNT: u16 = 19_999;
+/// Where a port for a translated source is looked for when its own is taken: all that a server may
+/// not have, but for NodePorts. Ports of the node's own sockets are among them; each is asked for.
+pub const NAT_PORT_COUNT: u32 =
+    65_536 - FIRST_UNPRIVILEGED_PORT as u32 - (NODE_PORT_LAST as u32 - NODE_PORT_FIRST as u32 + 1);
+
+/// One of the [`NAT_PORT_COUNT`] ports; `index` counts them.
+#[inline(always)]
+pub const fn nat_port(index: u32) -> u16 {
+    let port = FIRST_UNPRIVILEGED_PORT as u32 + index;
+    if port < NODE_PORT_FIRST as u32 {
+        port as u16
+    } else {
+        (port + (NODE_PORT_LAST - NODE_PORT_FIRST + 1) as u32) as u16
+    }
+}
+
 pub const FIRST_UNPRIVILEGED_PORT: u16 = 1_024;
 /// The API server's default `--service-node-port-range`.
 pub const NODE_PORT_FIRST: u16 = 30_000;
@@ -137,5 +162,5 @@ const _: () = {
     assert!(size_of::<FlowKey>() == 40);
     assert!(size_of::<Flow>() == 60);
     assert!(size_of::<FragmentKey>() == 40);
-    assert!(NAT_PORT_FIRST + NAT_PORT_COUNT <= NODE_PORT_FIRST);
+    assert!(nat_port(0) == FIRST_UNPRIVILEGED_PORT && nat_port(NAT_PORT_COUNT - 1) == u16::MAX);
 };

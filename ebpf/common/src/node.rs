@@ -27,6 +27,9 @@ pub mod pod_flags {
     pub const INGRESS_ISOLATED: u32 = 1 << 1;
     /// Policy applies to what the pod sends.
     pub const EGRESS_ISOLATED: u32 = 1 << 2;
+    /// XDP may redirect frames into the pod: its end of the veth pair receives by NAPI. Without,
+    /// the kernel drops them.
+    pub const TAKES_FRAMES: u32 = 1 << 3;
 }
 
 /// The longest matching prefix says what an address belongs to.

@@ -79,6 +79,14 @@ reasons! {
     AddressClash = 25, "address_clash";
     /// Not a drop: a new connection that nothing translates. Counted only while somebody listens.
     Forwarded = 26, "forwarded";
+    /// Not a drop: sent to a backend that answers the client directly.
+    DirectReturn = 27, "direct_return";
+    /// Too long for the way onwards, and not to be fragmented: its sender was told (ICMP).
+    TooBig = 28, "too_big";
+    /// Not a drop: put into a pod's receive queue by XDP.
+    XdpToPod = 29, "xdp_to_pod";
+    /// Not a drop: sent back out of the uplink by XDP.
+    XdpToNeighbour = 30, "xdp_to_neighbour";
 }
 
 impl Reason {
@@ -97,6 +105,9 @@ impl Reason {
                 | Reason::NdpAnswered
                 | Reason::AddressClash
                 | Reason::Forwarded
+                | Reason::DirectReturn
+                | Reason::XdpToPod
+                | Reason::XdpToNeighbour
         )
     }
 }

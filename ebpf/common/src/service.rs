@@ -71,6 +71,10 @@ pub mod frontend_flags {
     pub const INTERNAL_ONLY: u32 = 1 << 3;
     /// External backends are all local: the client's address is never replaced.
     pub const EXTERNAL_LOCAL: u32 = 1 << 4;
+    /// Backends of other nodes answer clients outside directly.
+    pub const DIRECT_RETURN: u32 = 1 << 5;
+    /// Clients outside are hidden behind this node even where the tunnel could keep their address.
+    pub const SOURCE_NAT: u32 = 1 << 6;
 }
 
 /// A slot's value: the index of its backend.

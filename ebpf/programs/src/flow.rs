@@ -15,6 +15,7 @@ use skep_ebpf_common::flow::*;
 use skep_ebpf_common::reason::Reason;
 use skep_ebpf_common::{Address, ICMP, ICMPV6, PortBe, TCP, UDP};
 
+use crate::context::Context;
 use crate::count::now;
 use crate::maps::{FLOWS, Scratch, config};
 use crate::packet::{ACK, ETH_LEN, FIN, Packet, RST, SYN, Tuple, load, store};
@@ -71,7 +72,8 @@ pub fn follow(packet: &Packet, new: &mut Tuple) -> Option<Followed> {
     if packet.tcp_flags & RST != 0 {
         state |= flow_flags::RESET;
     }
-    if flags & flow_flags::REVERSE != 0 {
+    if flags & flow_flags::REVERSE != 0 || (flags & flow_flags::DIRECT != 0 && !opens(packet)) {
+        // Only who has an answer goes on.
         state |= flow_flags::ANSWERED;
     }
     if state != flags {
@@ -93,6 +95,13 @@ pub fn follow(packet: &Packet, new: &mut Tuple) -> Option<Followed> {
 #[inline(always)]
 pub fn opens(packet: &Packet) -> bool {
     packet.key.protocol != TCP || packet.tcp_flags & (SYN | ACK) == SYN
+}
+
+/// Whether the packet has to tell the backend's node what to answer its client with.
+#[inline(always)]
+pub fn tells(followed: &Followed, packet: &Packet) -> bool {
+    followed.flags & (flow_flags::DIRECT | flow_flags::TRACK_ONLY) == flow_flags::DIRECT
+        && opens(packet)
 }
 
 /// Whether answers to this packet of the node's own would be taken for those of a translated flow:
@@ -133,7 +142,7 @@ fn backend_gone(flow: &Flow) -> bool {
 /// The other direction learns of FIN, RST and the first answer.
 #[inline(never)]
 fn tell_twin(key: &FlowKey, flow: &Flow, state: u32) -> u32 {
-    if let Some(twin) = FLOWS.get_ptr_mut(&flow.reverse_key(key.protocol)) {
+    if let Some(twin) = FLOWS.get_ptr_mut(&flow.reverse_key(key)) {
         // SAFETY: an element of the map, as in `follow`.
         if !unsafe { (*twin).answers(key) } {
             return 0;
@@ -150,7 +159,7 @@ fn tell_twin(key: &FlowKey, flow: &Flow, state: u32) -> u32 {
 
 #[inline(never)]
 fn forget(key: &FlowKey, flow: &Flow) -> u32 {
-    let twin = flow.reverse_key(key.protocol);
+    let twin = flow.reverse_key(key);
     // Either may be gone already.
     let _ = FLOWS.remove(&twin);
     let _ = FLOWS.remove(key);
@@ -181,7 +190,7 @@ pub struct Wanted {
 /// port that another client has just used would meet that connection in TIME_WAIT and lose a
 /// second, so it is taken last, and the longest unused one first.
 #[inline(never)]
-pub fn create(skb: *mut __sk_buff, scratch: &mut Scratch) -> u32 {
+pub fn create<C: Context>(context: C, scratch: &mut Scratch) -> u32 {
     let Scratch {
         packet,
         wanted,
@@ -194,6 +203,11 @@ pub fn create(skb: *mut __sk_buff, scratch: &mut Scratch) -> u32 {
     let key = &packet.key;
     let now = now();
     let generation = config().map_or(0, |config| config.policy_generation);
+    if wanted.flags & flow_flags::DIRECT != 0 {
+        // No answer comes by here, so there is no port to allocate.
+        answer_key.destination_port = key.source_port;
+        return publish(key, wanted, key.source_port, now, generation, flow, new);
+    }
     answer_key.source = wanted.destination;
     answer_key.destination = wanted.source;
     answer_key.source_port = wanted.destination_port;
@@ -214,7 +228,7 @@ pub fn create(skb: *mut __sk_buff, scratch: &mut Scratch) -> u32 {
     let mut keep_port = wanted.source == key.source
         || key.protocol == ICMP
         || key.protocol == ICMPV6
-        || (may_keep(key.source_port.get()) && taken_by_node(skb, answer_key) == 0);
+        || (may_keep(key.source_port.get()) && taken_by_node(context, answer_key) == 0);
     // SAFETY: read at once.
     if let Some(before) = unsafe { FLOWS.get(key) }
         && before.flags & flow_flags::REVERSE == 0
@@ -241,9 +255,11 @@ pub fn create(skb: *mut __sk_buff, scratch: &mut Scratch) -> u32 {
             break;
         }
         if attempt > 0 || !keep_port {
-            let offset =
-                start.wrapping_add(attempt.wrapping_mul(PORT_STRIDE)) % NAT_PORT_COUNT as u32;
-            answer_key.destination_port = PortBe::new(NAT_PORT_FIRST + offset as u16);
+            let index = start.wrapping_add(attempt.wrapping_mul(PORT_STRIDE)) % NAT_PORT_COUNT;
+            answer_key.destination_port = PortBe::new(nat_port(index));
+            if taken_by_node(context, answer_key) != 0 {
+                continue;
+            }
         }
         match FLOWS.insert(&*answer_key, &*answer, BPF_NOEXIST as u64) {
             Ok(()) => {
@@ -271,9 +287,28 @@ pub fn create(skb: *mut __sk_buff, scratch: &mut Scratch) -> u32 {
     if !chosen {
         return Reason::NoPort as u32 + 1;
     }
+    let port = answer_key.destination_port;
+    let published = publish(key, wanted, port, now, generation, flow, new);
+    if published != 0 {
+        let _ = FLOWS.remove(&*answer_key);
+    }
+    published
+}
+
+/// The asking direction's entry, which makes the flow known.
+#[inline(always)]
+fn publish(
+    key: &FlowKey,
+    wanted: &Wanted,
+    source_port: PortBe,
+    now: u32,
+    generation: u32,
+    flow: &mut Flow,
+    new: &mut Tuple,
+) -> u32 {
     flow.source = wanted.source;
     flow.destination = wanted.destination;
-    flow.source_port = answer_key.destination_port;
+    flow.source_port = source_port;
     flow.destination_port = wanted.destination_port;
     flow.flags = wanted.flags;
     flow.seen = now;
@@ -282,13 +317,72 @@ pub fn create(skb: *mut __sk_buff, scratch: &mut Scratch) -> u32 {
     flow.policy_generation = generation;
     flow.via = 0;
     if FLOWS.insert(key, &*flow, 0).is_err() {
-        let _ = FLOWS.remove(&*answer_key);
         return Reason::FlowTableFull as u32 + 1;
     }
     new.source = flow.source;
     new.destination = flow.destination;
     new.source_port = flow.source_port;
     new.destination_port = flow.destination_port;
+    0
+}
+
+/// A connection that another node has sent here, to be answered directly: makes its pair, the
+/// answers of which leave with `frontend` as their source, unless it is there. Returns whether it
+/// is there now.
+#[inline(never)]
+pub fn create_direct(scratch: &mut Scratch, frontend: &Address, port: PortBe) -> u32 {
+    let Scratch {
+        packet,
+        answer_key,
+        answer,
+        flow,
+        ..
+    } = scratch;
+    let key = &packet.key;
+    let now = now();
+    *answer_key = key.reversed();
+    if key.protocol != TCP
+        && let Some(existing) = FLOWS.get_ptr_mut(&*answer_key)
+    {
+        // SAFETY: an element of the map, as in `follow`.
+        let existing = unsafe { &mut *existing };
+        if existing.flags & flow_flags::DIRECT != 0
+            && existing.source == *frontend
+            && existing.source_port == port
+        {
+            return 1;
+        }
+    }
+    answer.source = *frontend;
+    answer.destination = key.source;
+    answer.source_port = port;
+    answer.destination_port = key.source_port;
+    answer.flags = flow_flags::DIRECT | flow_flags::REVERSE;
+    answer.seen = now;
+    answer.service = 0;
+    answer.backend = 0;
+    answer.policy_generation = config().map_or(0, |config| config.policy_generation);
+    answer.via = 0;
+    flow.source = key.source;
+    flow.destination = key.destination;
+    flow.source_port = key.source_port;
+    flow.destination_port = key.destination_port;
+    flow.flags = flow_flags::DIRECT | flow_flags::TRACK_ONLY;
+    flow.seen = now;
+    flow.service = 0;
+    flow.backend = 0;
+    // Policy has not judged it yet.
+    flow.policy_generation = answer.policy_generation.wrapping_sub(1);
+    flow.via = 0;
+    (FLOWS.insert(&*answer_key, &*answer, 0).is_ok() && FLOWS.insert(key, &*flow, 0).is_ok()) as u32
+}
+
+/// Forgets what [`create`] has just made: policy does not let the connection begin, and its next
+/// packet must not find it begun.
+#[inline(never)]
+pub fn forget_created(scratch: &Scratch) -> u32 {
+    let _ = FLOWS.remove(scratch.answer.reverse_key(&scratch.answer_key));
+    let _ = FLOWS.remove(&scratch.answer_key);
     0
 }
 
@@ -300,7 +394,7 @@ fn may_keep(port: u16) -> bool {
 
 /// Whether a socket of the node would get this answer (`bpf_skc_lookup_tcp`, Linux 5.2).
 #[inline(never)]
-fn taken_by_node(skb: *mut __sk_buff, answer: &FlowKey) -> u32 {
+fn taken_by_node<C: Context>(context: C, answer: &FlowKey) -> u32 {
     /// The namespace of the packet's interface.
     const CURRENT_NETNS: u64 = u64::MAX;
     // SAFETY: all-zero is a valid value.
@@ -325,8 +419,8 @@ fn taken_by_node(skb: *mut __sk_buff, answer: &FlowKey) -> u32 {
     // SAFETY: the tuple and its length agree; what is found is released at once.
     unsafe {
         let socket = match answer.protocol {
-            TCP => bpf_skc_lookup_tcp(skb.cast(), &raw mut tuple, len, CURRENT_NETNS, 0),
-            UDP => bpf_sk_lookup_udp(skb.cast(), &raw mut tuple, len, CURRENT_NETNS, 0),
+            TCP => bpf_skc_lookup_tcp(context.raw(), &raw mut tuple, len, CURRENT_NETNS, 0),
+            UDP => bpf_sk_lookup_udp(context.raw(), &raw mut tuple, len, CURRENT_NETNS, 0),
             _ => return 0,
         };
         if socket.is_null() {
@@ -372,7 +466,7 @@ fn left_over(key: &FlowKey, answer: &Flow, now: u32) -> u32 {
 fn replace(key: &FlowKey, answer: &Flow) -> u32 {
     if let Some(existing) = FLOWS.get_ptr_mut(key) {
         // SAFETY: copied at once.
-        let twin_key = unsafe { (*existing).reverse_key(key.protocol) };
+        let twin_key = unsafe { (*existing).reverse_key(key) };
         if FLOWS.remove(key).is_err() {
             return 0;
         }

@@ -1,21 +1,33 @@
 //! Where a packet goes once its addresses are final: straight into a local pod, straight to a
 //! neighbour, or up to the stack.
 
-use core::mem::zeroed;
+use core::mem::{offset_of, zeroed};
+use core::ptr::addr_of;
 
 use aya_ebpf::bindings::{__sk_buff, bpf_fib_lookup as FibLookup, bpf_redir_neigh};
-use aya_ebpf::helpers::generated::{bpf_fib_lookup, bpf_redirect_neigh, bpf_redirect_peer};
+use aya_ebpf::helpers::generated::{
+    bpf_fib_lookup, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer,
+};
 use skep_ebpf_common::Address;
 use skep_ebpf_common::event::Hook;
-use skep_ebpf_common::node::{MARK_DONE, Pod};
+use skep_ebpf_common::node::{MARK_DONE, Pod, pod_flags};
 use skep_ebpf_common::reason::Reason;
 
-use crate::count::{count, report};
-use crate::maps::{Scratch, config};
-use crate::packet::{Packet, decrement_hop_limit, ifindex, set_mark, store};
+use crate::context::Context;
+use crate::count::{count, now, report};
+use crate::direct::{looks_unfinished, parse_plain, rewrite_plain};
+use crate::flow::{follow, tells};
+use crate::maps::{Scratch, WAYS, config};
+use crate::packet::{Packet, Tuple, decrement_hop_limit, ifindex, set_mark, store};
+use crate::pod::pod_at;
+use crate::policy;
+use crate::too_big::{is_whole, tell_sender};
 
 pub const PASS: i32 = 0; // TC_ACT_OK
 pub const DROP: i32 = 2; // TC_ACT_SHOT
+
+/// Of the ways that a CPU remembers.
+pub const WAYS_BITS: u32 = 8;
 
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
@@ -25,6 +37,8 @@ const FIB_FORWARDING_DISABLED: i64 = 5;
 const FIB_NO_NEIGHBOUR: i64 = 7;
 /// Too long for the next device: the tunnel fragments what it carries.
 const FIB_TOO_LONG: i64 = 8;
+/// What every IPv4 network carries (RFC 791 §3.2).
+const MIN_MTU: u32 = 576;
 
 #[inline(always)]
 pub fn drop(skb: *mut __sk_buff, packet: &Packet, reason: Reason, hook: Hook, service: u32) -> i32 {
@@ -52,12 +66,22 @@ pub fn deliver(skb: *mut __sk_buff, packet: &mut Packet, pod: &Pod, hook: Hook) 
 /// By the node's routing table to a neighbour; what the table gives to the node goes to the stack.
 #[inline(never)]
 pub fn route(skb: *mut __sk_buff, scratch: &mut Scratch, hook: Hook) -> i32 {
+    let found = look_up_route(skb, &scratch.packet, &mut scratch.next_hop) as i64;
+    if found == FIB_TOO_LONG {
+        if is_whole(skb, scratch.packet.key.destination.is_v4()) {
+            let mtu = scratch.next_hop.mtu;
+            return tell_sender(skb, scratch, mtu, hook);
+        }
+        if !to_tunnel(&scratch.next_hop) {
+            // The stack fragments it.
+            return PASS;
+        }
+    }
     let Scratch {
         packet, next_hop, ..
     } = scratch;
-    match look_up_route(skb, packet, next_hop) as i64 {
-        FIB_SUCCESS | FIB_NO_NEIGHBOUR => {}
-        FIB_TOO_LONG if to_tunnel(next_hop) => {}
+    match found {
+        FIB_SUCCESS | FIB_NO_NEIGHBOUR | FIB_TOO_LONG => {}
         // Local, multicast, broadcast.
         FIB_NOT_FORWARDED | FIB_FORWARDING_DISABLED => return PASS,
         _ => {
@@ -135,12 +159,143 @@ fn to_tunnel(next_hop: &NextHop) -> bool {
     })
 }
 
+/// The Ethernet addresses of a frame for `pod`, as the packet has them.
+#[inline(always)]
+fn pod_macs(pod: &Pod) -> [u32; 3] {
+    const _: () = assert!(offset_of!(Pod, host_mac) == offset_of!(Pod, mac) + 6);
+    const _: () = assert!(offset_of!(Pod, mac) % 4 == 0);
+    // SAFETY: 12 bytes side by side, aligned as asserted.
+    unsafe { addr_of!(pod.mac).cast::<[u32; 3]>().read() }
+}
+
+/// What this CPU has learned of the way of packets with these addresses, for the rest of the second
+/// and as long as policy stays as it is.
+#[repr(C)]
+pub struct Way {
+    /// Of no account on the way to a pod.
+    source: Address,
+    destination: Address,
+    seen: u32,
+    policy_generation: u32,
+    /// The largest packet; 0 = not known, not forwarded, or no neighbour known.
+    mtu: u32,
+    /// The host's end of a pod's veth pair, or the device to a neighbour.
+    pub ifindex: u32,
+    pub macs: [u32; 3],
+    pub is_pod: bool,
+    _pad: [u8; 3],
+    /// The pod's, else 0.
+    pub pod_flags: u32,
+}
+
+/// The way of the packet once it has the addresses of `scratch.new`. `None`: the stack, or the
+/// slower of our programs, knows better.
+#[inline(always)]
+pub fn way_of<C: Context>(context: C, scratch: &Scratch) -> Option<&'static Way> {
+    let Scratch { packet, new, .. } = scratch;
+    let now = now();
+    let generation = config()?.policy_generation;
+    let last = new.destination.v4_be();
+    let way = WAYS.get_ptr_mut(last.wrapping_mul(0x9e37_79b1) >> (32 - WAYS_BITS))?;
+    // SAFETY: this CPU's element, used by one program at a time.
+    let way = unsafe { &mut *way };
+    if way.seen != now
+        || way.policy_generation != generation
+        || way.destination != new.destination
+        || !(way.is_pod || way.source == new.source)
+    {
+        way.seen = now;
+        way.policy_generation = generation;
+        find_way(context, packet.len, new, way);
+    }
+    (packet.len <= way.mtu).then_some(way)
+}
+
+#[inline(never)]
+fn find_way<C: Context>(context: C, len: u32, new: &Tuple, way: &mut Way) -> u32 {
+    way.source = new.source;
+    way.destination = new.destination;
+    way.pod_flags = 0;
+    way.mtu = 0;
+    if let Some(pod) = pod_at(&new.destination) {
+        way.is_pod = true;
+        way.mtu = u32::MAX;
+        way.ifindex = pod.ifindex;
+        way.macs = pod_macs(pod);
+        way.pod_flags = pod.flags;
+        return 0;
+    }
+    way.is_pod = false;
+    // SAFETY: all-zero is a valid value.
+    let mut params: FibLookup = unsafe { zeroed() };
+    params.ifindex = context.ifindex();
+    // With a length the kernel also says what fits; whether this packet does is compared later.
+    params.__bindgen_anon_1.tot_len = len.min(MIN_MTU) as u16;
+    set_addresses(&mut params, &new.source, &new.destination);
+    // SAFETY: the pointer and its length agree.
+    let result = unsafe {
+        bpf_fib_lookup(
+            context.raw(),
+            &raw mut params,
+            size_of::<FibLookup>() as i32,
+            0,
+        )
+    };
+    if result == FIB_SUCCESS {
+        // SAFETY: the helper has written it.
+        way.mtu = unsafe { params.__bindgen_anon_1.mtu_result } as u32;
+        way.ifindex = params.ifindex;
+        let (to, from) = (params.dmac, params.smac);
+        way.macs = [
+            u32::from_ne_bytes([to[0], to[1], to[2], to[3]]),
+            u32::from_ne_bytes([to[4], to[5], from[0], from[1]]),
+            u32::from_ne_bytes([from[2], from[3], from[4], from[5]]),
+        ];
+    }
+    0
+}
+
+/// A plain packet of a known flow, in as few steps as there can be. `None`: nothing has happened,
+/// and the long way knows what to do.
+// VERIFIER: a frame of its own, or the callers' are too large.
+#[inline(never)]
+pub fn forward_known(skb: *mut __sk_buff, scratch: &mut Scratch) -> Option<i32> {
+    if !parse_plain(skb, &mut scratch.packet)
+        || looks_unfinished(skb, &scratch.packet)
+        || scratch.packet.hop_limit <= 1
+    {
+        return None;
+    }
+    let followed = follow(&scratch.packet, &mut scratch.new)?;
+    if followed.via != 0 || tells(&followed, &scratch.packet) {
+        return None;
+    }
+    let way = way_of(skb, scratch)?;
+    if way.pod_flags & pod_flags::INGRESS_ISOLATED != 0 && !policy::settled(&followed) {
+        return None;
+    }
+    if !rewrite_plain(skb, &scratch.packet, &scratch.new, &way.macs) {
+        return None;
+    }
+    if way.is_pod {
+        count(Reason::RedirectedToPod);
+        // SAFETY: no pointers.
+        return Some((unsafe { bpf_redirect_peer(way.ifindex, 0) }) as i32);
+    }
+    set_mark(skb, MARK_DONE);
+    count(Reason::RedirectedToNeighbour);
+    // SAFETY: no pointers.
+    Some((unsafe { bpf_redirect(way.ifindex, 0) }) as i32)
+}
+
 #[repr(C)]
 pub struct NextHop {
     ifindex: u32,
     family: u32,
     /// IPv4 in the first word.
     address: [u32; 4],
+    /// Of the device, where a packet was too long for it.
+    mtu: u32,
 }
 
 #[inline(never)]
@@ -149,15 +304,7 @@ fn look_up_route(skb: *mut __sk_buff, packet: &Packet, next_hop: &mut NextHop) -
     let mut params: FibLookup = unsafe { zeroed() };
     params.ifindex = ifindex(skb);
     params.l4_protocol = packet.key.protocol;
-    if packet.key.destination.is_v4() {
-        params.family = AF_INET;
-        params.__bindgen_anon_3.ipv4_src = packet.key.source.v4_be();
-        params.__bindgen_anon_4.ipv4_dst = packet.key.destination.v4_be();
-    } else {
-        params.family = AF_INET6;
-        params.__bindgen_anon_3.ipv6_src = packet.key.source.0;
-        params.__bindgen_anon_4.ipv6_dst = packet.key.destination.0;
-    }
+    set_addresses(&mut params, &packet.key.source, &packet.key.destination);
     // SAFETY: the pointer and its length agree.
     let result = unsafe {
         bpf_fib_lookup(
@@ -169,7 +316,22 @@ fn look_up_route(skb: *mut __sk_buff, packet: &Packet, next_hop: &mut NextHop) -
     };
     next_hop.ifindex = params.ifindex;
     next_hop.family = params.family as u32;
+    // SAFETY: the helper has written it, or it is the length, which was not said.
+    next_hop.mtu = unsafe { params.__bindgen_anon_1.mtu_result } as u32;
     // SAFETY: the helper has written the next hop; an IPv4 address is the first word.
     next_hop.address = unsafe { params.__bindgen_anon_4.ipv6_dst };
     result as i32
+}
+
+#[inline(always)]
+fn set_addresses(params: &mut FibLookup, source: &Address, destination: &Address) {
+    if destination.is_v4() {
+        params.family = AF_INET;
+        params.__bindgen_anon_3.ipv4_src = source.v4_be();
+        params.__bindgen_anon_4.ipv4_dst = destination.v4_be();
+    } else {
+        params.family = AF_INET6;
+        params.__bindgen_anon_3.ipv6_src = source.0;
+        params.__bindgen_anon_4.ipv6_dst = destination.0;
+    }
 }

@@ -5,6 +5,7 @@
 //! | `connect4/6`, `sendmsg4/6` | cgroup | a Service address becomes a backend before any packet exists | 5.11 |
 //! | `recvmsg4/6`, `getpeername4/6` | cgroup | the application keeps seeing the Service | 5.11 |
 //! | `from_pod`, `to_pod` | tcx (clsact before 6.6) on the host end of a pod's veth | anti-spoofing, policy, masquerade, per-packet Services | 5.11 |
+//! | `xdp_net` | XDP on the uplink | the plain part of `from_net`, before a socket buffer exists | 5.18 |
 //! | `from_net`, `to_net` | tcx (clsact before 6.6) on the uplink and the tunnel | NodePort and external addresses, reverse translation | 5.11 |
 //!
 //! The floor of 5.11 is `bpf_ktime_get_coarse_ns`; the supported floor is 5.15. On 5.15–5.17 a
@@ -21,7 +22,9 @@
 #![allow(unreachable_pub, reason = "a binary: `pub` means between its files")]
 
 mod announce;
+mod context;
 mod count;
+mod direct;
 mod flow;
 mod forward;
 mod maps;
@@ -32,6 +35,8 @@ mod policy;
 mod refuse;
 mod service;
 mod socket;
+mod too_big;
+mod xdp;
 
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {

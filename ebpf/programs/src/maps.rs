@@ -12,7 +12,7 @@ use skep_ebpf_common::reason::MAX_REASONS;
 use skep_ebpf_common::service::*;
 
 use crate::flow::Wanted;
-use crate::forward::NextHop;
+use crate::forward::{NextHop, WAYS_BITS, Way};
 use crate::packet::{Packet, Tuple};
 
 /// `BPF_F_MMAPABLE`: the agent writes these through memory.
@@ -71,6 +71,9 @@ pub static SERVICE_COUNTERS: PerCpuArray<ServiceCounters, { MAX_SERVICES as usiz
 pub static EVENTS: RingBuf<FlowEvent, { EVENT_RING_BYTES as usize }> = RingBuf::new();
 
 #[btf_map]
+pub static WAYS: PerCpuArray<Way, { 1 << WAYS_BITS }> = PerCpuArray::new();
+
+#[btf_map]
 static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
 
 /// Working memory of a packet program: 512 bytes of stack are not enough, and the verifier tracks
@@ -79,6 +82,8 @@ static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
 #[repr(C)]
 pub struct Scratch {
     pub packet: Packet,
+    /// The tuple that the packet came with.
+    pub arrived: Tuple,
     /// The tuple that the packet is to leave with.
     pub new: Tuple,
     pub wanted: Wanted,
@@ -87,6 +92,8 @@ pub struct Scratch {
     pub flow: Flow,
     pub frontend: Frontend,
     pub next_hop: NextHop,
+    /// The beginning of a packet that an ICMP message is about.
+    pub quote: [u32; 32],
 }
 
 #[inline(always)]

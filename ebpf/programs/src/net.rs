@@ -6,26 +6,31 @@ use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use skep_ebpf_common::event::Hook;
-use skep_ebpf_common::flow::flow_flags;
+use skep_ebpf_common::flow::{RETURN_OPTION, flow_flags};
 use skep_ebpf_common::node::{
     MARK_DONE, Pod, TUNNEL_MAC_PREFIX, config_flags, network_flags, pod_flags,
 };
 use skep_ebpf_common::reason::Reason;
 use skep_ebpf_common::service::*;
-use skep_ebpf_common::{Address, SCTP};
+use skep_ebpf_common::{Address, PortBe, SCTP};
 
 use crate::announce::{answer_arp, answer_ndp, is_announced};
+use crate::context::Context;
 use crate::count::{count, report, report_new, service_connection, service_refused};
 use crate::flow::{
-    Followed, answer_taken, create, follow, opens, return_via, translate_icmp_error,
+    Followed, answer_taken, create, create_direct, follow, forget_created, opens, return_via,
+    translate_icmp_error,
 };
-use crate::forward::{DROP, PASS, deliver, drop, route};
+use crate::forward::{DROP, PASS, deliver, drop, forward_known, route};
 use crate::maps::{NETWORKS, SOURCE_RANGES, Scratch, config, scratch};
-use crate::packet::{Packet, Parsed, Shape, ifindex, is_arp, load, mark, parse, rewrite};
+use crate::packet::{
+    ETH_LEN, Packet, Parsed, Shape, add_option, ifindex, is_arp, load, mark, parse, remove_option,
+    rewrite,
+};
 use crate::pod::{masquerade, network_of, pod_at, set_tracked};
 use crate::policy;
 use crate::refuse::refuse;
-use crate::service::{Balance, choose, find, flow_hash, is_node_address};
+use crate::service::{Balance, choose, find, find_node_port, flow_hash, is_node_address};
 
 const ISOLATED: u32 = pod_flags::INGRESS_ISOLATED | pod_flags::EGRESS_ISOLATED;
 
@@ -35,8 +40,15 @@ pub fn from_net(ctx: TcContext) -> i32 {
     let Some(scratch) = scratch() else {
         return DROP;
     };
+    // What the tunnel brings may say where it came in.
+    if config().is_some_and(|config| config.tunnel_ifindex != ifindex(skb))
+        && let Some(verdict) = forward_known(skb, scratch)
+    {
+        return verdict;
+    }
     match parse(skb, &mut scratch.packet) {
-        Parsed::Ip => arrived(skb, scratch),
+        Parsed::Ip if accept_direct(skb, scratch) => arrived(skb, scratch),
+        Parsed::Ip => drop(skb, &scratch.packet, Reason::Rewrite, Hook::FromNet, 0),
         Parsed::NotIp if is_arp(skb) => answer_arp(skb).unwrap_or(PASS),
         Parsed::NotIp | Parsed::Truncated => PASS,
     }
@@ -59,6 +71,7 @@ pub fn to_net(ctx: TcContext) -> i32 {
 
 #[inline(always)]
 fn arrived(skb: *mut __sk_buff, scratch: &mut Scratch) -> i32 {
+    scratch.arrived = scratch.packet.tuple();
     let packet = &mut scratch.packet;
     if let Some(pod) = pod_at(&packet.key.destination) {
         return to_local_pod(skb, scratch, pod);
@@ -68,7 +81,7 @@ fn arrived(skb: *mut __sk_buff, scratch: &mut Scratch) -> i32 {
             0 => PASS,
             1 => {
                 count(Reason::IcmpTranslated);
-                onward(skb, scratch, None)
+                onward(skb, scratch, None, false)
             }
             _ => drop(skb, packet, Reason::Rewrite, Hook::FromNet, 0),
         };
@@ -95,7 +108,7 @@ fn arrived(skb: *mut __sk_buff, scratch: &mut Scratch) -> i32 {
         if !found || scratch.frontend.flags & frontend_flags::INTERNAL_ONLY != 0 {
             return PASS;
         }
-        match serve(skb, scratch) {
+        match serve(skb, Hook::FromNet, scratch) {
             SERVED => {}
             REFUSED => {
                 let service = scratch.frontend.service;
@@ -108,41 +121,114 @@ fn arrived(skb: *mut __sk_buff, scratch: &mut Scratch) -> i32 {
                 );
                 return refuse(skb, &scratch.packet).unwrap_or(PASS);
             }
-            reason => return failed(skb, scratch, reason - FAILED),
+            code => {
+                report_failure(skb, Hook::FromNet, scratch, code);
+                return DROP;
+            }
         }
     }
-    if rewrite(skb, &mut scratch.packet, &scratch.new).is_none() {
+    let flags = followed
+        .as_ref()
+        .map_or(scratch.wanted.flags, |followed| followed.flags);
+    let tell = flags & (flow_flags::DIRECT | flow_flags::TRACK_ONLY) == flow_flags::DIRECT
+        && opens(&scratch.packet);
+    if rewrite(skb, &mut scratch.packet, &scratch.new).is_none()
+        || (tell && add_return_option(skb, scratch).is_none())
+    {
         return drop(skb, &scratch.packet, Reason::Rewrite, Hook::FromNet, 0);
     }
-    onward(skb, scratch, followed.as_ref())
+    onward(skb, scratch, followed.as_ref(), followed.is_none())
+}
+
+/// A packet that another node has sent here for a backend that is to answer its client directly
+/// says so in its first option. Believes only what the Services here say too, remembers it, and
+/// takes the option away. False: a helper failed half-way.
+#[inline(always)]
+fn accept_direct(skb: *mut __sk_buff, scratch: &mut Scratch) -> bool {
+    if scratch.packet.l4 < ETH_LEN + 28 || !scratch.packet.key.source.is_v4() {
+        return true;
+    }
+    take_return_option(skb, scratch) != 0
+}
+
+#[inline(never)]
+fn take_return_option(skb: *mut __sk_buff, scratch: &mut Scratch) -> u32 {
+    let Some(option) = load::<[u16; 4]>(skb, ETH_LEN + 20) else {
+        return 1;
+    };
+    if option[0] != u16::from_ne_bytes(RETURN_OPTION) || !scratch.packet.is(Shape::Ports) {
+        return 1;
+    }
+    let address = Address::from_v4_be(option[2] as u32 | (option[3] as u32) << 16);
+    let port = PortBe(option[1]);
+    let protocol = scratch.packet.key.protocol;
+    // Another node's address is none of ours, but a NodePort is the same everywhere.
+    let exact = find(&address, port, protocol, false, &mut scratch.frontend);
+    let of_a_node = || {
+        network_of(&address) & network_flags::CLUSTER != 0
+            || tunnel_source(skb).is_some_and(|node| node == address.v4_be())
+    };
+    if !exact && (!of_a_node() || !find_node_port(&address, port, protocol, &mut scratch.frontend))
+    {
+        return 1;
+    }
+    let direct = scratch.frontend.flags & frontend_flags::DIRECT_RETURN != 0;
+    if !direct || address.v4_be() == 0 {
+        return 1;
+    }
+    if create_direct(scratch, &address, port) == 0 {
+        // Passed on without: the sender tries again.
+        count(Reason::FlowTableFull);
+        return 0;
+    }
+    if network_of(&scratch.packet.key.source) & network_flags::CLUSTER != 0 {
+        set_tracked(&scratch.packet.key.destination);
+    }
+    remove_option(skb, &mut scratch.packet).is_some() as u32
+}
+
+/// Tells the backend's node what to answer with.
+#[inline(never)]
+fn add_return_option(skb: *mut __sk_buff, scratch: &mut Scratch) -> Option<()> {
+    let Scratch {
+        packet, arrived, ..
+    } = scratch;
+    let address = arrived.destination.v4_be();
+    let option = [
+        u16::from_ne_bytes(RETURN_OPTION) as u32 | (arrived.destination_port.0 as u32) << 16,
+        address,
+    ];
+    add_option(skb, packet, &option)
 }
 
 /// What [`serve`] did; from [`FAILED`] on a reason.
-const SERVED: u32 = 0;
-const REFUSED: u32 = 1;
-const FAILED: u32 = 2;
+pub const SERVED: u32 = 0;
+pub const REFUSED: u32 = 1;
+pub const FAILED: u32 = 2;
 
+/// Counts why [`serve`] failed.
 #[inline(always)]
-fn failed(skb: *mut __sk_buff, scratch: &Scratch, code: u32) -> i32 {
-    let reason = match code {
+pub fn report_failure<C: Context>(context: C, hook: Hook, scratch: &Scratch, code: u32) {
+    let reason = match code - FAILED {
         code if code == Reason::SourceRange as u32 => Reason::SourceRange,
         code if code == Reason::NoLocalBackend as u32 => Reason::NoLocalBackend,
         code if code == Reason::SctpPort as u32 => Reason::SctpPort,
         code if code == Reason::NoPort as u32 => Reason::NoPort,
         _ => Reason::FlowTableFull,
     };
-    drop(
-        skb,
-        &scratch.packet,
+    let service = scratch.frontend.service;
+    report(
+        &scratch.packet.key,
         reason,
-        Hook::FromNet,
-        scratch.frontend.service,
-    )
+        hook,
+        service,
+        context.ifindex(),
+    );
 }
 
 /// A new connection from outside to a Service: chooses a backend and creates the flow.
 #[inline(never)]
-fn serve(skb: *mut __sk_buff, scratch: &mut Scratch) -> u32 {
+pub fn serve<C: Context>(context: C, hook: Hook, scratch: &mut Scratch) -> u32 {
     let Scratch {
         packet,
         wanted,
@@ -194,7 +280,13 @@ fn serve(skb: *mut __sk_buff, scratch: &mut Scratch) -> u32 {
         };
         let v4 = backend.address.is_v4();
         let tunnelled = is_tunnelled(&backend.address);
-        if tunnelled && config.flags & config_flags::TUNNEL_KEEPS_CLIENT != 0 {
+        if v4 && frontend.flags & frontend_flags::DIRECT_RETURN != 0 {
+            wanted.flags = flow_flags::DIRECT;
+            count(Reason::DirectReturn);
+        } else if tunnelled
+            && config.flags & config_flags::TUNNEL_KEEPS_CLIENT != 0
+            && frontend.flags & frontend_flags::SOURCE_NAT == 0
+        {
             // The backend's node sends it back to where the packet came from.
         } else {
             wanted.source = match (tunnelled, v4) {
@@ -208,7 +300,7 @@ fn serve(skb: *mut __sk_buff, scratch: &mut Scratch) -> u32 {
     } else if network_of(&key.source) & network_flags::CLUSTER != 0 {
         set_tracked(&wanted.destination);
     }
-    match create(skb, scratch) {
+    match create(context, scratch) {
         0 => {}
         code => return FAILED + code - 1,
     }
@@ -216,7 +308,7 @@ fn serve(skb: *mut __sk_buff, scratch: &mut Scratch) -> u32 {
         &scratch.packet.key,
         &scratch.new,
         Reason::FlowCreated,
-        Hook::FromNet,
+        hook,
         service,
     );
     service_connection(service);
@@ -277,17 +369,27 @@ fn to_local_pod(skb: *mut __sk_buff, scratch: &mut Scratch, pod: &Pod) -> i32 {
 /// had sent to a Service; else 0.
 #[inline(always)]
 fn entry_node(skb: *mut __sk_buff, packet: &Packet) -> u32 {
-    let Some(config) = config() else { return 0 };
-    if config.tunnel_ifindex != ifindex(skb)
-        || config.flags & config_flags::TUNNEL_KEEPS_CLIENT == 0
-        || !packet.has_tuple()
-        || network_of(&packet.key.source) & network_flags::CLUSTER != 0
-    {
+    if !packet.has_tuple() {
         return 0;
     }
-    match load::<[u8; 6]>(skb, 6) {
-        Some([a, b, node @ ..]) if [a, b] == TUNNEL_MAC_PREFIX => u32::from_ne_bytes(node),
+    match tunnel_source(skb) {
+        Some(node) if network_of(&packet.key.source) & network_flags::CLUSTER == 0 => node,
         _ => 0,
+    }
+}
+
+/// The node (an IPv4 address) at whose end of the tunnel the packet came in.
+#[inline(always)]
+fn tunnel_source(skb: *mut __sk_buff) -> Option<u32> {
+    let config = config()?;
+    if config.tunnel_ifindex != ifindex(skb)
+        || config.flags & config_flags::TUNNEL_KEEPS_CLIENT == 0
+    {
+        return None;
+    }
+    match load::<[u8; 6]>(skb, 6) {
+        Some([a, b, node @ ..]) if [a, b] == TUNNEL_MAC_PREFIX => Some(u32::from_ne_bytes(node)),
+        _ => None,
     }
 }
 
@@ -304,7 +406,7 @@ fn from_entry_node(skb: *mut __sk_buff, scratch: &mut Scratch, pod: &Pod, via: u
     match &followed {
         Some(followed) if followed.flags & flow_flags::REVERSE == 0 => {
             // The client may have come through another node before.
-            if opens(packet) {
+            if opens(packet) && followed.flags & flow_flags::DIRECT == 0 {
                 return_via(packet, new, via);
             }
         }
@@ -341,13 +443,27 @@ fn from_entry_node(skb: *mut __sk_buff, scratch: &mut Scratch, pod: &Pod, via: u
     deliver(skb, packet, pod, Hook::FromNet)
 }
 
-/// To where the translated packet belongs.
+/// To where the translated packet belongs; `begun` says that its flow was made for it.
 #[inline(always)]
-fn onward(skb: *mut __sk_buff, scratch: &mut Scratch, followed: Option<&Followed>) -> i32 {
+fn onward(
+    skb: *mut __sk_buff,
+    scratch: &mut Scratch,
+    followed: Option<&Followed>,
+    begun: bool,
+) -> i32 {
     let packet = &mut scratch.packet;
     if let Some(pod) = pod_at(&packet.key.destination) {
         if !policy::allows_ingress(packet, pod, followed) {
-            return drop(skb, packet, Reason::PolicyIngress, Hook::FromNet, 0);
+            if begun {
+                forget_created(scratch);
+            }
+            return drop(
+                skb,
+                &scratch.packet,
+                Reason::PolicyIngress,
+                Hook::FromNet,
+                0,
+            );
         }
         return deliver(skb, packet, pod, Hook::FromNet);
     }

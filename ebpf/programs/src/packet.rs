@@ -5,12 +5,13 @@ use core::ptr::{addr_of, addr_of_mut};
 
 use aya_ebpf::bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
 use aya_ebpf::helpers::generated::{
-    bpf_csum_diff, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_load_bytes,
-    bpf_skb_store_bytes,
+    bpf_csum_diff, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_adjust_room,
+    bpf_skb_load_bytes, bpf_skb_store_bytes,
 };
 use skep_ebpf_common::flow::{FlowKey, FragmentKey, FragmentPorts};
 use skep_ebpf_common::{Address, ICMP, ICMPV6, PortBe, SCTP, TCP, UDP};
 
+use crate::context::Context;
 use crate::maps::FRAGMENTS;
 
 pub const ETH_LEN: u32 = 14;
@@ -23,12 +24,17 @@ pub const SYN: u8 = 0x02;
 pub const RST: u8 = 0x04;
 pub const ACK: u8 = 0x10;
 
+/// Room between the IP header and what follows (`enum bpf_adj_room_mode`).
+const BPF_ADJ_ROOM_NET: u32 = 0;
+
 /// What is known of a packet. Offsets count from the Ethernet header.
 #[repr(C)]
 pub struct Packet {
     pub key: FlowKey,
     /// Offset of the transport header.
     pub l4: u32,
+    /// Of the whole, from the IP header on, as that header says.
+    pub len: u32,
     /// TCP flags, else 0.
     pub tcp_flags: u8,
     pub hop_limit: u8,
@@ -40,6 +46,16 @@ impl Packet {
     #[inline(always)]
     pub fn is(&self, shape: Shape) -> bool {
         self.shape as u8 == shape as u8
+    }
+
+    #[inline(always)]
+    pub fn tuple(&self) -> Tuple {
+        Tuple {
+            source: self.key.source,
+            destination: self.key.destination,
+            source_port: self.key.source_port,
+            destination_port: self.key.destination_port,
+        }
     }
 
     /// Whether the key names one flow.
@@ -117,9 +133,8 @@ pub fn set_mark(skb: *mut __sk_buff, mark: u32) {
 }
 
 #[inline(always)]
-pub fn ifindex(skb: *mut __sk_buff) -> u32 {
-    // SAFETY: the hook's context.
-    unsafe { addr_of!((*skb).ifindex).read_volatile() }
+pub fn ifindex(context: impl Context) -> u32 {
+    context.ifindex()
 }
 
 #[inline(always)]
@@ -163,6 +178,7 @@ fn parse_v4(skb: *mut __sk_buff, packet: &mut Packet) -> Option<()> {
     packet.key.protocol = protocol;
     packet.key._pad = [0; 3];
     packet.l4 = ETH_LEN + header_len;
+    packet.len = first & 0xffff;
     packet.tcp_flags = 0;
     packet._pad = 0;
     if fragment & 0x1fff != 0 {
@@ -186,6 +202,7 @@ fn parse_v6(skb: *mut __sk_buff, packet: &mut Packet) -> Option<()> {
     packet.key.protocol = protocol;
     packet.key._pad = [0; 3];
     packet.l4 = ETH_LEN + 40;
+    packet.len = 40 + (word >> 16);
     packet.tcp_flags = 0;
     packet._pad = 0;
     // Extension headers, fragments included, are left to the stack.
@@ -437,4 +454,68 @@ pub fn decrement_hop_limit(skb: *mut __sk_buff, packet: &mut Packet) -> Option<(
     }
     packet.hop_limit = new;
     Some(())
+}
+
+/// Bytes of the only option that these two know.
+const OPTION_LEN: u32 = 8;
+
+/// Puts an option before all others of an IPv4 packet.
+#[inline(always)]
+pub fn add_option(skb: *mut __sk_buff, packet: &mut Packet, option: &[u32; 2]) -> Option<()> {
+    let words = (packet.l4 - ETH_LEN) / 4;
+    if words + 2 > 15 {
+        return None;
+    }
+    // SAFETY: no pointers but the context.
+    if unsafe { bpf_skb_adjust_room(skb, OPTION_LEN as i32, BPF_ADJ_ROOM_NET, 0) } != 0 {
+        return None;
+    }
+    store(skb, ETH_LEN + 20, option)?;
+    packet.l4 += OPTION_LEN;
+    packet.len += OPTION_LEN;
+    resize_header(skb, packet, &[0, 0], option)
+}
+
+/// Takes the first option of an IPv4 packet away.
+#[inline(always)]
+pub fn remove_option(skb: *mut __sk_buff, packet: &mut Packet) -> Option<()> {
+    let option: [u32; 2] = load(skb, ETH_LEN + 20)?;
+    // SAFETY: no pointers but the context.
+    if unsafe { bpf_skb_adjust_room(skb, -(OPTION_LEN as i32), BPF_ADJ_ROOM_NET, 0) } != 0 {
+        return None;
+    }
+    packet.l4 -= OPTION_LEN;
+    packet.len -= OPTION_LEN;
+    resize_header(skb, packet, &option, &[0, 0])
+}
+
+/// Makes length and checksum of an IPv4 header true again after its options have changed.
+#[inline(always)]
+fn resize_header(
+    skb: *mut __sk_buff,
+    packet: &Packet,
+    old_options: &[u32; 2],
+    new_options: &[u32; 2],
+) -> Option<()> {
+    let first: u32 = load(skb, ETH_LEN)?;
+    let words = (packet.l4 - ETH_LEN) / 4;
+    let resized =
+        (u32::from_be(first) & 0x00ff_0000) | 0x4000_0000 | words << 24 | packet.len & 0xffff;
+    let resized = resized.to_be();
+    let old = [first, old_options[0], old_options[1]];
+    let new = [resized, new_options[0], new_options[1]];
+    // SAFETY: both buffers are 12 bytes; the helper checks the offset.
+    unsafe {
+        let difference = bpf_csum_diff(
+            addr_of!(old).cast_mut().cast(),
+            12,
+            addr_of!(new).cast_mut().cast(),
+            12,
+            0,
+        );
+        if difference < 0 || bpf_l3_csum_replace(skb, ETH_LEN + 10, 0, difference as u64, 0) != 0 {
+            return None;
+        }
+    }
+    store(skb, ETH_LEN, &resized)
 }

@@ -14,7 +14,7 @@ use skep_ebpf_common::reason::Reason;
 use crate::count::{
     count, listened_to, report, report_new, sampled, service_connection, service_refused, tell,
 };
-use crate::flow::{create, follow, opens, translate_icmp_error};
+use crate::flow::{create, follow, forget_created, opens, translate_icmp_error};
 use crate::forward::{DROP, PASS, deliver, drop, routable, route, tunnel};
 use crate::maps::{NETWORKS, PODS, Scratch, config, scratch};
 use crate::packet::{Packet, Parsed, Shape, ifindex, parse, rewrite};
@@ -77,6 +77,7 @@ fn flags_of(pod: Option<&Pod>) -> u32 {
 
 #[inline(always)]
 fn sent(skb: *mut __sk_buff, scratch: &mut Scratch) -> i32 {
+    scratch.arrived = scratch.packet.tuple();
     let packet = &mut scratch.packet;
     let Some(pod) = pod_at(&packet.key.source) else {
         return unknown_source(skb, packet);
@@ -118,6 +119,7 @@ fn sent(skb: *mut __sk_buff, scratch: &mut Scratch) -> i32 {
     }
 
     let mut followed = None;
+    let mut begun = false;
     if packet.has_tuple() {
         followed = follow(packet, &mut scratch.new);
         let translated = match followed {
@@ -127,6 +129,7 @@ fn sent(skb: *mut __sk_buff, scratch: &mut Scratch) -> i32 {
         if translated == REFUSED {
             return refused(skb, scratch);
         }
+        begun = followed.is_none() && translated == NEW_TUPLE;
         if translated >= FAILED {
             return failed(skb, &scratch.packet, translated);
         }
@@ -135,15 +138,23 @@ fn sent(skb: *mut __sk_buff, scratch: &mut Scratch) -> i32 {
         }
     }
     let packet = &mut scratch.packet;
-    if !policy::allows_egress(packet, pod, followed.as_ref()) {
-        return drop(skb, packet, Reason::PolicyEgress, Hook::FromPod, 0);
-    }
     let peer = pod_at(&packet.key.destination);
-    if let Some(peer) = peer
+    let denied = if !policy::allows_egress(packet, pod, followed.as_ref()) {
+        Some(Reason::PolicyEgress)
+    } else if let Some(peer) = peer
         && !policy::allows_ingress(packet, peer, followed.as_ref())
     {
-        return drop(skb, packet, Reason::PolicyIngress, Hook::FromPod, 0);
+        Some(Reason::PolicyIngress)
+    } else {
+        None
+    };
+    if let Some(reason) = denied {
+        if begun {
+            forget_created(scratch);
+        }
+        return drop(skb, &scratch.packet, reason, Hook::FromPod, 0);
     }
+    let packet = &scratch.packet;
     if packet.has_tuple() && (pod.flags | flags_of(peer)) & ISOLATED != 0 {
         match &followed {
             Some(followed) => policy::renew(packet, followed),

@@ -36,10 +36,14 @@ fn exempt(packet: &Packet, followed: Option<&Followed>) -> bool {
     if packet.is(Shape::IcmpError) {
         return true;
     }
-    followed.is_some_and(|followed| {
-        followed.flags & flow_flags::REVERSE != 0
-            || config().is_some_and(|config| followed.policy_generation == config.policy_generation)
-    })
+    followed.is_some_and(settled)
+}
+
+/// Whether the packets of this flow need no judgement: answers, and what today's policy allowed.
+#[inline(always)]
+pub fn settled(followed: &Followed) -> bool {
+    followed.flags & flow_flags::REVERSE != 0
+        || config().is_some_and(|config| followed.policy_generation == config.policy_generation)
 }
 
 /// Remembers that this connection may go on, so that its answers pass. Nothing is remembered when

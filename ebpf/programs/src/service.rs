@@ -24,7 +24,7 @@ pub fn find(
     loopback_too: bool,
     found: &mut Frontend,
 ) -> bool {
-    let mut key = FrontendKey::new(*address, port, protocol);
+    let key = FrontendKey::new(*address, port, protocol);
     // SAFETY: copied at once; the element may be replaced but never half-written.
     if let Some(frontend) = unsafe { FRONTENDS.get(&key) } {
         *found = *frontend;
@@ -33,8 +33,14 @@ pub fn find(
     if !(loopback_too && address.is_loopback()) && !is_node_address(address) {
         return false;
     }
-    key.address = address.unspecified();
-    // SAFETY: as above.
+    find_node_port(address, port, protocol, found)
+}
+
+/// The NodePort of this number, whatever node's `address` is.
+#[inline(always)]
+pub fn find_node_port(address: &Address, port: PortBe, protocol: u8, found: &mut Frontend) -> bool {
+    let key = FrontendKey::new(address.unspecified(), port, protocol);
+    // SAFETY: copied at once; the element may be replaced but never half-written.
     match unsafe { FRONTENDS.get(&key) } {
         Some(frontend) => {
             *found = *frontend;

@@ -72,7 +72,7 @@ impl FlowTable {
             if idle(now, &current) < allowed {
                 continue;
             }
-            let twin_key = current.reverse_key(key.protocol);
+            let twin_key = current.reverse_key(&key);
             let twin = self.0.get(&twin_key)?.filter(|twin| twin.answers(&key));
             if twin.is_some_and(|twin| idle(now, &twin) < allowed) {
                 continue;
@@ -112,7 +112,7 @@ impl FlowTable {
                 && flow.flags & flow_flags::REVERSE == 0
                 && wanted.contains(&backend)
             {
-                stale.push((*key, flow.reverse_key(key.protocol)));
+                stale.push((*key, flow.reverse_key(key)));
             }
         })?;
         for (key, twin) in &stale {
@@ -172,7 +172,9 @@ fn holds_port(key: &FlowKey, flow: &Flow) -> bool {
 
 /// Seconds of silence that a flow's state allows.
 fn timeout(key: &FlowKey, flow: &Flow, hurry: bool) -> u32 {
-    let answered = flow.flags & flow_flags::ANSWERED != 0;
+    // The answers to a direct flow's datagrams are seen elsewhere.
+    let direct = flow.flags & flow_flags::DIRECT != 0 && key.protocol == UDP;
+    let answered = flow.flags & flow_flags::ANSWERED != 0 || direct;
     let reset = flow.flags & flow_flags::RESET != 0;
     let both_closed = flow.flags & (flow_flags::FIN | flow_flags::PEER_FIN)
         == flow_flags::FIN | flow_flags::PEER_FIN;

@@ -12,6 +12,7 @@
     reason = "bpf(2), and memory shared with the kernel; see the crate's doc"
 )]
 
+mod clsact;
 mod counters;
 mod error;
 mod events;
@@ -27,14 +28,17 @@ mod slots;
 mod sys;
 mod table;
 pub mod trace;
+mod xdp;
 
 pub use counters::{ReasonCount, ServiceCount};
 pub use error::Error;
 pub use events::{Event, EventReader};
 pub use flows::{FlowEntry, Sweep};
+pub use links::TcHook;
 pub use loader::{
     Datapath, DatapathConfig, Limits, PacketResult, ProgramCost, Verdict, cleanup, ensure_bpffs,
 };
 pub use pods::PodLink;
 pub use skep_ebpf_common as layout;
-pub use sys::netns_cookie;
+pub use sys::{Offload, netns_cookie, set_offload};
+pub use xdp::{XdpMode, XdpState};

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use aya::maps::MapData;
 use aya::programs::{
-    CgroupSockAddr, Program, ProgramError, SchedClassifier, TestRun, TestRunOptions,
+    CgroupSockAddr, Program, ProgramError, SchedClassifier, TestRun, TestRunOptions, Xdp,
 };
 use aya::{Ebpf, EbpfLoader};
 use ipnet::IpNet;
@@ -30,11 +30,12 @@ use skep_ebpf_common::reason::MAX_REASONS;
 use skep_ebpf_common::service::*;
 use skep_ebpf_common::{Address, LAYOUTS};
 
+use crate::clsact::Side;
 use crate::counters::{Counters, ReasonCount, ServiceCount};
 use crate::error::Error;
 use crate::events::EventReader;
 use crate::flows::{FlowEntry, FlowTable, Sweep, now};
-use crate::links::Links;
+use crate::links::{Links, TcHook, remove_filters};
 use crate::memory::{BackendArray, SlotArray};
 use crate::pins::Pins;
 use crate::pods::{NodeTables, PodLink};
@@ -42,6 +43,7 @@ use crate::policy::{PolicyState, PolicyTables};
 use crate::services::ServiceTables;
 use crate::sys::{AttachType, Target, netns_cookie, program_cost, send_frames};
 use crate::table::{Plain, Table, possible_cpus};
+use crate::xdp::{self, XdpMode, XdpState};
 
 static PROGRAMS: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/skep-programs"));
 
@@ -82,6 +84,8 @@ pub struct DatapathConfig {
     pub node_ips: Vec<IpAddr>,
     /// Hide pods behind the node's address when they leave the cluster.
     pub masquerade: bool,
+    pub tc: TcHook,
+    pub xdp: XdpMode,
     pub limits: Limits,
 }
 
@@ -93,6 +97,8 @@ pub enum Verdict {
     Drop,
     /// Past the stack, into a pod or to a neighbour.
     Redirect,
+    /// Out of the interface that it came by (XDP).
+    Return,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -121,6 +127,11 @@ pub struct Datapath {
     events: PathBuf,
     uplink: AtomicU32,
     links: Links,
+    xdp_mode: XdpMode,
+    /// Of the present uplink.
+    xdp: Mutex<XdpState>,
+    /// Why the kernel refuses the program, if it does.
+    xdp_refused: Option<String>,
     services: Mutex<ServiceTables>,
     node: NodeTables,
     policy: PolicyTables,
@@ -141,6 +152,8 @@ const SOCKET_HOOKS: [(&str, AttachType); 8] = [
     ("getpeername6", AttachType::Getpeername6),
 ];
 
+pub(crate) const XDP_PROGRAM: &str = "xdp_net";
+
 const PACKET_PROGRAMS: [&str; 4] = ["from_pod", "to_pod", "from_net", "to_net"];
 
 impl Datapath {
@@ -150,7 +163,7 @@ impl Datapath {
         check_kernel()?;
         let lock = lock(&config.bpf_dir)?;
         let pins = Pins::open(&config.bpf_dir)?;
-        let links = Links::new(config.bpf_dir.join("links"))?;
+        let links = Links::new(config.bpf_dir.join("links"), config.tc)?;
 
         let has_set_retval = u32::from(kernel_at_least(5, 18));
         let mut loader = EbpfLoader::new();
@@ -172,6 +185,10 @@ impl Datapath {
         for name in PACKET_PROGRAMS {
             load::<SchedClassifier>(&mut ebpf, name, SchedClassifier::load)?;
         }
+        // Kernels before 5.18 refuse it; tc does without.
+        let xdp_refused = load::<Xdp>(&mut ebpf, XDP_PROGRAM, Xdp::load)
+            .err()
+            .map(|error| error.to_string());
 
         let slots = table_fd(&ebpf, "SLOTS")?;
         let backends = table_fd(&ebpf, "BACKENDS")?;
@@ -210,6 +227,9 @@ impl Datapath {
             events: pins.current("EVENTS"),
             uplink: AtomicU32::new(0),
             links,
+            xdp_mode: config.xdp,
+            xdp: Mutex::new(XdpState::off("there is no uplink")),
+            xdp_refused,
             services: Mutex::new(services),
             node,
             policy,
@@ -266,6 +286,11 @@ impl Datapath {
         Ok(())
     }
 
+    /// Whether XDP handles what it can of the uplink's traffic.
+    pub fn xdp(&self) -> XdpState {
+        self.xdp.lock().clone()
+    }
+
     /// Makes this device the one towards the other nodes and the world, in the place of a former
     /// one.
     pub fn set_uplink(&self, ifindex: u32, mac: [u8; 6]) -> Result<(), Error> {
@@ -280,7 +305,14 @@ impl Datapath {
                 self.links.detach(&name)?;
             }
         }
-        self.attach_pair("uplink", ifindex, "from_net", "to_net")
+        self.attach_pair("uplink", ifindex, "from_net", "to_net")?;
+        // After tc, which takes what XDP leaves.
+        *self.xdp.lock() = match &self.xdp_refused {
+            Some(why) => XdpState::off(why),
+            None => xdp::attach(&self.ebpf.lock(), &self.links, ifindex, self.xdp_mode)
+                .unwrap_or_else(|error| XdpState::off(error.to_string())),
+        };
+        Ok(())
     }
 
     fn attach_pair(
@@ -291,19 +323,9 @@ impl Datapath {
         egress: &str,
     ) -> Result<(), Error> {
         let ebpf = self.ebpf.lock();
-        let target = Target::Interface(ifindex);
-        let sides = [
-            ("in", ingress, AttachType::TcxIngress),
-            ("out", egress, AttachType::TcxEgress),
-        ];
-        for (side, program, attach_type) in sides {
+        for (side, program) in [(Side::Ingress, ingress), (Side::Egress, egress)] {
             let fd = program_fd(&ebpf, program)?;
-            self.links.attach(
-                &format!("{kind}-{ifindex}-{side}"),
-                fd,
-                &target,
-                attach_type,
-            )?;
+            self.links.attach_tc(kind, ifindex, side, fd)?;
         }
         Ok(())
     }
@@ -438,36 +460,62 @@ impl Datapath {
         /// `struct __sk_buff` up to `hwtstamp`; zero but for the interface.
         const CONTEXT_LEN: usize = 192;
         const IFINDEX: usize = 40;
+        const TC_VERDICTS: &[(u32, Verdict)] = &[
+            (0, Verdict::Pass),
+            (2, Verdict::Drop),
+            (7, Verdict::Redirect),
+        ];
+        const XDP_VERDICTS: &[(u32, Verdict)] = &[
+            (1, Verdict::Drop),
+            (2, Verdict::Pass),
+            (3, Verdict::Return),
+            (4, Verdict::Redirect),
+        ];
         let refused = |detail: String| Error::Program {
             program: program.to_string(),
             detail,
         };
         let ebpf = self.ebpf.lock();
-        let classifier: &SchedClassifier = ebpf
+        let found = ebpf
             .program(program)
-            .ok_or_else(|| refused("not built".into()))?
-            .try_into()
-            .map_err(|error: ProgramError| refused(error.to_string()))?;
-        let mut context = [0u8; CONTEXT_LEN];
-        context[IFINDEX..IFINDEX + 4].copy_from_slice(&ifindex.to_ne_bytes());
+            .ok_or_else(|| refused("not built".into()))?;
         let mut output = vec![0u8; frame.len() + 256];
         let options = TestRunOptions {
             data_in: Some(frame),
             data_out: Some(&mut output),
-            ctx_in: Some(&context),
             repeat: repeat.max(1),
             ..TestRunOptions::new()
         };
-        let result = classifier
-            .test_run(options)
-            .map_err(|error| refused(last_words(&error)))?;
-        output.truncate(result.data_size_out as usize);
-        let verdict = match result.return_value {
-            0 => Verdict::Pass,
-            2 => Verdict::Drop,
-            7 => Verdict::Redirect,
-            other => return Err(refused(format!("verdict {other}"))),
+        let (result, verdicts) = match found {
+            Program::SchedClassifier(classifier) => {
+                let mut context = [0u8; CONTEXT_LEN];
+                context[IFINDEX..IFINDEX + 4].copy_from_slice(&ifindex.to_ne_bytes());
+                let options = TestRunOptions {
+                    ctx_in: Some(&context),
+                    ..options
+                };
+                (classifier.test_run(options), TC_VERDICTS)
+            }
+            Program::Xdp(program) => {
+                // `struct xdp_md`: where the frame ends and the interface.
+                let mut context = [0u8; 24];
+                context[4..8].copy_from_slice(&(frame.len() as u32).to_ne_bytes());
+                context[12..16].copy_from_slice(&ifindex.to_ne_bytes());
+                let options = TestRunOptions {
+                    ctx_in: Some(&context),
+                    ..options
+                };
+                (program.test_run(options), XDP_VERDICTS)
+            }
+            _ => return Err(refused("not a packet program".into())),
         };
+        let result = result.map_err(|error| refused(last_words(&error)))?;
+        output.truncate(result.data_size_out as usize);
+        let verdict = verdicts
+            .iter()
+            .find(|(value, _)| *value == result.return_value)
+            .map(|(_, verdict)| *verdict)
+            .ok_or_else(|| refused(format!("verdict {}", result.return_value)))?;
         Ok(PacketResult {
             verdict,
             frame: output,
@@ -614,6 +662,7 @@ fn lock(bpf_dir: &Path) -> Result<Flock<File>, Error> {
 
 /// Removes every pin below `bpf_dir`, and with the pins the programs and maps. Missing is success.
 pub fn cleanup(bpf_dir: &Path) -> Result<(), Error> {
+    remove_filters(&bpf_dir.join("links"))?;
     // Links first: no program may run over maps that are half gone.
     for folder in [bpf_dir.join("links"), bpf_dir.to_path_buf()] {
         match std::fs::remove_dir_all(&folder) {
@@ -740,7 +789,7 @@ fn last_words(error: &ProgramError) -> String {
     lines[lines.len().saturating_sub(LINES)..].join("\n")
 }
 
-fn program_fd<'a>(ebpf: &'a Ebpf, name: &str) -> Result<BorrowedFd<'a>, Error> {
+pub(crate) fn program_fd<'a>(ebpf: &'a Ebpf, name: &str) -> Result<BorrowedFd<'a>, Error> {
     let missing = |detail: String| Error::Program {
         program: name.to_string(),
         detail,
@@ -751,6 +800,7 @@ fn program_fd<'a>(ebpf: &'a Ebpf, name: &str) -> Result<BorrowedFd<'a>, Error> {
     let fd = match program {
         Program::CgroupSockAddr(program) => program.fd(),
         Program::SchedClassifier(program) => program.fd(),
+        Program::Xdp(program) => program.fd(),
         _ => return Err(missing("of an unexpected type".into())),
     };
     fd.map(|fd| fd.as_fd())

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use parking_lot::Mutex;
 use skep_ebpf_common::Address;
-use skep_ebpf_common::node::{Config, Network, Pod, network_flags};
+use skep_ebpf_common::node::{Config, Network, Pod, network_flags, pod_flags};
 
 use crate::error::Error;
 use crate::table::{Prefix, Table};
@@ -21,6 +21,8 @@ pub struct PodLink {
     pub host_mac: [u8; 6],
     /// Cookie of the pod's network namespace.
     pub netns_cookie: u64,
+    /// XDP may redirect frames into it (see [`crate::Offload::Gro`]).
+    pub takes_frames: bool,
 }
 
 pub(crate) struct NodeTables {
@@ -59,12 +61,15 @@ impl NodeTables {
             .pods
             .get(&address)?
             .filter(|pod| pod.ifindex == link.ifindex);
-        let pod = Pod {
+        let mut pod = Pod {
             ifindex: link.ifindex,
             mac: link.mac,
             host_mac: link.host_mac,
             ..before.unwrap_or_default()
         };
+        if link.takes_frames {
+            pod.flags |= pod_flags::TAKES_FRAMES;
+        }
         self.pods.set(&address, &pod)
     }
 

@@ -65,8 +65,23 @@ pub struct ServicePort {
     pub external_local: bool,
     /// Consistent choice for clients outside.
     pub maglev: bool,
+    /// How clients outside reach backends of other nodes.
+    pub forwarding: Forwarding,
     /// loadBalancerSourceRanges; empty = everybody.
     pub source_ranges: Vec<IpNet>,
+}
+
+/// How what comes from outside gets to a backend of another node, and back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Forwarding {
+    /// Through the tunnel with the client's address, where there is one; else hidden behind the
+    /// node.
+    #[default]
+    Auto,
+    /// Hidden behind the node where it came in; answers come back through it.
+    SourceNat,
+    /// With the client's address; the backend's node answers directly. IPv6: as `Auto`.
+    DirectReturn,
 }
 
 /// A frontend as the kernel has it, for `skep services --node`.
@@ -729,6 +744,11 @@ fn flags_of(frontend: &FrontendAddress, wanted: &ServicePort, maglev: bool) -> u
         if wanted.external.is_empty() && !wanted.internal.is_empty() {
             flags |= frontend_flags::EXTERNAL_DROP;
         }
+    }
+    match wanted.forwarding {
+        Forwarding::Auto => {}
+        Forwarding::SourceNat => flags |= frontend_flags::SOURCE_NAT,
+        Forwarding::DirectReturn => flags |= frontend_flags::DIRECT_RETURN,
     }
     if maglev {
         flags |= frontend_flags::EXTERNAL_MAGLEV;

@@ -29,6 +29,7 @@ pub(crate) enum AttachType {
     Recvmsg6 = 20,
     Getpeername4 = 29,
     Getpeername6 = 30,
+    Xdp = 37,
     TcxIngress = 46,
     TcxEgress = 47,
 }
@@ -98,6 +99,7 @@ pub(crate) fn link_create(
     program: BorrowedFd<'_>,
     target: &Target<'_>,
     attach_type: AttachType,
+    flags: u32,
 ) -> io::Result<OwnedFd> {
     let target = match target {
         Target::Cgroup(cgroup) => fd(*cgroup),
@@ -106,7 +108,8 @@ pub(crate) fn link_create(
     let mut attr = Attr::new()
         .u32(0, fd(program))
         .u32(4, target)
-        .u32(8, attach_type as u32);
+        .u32(8, attach_type as u32)
+        .u32(12, flags);
     bpf(BPF_LINK_CREATE, &mut attr).map(owned)
 }
 
@@ -250,6 +253,83 @@ pub fn netns_cookie(socket: impl AsFd) -> io::Result<u64> {
     } else {
         Err(io::Error::last_os_error())
     }
+}
+
+/// `struct ifreq` with a pointer in its union.
+#[repr(C)]
+struct InterfaceRequest {
+    name: [u8; libc::IFNAMSIZ],
+    data: *mut libc::c_void,
+    _rest: [u8; 16],
+}
+
+/// # Safety
+/// `command` is the structure that its first word (`ETHTOOL_*`) says.
+unsafe fn ethtool<T>(interface: &str, command: &mut T) -> io::Result<()> {
+    const SIOCETHTOOL: libc::c_ulong = 0x8946;
+    let mut name = [0; libc::IFNAMSIZ];
+    let len = interface.len().min(libc::IFNAMSIZ - 1);
+    name[..len].copy_from_slice(&interface.as_bytes()[..len]);
+    let mut request = InterfaceRequest {
+        name,
+        data: std::ptr::from_mut(command).cast(),
+        _rest: [0; 16],
+    };
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
+    // SAFETY: the request and what it points to live longer than the call.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL as _, &raw mut request) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// What the kernel or a device does for the other end of the stack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Offload {
+    /// `ETHTOOL_SGRO`. A veth interface with it receives by NAPI, and takes frames that XDP
+    /// redirects to its peer; without, it drops them (drivers/net/veth.c, `veth_xdp_xmit`).
+    Gro = 0x2c,
+    /// `ETHTOOL_STXCSUM`. Without it packets leave with complete checksums.
+    TransmitChecksum = 0x17,
+}
+
+/// Of an interface of this network namespace.
+pub fn set_offload(interface: &str, offload: Offload, on: bool) -> io::Result<()> {
+    /// `struct ethtool_value`.
+    #[repr(C)]
+    struct Value {
+        command: u32,
+        data: u32,
+    }
+    let mut value = Value {
+        command: offload as u32,
+        data: u32::from(on),
+    };
+    // SAFETY: the structure of these commands.
+    unsafe { ethtool(interface, &mut value) }
+}
+
+/// The driver of an interface of this network namespace.
+pub(crate) fn driver(interface: &str) -> io::Result<String> {
+    /// `struct ethtool_drvinfo`.
+    #[repr(C)]
+    struct Info {
+        command: u32,
+        driver: [u8; 32],
+        _rest: [u8; 160],
+    }
+    const ETHTOOL_GDRVINFO: u32 = 3;
+    let mut info = Info {
+        command: ETHTOOL_GDRVINFO,
+        driver: [0; 32],
+        _rest: [0; 160],
+    };
+    // SAFETY: the structure of this command.
+    unsafe { ethtool(interface, &mut info) }?;
+    let name = info.driver.split(|byte| *byte == 0).next();
+    Ok(String::from_utf8_lossy(name.unwrap_or_default()).into_owned())
 }
 
 /// Sends whole Ethernet frames out of an interface of this namespace.

@@ -14,7 +14,7 @@ use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Node;
 use skep_client::Informers;
 use skep_datapath::layout::reason::Reason;
-use skep_datapath::{Datapath, DatapathConfig, Limits, ensure_bpffs};
+use skep_datapath::{Datapath, DatapathConfig, Limits, TcHook, XdpMode, XdpState, ensure_bpffs};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -48,6 +48,8 @@ pub struct NodeNetworkConfig {
     pub cluster_cidrs: Vec<IpNet>,
     pub service_cidrs: Vec<IpNet>,
     pub way: Way,
+    pub tc: TcHook,
+    pub xdp: XdpMode,
 }
 
 /// How pods of other nodes are reached. The same on every node of a cluster.
@@ -95,12 +97,26 @@ impl NodeNetwork {
             uplink_mac: uplink.mac,
             node_ips,
             masquerade: true,
+            tc: config.tc,
+            xdp: config.xdp,
             limits: Limits::default(),
         };
         let datapath = tokio::task::spawn_blocking(move || Datapath::open(&datapath_config))
             .await
             .map_err(other)?
             .map_err(other)?;
+        match datapath.xdp() {
+            XdpState::Native => info!(uplink = uplink.name, "XDP in the uplink's driver"),
+            XdpState::Generic => info!(uplink = uplink.name, "XDP in the stack, not in the driver"),
+            XdpState::Off { why } if config.xdp == XdpMode::Off => {
+                info!(uplink = uplink.name, why, "no XDP");
+            }
+            XdpState::Off { why } => warn!(
+                uplink = uplink.name,
+                why,
+                "no XDP: tc translates what comes from outside, fewer packets a second on a core"
+            ),
+        }
         let datapath = Arc::new(datapath);
         let state_file = config.state_dir.join("pod-network.json");
         let mut mtu = uplink.mtu;

@@ -17,7 +17,7 @@ use ipnet::IpNet;
 use sha2::{Digest, Sha256};
 use skep_datapath::layout::{SCTP, TCP, UDP};
 use skep_datapath::services::{Endpoint, FrontendAddress, ServicePort};
-use skep_datapath::{Datapath, PodLink, netns_cookie};
+use skep_datapath::{Datapath, Offload, PodLink, netns_cookie, set_offload};
 use tokio::sync::{Mutex, Notify};
 use tracing::{info, warn};
 
@@ -157,7 +157,7 @@ impl Pods {
             let index = host.index;
             let inside = in_netns(own, move || pod_end(index)).await.map_err(other)?;
             if let Ok(Some((pod, cookie))) = inside {
-                return self.finish(lease, &host, &pod, cookie).await;
+                return self.finish(lease, &host, &pod, cookie, false).await;
             }
             // Its other end is not in this sandbox: a former sandbox of the same pod.
             self.netlink.remove(host.index).await.map_err(other)?;
@@ -205,17 +205,21 @@ impl Pods {
         self.netlink.give(pod.index, netns).await.map_err(other)?;
         self.netlink.set_up(host.index).await.map_err(other)?;
         let host_index = host.index;
+        let xdp = self.datapath.xdp().is_on();
         let (ips, mtu, name) = (lease.ips.clone(), self.mtu, temporary.to_string());
-        let (pod, cookie) = in_netns(own, async move || -> Result<_, NetlinkOrIo> {
+        let (pod, cookie, takes_frames) = in_netns(own, async move || -> Result<_, NetlinkOrIo> {
             configure_pod(&name, &ips, mtu).await?;
-            pod_end(host_index)
+            // Without, tc brings the pod what XDP would.
+            let takes_frames = xdp && set_offload(POD_INTERFACE, Offload::Gro, true).is_ok();
+            let (pod, cookie) = pod_end(host_index)
                 .await?
-                .ok_or_else(|| io::Error::other("the pod's interface vanished").into())
+                .ok_or_else(|| io::Error::other("the pod's interface vanished"))?;
+            Ok((pod, cookie, takes_frames))
         })
         .await
         .map_err(other)?
         .map_err(other)?;
-        self.finish(lease, &host, &pod, cookie).await
+        self.finish(lease, &host, &pod, cookie, takes_frames).await
     }
 
     /// The node's side: routes and programs. Harmless to repeat.
@@ -225,6 +229,7 @@ impl Pods {
         host: &Interface,
         pod: &Interface,
         cookie: u64,
+        takes_frames: bool,
     ) -> Result<(), NetworkError> {
         for ip in &lease.ips {
             self.netlink
@@ -243,6 +248,7 @@ impl Pods {
             mac: pod.mac,
             host_mac: HOST_MAC,
             netns_cookie: cookie,
+            takes_frames,
         };
         self.datapath
             .attach_pod(&lease.ips, &link)

@@ -27,7 +27,7 @@ use skep_client::informer::{BY_SERVICE, Change};
 use skep_client::{Informer, Informers, ObjectKey};
 use skep_datapath::Datapath;
 use skep_datapath::layout::{TCP, UDP};
-use skep_datapath::services::{Endpoint, FrontendAddress, ServicePort};
+use skep_datapath::services::{Endpoint, Forwarding, FrontendAddress, ServicePort};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
@@ -52,6 +52,8 @@ pub struct ProxyConfig {
     pub dns: Option<(IpAddr, SocketAddr)>,
     /// The `kubernetes` Service's address, and an API server to begin with.
     pub api: Option<(SocketAddr, SocketAddr)>,
+    /// Of Services that do not say how clients outside reach other nodes' backends.
+    pub forwarding: Forwarding,
     pub metrics: Arc<ProxyMetrics>,
 }
 
@@ -350,6 +352,7 @@ impl Proxy {
             name: self.config.node_name.clone(),
             zone,
             cluster_dns: self.config.dns.map(|(ip, _)| ip),
+            forwarding: self.config.forwarding,
         }
     }
 

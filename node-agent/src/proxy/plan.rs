@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::{Service, ServicePort as ApiPort, ServiceSpec};
-use skep_datapath::services::{Endpoint, FrontendAddress, ServicePort};
+use skep_datapath::services::{Endpoint, Forwarding, FrontendAddress, ServicePort};
 
 use crate::endpoints::{Endpoint as SliceEndpoint, Slice, Word, protocol_name, protocol_number};
 
@@ -15,6 +15,9 @@ use crate::endpoints::{Endpoint as SliceEndpoint, Slice, Word, protocol_name, pr
 const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
 /// Set on a Service: `maglev` (the default) or `random`, for clients outside.
 const BALANCE_ANNOTATION: &str = "skep.dev/load-balancing";
+/// Set on a Service, for clients outside whose backend is on another node: `auto`, `snat` or `dsr`,
+/// whatever the agents' `--forwarding-mode` says.
+const FORWARDING_ANNOTATION: &str = "skep.dev/forwarding-mode";
 /// `sessionAffinityConfig.clientIP.timeoutSeconds` when it is not given.
 const DEFAULT_AFFINITY: Duration = Duration::from_secs(10_800);
 
@@ -26,6 +29,8 @@ pub struct NodeView {
     pub zone: Option<String>,
     /// The cluster DNS address, served by the agent itself on port 53.
     pub cluster_dns: Option<IpAddr>,
+    /// Of Services that do not say.
+    pub forwarding: Forwarding,
 }
 
 /// What one Service should be in the datapath.
@@ -68,6 +73,8 @@ pub fn plan_service(service: &Service, slices: &[Arc<Slice>], node: &NodeView) -
         .flatten()
         .all(|(key, value)| key != BALANCE_ANNOTATION || value != "random");
 
+    let forwarding = forwarding_of(service, node);
+
     let mut local_ready = BTreeSet::new();
     for cluster_ip in cluster_ips(spec) {
         let family = if cluster_ip.is_ipv4() { "ipv4" } else { "ipv6" };
@@ -90,6 +97,10 @@ pub fn plan_service(service: &Service, slices: &[Arc<Slice>], node: &NodeView) -
             );
             for (suffix, wanted) in plan_port(spec, protocol, &frontends, &endpoints, node, maglev)
             {
+                let wanted = ServicePort {
+                    forwarding,
+                    ..wanted
+                };
                 plan.ports.insert(format!("{base}{suffix}"), wanted);
             }
         }
@@ -107,6 +118,18 @@ pub fn plan_service(service: &Service, slices: &[Arc<Slice>], node: &NodeView) -
         });
     }
     plan
+}
+
+/// An annotation of no known mode counts as none.
+fn forwarding_of(service: &Service, node: &NodeView) -> Forwarding {
+    let annotations = service.metadata.annotations.as_ref();
+    let mode = annotations.and_then(|annotations| annotations.get(FORWARDING_ANNOTATION));
+    match mode.map(String::as_str) {
+        Some("auto") => Forwarding::Auto,
+        Some("snat") => Forwarding::SourceNat,
+        Some("dsr") => Forwarding::DirectReturn,
+        _ => node.forwarding,
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -172,6 +195,7 @@ fn plan_port(
         affinity,
         external_local,
         source_ranges: source_ranges(spec),
+        ..ServicePort::default()
     };
     let (external, internal): (Vec<_>, Vec<_>) = frontends
         .iter()
@@ -383,6 +407,7 @@ mod tests {
             name: "node1".into(),
             zone: Some("a".into()),
             cluster_dns: Some("10.96.0.10".parse().unwrap()),
+            forwarding: Forwarding::Auto,
         }
     }
 
@@ -636,5 +661,31 @@ mod tests {
                 local_endpoints: 1
             })
         );
+    }
+
+    #[test]
+    fn forwarding_is_the_services_choice_then_the_clusters() {
+        let mode = |annotation: Option<&str>, cluster: Forwarding| {
+            let mut service = Service::default();
+            service.metadata.annotations = annotation
+                .map(|value| [(FORWARDING_ANNOTATION.to_string(), value.to_string())].into());
+            let view = NodeView {
+                forwarding: cluster,
+                ..node()
+            };
+            forwarding_of(&service, &view)
+        };
+        let (auto, snat, dsr) = (
+            Forwarding::Auto,
+            Forwarding::SourceNat,
+            Forwarding::DirectReturn,
+        );
+        for cluster in [auto, snat, dsr] {
+            assert_eq!(mode(None, cluster), cluster);
+            assert_eq!(mode(Some("unheard-of"), cluster), cluster);
+            assert_eq!(mode(Some("auto"), cluster), auto);
+            assert_eq!(mode(Some("snat"), cluster), snat);
+            assert_eq!(mode(Some("dsr"), cluster), dsr);
+        }
     }
 }

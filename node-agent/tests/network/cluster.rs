@@ -1,5 +1,6 @@
 //! Two nodes and an outside on one bridge, each a network namespace; nothing else.
 
+use std::fs::File;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -10,6 +11,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use futures::StreamExt;
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Service;
+use nix::net::if_::if_nametoindex;
 use nix::sched::{CloneFlags, setns};
 use serde_json::Value;
 use skep_agent::dns::{Dns, DnsConfig, Reverse, Zone};
@@ -20,7 +22,8 @@ use skep_agent::network::{
 };
 use skep_agent::proxy::{ProxyConfig, program_static};
 use skep_client::Informer;
-use skep_datapath::services::{Endpoint, FrontendAddress, ServicePort};
+use skep_datapath::services::{Endpoint, Forwarding, FrontendAddress, ServicePort};
+use skep_datapath::{Datapath, DatapathConfig, Limits, TcHook, XdpMode, XdpState};
 
 use tokio_util::sync::CancellationToken;
 
@@ -87,8 +90,22 @@ impl TestCluster {
         Self::start_with(count, Way::Native)
     }
 
-    /// With a tunnel the nodes share no link: a router is between them, and it knows no pod.
+    /// With XDP in the driver of each node's uplink.
+    pub(crate) fn start_with_xdp(count: u8) -> Option<Self> {
+        Self::start_as(count, Way::Native, TcHook::Auto, XdpMode::Native)
+    }
+
+    /// As a kernel before 6.6 has it.
+    pub(crate) fn start_with_clsact(count: u8) -> Option<Self> {
+        Self::start_as(count, Way::Native, TcHook::Clsact, XdpMode::Off)
+    }
+
     pub(crate) fn start_with(count: u8, way: Way) -> Option<Self> {
+        Self::start_as(count, way, TcHook::Auto, XdpMode::Off)
+    }
+
+    /// With a tunnel the nodes share no link: a router is between them, and it knows no pod.
+    fn start_as(count: u8, way: Way, tc: TcHook, xdp: XdpMode) -> Option<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         if !nix::unistd::geteuid().is_root() {
             eprintln!("skipped: needs root for namespaces and eBPF programs");
@@ -129,7 +146,7 @@ impl TestCluster {
             }
         }
         for number in 1..=count {
-            cluster.add_node(number, way);
+            cluster.add_node(number, way, tc, xdp);
         }
         for node in &mut cluster.nodes {
             node.start_agent();
@@ -170,7 +187,7 @@ impl TestCluster {
         join_bridge(&netns, &switch, number);
     }
 
-    fn add_node(&mut self, number: u8, way: Way) {
+    fn add_node(&mut self, number: u8, way: Way, tc: TcHook, xdp: XdpMode) {
         let name = format!("node{number}");
         let alone = way == Way::Vxlan;
         self.plug(&name, number, alone);
@@ -198,6 +215,8 @@ impl TestCluster {
             cluster_cidrs: nets(["10.244.0.0/16", "fd00:244::/32"]),
             service_cidrs: nets(["10.96.0.0/16", "fd00:96::/112"]),
             way,
+            tc,
+            xdp,
         };
         self.nodes.push(TestNode {
             netns: format!("/run/netns/{}", self.netns(&name)),
@@ -238,6 +257,36 @@ impl TestCluster {
         self.place_outside("out2")
     }
 
+    /// A veth pair loses what XDP sends back at one end unless the other end has a program too
+    /// (drivers/net/veth.c, `veth_xdp_flush`): gives the switch's ports ours, which pass everything.
+    pub(crate) fn receive_returned_frames(&self) {
+        let cgroup = self.cgroup.join("switch");
+        std::fs::create_dir(&cgroup).unwrap();
+        for node in 1..=self.nodes.len() {
+            let netns = File::open(format!("/run/netns/{}", self.netns("net"))).unwrap();
+            let (cgroup, bpf_dir) = (cgroup.clone(), self.bpf.join(format!("port{node}")));
+            let attach = move || {
+                setns(netns.as_fd(), CloneFlags::CLONE_NEWNET).unwrap();
+                let port = if_nametoindex(format!("p{node}").as_str()).unwrap();
+                let config = DatapathConfig {
+                    bpf_dir,
+                    cgroup,
+                    uplink_ifindex: Some(port),
+                    uplink_mac: [0; 6],
+                    node_ips: Vec::new(),
+                    masquerade: false,
+                    tc: TcHook::Auto,
+                    xdp: XdpMode::Native,
+                    limits: Limits::default(),
+                };
+                // The pins keep what it attaches.
+                let datapath = Datapath::open(&config).unwrap();
+                assert_eq!(datapath.xdp(), XdpState::Native);
+            };
+            std::thread::spawn(attach).join().unwrap();
+        }
+    }
+
     /// Takes a node's link away.
     pub(crate) fn unplug(&self, number: u8) {
         ip(&format!("-n {} link del p{number}", self.netns("net")));
@@ -271,6 +320,17 @@ impl TestCluster {
         frontends: &[FrontendAddress],
         backends: &[(IpAddr, u16)],
     ) {
+        self.set_forwarded_service(name, protocol, frontends, backends, Forwarding::Auto);
+    }
+
+    pub(crate) fn set_forwarded_service(
+        &self,
+        name: &str,
+        protocol: u8,
+        frontends: &[FrontendAddress],
+        backends: &[(IpAddr, u16)],
+        forwarding: Forwarding,
+    ) {
         for node in &self.nodes {
             let endpoints: Vec<Endpoint> = backends
                 .iter()
@@ -285,6 +345,7 @@ impl TestCluster {
                 frontends: frontends.to_vec(),
                 internal: endpoints.clone(),
                 external: endpoints,
+                forwarding,
                 ..ServicePort::default()
             };
             node.datapath()
@@ -337,7 +398,7 @@ impl TestNode {
     }
 
     pub(crate) fn start_agent(&mut self) {
-        let netns = std::fs::File::open(&self.netns).unwrap();
+        let netns = File::open(&self.netns).unwrap();
         let config = self.config.clone();
         let agent = std::thread::spawn(move || {
             // The runtime's threads inherit the namespace of the thread that starts them.
@@ -564,7 +625,11 @@ impl Drop for TestCluster {
             // What runs in the folder ends with its `Process`; stragglers are moved out.
             let _ = std::fs::remove_dir(&node.cgroup);
         }
+        for port in 1..=self.nodes.len() {
+            let _ = skep_datapath::cleanup(&self.bpf.join(format!("port{port}")));
+        }
         let _ = std::fs::remove_dir_all(&self.bpf);
+        let _ = std::fs::remove_dir(self.cgroup.join("switch"));
         let names: Vec<String> = ["net", "out", "out2"]
             .map(str::to_string)
             .into_iter()

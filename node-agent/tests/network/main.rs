@@ -4,5 +4,6 @@
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
 mod cluster;
+mod north_south;
 mod role;
 mod traffic;

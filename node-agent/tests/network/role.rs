@@ -1,13 +1,18 @@
 //! This test binary, started again inside a pod, a node or outside, as a server or a client:
 //! sockets belong to the namespace and cgroup of the process that makes them.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
+
+use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
+use skep_datapath::{Offload, set_offload};
 
 const ROLE: &str = "SKEP_TEST_ROLE";
 const TIMEOUT: Duration = Duration::from_secs(3);
@@ -31,6 +36,10 @@ fn role() {
         ["ask-udp", address, count] => ask_udp(address, count.parse().unwrap()),
         ["hold-tcp", address] => hold_tcp(address),
         ["ask-dns", server, name] => ask_dns(server, name),
+        ["capture"] => capture(),
+        ["finish-checksums", interface] => {
+            set_offload(interface, Offload::TransmitChecksum, false).unwrap();
+        }
         _ => panic!("unknown role {role}"),
     }
 }
@@ -214,6 +223,48 @@ fn hold_tcp(address: &str) {
             .write_all(line.as_bytes())
             .and_then(|()| stream.read_exact(&mut answer));
         println!("{}", if result.is_ok() { "alive" } else { "dead" });
+    }
+}
+
+/// Sees every packet of its namespace; answers each line of its input with what TCP and UDP over
+/// IPv4 it has seen so far, as `source>destination` words.
+fn capture() {
+    let socket = socket(
+        AddressFamily::Packet,
+        SockType::Raw,
+        SockFlag::empty(),
+        SockProtocol::EthAll,
+    )
+    .unwrap();
+    println!("ready");
+    let seen = Arc::new(Mutex::new(BTreeSet::new()));
+    let list = seen.clone();
+    std::thread::spawn(move || {
+        let mut file = File::from(socket);
+        let mut frame = [0; 2048];
+        while let Ok(len) = file.read(&mut frame) {
+            let frame = &frame[..len];
+            if len < 38 || frame[12..14] != [8, 0] || !matches!(frame[23], 6 | 17) {
+                continue;
+            }
+            let l4 = 14 + usize::from(frame[14] & 0x0f) * 4;
+            let Some(ports) = frame.get(l4..l4 + 4) else {
+                continue;
+            };
+            let end = |ip: &[u8], port: &[u8]| {
+                let port = u16::from_be_bytes([port[0], port[1]]);
+                format!("{}.{}.{}.{}:{port}", ip[0], ip[1], ip[2], ip[3])
+            };
+            let source = end(&frame[26..30], &ports[..2]);
+            let destination = end(&frame[30..34], &ports[2..]);
+            seen.lock()
+                .unwrap()
+                .insert(format!("{source}>{destination}"));
+        }
+    });
+    for _ in std::io::stdin().lines() {
+        let words: Vec<String> = list.lock().unwrap().iter().cloned().collect();
+        println!("{}", words.join(" "));
     }
 }
 

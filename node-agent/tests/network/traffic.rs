@@ -23,7 +23,7 @@ fn cluster_ip(port: u16) -> FrontendAddress {
     }
 }
 
-fn node_port(port: u16) -> FrontendAddress {
+pub(crate) fn node_port(port: u16) -> FrontendAddress {
     FrontendAddress {
         ip: IpAddr::from([0, 0, 0, 0]),
         port,
@@ -32,7 +32,7 @@ fn node_port(port: u16) -> FrontendAddress {
     }
 }
 
-fn counted(node: &TestNode, reason: Reason) -> u64 {
+pub(crate) fn counted(node: &TestNode, reason: Reason) -> u64 {
     let counts = node.datapath().reason_counts().unwrap();
     counts
         .iter()
@@ -40,7 +40,7 @@ fn counted(node: &TestNode, reason: Reason) -> u64 {
         .map_or(0, |count| count.count)
 }
 
-fn one(lines: &[String]) -> &str {
+pub(crate) fn one(lines: &[String]) -> &str {
     assert_eq!(lines.len(), 1, "{lines:?}");
     &lines[0]
 }

@@ -47,6 +47,11 @@ fn fold(mut sum: u32) -> u16 {
     sum as u16
 }
 
+/// Of an IPv4 header whose own checksum is 0.
+pub(crate) fn header_checksum(header: &[u8]) -> u16 {
+    !fold(sum(header, 0))
+}
+
 fn octets(ip: IpAddr) -> Vec<u8> {
     match ip {
         IpAddr::V4(ip) => ip.octets().to_vec(),
@@ -129,6 +134,18 @@ impl Frame {
             bytes.extend(octets(self.destination.ip()));
         }
         bytes.extend(l4);
+        bytes
+    }
+
+    /// The bytes as Linux sends them over a virtual link: the transport checksum is only the sum of
+    /// the pseudo header (`CHECKSUM_PARTIAL`).
+    pub(crate) fn unfinished(&self) -> Vec<u8> {
+        let len = self.transport().len();
+        let mut bytes = self.bytes();
+        let start = bytes.len() - len;
+        let at = start + if self.protocol == 6 { 16 } else { 6 };
+        let sum = pseudo(self.source.ip(), self.destination.ip(), self.protocol, len);
+        bytes[at..at + 2].copy_from_slice(&fold(sum).to_be_bytes());
         bytes
     }
 
@@ -247,6 +264,13 @@ pub(crate) fn unreachable(from: &str, about: &Frame) -> Vec<u8> {
     };
     bytes[24..26].copy_from_slice(&checksum.to_be_bytes());
     bytes
+}
+
+pub(crate) fn has_good_icmpv6_checksum(bytes: &[u8]) -> bool {
+    let icmp = &bytes[54..];
+    // Source, destination; length and protocol.
+    let pseudo = sum(&bytes[22..54], 58 + icmp.len() as u32);
+    fold(sum(icmp, pseudo)) == 0xffff
 }
 
 /// Outer source and destination, then source and destination of the quoted packet.

@@ -2,9 +2,11 @@
 //! says so and passes otherwise.
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
+mod direct;
 mod faults;
 mod frame;
 mod packets;
 mod scratch;
 mod sockets;
 mod tables;
+mod xdp;

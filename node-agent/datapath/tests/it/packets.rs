@@ -8,34 +8,35 @@ use ipnet::IpNet;
 use nix::sched::{CloneFlags, unshare};
 use skep_datapath::layout::reason::Reason;
 use skep_datapath::layout::{ICMP, TCP, UDP};
-use skep_datapath::services::{Endpoint, FrontendAddress, ServicePort};
+use skep_datapath::services::{Endpoint, Forwarding, FrontendAddress, ServicePort};
 use skep_datapath::{Datapath, PodLink, Verdict};
 
 use crate::frame::{
-    ACK, FIN, Frame, RST, frame, neighbour_solicitation, read_unreachable, unreachable,
+    ACK, FIN, Frame, RST, frame, has_good_icmpv6_checksum, header_checksum, neighbour_solicitation,
+    read_unreachable, unreachable,
 };
-use crate::scratch::scratch;
+use crate::scratch::{Scratch, scratch};
 
-const CLIENT: &str = "198.51.100.9:4444";
-const POD: &str = "10.244.1.5";
-const POD_IFINDEX: u32 = 103;
-const UPLINK: u32 = 102;
-const OTHER_IFINDEX: u32 = 104;
+pub(crate) const CLIENT: &str = "198.51.100.9:4444";
+pub(crate) const POD: &str = "10.244.1.5";
+pub(crate) const POD_IFINDEX: u32 = 103;
+pub(crate) const UPLINK: u32 = 102;
+pub(crate) const OTHER_IFINDEX: u32 = 104;
 const TUNNEL: u32 = 105;
 
-struct Bench {
-    datapath: Datapath,
+pub(crate) struct Bench {
+    pub(crate) datapath: Datapath,
 }
 
 impl Bench {
     #[track_caller]
-    fn run(&self, program: &str, ifindex: u32, frame: &Frame) -> (Verdict, Frame) {
+    pub(crate) fn run(&self, program: &str, ifindex: u32, frame: &Frame) -> (Verdict, Frame) {
         let (verdict, bytes) = self.run_raw(program, ifindex, &frame.bytes());
         (verdict, Frame::read(&bytes))
     }
 
     #[track_caller]
-    fn run_raw(&self, program: &str, ifindex: u32, bytes: &[u8]) -> (Verdict, Vec<u8>) {
+    pub(crate) fn run_raw(&self, program: &str, ifindex: u32, bytes: &[u8]) -> (Verdict, Vec<u8>) {
         let result = self
             .datapath
             .try_packet(program, ifindex, bytes, 1)
@@ -43,7 +44,7 @@ impl Bench {
         (result.verdict, result.frame)
     }
 
-    fn counted(&self, reason: Reason) -> u64 {
+    pub(crate) fn counted(&self, reason: Reason) -> u64 {
         let counts = self.datapath.reason_counts().unwrap();
         counts
             .iter()
@@ -51,16 +52,21 @@ impl Bench {
             .map_or(0, |count| count.count)
     }
 
-    fn set(&self, name: &str, wanted: &ServicePort) {
+    pub(crate) fn set(&self, name: &str, wanted: &ServicePort) {
         self.datapath.services().lock().set(name, wanted).unwrap();
     }
 }
 
-fn ip(text: &str) -> IpAddr {
+/// A port that hides a client behind the node: no server's and no NodePort.
+fn may_be_taken(port: u16) -> bool {
+    port >= 1_024 && !(30_000..32_768).contains(&port)
+}
+
+pub(crate) fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
 
-fn shell(arguments: &str) {
+pub(crate) fn shell(arguments: &str) {
     let status = Command::new("ip")
         .args(arguments.split(' '))
         .status()
@@ -68,7 +74,7 @@ fn shell(arguments: &str) {
     assert!(status.success(), "ip {arguments}");
 }
 
-fn node_port(protocol: u8, port: u16, backends: &[(&str, u16, bool)]) -> ServicePort {
+pub(crate) fn node_port(protocol: u8, port: u16, backends: &[(&str, u16, bool)]) -> ServicePort {
     let v6 = backends.iter().any(|(address, _, _)| address.contains(':'));
     let endpoints: Vec<Endpoint> = backends
         .iter()
@@ -92,12 +98,11 @@ fn node_port(protocol: u8, port: u16, backends: &[(&str, u16, bool)]) -> Service
     }
 }
 
-#[test]
-fn packets_through_every_program() {
-    let Some(mut scratch) = scratch("packets") else {
-        return;
-    };
-    // This thread's own namespace; programs look routes up in it.
+/// A node in a network namespace of this thread's own, with an uplink that leads nowhere and two
+/// pods. `None`, after saying why, where the test cannot run.
+pub(crate) fn bench(name: &str) -> Option<(Bench, Scratch)> {
+    let mut scratch = scratch(name)?;
+    // Programs look routes up in it.
     unshare(CloneFlags::CLONE_NEWNET).unwrap();
     shell("link set lo up");
     for (index, name) in [
@@ -116,6 +121,8 @@ fn packets_through_every_program() {
     shell("-6 addr add 2001:db8::10/64 dev up0 nodad");
     shell("route add default via 192.0.2.1");
     shell("-6 route add default via 2001:db8::1");
+    shell("neigh add 192.0.2.1 lladdr 02:00:00:00:00:99 dev up0");
+    shell("-6 neigh add 2001:db8::1 lladdr 02:00:00:00:00:99 dev up0");
     std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();
     std::fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1").unwrap();
     scratch.config.uplink_ifindex = Some(UPLINK);
@@ -143,6 +150,7 @@ fn packets_through_every_program() {
         mac: [2, 0, 0, 0, 0, ifindex as u8],
         host_mac: [0xee; 6],
         netns_cookie: u64::from(ifindex),
+        takes_frames: ifindex == POD_IFINDEX,
     };
     bench
         .datapath
@@ -152,7 +160,14 @@ fn packets_through_every_program() {
         .datapath
         .attach_pod(&[ip("10.244.1.6")], &link(OTHER_IFINDEX))
         .unwrap();
+    Some((bench, scratch))
+}
 
+#[test]
+fn packets_through_every_program() {
+    let Some((bench, _scratch)) = bench("packets") else {
+        return;
+    };
     what_is_not_ours_passes(&bench);
     node_port_to_a_local_pod_and_back(&bench);
     node_port_to_a_remote_pod_and_back(&bench);
@@ -169,6 +184,7 @@ fn packets_through_every_program() {
     two_clients_never_share_a_port(&bench);
     clients_keep_their_port_while_it_is_free(&bench);
     the_nodes_own_sockets_are_respected(&bench);
+    senders_are_told_what_is_too_big(&bench);
     announced_addresses_are_answered_for(&bench);
     announced_ipv6_addresses_are_answered_for(&bench);
     quiet_flows_are_swept_live_ones_stay(&bench);
@@ -272,7 +288,7 @@ fn clients_keep_their_port_while_it_is_free(bench: &Bench) {
     );
     assert_eq!(port_of(&first), 45_000);
     let other = port_of(&second);
-    assert!((10_000..30_000).contains(&other), "{other}");
+    assert!(may_be_taken(other), "{other}");
     end(&first);
     assert_ne!(
         port_of(&third),
@@ -288,7 +304,7 @@ fn clients_keep_their_port_while_it_is_free(bench: &Bench) {
     );
     // Ports of servers are not taken.
     let privileged = frame(TCP, "198.51.100.1:80", "192.0.2.10:30014");
-    assert!((10_000..30_000).contains(&port_of(&privileged)));
+    assert!(may_be_taken(port_of(&privileged)));
 }
 
 fn the_nodes_own_sockets_are_respected(bench: &Bench) {
@@ -709,6 +725,85 @@ fn fragments_follow_their_first(bench: &Bench) {
     let mut orphan = later.clone();
     orphan.fragment.0 = 78;
     assert_eq!(bench.run("from_net", UPLINK, &orphan).0, Verdict::Pass);
+}
+
+fn senders_are_told_what_is_too_big(bench: &Bench) {
+    shell("link set up0 mtu 9000");
+    shell("link set tun0 mtu 1000");
+    shell("addr add 10.99.0.1/24 dev tun0");
+    shell("route add 10.244.7.0/24 via 10.99.0.2");
+    shell("neigh add 10.99.0.2 lladdr 02:00:00:00:00:98 dev tun0");
+    bench.set(
+        "t:udp",
+        &node_port(UDP, 30_020, &[("10.244.7.7", 53, false)]),
+    );
+    bench.set(
+        "u:udp",
+        &node_port(UDP, 30_021, &[("fd00:1:7::7", 53, false)]),
+    );
+    let before = bench.counted(Reason::TooBig);
+    let long = |source: &str, destination: &str| Frame {
+        payload: vec![7; 1_200],
+        ..frame(UDP, source, destination)
+    };
+    let told = |program: &str, ifindex: u32, request: &Frame| {
+        let (verdict, bytes) = bench.run_raw(program, ifindex, &whole(request));
+        assert_eq!(verdict, Verdict::Redirect);
+        assert_eq!(bytes[..6], request.bytes()[6..12], "back to who sent it");
+        assert_eq!(bytes[34..36], [3, 4], "fragmentation needed");
+        assert_eq!(bytes[38..42], [0, 0, 0x03, 0xe8], "1000 bytes fit");
+        assert_eq!(bytes.len(), 14 + 28 + 128);
+        let (from, to, source, destination) = read_unreachable(&bytes);
+        assert_eq!((from, to), (ip("192.0.2.10"), request.source.ip()));
+        assert_eq!((source, destination), (request.source, request.destination));
+    };
+    let request = long(CLIENT, "192.0.2.10:30020");
+    told("from_net", UPLINK, &request);
+    let from_pod = long("10.244.1.5:46000", "10.244.7.7:53");
+    told("from_pod", POD_IFINDEX, &from_pod);
+    assert_eq!(bench.counted(Reason::TooBig), before + 2);
+    // What may be fragmented is the stack's.
+    let (verdict, _) = bench.run("from_net", UPLINK, &request);
+    assert_eq!(verdict, Verdict::Pass);
+    // A direct answer's option takes room.
+    let mut wanted = node_port(UDP, 30_022, &[("10.244.7.7", 53, false)]);
+    wanted.forwarding = Forwarding::DirectReturn;
+    bench.set("v:udp", &wanted);
+    let mut request = long(CLIENT, "192.0.2.10:30022");
+    request.payload.truncate(1_000 - 28);
+    let (verdict, bytes) = bench.run_raw("from_net", UPLINK, &whole(&request));
+    assert_eq!(verdict, Verdict::Redirect);
+    assert_eq!(bytes[38..42], [0, 0, 0x03, 0xe0], "992 bytes fit");
+    let (_, to, _, destination) = read_unreachable(&bytes);
+    assert_eq!(
+        (to, destination),
+        (request.source.ip(), request.destination)
+    );
+    // IPv6 is never fragmented on the way.
+    shell("link set tun0 mtu 1280");
+    shell("-6 addr add fd99::1/64 dev tun0 nodad");
+    shell("-6 route add fd00:1:7::/64 via fd99::2");
+    shell("-6 neigh add fd99::2 lladdr 02:00:00:00:00:98 dev tun0");
+    let mut request = long("[2001:db8:1::9]:5000", "[2001:db8::10]:30021");
+    request.payload = vec![7; 1_300];
+    let (verdict, bytes) = bench.run_raw("from_net", UPLINK, &request.bytes());
+    assert_eq!(verdict, Verdict::Redirect);
+    assert_eq!(bytes[20], 58);
+    assert_eq!(bytes[54..56], [2, 0], "packet too big");
+    assert_eq!(bytes[58..62], 1_280u32.to_be_bytes());
+    assert_eq!(bytes[38..54], request.bytes()[22..38], "to its sender");
+    assert_eq!(bytes[62..62 + 128], request.bytes()[14..14 + 128]);
+    assert!(has_good_icmpv6_checksum(&bytes));
+}
+
+/// Not to be fragmented.
+fn whole(frame: &Frame) -> Vec<u8> {
+    let mut bytes = frame.bytes();
+    bytes[20] = 0x40;
+    bytes[24..26].copy_from_slice(&[0, 0]);
+    let checksum = header_checksum(&bytes[14..34]);
+    bytes[24..26].copy_from_slice(&checksum.to_be_bytes());
+    bytes
 }
 
 fn hop_limits_end_journeys(bench: &Bench) {

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use skep_datapath::{Datapath, DatapathConfig, Limits, cleanup, ensure_bpffs};
+use skep_datapath::{Datapath, DatapathConfig, Limits, TcHook, XdpMode, cleanup, ensure_bpffs};
 
 pub(crate) struct Scratch {
     pub(crate) config: DatapathConfig,
@@ -35,6 +35,8 @@ pub(crate) fn scratch(name: &str) -> Option<Scratch> {
         uplink_mac: [2, 0, 0, 0, 0, 0xaa],
         node_ips: vec![IpAddr::from([192, 0, 2, 10])],
         masquerade: true,
+        tc: TcHook::Auto,
+        xdp: XdpMode::Off,
         limits: Limits {
             flows: 4_096,
             frontends: 1_024,

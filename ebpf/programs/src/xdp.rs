@@ -1,0 +1,137 @@
+//! XDP on the uplink: `xdp_net` does for plain packets of known flows and Services what `from_net`
+//! does for all, before the kernel makes a socket buffer of them. Linux >= 5.18 (frames in several
+//! buffers).
+//!
+//! Whatever is rare it passes on as it came, and `from_net` finds the same tables: nothing is
+//! decided twice, because following a flow again changes nothing.
+
+use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_TX};
+use aya_ebpf::bindings::xdp_md;
+use aya_ebpf::helpers::generated::bpf_redirect;
+use aya_ebpf::macros::xdp;
+use aya_ebpf::programs::XdpContext;
+use skep_ebpf_common::event::Hook;
+use skep_ebpf_common::flow::flow_flags;
+use skep_ebpf_common::node::pod_flags;
+use skep_ebpf_common::reason::Reason;
+use skep_ebpf_common::service::frontend_flags;
+
+use crate::context::Context;
+use crate::count::{count, report};
+use crate::direct::{looks_unfinished, parse_plain, rewrite_plain};
+use crate::flow::{follow, forget_created, tells};
+use crate::forward::way_of;
+use crate::maps::{Scratch, scratch};
+use crate::net::{FAILED, SERVED, report_failure, serve};
+use crate::pod::pod_at;
+use crate::policy;
+use crate::service::find;
+
+#[xdp(frags)]
+pub fn xdp_net(ctx: XdpContext) -> u32 {
+    let frame = ctx.ctx;
+    let Some(scratch) = scratch() else {
+        return XDP_PASS;
+    };
+    if !parse_plain(frame, &mut scratch.packet) || looks_unfinished(frame, &scratch.packet) {
+        return XDP_PASS;
+    }
+    arrived(frame, scratch)
+}
+
+#[inline(always)]
+fn arrived(frame: *mut xdp_md, scratch: &mut Scratch) -> u32 {
+    if scratch.packet.hop_limit <= 1 {
+        return XDP_PASS;
+    }
+    let followed = follow(&scratch.packet, &mut scratch.new);
+    match &followed {
+        // Back to the node where it came in; or with an option.
+        Some(followed) if followed.via != 0 || tells(followed, &scratch.packet) => {
+            return XDP_PASS;
+        }
+        Some(_) => {}
+        None => match begin(frame, scratch) {
+            SERVED if scratch.wanted.flags & flow_flags::DIRECT != 0 => return XDP_PASS,
+            SERVED => {}
+            code if code < FAILED => return XDP_PASS,
+            code => {
+                report_failure(frame, Hook::Xdp, scratch, code);
+                return XDP_DROP;
+            }
+        },
+    }
+    let Some(way) = way_of(frame, scratch) else {
+        return XDP_PASS;
+    };
+    let isolated = way.pod_flags & pod_flags::INGRESS_ISOLATED != 0;
+    if isolated && !followed.as_ref().is_some_and(policy::settled) && !admitted(scratch) {
+        if followed.is_none() {
+            forget_created(scratch);
+        }
+        report(
+            &scratch.packet.key,
+            Reason::PolicyIngress,
+            Hook::Xdp,
+            0,
+            frame.ifindex(),
+        );
+        return XDP_DROP;
+    }
+    // Any way but these is the stack's: it knows how to ask for a neighbour, to enter the tunnel,
+    // and what is the node's own.
+    let known = if way.is_pod {
+        way.pod_flags & pod_flags::TAKES_FRAMES != 0
+    } else {
+        way.ifindex == frame.ifindex()
+    };
+    if !known || !rewrite_plain(frame, &scratch.packet, &scratch.new, &way.macs) {
+        return XDP_PASS;
+    }
+    if !way.is_pod {
+        count(Reason::XdpToNeighbour);
+        return XDP_TX;
+    }
+    count(Reason::XdpToPod);
+    // Into the receive queue of the pod's end of its veth pair.
+    // SAFETY: no pointers.
+    (unsafe { bpf_redirect(way.ifindex, 0) }) as u32
+}
+
+/// A new flow; as [`serve`] says, and anything below [`FAILED`] is not for this program.
+#[inline(always)]
+fn begin(frame: *mut xdp_md, scratch: &mut Scratch) -> u32 {
+    const NOT_OURS: u32 = 1;
+    let key = &scratch.packet.key;
+    let found = find(
+        &key.destination,
+        key.destination_port,
+        key.protocol,
+        false,
+        &mut scratch.frontend,
+    );
+    if !found
+        || scratch.frontend.flags & frontend_flags::INTERNAL_ONLY != 0
+        || scratch.frontend.external.len == 0
+    {
+        return NOT_OURS;
+    }
+    serve(frame, Hook::Xdp, scratch)
+}
+
+/// Whether policy lets the packet into the pod as it will be.
+#[inline(never)]
+fn admitted(scratch: &mut Scratch) -> bool {
+    let Scratch { packet, new, .. } = scratch;
+    let Some(pod) = pod_at(&new.destination) else {
+        return false;
+    };
+    let arrived = packet.key;
+    packet.key.source = new.source;
+    packet.key.destination = new.destination;
+    packet.key.source_port = new.source_port;
+    packet.key.destination_port = new.destination_port;
+    let allowed = policy::allows_ingress(packet, pod, None);
+    packet.key = arrived;
+    allowed
+}

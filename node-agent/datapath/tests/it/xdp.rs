@@ -1,0 +1,280 @@
+//! Every branch of `xdp_net` through `BPF_PROG_TEST_RUN`. What it passes, `from_net` gets unchanged:
+//! the tests send it on there, as the kernel does.
+
+use skep_datapath::Verdict;
+use skep_datapath::layout::reason::Reason;
+use skep_datapath::layout::{ICMP, TCP, UDP};
+use skep_datapath::policy::{Direction, PodPolicy, PolicyState, Rule};
+
+use crate::frame::{ACK, FIN, Frame, frame, unreachable};
+use crate::packets::{
+    Bench, CLIENT, OTHER_IFINDEX, POD, POD_IFINDEX, UPLINK, bench, ip, node_port,
+};
+
+const GATEWAY_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0x99];
+const REMOTE: &str = "10.244.2.7";
+
+impl Bench {
+    #[track_caller]
+    fn xdp(&self, frame: &Frame) -> (Verdict, Frame) {
+        self.run("xdp_net", UPLINK, frame)
+    }
+
+    /// Passed, and not a byte changed.
+    #[track_caller]
+    fn xdp_leaves(&self, bytes: &[u8]) {
+        assert_eq!(
+            self.run_raw("xdp_net", UPLINK, bytes),
+            (Verdict::Pass, bytes.to_vec())
+        );
+    }
+}
+
+#[test]
+fn plain_packets_before_the_stack() {
+    let Some((bench, _scratch)) = bench("xdp") else {
+        return;
+    };
+    what_is_rare_is_left_to_tc(&bench);
+    to_a_local_pod_and_back(&bench);
+    to_a_remote_pod_and_back(&bench);
+    over_ipv6(&bench);
+    datagrams(&bench);
+    unfinished_checksums_are_left_to_tc(&bench);
+    pods_that_take_no_frames_get_theirs_from_tc(&bench);
+    refusals(&bench);
+    without_a_known_neighbour(&bench);
+    policy_holds(&bench);
+}
+
+fn what_is_rare_is_left_to_tc(bench: &Bench) {
+    bench.set("a:tcp", &node_port(TCP, 31_001, &[(POD, 8080, true)]));
+    let plain = frame(TCP, CLIENT, "192.0.2.10:31001");
+    let bytes = plain.bytes();
+
+    let mut arp = vec![0xff; 12];
+    arp.extend([0x08, 0x06]);
+    arp.extend([0; 46]);
+    bench.xdp_leaves(&arp);
+    let mut tagged = bytes[..12].to_vec();
+    tagged.extend([0x81, 0x00, 0, 7]);
+    tagged.extend(&bytes[12..]);
+    bench.xdp_leaves(&tagged);
+    // A header of six words, the last one no-operations.
+    let mut options = bytes[..34].to_vec();
+    options[14] = 0x46;
+    options.extend([1; 4]);
+    options.extend(&bytes[34..]);
+    bench.xdp_leaves(&options);
+    for cut in [14, 20, 34, 40, 50] {
+        bench.xdp_leaves(&bytes[..cut]);
+    }
+    let mut fragment = plain.clone();
+    fragment.fragment = (7, true, 0);
+    bench.xdp_leaves(&fragment.bytes());
+    fragment.fragment = (7, false, 2);
+    bench.xdp_leaves(&fragment.bytes());
+    let mut last = plain.clone();
+    last.hop_limit = 1;
+    bench.xdp_leaves(&last.bytes());
+    bench.xdp_leaves(&frame(ICMP, CLIENT, "192.0.2.10:0").bytes());
+    bench.xdp_leaves(&unreachable("198.51.100.9", &plain));
+    let mut v6 = frame(TCP, "[2001:db8:1::9]:5000", "[2001:db8::10]:31001").bytes();
+    v6[20] = 0;
+    bench.xdp_leaves(&v6);
+    // Not a Service, and one that is not reachable from outside.
+    bench.xdp_leaves(&frame(TCP, CLIENT, "192.0.2.10:22").bytes());
+    bench.xdp_leaves(&frame(TCP, CLIENT, &format!("{POD}:8080")).bytes());
+    let mut inside = node_port(TCP, 80, &[(POD, 8080, true)]);
+    inside.frontends[0].ip = ip("10.96.0.77");
+    inside.frontends[0].external = false;
+    bench.set("b:tcp", &inside);
+    bench.xdp_leaves(&frame(TCP, CLIENT, "10.96.0.77:80").bytes());
+    assert_eq!(bench.datapath.flow_entries().unwrap().len(), 0);
+}
+
+fn to_a_local_pod_and_back(bench: &Bench) {
+    let request = frame(TCP, CLIENT, "192.0.2.10:31001");
+    for flags in [crate::frame::SYN, ACK, FIN | ACK] {
+        let (verdict, bytes) =
+            bench.run_raw("xdp_net", UPLINK, &request.clone().flags(flags).bytes());
+        assert_eq!(verdict, Verdict::Redirect);
+        assert_eq!(bytes[..6], [2, 0, 0, 0, 0, POD_IFINDEX as u8], "to the pod");
+        assert_eq!(bytes[6..12], [0xee; 6]);
+        let inside = Frame::read(&bytes);
+        assert_eq!(inside.source, request.source);
+        assert_eq!(inside.destination, format!("{POD}:8080").parse().unwrap());
+        assert_eq!(inside.hop_limit, 63);
+        // tc would do the same.
+        let (verdict, by_tc) = bench.run("from_net", UPLINK, &request.clone().flags(flags));
+        assert_eq!((verdict, by_tc), (Verdict::Redirect, inside.clone()));
+        let (verdict, outside) = bench.run("from_pod", POD_IFINDEX, &inside.answer());
+        assert_eq!(verdict, Verdict::Redirect);
+        assert_eq!(
+            (outside.source, outside.destination),
+            (request.destination, request.source)
+        );
+    }
+    assert_eq!(bench.datapath.flow_entries().unwrap().len(), 2);
+}
+
+fn to_a_remote_pod_and_back(bench: &Bench) {
+    bench.set("c:tcp", &node_port(TCP, 31_002, &[(REMOTE, 80, false)]));
+    let request = frame(TCP, CLIENT, "192.0.2.10:31002");
+    let (verdict, bytes) = bench.run_raw("xdp_net", UPLINK, &request.bytes());
+    assert_eq!(verdict, Verdict::Return);
+    assert_eq!(bytes[..6], GATEWAY_MAC);
+    let onward = Frame::read(&bytes);
+    assert_eq!(onward.source.ip(), ip("192.0.2.10"));
+    assert_eq!(onward.destination, format!("{REMOTE}:80").parse().unwrap());
+    assert_eq!(onward.hop_limit, 63);
+    for _ in 0..2 {
+        let (verdict, back) = bench.xdp(&onward.answer());
+        assert_eq!(verdict, Verdict::Return);
+        assert_eq!(
+            (back.source, back.destination),
+            (request.destination, request.source)
+        );
+    }
+}
+
+fn over_ipv6(bench: &Bench) {
+    let backends = [("fd00:1::5", 8080, true)];
+    bench.set("d:tcp", &node_port(TCP, 31_003, &backends));
+    let request = frame(TCP, "[2001:db8:1::9]:5000", "[2001:db8::10]:31003");
+    let (verdict, inside) = bench.xdp(&request);
+    assert_eq!(verdict, Verdict::Redirect);
+    assert_eq!(inside.destination, "[fd00:1::5]:8080".parse().unwrap());
+    assert_eq!(inside.hop_limit, 63);
+    bench.set(
+        "d:tcp",
+        &node_port(TCP, 31_003, &[("fd00:1:2::7", 80, false)]),
+    );
+    let (verdict, onward) = bench.xdp(&request);
+    assert_eq!(verdict, Verdict::Return);
+    assert_eq!(onward.source.ip(), ip("2001:db8::10"));
+    let (verdict, back) = bench.xdp(&onward.answer());
+    assert_eq!(verdict, Verdict::Return);
+    assert_eq!(
+        (back.source, back.destination),
+        (request.destination, request.source)
+    );
+}
+
+fn datagrams(bench: &Bench) {
+    bench.set("e:udp", &node_port(UDP, 31_004, &[(POD, 53, true)]));
+    for unchecked in [true, false] {
+        let mut request = frame(UDP, CLIENT, "192.0.2.10:31004");
+        request.unchecked = unchecked;
+        let (verdict, inside) = bench.xdp(&request);
+        assert_eq!(verdict, Verdict::Redirect);
+        assert_eq!(inside.unchecked, unchecked, "0 means none and stays so");
+        assert_eq!(inside.destination, format!("{POD}:53").parse().unwrap());
+    }
+}
+
+/// As Linux sends over a virtual link: the checksum is the pseudo header's sum.
+fn unfinished_checksums_are_left_to_tc(bench: &Bench) {
+    for (protocol, port) in [(TCP, 31_001), (UDP, 31_004)] {
+        let request = frame(protocol, CLIENT, &format!("192.0.2.10:{port}"));
+        bench.xdp_leaves(&request.unfinished());
+    }
+    let request = frame(TCP, "[2001:db8:1::9]:5000", "[2001:db8::10]:31003");
+    bench.xdp_leaves(&request.unfinished());
+}
+
+fn pods_that_take_no_frames_get_theirs_from_tc(bench: &Bench) {
+    bench.set("f:tcp", &node_port(TCP, 31_005, &[("10.244.1.6", 1, true)]));
+    let request = frame(TCP, CLIENT, "192.0.2.10:31005");
+    bench.xdp_leaves(&request.bytes());
+    let (verdict, inside) = bench.run("from_net", UPLINK, &request);
+    assert_eq!(verdict, Verdict::Redirect);
+    assert_eq!(inside.destination, "10.244.1.6:1".parse().unwrap());
+    let (verdict, _) = bench.run("from_pod", OTHER_IFINDEX, &inside.answer());
+    assert_eq!(verdict, Verdict::Redirect);
+}
+
+fn refusals(bench: &Bench) {
+    // The stack refuses; tc counts it, once.
+    bench.set("g:tcp", &node_port(TCP, 31_006, &[]));
+    bench.xdp_leaves(&frame(TCP, CLIENT, "192.0.2.10:31006").bytes());
+    assert_eq!(bench.counted(Reason::NoBackend), 0);
+    let mut wanted = node_port(TCP, 31_007, &[(POD, 80, true)]);
+    wanted.source_ranges = vec!["203.0.113.0/24".parse().unwrap()];
+    bench.set("h:tcp", &wanted);
+    let stranger = frame(TCP, CLIENT, "192.0.2.10:31007");
+    assert_eq!(bench.xdp(&stranger).0, Verdict::Drop);
+    assert_eq!(bench.counted(Reason::SourceRange), 1);
+    let customer = frame(TCP, "203.0.113.77:4444", "192.0.2.10:31007");
+    assert_eq!(bench.xdp(&customer).0, Verdict::Redirect);
+}
+
+fn without_a_known_neighbour(bench: &Bench) {
+    bench.set(
+        "i:tcp",
+        &node_port(TCP, 31_008, &[("192.0.2.77", 80, false)]),
+    );
+    let request = frame(TCP, CLIENT, "192.0.2.10:31008");
+    bench.xdp_leaves(&request.bytes());
+    // tc finds the flow and asks for the neighbour.
+    let (verdict, onward) = bench.run("from_net", UPLINK, &request);
+    assert_eq!(verdict, Verdict::Redirect);
+    assert_eq!(onward.destination, "192.0.2.77:80".parse().unwrap());
+    // A backend in the host's own namespace.
+    bench.set(
+        "j:tcp",
+        &node_port(TCP, 31_009, &[("192.0.2.10", 80, true)]),
+    );
+    bench.xdp_leaves(&frame(TCP, CLIENT, "192.0.2.10:31009").bytes());
+}
+
+fn policy_holds(bench: &Bench) {
+    bench.set("k:tcp", &node_port(TCP, 31_010, &[(POD, 8080, true)]));
+    let request = frame(TCP, CLIENT, "192.0.2.10:31010");
+    let set = |rules: &[Rule]| {
+        let isolated = PodPolicy {
+            policy: 9,
+            ingress_isolated: true,
+            egress_isolated: true,
+        };
+        let state = PolicyState {
+            rules: rules.iter().copied().collect(),
+            pods: [(ip(POD), isolated)].into(),
+            ..PolicyState::default()
+        };
+        bench.datapath.set_policy(&state).unwrap();
+    };
+    set(&[]);
+    let before = bench.datapath.flow_entries().unwrap().len();
+    for program in ["xdp_net", "from_net"] {
+        // Nor when it is sent again.
+        for _ in 0..2 {
+            assert_eq!(bench.run(program, UPLINK, &request).0, Verdict::Drop);
+        }
+    }
+    // The same for what the pod sends out of the cluster.
+    let outwards = frame(TCP, &format!("{POD}:45000"), "198.51.100.1:443");
+    for _ in 0..2 {
+        let (verdict, _) = bench.run("from_pod", POD_IFINDEX, &outwards);
+        assert_eq!(verdict, Verdict::Drop);
+    }
+    assert_eq!(bench.datapath.flow_entries().unwrap().len(), before);
+    let allowed = Rule {
+        policy: 9,
+        direction: Direction::Ingress,
+        identity: 0,
+        protocol: TCP,
+        port: 8080,
+        port_bits: 16,
+    };
+    set(&[allowed]);
+    for flags in [crate::frame::SYN, ACK] {
+        let (verdict, _) = bench.xdp(&request.clone().flags(flags));
+        assert_eq!(verdict, Verdict::Redirect);
+    }
+    // It ends an open connection too.
+    set(&[]);
+    let (verdict, _) = bench.xdp(&request.clone().flags(ACK));
+    assert_eq!(verdict, Verdict::Drop);
+    bench.datapath.set_policy(&PolicyState::default()).unwrap();
+}
