@@ -36,7 +36,7 @@ pub const LAYOUTS: [(&str, u32); 20] = [
     ("NODE_ADDRESSES", 1),
     ("ANNOUNCED", 1),
     ("NETWORKS", 1),
-    ("NETNS", 1),
+    ("NETNS", 2),
     ("RULES", 1),
     ("IDENTITIES", 1),
     ("REASONS", 1),

@@ -19,6 +19,14 @@ pub struct Pod {
     pub _pad: u32,
 }
 
+/// Whose sockets a network namespace holds: the pod's addresses, by family; [`Address::ANY`]: none.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PodAddresses {
+    pub v4: Address,
+    pub v6: Address,
+}
+
 pub mod pod_flags {
     /// Some flow of this pod with another pod or node is translated or tracked: look up the flow
     /// table for its cluster traffic too. Set by the programs, never cleared while the pod lives.
@@ -111,6 +119,7 @@ pub const fn seconds(monotonic_ns: u64) -> u32 {
 
 const _: () = {
     assert!(size_of::<Pod>() == 32);
+    assert!(size_of::<PodAddresses>() == 32);
     assert!(size_of::<Network>() == 20);
     assert!(size_of::<Config>() == 104);
 };

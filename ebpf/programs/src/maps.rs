@@ -53,9 +53,9 @@ pub static NETWORKS: LpmTrie<Address, Network, { MAX_NETWORKS as usize }> = LpmT
 /// Service addresses that this node answers for on its link.
 #[btf_map]
 pub static ANNOUNCED: HashMap<Address, u32, { MAX_ANNOUNCED as usize }> = HashMap::new();
-/// The pod's address by the cookie of its network namespace: the client of a connect.
+/// The pod's addresses by the cookie of its network namespace: the client of a connect.
 #[btf_map]
-pub static NETNS: HashMap<u64, Address, { MAX_NETNS as usize }> = HashMap::new();
+pub static NETNS: HashMap<u64, PodAddresses, { MAX_NETNS as usize }> = HashMap::new();
 
 #[btf_map]
 pub static RULES: LpmTrie<RuleKey, u32, { MAX_RULES as usize }> = LpmTrie::new();

@@ -293,7 +293,7 @@ fn client(ctx: &SockAddrContext, destination: &Address) -> Address {
     let cookie = netns_cookie(ctx);
     // SAFETY: copied at once.
     if let Some(pod) = unsafe { NETNS.get(&cookie) } {
-        return *pod;
+        return if destination.is_v4() { pod.v4 } else { pod.v6 };
     }
     match config() {
         Some(config) if destination.is_v4() => config.node_v4,

@@ -209,6 +209,9 @@ impl Datapath {
             netns: table(&ebpf, "NETNS", MAX_NETNS)?,
             writer: Mutex::new(()),
         };
+        if let Some(former) = pins.former("NETNS", 1) {
+            node.migrate_netns(&Table::new("NETNS", MAX_NETNS, former))?;
+        }
         let policy = PolicyTables {
             rules: table(&ebpf, "RULES", MAX_RULES)?,
             identities: table(&ebpf, "IDENTITIES", MAX_IDENTITIES)?,

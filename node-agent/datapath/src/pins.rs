@@ -4,17 +4,19 @@ use std::collections::HashSet;
 use std::ffi::OsString;
 use std::fs;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use aya::maps::MapData;
 use skep_ebpf_common::event::EVENT_RING_BYTES;
 use skep_ebpf_common::flow::*;
-use skep_ebpf_common::node::{Config, Network, Pod};
+use skep_ebpf_common::node::{Config, Network, Pod, PodAddresses};
 use skep_ebpf_common::policy::{IdentityKey, RuleKey};
 use skep_ebpf_common::service::*;
 use skep_ebpf_common::{Address, LAYOUTS};
 
 use crate::error::Error;
+use crate::sys;
 use crate::table::Prefix;
 
 /// The only folder of agents that gave all maps one version; their maps are today's of version 1.
@@ -67,6 +69,11 @@ impl Pins {
             }
         }
         Ok(())
+    }
+
+    /// A map of a former layout, if a predecessor left one.
+    pub(crate) fn former(&self, name: &str, version: u32) -> Option<OwnedFd> {
+        sys::open_pin(&self.path(name, version)).ok()
     }
 
     /// Removes the maps of former layouts, once no program of ours uses them.
@@ -128,7 +135,7 @@ fn sizes(name: &str) -> Option<(usize, usize)> {
         "PODS" => of::<Address, Pod>(),
         "NODE_ADDRESSES" | "ANNOUNCED" => of::<Address, u32>(),
         "NETWORKS" => of::<Prefix<Address>, Network>(),
-        "NETNS" => of::<u64, Address>(),
+        "NETNS" => of::<u64, PodAddresses>(),
         "RULES" => of::<Prefix<RuleKey>, u32>(),
         "IDENTITIES" => of::<Prefix<IdentityKey>, u32>(),
         "REASONS" => of::<u32, u64>(),

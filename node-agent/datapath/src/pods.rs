@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use parking_lot::Mutex;
 use skep_ebpf_common::Address;
-use skep_ebpf_common::node::{Config, Network, Pod, network_flags, pod_flags};
+use skep_ebpf_common::node::{Config, Network, Pod, PodAddresses, network_flags, pod_flags};
 
 use crate::error::Error;
 use crate::table::{Prefix, Table};
@@ -31,7 +31,7 @@ pub(crate) struct NodeTables {
     pub(crate) addresses: Table<Address, u32>,
     pub(crate) announced: Table<Address, u32>,
     pub(crate) networks: Table<Prefix<Address>, Network>,
-    pub(crate) netns: Table<u64, Address>,
+    pub(crate) netns: Table<u64, PodAddresses>,
     /// Serialises read-modify-write of `config` and of pods.
     pub(crate) writer: Mutex<()>,
 }
@@ -44,13 +44,37 @@ impl NodeTables {
         self.config.set(&0, &config)
     }
 
-    /// The first of `ips` is the client that sessionAffinity knows the pod's sockets by.
     pub(crate) fn add_pod(&self, ips: &[IpAddr], link: &PodLink) -> Result<(), Error> {
         ips.iter().try_for_each(|ip| self.add_address(*ip, link))?;
-        match ips.first() {
-            Some(first) => self.netns.set(&link.netns_cookie, &Address::from(*first)),
-            None => Ok(()),
+        let of = |v4: bool| {
+            ips.iter()
+                .find(|ip| ip.is_ipv4() == v4)
+                .map_or(Address::ANY, |ip| Address::from(*ip))
+        };
+        let addresses = PodAddresses {
+            v4: of(true),
+            v6: of(false),
+        };
+        self.netns.set(&link.netns_cookie, &addresses)
+    }
+
+    /// Takes over what agents wrote that knew one address of a pod.
+    pub(crate) fn migrate_netns(&self, former: &Table<u64, Address>) -> Result<(), Error> {
+        let mut found = Vec::new();
+        former.for_each(|cookie, address| found.push((*cookie, *address)))?;
+        for (cookie, address) in found {
+            let mut addresses = PodAddresses {
+                v4: Address::ANY,
+                v6: Address::ANY,
+            };
+            if address.is_v4() {
+                addresses.v4 = address;
+            } else {
+                addresses.v6 = address;
+            }
+            self.netns.set(&cookie, &addresses)?;
         }
+        Ok(())
     }
 
     fn add_address(&self, ip: IpAddr, link: &PodLink) -> Result<(), Error> {
@@ -79,7 +103,7 @@ impl NodeTables {
         self.pods.remove(&address)?;
         let mut cookies = Vec::new();
         self.netns.for_each(|cookie, pod| {
-            if *pod == address {
+            if pod.v4 == address || pod.v6 == address {
                 cookies.push(*cookie);
             }
         })?;

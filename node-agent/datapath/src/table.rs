@@ -9,7 +9,7 @@ use aya::maps::lpm_trie::Key as AyaLpmKey;
 use skep_ebpf_common::Address;
 use skep_ebpf_common::event::FlowEvent;
 use skep_ebpf_common::flow::{Flow, FlowKey};
-use skep_ebpf_common::node::{Config, Network, Pod};
+use skep_ebpf_common::node::{Config, Network, Pod, PodAddresses};
 use skep_ebpf_common::policy::RuleKey;
 use skep_ebpf_common::service::*;
 
@@ -42,6 +42,7 @@ plain!(
     Flow,
     FlowEvent,
     Pod,
+    PodAddresses,
     Network,
     Config,
     RuleKey,

@@ -120,10 +120,11 @@ pub async fn run(
     });
     let mark = changed.clone();
     let counts = config.metrics.clone();
+    let began = SystemTime::now();
     slices.on_change(move |change| {
         counts.endpoints.arrived();
         counts.queued();
-        mark.triggered(change);
+        mark.triggered(change, began);
         for slice in change.each() {
             if let Some(name) = slice.service() {
                 let namespace = slice.metadata.namespace.as_deref().unwrap_or_default();
@@ -232,23 +233,17 @@ struct Changed {
 }
 
 impl Changed {
-    /// A cold start is no change that anybody waits for.
-    fn triggered(&self, change: &Change<Slice>) {
-        let at = |slice: &Slice| {
-            let annotations = slice.metadata.annotations.as_ref()?;
-            annotations.get(TRIGGER_TIME).cloned()
-        };
-        let (Some(old), Some(new)) = (&change.old, &change.new) else {
-            return;
-        };
-        let Some(trigger) = at(new).filter(|trigger| at(old).as_ref() != Some(trigger)) else {
-            return;
-        };
+    /// What happened before this process began is no change that anybody waits for.
+    fn triggered(&self, change: &Change<Slice>, began: SystemTime) {
+        let slice = change.new.as_ref();
+        let annotations = slice.and_then(|slice| slice.metadata.annotations.as_ref());
+        let trigger = annotations
+            .and_then(|annotations| annotations.get(TRIGGER_TIME))
+            .and_then(|text| text.parse::<jiff::Timestamp>().ok())
+            .map(SystemTime::from);
         let mut triggers = self.triggers.lock();
-        if triggers.len() < MAX_TRIGGERS
-            && let Ok(trigger) = trigger.parse::<jiff::Timestamp>()
-        {
-            triggers.push(trigger.into());
+        if triggers.len() < MAX_TRIGGERS {
+            triggers.extend(trigger.filter(|trigger| *trigger >= began));
         }
     }
 
