@@ -340,6 +340,10 @@ async fn verb(ctx: &Ctx, resource: &Arc<Resource>, shape: Shape) -> Result<Respo
         "deletecollection" => Verb::DeleteCollection,
         _ => return Err(Status::method_not_allowed()),
     };
+    if resource.terminating && verb == Verb::Create {
+        let def = &resource.def;
+        return Err(Status::terminating_definition(&def.group, &def.plural));
+    }
     if !served.contains(&verb) || !resource.has_verb(verb) {
         return Err(Status::method_not_allowed());
     }

@@ -27,12 +27,6 @@ use crate::{
 const ATTEMPTS: usize = 8;
 
 pub async fn create(ctx: &Ctx, resource: &Arc<Resource>) -> Result<Response> {
-    if resource.terminating {
-        return Err(Status::terminating_definition(
-            &resource.def.group,
-            &resource.def.plural,
-        ));
-    }
     let out = ctx.output(resource)?;
     let encoding = negotiate::input(&ctx.headers)?;
     let body = ctx.read_body().await?;
