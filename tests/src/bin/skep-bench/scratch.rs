@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use nix::sched::{CloneFlags, unshare};
-use skep_datapath::{Datapath, DatapathConfig, Limits, cleanup, ensure_bpffs};
+use skep_datapath::{Datapath, DatapathConfig, Limits, TcHook, XdpMode, cleanup, ensure_bpffs};
 
 pub(crate) struct Scratch {
     pub(crate) config: DatapathConfig,
@@ -29,6 +29,8 @@ impl Scratch {
                 uplink_mac: [0; 6],
                 node_ips: vec![IpAddr::from([192, 0, 2, 10])],
                 masquerade: true,
+                tc: TcHook::Auto,
+                xdp: XdpMode::Off,
                 limits: Limits::default(),
             },
         })
