@@ -695,6 +695,8 @@ mod tests {
                 cluster_cidrs: vec![net(pods)],
                 service_cidrs: vec![net(services)],
                 way: Way::Native,
+                tc: TcHook::Auto,
+                xdp: XdpMode::Off,
             })
             .map_err(|error| error.to_string())
         };
