@@ -39,9 +39,11 @@ struct Options {
 
 const NODES: usize = 3;
 
+type Tell = fn(&Story<'_>) -> Result<()>;
+
 /// A name and what happens. The order matters only for reading: every story has a namespace of its own and leaves the
 /// cluster whole.
-const STORIES: &[(&str, fn(&Story<'_>) -> Result<()>)] = &[
+const STORIES: &[(&str, Tell)] = &[
     (
         "the first session with kubectl",
         first_session::with_kubectl,
@@ -188,7 +190,7 @@ fn main() -> ExitCode {
 }
 
 /// Runs one story in a fresh namespace. A panic in it is its failure, not ours.
-fn tell(cluster: &TestCluster, namespace: &str, run: fn(&Story<'_>) -> Result<()>) -> Result<()> {
+fn tell(cluster: &TestCluster, namespace: &str, run: Tell) -> Result<()> {
     let kubectl = cluster.kubectl(namespace);
     kubectl.run(&["create", "namespace", namespace])?;
     let story = Story {

@@ -33,6 +33,8 @@ pub struct Options {
 /// The BPF programs are not built for this machine: node-agent/datapath builds them.
 const ALL_BUT_PROGRAMS: [&str; 3] = ["--workspace", "--exclude", "skep-ebpf-programs"];
 
+const END_TO_END: [&str; 2] = ["--test", "e2e"];
+
 pub fn run(options: &Options) -> Result<()> {
     setup::run_for_tests()?;
     let only_stories = !options.words.is_empty();
@@ -81,7 +83,14 @@ fn build() -> Result<()> {
     command::program(workspace::cargo())
         .args(["build", "--locked"])
         .args(ALL_BUT_PROGRAMS)
-        .args(["--lib", "--bins", "--tests", "--test", "e2e"])
+        .args(["--lib", "--bins", "--tests"])
+        .directory(&workspace::root())
+        .run()?;
+    // `--tests` leaves it out, as `cargo test` is to do.
+    command::program(workspace::cargo())
+        .args(["build", "--locked"])
+        .args(ALL_BUT_PROGRAMS)
+        .args(END_TO_END)
         .directory(&workspace::root())
         .run()
 }
@@ -109,17 +118,10 @@ fn end_to_end(store: Store, words: &[String]) -> Result<Tally> {
     let binaries = workspace::target().join("debug");
     let mut command = Command::new(workspace::cargo());
     command
-        .args([
-            "test",
-            "--quiet",
-            "--locked",
-            "--package",
-            "skep-tests",
-            "--test",
-            "e2e",
-            "--",
-        ])
-        .args(["--store", store.name()])
+        .args(["test", "--quiet", "--locked"])
+        .args(ALL_BUT_PROGRAMS)
+        .args(END_TO_END)
+        .args(["--", "--store", store.name()])
         .args(words)
         // Not this program's own file, which the build may have replaced.
         .env("SKEP_XTASK", binaries.join("xtask"))

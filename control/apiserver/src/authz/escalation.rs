@@ -143,18 +143,18 @@ fn missing(ctx: &Ctx, namespace: &str, wanted: &[Rule]) -> Option<String> {
 
 /// Pieces that differ in their verb only become one rule.
 fn compact(pieces: Vec<Rule>) -> Vec<Rule> {
-    let mut joined: BTreeMap<(Vec<String>, Vec<String>, Vec<String>), Rule> = BTreeMap::new();
+    let mut joined: BTreeMap<[Vec<String>; 3], Rule> = BTreeMap::new();
     let mut others = Vec::new();
     for piece in pieces {
         if !piece.non_resource_urls.is_empty() {
             others.push(piece);
             continue;
         }
-        let key = (
+        let key = [
             piece.api_groups.clone(),
             piece.resources.clone(),
             piece.resource_names.clone(),
-        );
+        ];
         match joined.get_mut(&key) {
             Some(rule) => rule.verbs.extend(piece.verbs),
             None => drop(joined.insert(key, piece)),

@@ -321,7 +321,7 @@ impl Volumes {
             read => PathBuf::from(std::ffi::OsString::from_vec(read?)),
         };
         match fs::remove_dir_all(&path) {
-            Err(e) if !missing(&e) => return Err(e),
+            Err(e) if !missing(&e) => Err(e),
             _ => fs::remove_file(&note),
         }
     }
