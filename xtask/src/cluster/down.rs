@@ -79,7 +79,12 @@ fn remove(name: &str) -> Result<()> {
         network::unfence(&[up::POD_RANGE, up::SERVICE_RANGE]);
     }
     remove_cgroups(name)?;
-    remove_tree(&super::bpf_directory(name))?;
+    let pins = super::bpf_directory(name);
+    remove_tree(&pins)?;
+    if let Some(shared) = pins.parent() {
+        // Goes with the last cluster.
+        let _ = std::fs::remove_dir(shared);
+    }
     if let Some(state) = &state {
         remove_data(state)?;
         if !state.isolated {
