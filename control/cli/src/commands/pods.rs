@@ -382,8 +382,17 @@ async fn connect(
     let tty = tty && std::io::stdin().is_terminal();
     eprintln!("If you don't see a command prompt, try pressing enter.");
     let params = attach_params(container, stdin, tty);
-    let process = api(session, namespace).attach(pod, &params).await;
-    stream(process.map_err(explain)?, stdin, tty).await
+    match api(session, namespace).attach(pod, &params).await {
+        Ok(process) => stream(process, stdin, tty).await,
+        // It may have ended since it was seen running.
+        Err(error) => {
+            let error = explain(error);
+            eprintln!(
+                "warning: couldn't attach to pod/{pod}, falling back to streaming logs: {error}"
+            );
+            show_logs(session, namespace, pod, Some(container)).await
+        }
+    }
 }
 
 fn attach_params(container: &str, stdin: bool, tty: bool) -> AttachParams {
