@@ -18,7 +18,7 @@ use std::{
     time::Duration,
 };
 
-use futures::StreamExt;
+use futures::{Stream, StreamExt};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use skep_api::{
@@ -213,7 +213,7 @@ pub fn follow(api: &Arc<Api>) {
 
 async fn run(api: Weak<Api>) {
     loop {
-        let Some(mut watch) = api.upgrade().and_then(|api| {
+        let Some(watch) = api.upgrade().and_then(|api| {
             let definitions = row_of_definitions(&api.registry.load())?;
             let request = WatchRequest {
                 prefix: definitions.prefix.clone(),
@@ -228,23 +228,32 @@ async fn run(api: Weak<Api>) {
             tokio::time::sleep(RETRY).await;
             continue;
         };
-        let mut again = true;
-        loop {
-            let event = if again {
-                tokio::time::timeout(RETRY, watch.next()).await
-            } else {
-                Ok(watch.next().await)
-            };
-            if !matches!(event, Ok(Some(Ok(_))) | Err(_)) {
-                break;
-            }
-            // What came meanwhile is one round's work.
-            while let Some(Some(Ok(_))) = futures::FutureExt::now_or_never(watch.next()) {}
-            let Some(api) = api.upgrade() else {
-                return;
-            };
-            again = !round(&api).await;
+        rounds(&api, watch, |api| async move { round(&api).await }).await;
+    }
+}
+
+/// Does `round` after changes, and again after a while if it was not fine, until the changes end or the server is gone.
+async fn rounds<T, E, Fut>(
+    api: &Weak<Api>,
+    mut changes: impl Stream<Item = std::result::Result<T, E>> + Unpin,
+    round: impl Fn(Arc<Api>) -> Fut,
+) where
+    Fut: Future<Output = bool>,
+{
+    let mut fine = false;
+    loop {
+        let event = if fine {
+            Ok(changes.next().await)
+        } else {
+            tokio::time::timeout(RETRY, changes.next()).await
+        };
+        if !matches!(event, Ok(Some(Ok(_))) | Err(_)) {
+            return;
         }
+        // What came meanwhile is one round's work.
+        while let Some(Some(Ok(_))) = futures::FutureExt::now_or_never(changes.next()) {}
+        let Some(api) = api.upgrade() else { return };
+        fine = round(api).await;
     }
 }
 

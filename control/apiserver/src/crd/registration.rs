@@ -6,14 +6,12 @@
 use std::{
     collections::BTreeSet,
     sync::{Arc, Weak},
-    time::Duration,
 };
 
-use futures::StreamExt;
 use serde_json::{Value, json};
 use skep_store::Key;
 
-use super::{publish, row_of_definitions};
+use super::{RETRY, publish, rounds, row_of_definitions};
 use crate::{
     bootstrap,
     cache::{WatchFrom, WatchRequest},
@@ -26,8 +24,6 @@ use crate::{
 
 const GROUP: &str = "apiregistration.k8s.io";
 const LABEL: &str = "kube-aggregator.kubernetes.io/automanaged";
-/// How long to wait before a failed round is tried again.
-const RETRY: Duration = Duration::from_millis(500);
 /// Custom groups come after all built-in ones in discovery.
 const GROUP_PRIORITY: u32 = 1000;
 const VERSION_PRIORITY: u32 = 100;
@@ -56,28 +52,17 @@ async fn run(api: Weak<Api>) {
             tokio::time::sleep(RETRY).await;
             continue;
         };
-        let mut changes = futures::stream::select(definitions, services);
-        let mut again = true;
-        loop {
-            let event = if again {
-                tokio::time::timeout(RETRY, changes.next()).await
-            } else {
-                Ok(changes.next().await)
-            };
-            if !matches!(event, Ok(Some(Ok(_))) | Err(_)) {
-                break;
-            }
-            // What came meanwhile is one round's work.
-            while let Some(Some(Ok(_))) = futures::FutureExt::now_or_never(changes.next()) {}
-            let Some(api) = api.upgrade() else { return };
-            again = match round(&api).await {
-                Ok(()) => false,
+        let changes = futures::stream::select(definitions, services);
+        rounds(&api, changes, |api| async move {
+            match round(&api).await {
+                Ok(()) => true,
                 Err(why) => {
                     tracing::warn!(why, "registering the groups of definitions failed");
-                    true
+                    false
                 }
-            };
-        }
+            }
+        })
+        .await;
     }
 }
 

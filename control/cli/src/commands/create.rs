@@ -145,8 +145,8 @@ impl Run {
         }
         if self.attach || self.stdin {
             let namespace = text(&created["metadata"], "namespace");
-            let result = super::pods::attach_when_running(
-                session, &namespace, &self.name, self.stdin, self.tty,
+            let result = super::pods::attach_to(
+                session, &namespace, &self.name, &self.name, self.stdin, self.tty,
             )
             .await;
             if self.rm {

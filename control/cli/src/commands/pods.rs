@@ -289,33 +289,6 @@ impl Attach {
     }
 }
 
-/// `run -i`: attaches as soon as the container runs; shows its logs if it has already ended.
-pub async fn attach_when_running(
-    session: &Session,
-    namespace: &str,
-    name: &str,
-    stdin: bool,
-    tty: bool,
-) -> Result<()> {
-    let path = format!("/api/v1/namespaces/{namespace}/pods/{name}");
-    let deadline = Instant::now() + Duration::from_secs(60);
-    let phase = loop {
-        let pod = session.get(&path).await?;
-        let phase = text(&pod["status"], "phase");
-        if matches!(phase.as_str(), "Running" | "Succeeded" | "Failed") {
-            break phase;
-        }
-        if Instant::now() > deadline {
-            bail!("timed out waiting for pod/{name} to run (see 'skep describe pod {name}')");
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    };
-    if phase != "Running" {
-        return show_logs(session, namespace, name, None).await;
-    }
-    connect(session, namespace, name, name, stdin, tty).await
-}
-
 /// Attaches to one container as soon as it runs; shows its logs if it has already ended.
 pub async fn attach_to(
     session: &Session,
@@ -333,8 +306,9 @@ pub async fn attach_to(
         if state.get("running").is_some() {
             return connect(session, namespace, pod, container, stdin, tty).await;
         }
-        if state.get("terminated").is_some() {
-            return show_logs(session, namespace, pod, Some(container)).await;
+        let phase = text(&object["status"], "phase");
+        if state.get("terminated").is_some() || matches!(phase.as_str(), "Succeeded" | "Failed") {
+            return show_logs(session, namespace, pod, container).await;
         }
         if Instant::now() > deadline {
             let reason = text(&state["waiting"], "reason");
@@ -356,14 +330,9 @@ fn container_status<'a>(pod: &'a Value, container: &str) -> &'a Value {
         .unwrap_or(&Value::Null)
 }
 
-async fn show_logs(
-    session: &Session,
-    namespace: &str,
-    pod: &str,
-    container: Option<&str>,
-) -> Result<()> {
+async fn show_logs(session: &Session, namespace: &str, pod: &str, container: &str) -> Result<()> {
     let params = LogParams {
-        container: container.map(str::to_owned),
+        container: Some(container.to_owned()),
         ..Default::default()
     };
     let logs = api(session, namespace).logs(pod, &params).await;
@@ -390,7 +359,7 @@ async fn connect(
             eprintln!(
                 "warning: couldn't attach to pod/{pod}, falling back to streaming logs: {error}"
             );
-            show_logs(session, namespace, pod, Some(container)).await
+            show_logs(session, namespace, pod, container).await
         }
     }
 }
