@@ -347,9 +347,18 @@ impl<T: Kind> Strategy for Typed<T> {
         let mut errors = Errors::default();
         let path = Path::new("metadata");
         let meta = typed.metadata();
-        validate_object_meta(meta, T::RULES.namespaced, T::RULES.name, &path, &mut errors);
-        validate_standard_finalizers(meta, &path, &mut errors);
+        let check_meta = |rule, errors: &mut Errors| {
+            validate_object_meta(meta, T::RULES.namespaced, rule, &path, errors);
+        };
+        // A kind that leaves metadata to the common rules is validated before them.
+        if !T::RULES.update.is_empty() {
+            check_meta(T::RULES.name, &mut errors);
+            validate_standard_finalizers(meta, &path, &mut errors);
+        }
         typed.validate(&mut errors);
+        if errors.is_empty() {
+            check_meta(NameRule::PathSegment, &mut errors);
+        }
         if !errors.is_empty() {
             return Err(errors.0);
         }
@@ -658,5 +667,18 @@ mod tests {
             check_selector::<StatefulSet>(&empty, &[&refused("statefulset")]);
             check_selector::<DaemonSet>(&empty, &[&refused("daemonset")]);
         }
+    }
+
+    #[test]
+    fn a_selector_that_cannot_be_read_selects_nothing_wrong() {
+        let selector = json!({"matchLabels": {"a b": "c"}});
+        let mut object = stored::<Deployment>(workload(&selector));
+        let refused = strategy::<Deployment>().create(&mut object);
+        let fields: Vec<String> = refused
+            .expect_err("refused")
+            .into_iter()
+            .map(|error| error.field)
+            .collect();
+        assert_eq!(fields, ["spec.selector.matchLabels", "spec.selector"]);
     }
 }

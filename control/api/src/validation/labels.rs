@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement};
 
 use super::text;
-use crate::field::{Errors, Path};
+use crate::{
+    field::{Errors, Path},
+    selector,
+};
 
 pub type Labels = BTreeMap<String, String>;
 
@@ -43,6 +46,19 @@ pub fn validate_annotations(annotations: Option<&Labels>, path: &Path<'_>, error
 pub struct SelectorRules {
     /// Values were not checked when the kind was young, and stored objects may have bad ones.
     pub allow_invalid_values: bool,
+}
+
+/// The selector, if nothing is wrong with it (apimachinery `LabelSelectorAsSelector`).
+pub fn readable(selector: &LabelSelector) -> Option<selector::LabelSelector> {
+    let mut errors = Errors::default();
+    validate_selector(
+        Some(selector),
+        SelectorRules::default(),
+        &Path::ROOT,
+        &mut errors,
+    );
+    let read = selector::LabelSelector::from_object(Some(selector)).ok();
+    read.filter(|_| errors.is_empty())
 }
 
 pub fn validate_selector(

@@ -6,7 +6,7 @@ use k8s_openapi::{
 };
 
 use super::{
-    labels::{SelectorRules, validate_annotations, validate_labels, validate_selector},
+    labels::{SelectorRules, readable, validate_annotations, validate_labels, validate_selector},
     pod_spec::{PodRules, validate_pod_annotations, validate_pod_spec},
     security::validate_profile_annotations_match,
 };
@@ -40,9 +40,9 @@ fn shown(selector: &SelectorObject) -> Bad {
 /// A selector that cannot be read selects nothing; that it cannot be read is reported elsewhere.
 pub fn is_selected(selector: &SelectorObject, template: &PodTemplateSpec) -> bool {
     let selector = if is_given(selector) {
-        match LabelSelector::from_object(Some(selector)) {
-            Ok(selector) => selector,
-            Err(_reported) => return true,
+        match readable(selector) {
+            Some(selector) => selector,
+            None => return true,
         }
     } else {
         LabelSelector::nothing()
@@ -82,11 +82,11 @@ pub fn validate_required_selector(
     }
     validate_selector(Some(selector), SelectorRules::default(), &path, errors);
     refuse_empty_selector(selector, kind, &path, errors);
-    let readable = LabelSelector::from_object(Some(selector)).is_ok();
-    if !readable {
+    let is_readable = readable(selector).is_some();
+    if !is_readable {
         errors.invalid(&path, shown(selector), unreadable);
     }
-    readable
+    is_readable
 }
 
 /// The template of a controller that keeps pods running.

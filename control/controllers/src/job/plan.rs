@@ -161,6 +161,8 @@ pub(super) fn plan(input: &Input<'_>) -> Plan {
         // The last word is spoken when every pod is gone and counted.
         if plan.delete.is_empty() && terminating.is_empty() && counting.is_done() {
             set_condition(&mut status, last, "True", &reason, &message, &now);
+            // One that ends while it is suspended has begun for all that.
+            status.start_time.get_or_insert_with(|| now.clone());
             if last == "Complete" {
                 status.completion_time = Some(now);
             }

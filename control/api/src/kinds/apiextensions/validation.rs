@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 
+use base64::{Engine, prelude::BASE64_STANDARD};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
     CustomResourceColumnDefinition, CustomResourceConversion, CustomResourceDefinition,
     CustomResourceDefinitionNames, CustomResourceDefinitionSpec, CustomResourceDefinitionVersion,
@@ -44,15 +45,17 @@ pub(super) fn definition(
             errors.invalid(&metadata.child("name"), name, detail);
         }
     }
+    let established = old.is_some_and(is_established);
     validate_spec(spec, old.map(|old| &old.spec), &spec_path, errors);
+    if let Some(conversion) = &spec.conversion {
+        // One that is not served yet, or was let in with a bad one before, may have a bad one.
+        let trusted = old.filter(|_| established).is_some_and(|old| {
+            let bundle = old.spec.conversion.as_ref().and_then(bundle_of);
+            bundle.is_none_or(|bundle| bundle_problem(bundle).is_none())
+        });
+        validate_conversion(conversion, trusted, &spec_path.child("conversion"), errors);
+    }
     if let Some(old) = old {
-        let established = old
-            .status
-            .as_ref()
-            .and_then(|status| status.conditions.as_deref())
-            .into_iter()
-            .flatten()
-            .any(|c| c.type_ == "Established" && c.status == "True");
         let (names, old) = (&spec.names, &old.spec);
         let names_path = spec_path.child("names");
         if established {
@@ -67,6 +70,7 @@ pub(super) fn definition(
         );
     }
     status(new, errors);
+    stored_versions(new, errors);
     validate_approval(new, old, &metadata, errors);
     let preserves =
         |spec: &CustomResourceDefinitionSpec| spec.preserve_unknown_fields == Some(true);
@@ -81,11 +85,15 @@ pub(super) fn definition(
 
 /// Of any write, through `/status` too.
 pub(super) fn status(new: &CustomResourceDefinition, errors: &mut Errors) {
-    let path = Path::new("status");
     let status = new.status.as_ref();
     if let Some(accepted) = status.and_then(|status| status.accepted_names.as_ref()) {
-        validate_names(accepted, &path.child("acceptedNames"), errors);
+        validate_names(accepted, &Path::new("status.acceptedNames"), errors);
     }
+}
+
+fn stored_versions(new: &CustomResourceDefinition, errors: &mut Errors) {
+    let path = Path::new("status");
+    let status = new.status.as_ref();
     let stored = status
         .and_then(|status| status.stored_versions.as_deref())
         .unwrap_or_default();
@@ -117,7 +125,11 @@ fn validate_stored_versions(
         left.retain(|(_, name)| **name != version.name);
     }
     for (at, name) in left {
-        errors.invalid(&path.index(at), name, "must appear in spec.versions");
+        let detail = format!(
+            "missing from spec.versions; {name} was previously a storage version, and must remain in spec.versions until \
+             a storage migration ensures no data remains persisted in {name} and removes {name} from status.storedVersions"
+        );
+        errors.invalid(&path.index(at), name, detail);
     }
 }
 
@@ -307,9 +319,13 @@ fn validate_spec(
             validate_selectable(fields, &schema, &path.child("selectableFields"), errors);
         }
     }
-    if let Some(conversion) = &spec.conversion {
-        validate_conversion(conversion, &path.child("conversion"), errors);
-    }
+}
+
+fn is_established(definition: &CustomResourceDefinition) -> bool {
+    let status = definition.status.as_ref();
+    let conditions = status.and_then(|status| status.conditions.as_deref());
+    let mut conditions = conditions.unwrap_or_default().iter();
+    conditions.any(|one| one.type_ == "Established" && one.status == "True")
 }
 
 fn schema_of(version: &CustomResourceDefinitionVersion) -> Option<Value> {
@@ -339,14 +355,13 @@ fn deprecation(version: &CustomResourceDefinitionVersion, path: &Path<'_>, error
         fail("can only be set for deprecated versions".to_owned());
         return;
     }
-    if warning.is_empty() {
-        fail("must not be empty".to_owned());
-        return;
-    }
     if warning.len() > MAX_DEPRECATION_WARNING_BYTES {
         fail(format!(
             "must be <= {MAX_DEPRECATION_WARNING_BYTES} characters long"
         ));
+    }
+    if warning.is_empty() {
+        fail("must not be an empty string".to_owned());
     }
     if let Some((at, _)) = warning.char_indices().find(|(_, c)| c.is_control()) {
         fail(format!(
@@ -533,8 +548,10 @@ fn validate_selectable(
     }
 }
 
+/// `trusted`: the certificates must be good.
 fn validate_conversion(
     conversion: &CustomResourceConversion,
+    trusted: bool,
     path: &Path<'_>,
     errors: &mut Errors,
 ) {
@@ -583,29 +600,35 @@ fn validate_conversion(
                 ),
                 _ => errors.required(&client_path, "exactly one of url or service is required"),
             }
-            if let Some(bundle) = client.ca_bundle.as_ref().filter(|b| !b.0.is_empty()) {
-                ca_bundle(&bundle.0, &client_path.child("caBundle"), errors);
+            let bundle = bundle_of(conversion).filter(|_| trusted);
+            if let Some(bundle) = bundle
+                && let Some(problem) = bundle_problem(bundle)
+            {
+                let shown = BASE64_STANDARD.encode(bundle);
+                errors.invalid(&client_path.child("caBundle"), shown, problem);
             }
         }
     }
     review_versions(versions, &versions_path, errors);
 }
 
-fn ca_bundle(bundle: &[u8], path: &Path<'_>, errors: &mut Errors) {
+fn bundle_of(conversion: &CustomResourceConversion) -> Option<&[u8]> {
+    let client = conversion.webhook.as_ref()?.client_config.as_ref()?;
+    let bundle = client.ca_bundle.as_ref()?;
+    Some(bundle.0.as_slice()).filter(|bundle| !bundle.is_empty())
+}
+
+fn bundle_problem(bundle: &[u8]) -> Option<&'static str> {
     let mut certificates = x509_parser::pem::Pem::iter_from_buffer(bundle)
         .filter_map(Result::ok)
         .filter(|pem| pem.label == "CERTIFICATE")
         .peekable();
-    let shown = {
-        use base64::{Engine, engine::general_purpose::STANDARD};
-        STANDARD.encode(bundle)
-    };
     if certificates.peek().is_none() {
-        let detail = "unable to load root certificates: unable to parse bytes as PEM block";
-        errors.invalid(path, shown.as_str(), detail);
+        Some("unable to load root certificates: unable to parse bytes as PEM block")
     } else if certificates.any(|pem| pem.parse_x509().is_err()) {
-        let detail = "unable to load root certificates: failed to parse certificate";
-        errors.invalid(path, shown.as_str(), detail);
+        Some("unable to load root certificates: failed to parse certificate")
+    } else {
+        None
     }
 }
 
@@ -622,7 +645,7 @@ fn review_versions(versions: &[String], path: &Path<'_>, errors: &mut Errors) {
             errors.invalid(&at, version.as_str(), "duplicate version");
             continue;
         }
-        each(&at, version, text::dns1035_label(version), "", errors);
+        errors.invalid_each(&at, version, text::dns1035_label(version));
     }
     if !versions
         .iter()

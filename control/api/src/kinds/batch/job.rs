@@ -15,7 +15,7 @@ use crate::{
     strategy::Warnings,
     validation::{
         internal,
-        labels::{SelectorRules, validate_selector},
+        labels::{SelectorRules, readable, validate_selector},
         numbers::validate_non_negative,
         template::validate_template,
         text,
@@ -214,7 +214,7 @@ fn validate_generated_selector(spec: &JobSpec, meta: &ObjectMeta, errors: &mut E
         .iter()
         .map(|(label, value)| ((*label).to_owned(), (*value).to_owned()))
         .collect();
-    if LabelSelector::from_object(Some(selector)).is_ok_and(|one| !one.matches(&expected)) {
+    if readable(selector).is_some_and(|one| !one.matches(&expected)) {
         errors.invalid(
             &Path::new("spec.selector"),
             Bad::json(selector),
@@ -237,8 +237,11 @@ fn validate_with_selector(spec: &JobSpec, path: &Path<'_>, errors: &mut Errors) 
         .metadata
         .as_ref()
         .and_then(|meta| meta.labels.clone());
-    let selected = LabelSelector::from_object(spec.selector.as_ref());
-    if selected.is_ok_and(|one| !one.matches(&labels.clone().unwrap_or_default())) {
+    let selected = match &spec.selector {
+        Some(selector) => readable(selector),
+        None => Some(LabelSelector::nothing()),
+    };
+    if selected.is_some_and(|one| !one.matches(&labels.clone().unwrap_or_default())) {
         errors.invalid(
             &path.child("template.metadata.labels"),
             Bad::json(&labels),

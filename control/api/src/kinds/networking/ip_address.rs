@@ -3,12 +3,13 @@ use k8s_openapi::api::networking::v1::IPAddress;
 use crate::{
     field::{Errors, Path},
     kinds::{Check, Kind, Rules},
-    validation::{internal, net, text},
+    validation::{internal, meta::NameRule, net, text},
     zero::Text,
 };
 
 impl Kind for IPAddress {
     const RULES: Rules = Rules::cluster()
+        .name(NameRule::Any)
         .create_on_update()
         .update_checks(&[Check::Metadata, Check::MetadataChange]);
     const HAS_DEFAULTS: bool = false;

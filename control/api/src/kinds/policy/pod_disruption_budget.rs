@@ -6,7 +6,7 @@ use crate::{
     kinds::{Generation, Kind, Rules},
     validation::{
         labels::{SelectorRules, validate_selector},
-        meta::validate_conditions,
+        meta::{NameRule, validate_conditions},
         numbers::{
             validate_int_or_percent, validate_non_negative, validate_not_more_than_100_percent,
         },
@@ -16,6 +16,7 @@ use crate::{
 
 impl Kind for PodDisruptionBudget {
     const RULES: Rules = Rules::namespaced()
+        .name(NameRule::PathSegment)
         .status()
         .generation(Generation::Spec)
         .conditional_update()

@@ -4,7 +4,7 @@ use crate::{
     field::{Bad, Errors, Path},
     kinds::{Check, Kind, Rules},
     validation::{
-        labels::{SelectorRules, validate_selector},
+        labels::{SelectorRules, readable, validate_selector},
         meta::NameRule,
     },
     zero::List,
@@ -45,7 +45,7 @@ impl Kind for ClusterRole {
         for (i, selector) in selectors.iter().enumerate() {
             let at = path.index(i);
             validate_selector(Some(selector), SelectorRules::default(), &at, errors);
-            if crate::selector::LabelSelector::from_object(Some(selector)).is_err() {
+            if readable(selector).is_none() {
                 errors.invalid(&at, None::<&str>, "invalid label selector.");
             }
         }
