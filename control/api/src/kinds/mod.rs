@@ -588,7 +588,7 @@ mod tests {
 
     fn stored<T: Kind>(spec: Value) -> Value {
         let mut object = json!({
-            "apiVersion": "v1",
+            "apiVersion": T::API_VERSION,
             "kind": T::KIND,
             "metadata": {
                 "name": "a",
