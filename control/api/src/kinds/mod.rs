@@ -7,6 +7,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 use skep_schema::TypeRef;
 
+use self::gates::Gate;
 use crate::{
     field::{Bad, Errors, FieldError, FieldErrorKind, Path},
     printer::{NameAndAge, Printer},
@@ -221,6 +222,7 @@ fn is_zero_time(time: &Value) -> bool {
 pub struct Typed<T> {
     /// What an object of the kind looks like: our structs leave out fields that upstream's always show.
     schema: Option<TypeRef>,
+    gates: &'static [Gate],
     kind: PhantomData<fn() -> T>,
 }
 
@@ -228,6 +230,7 @@ impl<T: Kind> Default for Typed<T> {
     fn default() -> Self {
         Self {
             schema: skep_schema::builtin(T::GROUP, T::VERSION, T::KIND),
+            gates: gates::of(T::KIND),
             kind: PhantomData,
         }
     }
@@ -292,6 +295,7 @@ impl<T: Kind> Strategy for Typed<T> {
         if T::RULES.status && !T::RULES.status_on_create {
             remove(object, "status");
         }
+        gates::drop_disabled(self.gates, object, None);
         let mut typed = Self::read(object)?;
         let meta = typed.metadata_mut();
         meta.deletion_timestamp = None;
@@ -328,6 +332,7 @@ impl<T: Kind> Strategy for Typed<T> {
             UpdateOf::Status => keep_all_but_status(old, new),
             _ => {}
         }
+        gates::drop_disabled(self.gates, new, Some(old));
         let old_typed = Self::read(old)?;
         let mut typed = Self::read(new)?;
         keep_system_metadata(typed.metadata_mut(), old_typed.metadata());
@@ -482,6 +487,7 @@ pub mod core;
 pub mod discovery;
 pub mod events;
 pub mod flowcontrol;
+mod gates;
 pub mod networking;
 pub mod node;
 mod plain;
