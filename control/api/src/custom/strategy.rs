@@ -14,7 +14,7 @@ use crate::{
     kinds::keep_system_metadata,
     strategy::{Strategy, UpdateOf, Warnings},
     validation::{
-        meta::{NameRule, validate_object_meta, validate_object_meta_update},
+        meta::{NameRule, validate_common_meta, validate_object_meta, validate_object_meta_update},
         text,
     },
 };
@@ -282,6 +282,7 @@ impl Strategy for Custom {
         write_metadata(new, &meta);
         let mut errors = Errors::default();
         let path = Path::new("metadata");
+        validate_common_meta(&meta, &old_meta, self.namespaced, &path, &mut errors);
         validate_object_meta_update(&meta, &old_meta, &path, &mut errors);
         let values = match of {
             UpdateOf::Status => structural::validate_field(new, old, "status", &self.schema),

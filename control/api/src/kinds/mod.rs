@@ -1,10 +1,10 @@
 //! The built-in kinds. A kind says what is its own through [`Kind`]; [`Typed`] does what all of them share.
 
-use std::{marker::PhantomData, sync::Arc};
+use std::{borrow::Cow, marker::PhantomData, sync::Arc};
 
 use k8s_openapi::{Metadata, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 use serde::{Serialize, de::DeserializeOwned};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use skep_schema::TypeRef;
 
 use self::gates::Gate;
@@ -13,7 +13,8 @@ use crate::{
     printer::{NameAndAge, Printer},
     strategy::{Strategy, UpdateOf, Warnings},
     validation::meta::{
-        NameRule, validate_object_meta, validate_object_meta_update, validate_standard_finalizers,
+        NameRule, validate_common_meta, validate_object_meta, validate_object_meta_update,
+        validate_standard_finalizers,
     },
 };
 
@@ -36,6 +37,18 @@ pub enum Generation {
     Own,
 }
 
+/// What upstream's `ValidateUpdate` of a kind looks at before what only an update can get wrong. Clients see it: a problem
+/// that is found twice is reported twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Check {
+    /// Metadata as of a new object.
+    Metadata,
+    /// Everything else as of a new object.
+    Object,
+    /// Metadata as it may change.
+    MetadataChange,
+}
+
 /// The rules that are the same code for every kind.
 #[derive(Clone, Copy, Debug)]
 pub struct Rules {
@@ -48,6 +61,7 @@ pub struct Rules {
     pub status_on_create: bool,
     pub create_on_update: bool,
     pub unconditional_update: bool,
+    pub update: &'static [Check],
     /// What managed fields of the main endpoint, and of `/status`, may not own.
     pub reset: &'static [&'static str],
     pub reset_status: &'static [&'static str],
@@ -65,6 +79,7 @@ impl Rules {
             status_on_create: false,
             create_on_update: false,
             unconditional_update: true,
+            update: &[Check::MetadataChange],
             reset: &[],
             reset_status: &["spec"],
             reset_subresource: &[],
@@ -108,6 +123,12 @@ impl Rules {
     /// A PUT needs a resourceVersion.
     pub const fn conditional_update(mut self) -> Self {
         self.unconditional_update = false;
+        self
+    }
+
+    /// What is checked of an update before `validate_update`, in this order.
+    pub const fn update_checks(mut self, checks: &'static [Check]) -> Self {
+        self.update = checks;
         self
     }
 
@@ -218,6 +239,13 @@ fn is_zero_time(time: &Value) -> bool {
         .is_some_and(|text| text.starts_with("0001-01-01T00:00:00"))
 }
 
+/// `selector: {}`, which selects everything; nothing at all selects nothing. Our structs have no place for the
+/// difference but a map that is there.
+fn is_empty_selector(object: &Value) -> bool {
+    let selector = object.pointer("/spec/selector").and_then(Value::as_object);
+    selector.is_some_and(Map::is_empty)
+}
+
 /// The [`Strategy`] of a built-in kind.
 pub struct Typed<T> {
     /// What an object of the kind looks like: our structs leave out fields that upstream's always show.
@@ -238,6 +266,14 @@ impl<T: Kind> Default for Typed<T> {
 
 impl<T: Kind> Typed<T> {
     fn read(object: &Value) -> Result<T, Vec<FieldError>> {
+        let mut object = Cow::Borrowed(object);
+        if T::GROUP == "apps" && is_empty_selector(&object) {
+            let selector = object.to_mut().pointer_mut("/spec/selector");
+            selector
+                .into_iter()
+                .for_each(|selector| *selector = json!({"matchLabels": {}}));
+        }
+        let object = &*object;
         let read = T::deserialize(object).or_else(|problem| {
             let mut filled = object.clone();
             if fill_times(&mut filled) {
@@ -272,6 +308,11 @@ impl<T: Kind> Typed<T> {
             }
         }
         let before = std::mem::replace(object, shown);
+        if T::GROUP == "apps" && before.pointer("/spec/selector").is_none_or(Value::is_null) {
+            let spec = object.get_mut("spec").and_then(Value::as_object_mut);
+            spec.into_iter()
+                .for_each(|spec| _ = spec.remove("selector"));
+        }
         if let Some(schema) = &self.schema {
             skep_schema::complete(object, &before, schema);
         }
@@ -348,8 +389,29 @@ impl<T: Kind> Strategy for Typed<T> {
         }
         let mut errors = Errors::default();
         let path = Path::new("metadata");
-        validate_object_meta_update(typed.metadata(), old_typed.metadata(), &path, &mut errors);
-        validate_standard_finalizers(typed.metadata(), &path, &mut errors);
+        let (meta, old_meta) = (typed.metadata(), old_typed.metadata());
+        let rules = &T::RULES;
+        // Upstream checks metadata for every kind alike, and then again as the kind would have it.
+        validate_common_meta(meta, old_meta, rules.namespaced, &path, &mut errors);
+        let checks = match of {
+            UpdateOf::Main => rules.update,
+            // A kind that leaves changes of metadata to the common rules does so here too.
+            _ if matches!(rules.update, [] | [Check::Metadata]) => &[],
+            _ => &[Check::MetadataChange],
+        };
+        for check in checks {
+            match check {
+                Check::Metadata => {
+                    validate_object_meta(meta, rules.namespaced, rules.name, &path, &mut errors);
+                    validate_standard_finalizers(meta, &path, &mut errors);
+                }
+                Check::Object => typed.validate(&mut errors),
+                Check::MetadataChange => {
+                    validate_object_meta_update(meta, old_meta, &path, &mut errors);
+                    validate_standard_finalizers(meta, &path, &mut errors);
+                }
+            }
+        }
         match of {
             UpdateOf::Main => typed.validate_update(&old_typed, &mut errors),
             UpdateOf::Status => typed.validate_status_update(&old_typed, &mut errors),
@@ -443,6 +505,16 @@ pub(crate) fn keep_system_metadata(new: &mut ObjectMeta, old: &ObjectMeta) {
     }
 }
 
+/// What of metadata an update of `/status` may not change either, where a kind says so (`ResetObjectMetaForStatus`).
+pub(crate) fn keep_status_metadata(new: &mut ObjectMeta, old: &ObjectMeta) {
+    new.deletion_timestamp = old.deletion_timestamp.clone();
+    new.generation = old.generation;
+    new.labels.clone_from(&old.labels);
+    new.annotations.clone_from(&old.annotations);
+    new.finalizers.clone_from(&old.finalizers);
+    new.owner_references.clone_from(&old.owner_references);
+}
+
 fn changed(generation: Generation, new: &Value, old: &Value) -> bool {
     let differs = |field: &str| new.get(field) != old.get(field);
     match generation {
@@ -496,3 +568,101 @@ pub mod rbac;
 pub mod resource;
 pub mod scheduling;
 pub mod storage;
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::{
+        apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet},
+        core::v1::LimitRange,
+        policy::v1::PodDisruptionBudget,
+    };
+
+    use super::*;
+
+    fn strategy<T: Kind>() -> Typed<T> {
+        <Typed<T> as Default>::default()
+    }
+
+    fn stored<T: Kind>(spec: Value) -> Value {
+        let mut object = json!({
+            "apiVersion": "v1",
+            "kind": T::KIND,
+            "metadata": {
+                "name": "a",
+                "namespace": "b",
+                "uid": "u",
+                "resourceVersion": "1",
+                "creationTimestamp": "2026-01-01T00:00:00Z",
+            },
+            "spec": spec,
+        });
+        strategy::<T>().default(&mut object);
+        object
+    }
+
+    fn workload(selector: &Value) -> Value {
+        json!({
+            "selector": selector,
+            "template": {
+                "metadata": {"labels": {"a": "b"}},
+                "spec": {"containers": [{"name": "c", "image": "i"}]},
+            },
+        })
+    }
+
+    /// How often each field is reported.
+    fn check_update<T: Kind>(spec: Value, label: usize, replicas: usize) {
+        let old = stored::<T>(spec);
+        let mut new = old.clone();
+        new["metadata"]["labels"] = json!({"a b": "c"});
+        if replicas > 0 {
+            new["spec"]["replicas"] = json!(-1);
+        }
+        let refused = strategy::<T>().update(&mut new, &old, UpdateOf::Main);
+        let fields: Vec<String> = refused
+            .expect_err("refused")
+            .into_iter()
+            .map(|error| error.field)
+            .collect();
+        let count = |field: &str| fields.iter().filter(|one| *one == field).count();
+        assert_eq!(count("metadata.labels"), label, "{}: {fields:?}", T::KIND);
+        assert_eq!(count("spec.replicas"), replicas, "{}: {fields:?}", T::KIND);
+    }
+
+    #[test]
+    fn an_update_repeats_what_upstream_repeats() {
+        let spec = workload(&json!({"matchLabels": {"a": "b"}}));
+        check_update::<ReplicaSet>(spec.clone(), 4, 2);
+        check_update::<Deployment>(spec, 3, 1);
+        check_update::<LimitRange>(json!({"limits": []}), 3, 0);
+        check_update::<PodDisruptionBudget>(json!({"minAvailable": 1}), 2, 0);
+    }
+
+    fn check_selector<T: Kind>(selector: &Value, expected: &[&str]) {
+        let mut object = stored::<T>(workload(selector));
+        let refused = strategy::<T>().create(&mut object);
+        let texts: Vec<String> = refused
+            .expect_err("refused")
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        assert_eq!(texts, expected, "{}: {selector}", T::KIND);
+    }
+
+    #[test]
+    fn an_empty_selector_is_not_a_missing_one() {
+        let mismatch = r#"spec.template.metadata.labels: Invalid value: {"a":"b"}: `selector` does not match template `labels`"#;
+        let (missing, required) = (json!(null), "spec.selector: Required value");
+        check_selector::<Deployment>(&missing, &[required, mismatch]);
+        check_selector::<StatefulSet>(&missing, &[required, mismatch]);
+        check_selector::<DaemonSet>(&missing, &[mismatch]);
+        for empty in [json!({}), json!({"matchLabels": {}})] {
+            let refused = |kind: &str| {
+                format!("spec.selector: Invalid value: {{}}: empty selector is invalid for {kind}")
+            };
+            check_selector::<Deployment>(&empty, &[&refused("deployment")]);
+            check_selector::<StatefulSet>(&empty, &[&refused("statefulset")]);
+            check_selector::<DaemonSet>(&empty, &[&refused("daemonset")]);
+        }
+    }
+}

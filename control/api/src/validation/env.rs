@@ -183,7 +183,7 @@ pub fn validate_field_selector(
     let convertible = match subscript {
         _ if version != "v1" => Err(format!("unsupported pod version: {version}")),
         Some(("metadata.annotations" | "metadata.labels", _)) => Ok(()),
-        Some((field, _)) => Err(format!("field label does not support subscript: {field}")),
+        Some(_) => Err(format!("field label does not support subscript: {field}")),
         None if known(field) => Ok(()),
         None => Err(format!("field label not supported: {field}")),
     };
@@ -204,10 +204,17 @@ pub fn validate_field_selector(
             );
         }
         Some((_, key)) => errors.invalid_each(path, key, text::qualified_name(key)),
-        None if !supported.contains(&field) => {
-            errors.not_supported(&path.child("fieldPath"), field, supported);
+        None => {
+            // The name of the first releases.
+            let field = if field == "spec.host" {
+                "spec.nodeName"
+            } else {
+                field
+            };
+            if !supported.contains(&field) {
+                errors.not_supported(&path.child("fieldPath"), field, supported);
+            }
         }
-        None => {}
     }
 }
 

@@ -118,6 +118,18 @@ pub fn validate_standard_finalizers(meta: &ObjectMeta, path: &Path<'_>, errors: 
     }
 }
 
+/// What an update's metadata must be whatever the kind (apiserver `rest.validateCommonFields`).
+pub fn validate_common_meta(
+    new: &ObjectMeta,
+    old: &ObjectMeta,
+    namespaced: bool,
+    path: &Path<'_>,
+    errors: &mut Errors,
+) {
+    validate_object_meta(new, namespaced, NameRule::PathSegment, path, errors);
+    validate_object_meta_update(new, old, path, errors);
+}
+
 pub fn validate_object_meta_update(
     new: &ObjectMeta,
     old: &ObjectMeta,

@@ -8,6 +8,7 @@ pub mod labels;
 pub mod meta;
 pub mod net;
 pub mod numbers;
+pub mod path_overlaps;
 pub mod pod_spec;
 pub mod probes;
 pub mod resources;

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::text;
-use crate::field::{Errors, Path};
+use crate::field::{Errors, Path, quoted};
 
 const BAD_IP: &str = "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)";
 const BAD_CIDR: &str = "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)";
@@ -90,6 +90,90 @@ pub fn validate_cidr(value: &str, old: &[String], path: &Path<'_>, errors: &mut 
             value,
             "must not have bits set beyond the prefix length",
         );
+    }
+}
+
+/// A form that is accepted and has a better one.
+pub fn ip_warning(value: &str, path: &Path<'_>) -> Option<String> {
+    let ip = parse_ip(value)?;
+    let mapped = |ip: IpAddr| matches!(ip, IpAddr::V6(ip) if ip.to_ipv4_mapped().is_some());
+    let value_shown = quoted(value);
+    match value.parse::<IpAddr>() {
+        Ok(strict) if !mapped(strict) => {
+            let canonical = strict.to_string();
+            (strict.is_ipv6() && canonical != value).then(|| {
+                format!("{path}: IPv6 address {value_shown} should be in RFC 5952 canonical format (\"{canonical}\")")
+            })
+        }
+        _ => {
+            let canonical = ip.to_canonical();
+            Some(format!(
+                "{path}: non-standard IP address {value_shown} will be considered invalid in a future Kubernetes \
+                 release: use \"{canonical}\""
+            ))
+        }
+    }
+}
+
+/// The same of a network.
+pub fn cidr_warnings(value: &str, path: &Path<'_>) -> Vec<String> {
+    let Some(net) = parse_cidr(value) else {
+        return Vec::new();
+    };
+    let value_shown = quoted(value);
+    let mut warnings = Vec::new();
+    if net.addr() != net.network() {
+        let single = IpNet::from(net.addr());
+        warnings.push(format!(
+            "{path}: CIDR value {value_shown} is ambiguous in this context (should be \"{}\" or \"{single}\"?)",
+            net.trunc()
+        ));
+    }
+    let (address, prefix) = value.split_once('/').unwrap_or((value, ""));
+    let zeros = prefix.len() > 1 && prefix.starts_with('0');
+    let strict = address.parse::<IpAddr>().ok().filter(|_| !zeros);
+    match strict {
+        Some(ip) if ip.to_canonical() == ip => {
+            if warnings.is_empty() && ip.is_ipv6() && net.to_string() != value {
+                warnings.push(format!(
+                    "{path}: IPv6 CIDR value {value_shown} should be in RFC 5952 canonical format (\"{net}\")"
+                ));
+            }
+        }
+        _ => warnings.push(format!(
+            "{path}: non-standard CIDR value {value_shown} will be considered invalid in a future Kubernetes \
+             release: use \"{}\"",
+            net.trunc()
+        )),
+    }
+    warnings
+}
+
+/// Where there is no older practice to respect (apimachinery `IsValidIP`).
+pub fn validate_canonical_ip(value: &str, path: &Path<'_>, errors: &mut Errors) {
+    let before = errors.len();
+    validate_ip(value, &[], path, errors);
+    match parse_ip(value) {
+        Some(ip) if errors.len() == before => require_canonical(value, &ip, path, errors),
+        _ => {}
+    }
+}
+
+/// The same of a network (apimachinery `IsValidCIDR`).
+pub fn validate_canonical_cidr(value: &str, path: &Path<'_>, errors: &mut Errors) {
+    let before = errors.len();
+    validate_cidr(value, &[], path, errors);
+    match parse_cidr(value) {
+        Some(net) if errors.len() == before => require_canonical(value, &net, path, errors),
+        _ => {}
+    }
+}
+
+fn require_canonical(value: &str, canonical: &impl ToString, path: &Path<'_>, errors: &mut Errors) {
+    let canonical = canonical.to_string();
+    if value != canonical {
+        let detail = format!("must be in canonical form (\"{canonical}\")");
+        errors.invalid(path, value, detail);
     }
 }
 
@@ -187,6 +271,26 @@ mod tests {
         rule(value, &[], &Path::new("x"), &mut errors);
         let details: Vec<_> = errors.0.iter().map(|error| error.detail.as_str()).collect();
         assert_eq!(details.join("|"), detail, "{value}");
+    }
+
+    #[test]
+    fn better_forms() {
+        let path = Path::new("ip");
+        let warned = |value| ip_warning(value, &path).unwrap_or_default();
+        assert_eq!(warned("10.0.0.1"), "");
+        assert_eq!(
+            warned("FD00::1"),
+            "ip: IPv6 address \"FD00::1\" should be in RFC 5952 canonical format (\"fd00::1\")"
+        );
+        assert!(warned("10.0.0.01").ends_with("use \"10.0.0.1\""));
+        assert!(warned("::ffff:10.0.0.1").ends_with("use \"10.0.0.1\""));
+        assert_eq!(
+            cidr_warnings("10.0.0.5/8", &path),
+            [
+                "ip: CIDR value \"10.0.0.5/8\" is ambiguous in this context (should be \"10.0.0.0/8\" or \
+              \"10.0.0.5/32\"?)"
+            ]
+        );
     }
 
     #[test]

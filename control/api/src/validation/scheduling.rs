@@ -1,6 +1,6 @@
 //! Where a pod may run: affinity, tolerations, spread constraints, node selectors.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::{
     api::core::v1::{
@@ -457,10 +457,12 @@ pub fn validate_topology_terms(
     path: &Path<'_>,
     errors: &mut Errors,
 ) {
+    // Upstream starts with as many empty ones: an empty term repeats each of them.
+    let mut before = vec![BTreeMap::new(); terms.len()];
     for (i, term) in terms.iter().enumerate() {
         let path = path.index(i);
         let expressions = path.child("matchLabelExpressions");
-        let mut keys = BTreeSet::new();
+        let mut wanted = BTreeMap::new();
         for (j, requirement) in term.match_label_expressions.items().iter().enumerate() {
             let path = expressions.index(j);
             let at = path.child("values");
@@ -474,15 +476,13 @@ pub fn validate_topology_terms(
                 }
             }
             validate_label_name(&requirement.key, &path.child("key"), errors);
-            if !keys.insert(&requirement.key) {
+            if wanted.insert(&requirement.key, values).is_some() {
                 errors.duplicate(&path.child("key"), &requirement.key);
             }
         }
-        let same = |other: &TopologySelectorTerm| {
-            other.match_label_expressions == term.match_label_expressions
-        };
-        if terms[..i].iter().any(same) {
+        for _ in before.iter().filter(|before| **before == wanted) {
             errors.duplicate(&path.child("matchLabelExpressions"), "");
         }
+        before.push(wanted);
     }
 }

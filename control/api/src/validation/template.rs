@@ -13,7 +13,6 @@ use super::{
 use crate::{
     field::{Bad, Errors, IMMUTABLE, Path},
     selector::LabelSelector,
-    strategy::Warnings,
     zero::{List, Text},
 };
 
@@ -25,15 +24,28 @@ pub fn is_empty(selector: &SelectorObject) -> bool {
         && selector.match_expressions.items().is_empty()
 }
 
+/// Whether the client gave one; `{}` selects everything, nothing selects nothing (see [`crate::kinds::Typed`]).
+fn is_given(selector: &SelectorObject) -> bool {
+    selector.match_labels.is_some() || selector.match_expressions.is_some()
+}
+
+fn shown(selector: &SelectorObject) -> Bad {
+    if is_empty(selector) {
+        Bad::shown("{}")
+    } else {
+        Bad::json(selector)
+    }
+}
+
 /// A selector that cannot be read selects nothing; that it cannot be read is reported elsewhere.
 pub fn is_selected(selector: &SelectorObject, template: &PodTemplateSpec) -> bool {
-    let selector = if is_empty(selector) {
-        LabelSelector::nothing()
-    } else {
+    let selector = if is_given(selector) {
         match LabelSelector::from_object(Some(selector)) {
             Ok(selector) => selector,
             Err(_reported) => return true,
         }
+    } else {
+        LabelSelector::nothing()
     };
     let labels = template
         .metadata
@@ -42,28 +54,39 @@ pub fn is_selected(selector: &SelectorObject, template: &PodTemplateSpec) -> boo
     selector.matches(&labels.unwrap_or_default())
 }
 
-/// `spec.selector` that must be there and must not select everything.
-pub fn validate_required_selector(
+/// `spec.selector` that must not select everything.
+pub fn refuse_empty_selector(
     selector: &SelectorObject,
     kind: &str,
     path: &Path<'_>,
     errors: &mut Errors,
 ) {
+    if is_given(selector) && is_empty(selector) {
+        let detail = format!("empty selector is invalid for {kind}");
+        errors.invalid(path, shown(selector), detail);
+    }
+}
+
+/// `spec.selector` that must be there too. Whether it can be read; what it selects is looked at only then.
+pub fn validate_required_selector(
+    selector: &SelectorObject,
+    kind: &str,
+    unreadable: &str,
+    path: &Path<'_>,
+    errors: &mut Errors,
+) -> bool {
     let path = path.child("selector");
-    // Upstream tells `{}` from nothing; both are an empty selector here.
-    if is_empty(selector) {
+    if !is_given(selector) {
         errors.required(&path, "");
-        return;
+        return true;
     }
-    let _ = kind;
-    let before = errors.len();
     validate_selector(Some(selector), SelectorRules::default(), &path, errors);
-    if errors.len() == before {
-        return;
+    refuse_empty_selector(selector, kind, &path, errors);
+    let readable = LabelSelector::from_object(Some(selector)).is_ok();
+    if !readable {
+        errors.invalid(&path, shown(selector), unreadable);
     }
-    if LabelSelector::from_object(Some(selector)).is_err() {
-        errors.invalid(&path, Bad::json(selector), "invalid label selector");
-    }
+    readable
 }
 
 /// The template of a controller that keeps pods running.
@@ -86,6 +109,16 @@ pub fn validate_workload_template(
         );
     }
     validate_template(template, path, errors);
+    validate_endless(template, kind, path, errors);
+}
+
+/// Pods that are there to stay.
+pub fn validate_endless(
+    template: &PodTemplateSpec,
+    kind: &str,
+    path: &Path<'_>,
+    errors: &mut Errors,
+) {
     let spec = template.spec.clone().unwrap_or_default();
     let policy = spec.restart_policy.text();
     if policy != "Always" {
@@ -122,20 +155,12 @@ pub fn validate_selector_unchanged(
     old: Option<&SelectorObject>,
     errors: &mut Errors,
 ) {
-    let absent = |selector: Option<&SelectorObject>| selector.cloned().filter(|one| !is_empty(one));
-    let (new, old) = (absent(new), absent(old));
+    let (new, old) = (
+        new.filter(|one| is_given(one)),
+        old.filter(|one| is_given(one)),
+    );
     if new != old {
-        errors.invalid(&Path::new("spec.selector"), Bad::json(&new), IMMUTABLE);
-    }
-}
-
-pub fn template_warnings(
-    template: Option<&PodTemplateSpec>,
-    old: Option<&PodTemplateSpec>,
-    path: &str,
-) -> Warnings {
-    match template {
-        Some(template) => super::warnings::pod_template_warnings(template, old, path),
-        None => Warnings::new(),
+        let bad = new.map_or_else(|| Bad::json(&()), shown);
+        errors.invalid(&Path::new("spec.selector"), bad, IMMUTABLE);
     }
 }

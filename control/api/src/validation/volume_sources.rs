@@ -1,6 +1,6 @@
 //! What a volume is made of, where pods and persistent volumes agree.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::LazyLock};
 
 use k8s_openapi::api::core::v1::{
     AWSElasticBlockStoreVolumeSource, AzureDiskVolumeSource, FCVolumeSource, FlockerVolumeSource,
@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::{
     PhotonPersistentDiskVolumeSource, PortworxVolumeSource, QuobyteVolumeSource,
     VsphereVirtualDiskVolumeSource,
 };
+use regex::Regex;
 
 use super::text;
 use crate::{
@@ -47,6 +48,12 @@ impl OneSource {
         }
         self.found = true;
         Some(source)
+    }
+
+    /// The source, whether or not it is the first.
+    pub fn take_any<'a, T>(&mut self, source: &'a Option<T>) -> Option<&'a T> {
+        self.found |= source.is_some();
+        source.as_ref()
     }
 
     pub fn or_required(self, path: &Path<'_>, errors: &mut Errors) {
@@ -154,12 +161,28 @@ pub fn validate_quobyte(source: &QuobyteVolumeSource, path: &Path<'_>, errors: &
         );
     } else {
         for pair in source.registry.split(',') {
-            if pair.rsplit_once(':').is_none() {
+            if !is_host_and_port(pair) {
                 errors.invalid(&path.child("registry"), &source.registry, pairs);
             }
         }
     }
     require(&source.volume, &path.child("volume"), errors);
+}
+
+/// What Go's `net.SplitHostPort` takes apart.
+fn is_host_and_port(pair: &str) -> bool {
+    let Some((host, port)) = pair.rsplit_once(':') else {
+        return false;
+    };
+    let bare = host
+        .strip_prefix('[')
+        .and_then(|host| host.strip_suffix(']'));
+    let host = match bare {
+        Some(bare) => bare,
+        None if host.contains(':') => return false,
+        None => host,
+    };
+    !host.contains(['[', ']']) && !port.contains(['[', ']'])
 }
 
 pub fn validate_flocker(source: &FlockerVolumeSource, path: &Path<'_>, errors: &mut Errors) {
@@ -283,48 +306,30 @@ pub fn validate_iscsi(source: &Iscsi<'_>, path: &Path<'_>, errors: &mut Errors) 
 }
 
 fn validate_iqn(name: &str, unknown: &str, path: &Path<'_>, errors: &mut Errors) {
-    let hex = |text: &str, lengths: &[usize]| {
-        lengths.contains(&text.len()) && text.bytes().all(|c| c.is_ascii_hexdigit())
+    let rule = match name.get(..3) {
+        Some("iqn") => &*IQN,
+        Some("eui") => &*EUI,
+        Some("naa") => &*NAA,
+        _ => {
+            errors.invalid(path, name, unknown);
+            return;
+        }
     };
-    let fits = if name.starts_with("iqn") {
-        is_iqn(name)
-    } else if let Some(rest) = name.strip_prefix("eui") {
-        rest.strip_prefix('.').is_some_and(|id| hex(id, &[16]))
-    } else if let Some(rest) = name.strip_prefix("naa") {
-        rest.strip_prefix('.').is_some_and(|id| hex(id, &[16, 32]))
-    } else {
-        errors.invalid(path, name, unknown);
-        return;
-    };
-    if !fits {
+    if !rule.is_match(name) {
         errors.invalid(path, name, "must be valid format");
     }
 }
 
-/// `iqn.2001-04.com.example:storage` (RFC 3720 §3.2.6.3).
-fn is_iqn(name: &str) -> bool {
-    let Some(rest) = name.strip_prefix("iqn.") else {
-        return false;
-    };
-    let Some((date, authority)) = rest.split_once('.') else {
-        return false;
-    };
-    let dated = date.len() == 7
-        && date.bytes().enumerate().all(|(i, c)| {
-            if i == 4 {
-                c == b'-'
-            } else {
-                c.is_ascii_digit()
-            }
-        });
-    let domain = authority.split(':').next().unwrap_or("");
-    dated
-        && !domain.is_empty()
-        && domain
-            .bytes()
-            .all(|c| c.is_ascii_alphanumeric() || matches!(c, b'.' | b'-'))
-        && authority.bytes().all(|c| c.is_ascii_graphic())
+#[expect(clippy::expect_used, reason = "the pattern is ours")]
+fn pattern(text: &str) -> Regex {
+    Regex::new(text).expect("a pattern")
 }
+
+/// `iqn.2001-04.com.example:storage` (RFC 3720 §3.2.6.3), as upstream reads it; the two after it likewise.
+static IQN: LazyLock<Regex> =
+    LazyLock::new(|| pattern(r"iqn\.\d{4}-\d{2}\.[[:alnum:].-]+:[^,;*&$|\s]+$"));
+static EUI: LazyLock<Regex> = LazyLock::new(|| pattern("^eui.[[:alnum:]]{16}$"));
+static NAA: LazyLock<Regex> = LazyLock::new(|| pattern("^naa.[[:alnum:]]{32}$"));
 
 /// What a source of pods and one of PersistentVolumes share where their types differ.
 pub fn validate_glusterfs(
@@ -442,4 +447,27 @@ pub fn validate_csi_driver_name(name: &str, path: &Path<'_>, errors: &mut Errors
         errors.too_long(path, 63);
     }
     errors.invalid_each(path, name, text::dns1123_subdomain(&name.to_lowercase()));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn initiators() {
+        for (name, good) in [
+            ("iqn.2001-04.com.example:storage.disk1", true),
+            ("iqn.2001-04.com.example", false),
+            ("iqn.2001.com.example:a", false),
+            ("eui.0123456789abcdef", true),
+            ("eui.0123", false),
+            ("naa.0123456789abcdef0123456789abcdef", true),
+            ("naa.0123456789abcdef", false),
+            ("abc", false),
+        ] {
+            let mut errors = Errors::default();
+            validate_iqn(name, "must be valid format", &Path::new("iqn"), &mut errors);
+            assert_eq!(errors.is_empty(), good, "{name}");
+        }
+    }
 }

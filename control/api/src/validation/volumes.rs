@@ -44,7 +44,7 @@ pub fn validate_volumes<'a>(
         let path = path.index(i);
         let name_path = path.child("name");
         let before = errors.len();
-        validate_source(volume, pod_name, &path, errors);
+        validate_source(volume, pod, &path, errors);
         if volume.name.is_empty() {
             errors.required(&name_path, "");
         } else {
@@ -70,7 +70,13 @@ pub fn validate_volumes<'a>(
 }
 
 /// The path names of upstream's, its slips included.
-fn validate_source(volume: &Volume, pod_name: &str, path: &Path<'_>, errors: &mut Errors) {
+fn validate_source(
+    volume: &Volume,
+    pod: Option<&ObjectMeta>,
+    path: &Path<'_>,
+    errors: &mut Errors,
+) {
+    let pod_name = pod.map_or("", |meta| meta.name.text());
     let mut one = OneSource::default();
     if let Some(empty) = one.take(&volume.empty_dir, &path.child("emptyDir"), errors) {
         let negative = empty
@@ -237,7 +243,10 @@ fn validate_source(volume: &Volume, pod_name: &str, path: &Path<'_>, errors: &mu
     }
     let at = path.child("image");
     if let Some(source) = one.take(&volume.image, &at, errors) {
-        require(source.reference.text(), &at.child("reference"), errors);
+        // A template may leave it to what makes pods of it.
+        if pod.is_some() {
+            require(source.reference.text(), &at.child("reference"), errors);
+        }
         super::containers::validate_pull_policy(
             source.pull_policy.text(),
             &at.child("pullPolicy"),

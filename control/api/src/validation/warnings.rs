@@ -7,31 +7,55 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 
-use super::security::visit_containers;
+use super::{net::ip_warning, path_overlaps::overlap_warnings, security::visit_containers};
 use crate::{
     field::{Path, quoted},
+    pod::is_sidecar,
     quantity::{Amount, ResourceList},
     strategy::Warnings,
     zero::{List, Text},
 };
 
-pub fn pod_warnings(pod: &Pod, _old: Option<&Pod>) -> Warnings {
-    match &pod.spec {
-        Some(spec) => spec_warnings(spec, &pod.metadata, &Path::ROOT, false),
-        None => Warnings::new(),
+/// Updates of pods come from machines: nobody reads what they are warned of.
+pub fn pod_warnings(pod: &Pod, old: Option<&Pod>) -> Warnings {
+    if old.is_some() {
+        return Warnings::new();
     }
+    let mut warnings = name_warnings(&pod.metadata, "the Pod's hostname");
+    if let Some(spec) = &pod.spec {
+        spec_warnings(spec, &pod.metadata, &Path::ROOT, false, &mut warnings);
+    }
+    warnings
 }
 
+/// A name that becomes part of pods' and does not do for a hostname.
+pub fn name_warnings(meta: &ObjectMeta, use_: &str) -> Warnings {
+    let messages = super::text::dns1123_label(meta.name.text());
+    if messages.is_empty() {
+        return Warnings::new();
+    }
+    vec![format!(
+        "metadata.name: this is used in {use_}, which can result in surprising behavior; a DNS label is recommended: [{}]",
+        messages.join(" ")
+    )]
+}
+
+/// Of a controller's template: of a new one, and of one whose generation an update changes.
 pub fn pod_template_warnings(
-    template: &PodTemplateSpec,
-    _old: Option<&PodTemplateSpec>,
+    template: Option<&PodTemplateSpec>,
+    meta: &ObjectMeta,
+    old: Option<&ObjectMeta>,
     path: &str,
 ) -> Warnings {
-    let meta = template.metadata.clone().unwrap_or_default();
-    match &template.spec {
-        Some(spec) => spec_warnings(spec, &meta, &Path::new(path), true),
-        None => Warnings::new(),
+    let mut warnings = Warnings::new();
+    let unchanged = old.is_some_and(|old| old.generation == meta.generation);
+    if let Some(template) = template.filter(|_| !unchanged)
+        && let Some(spec) = &template.spec
+    {
+        let meta = template.metadata.clone().unwrap_or_default();
+        spec_warnings(spec, &meta, &Path::new(path), true, &mut warnings);
     }
+    warnings
 }
 
 /// Labels of nodes that were renamed.
@@ -50,8 +74,10 @@ pub fn deprecated_node_label(label: &str) -> Option<String> {
     ))
 }
 
+/// `values`: whether those are looked at too; where they are required, a bad one is refused.
 pub fn node_selector_term_warnings(
     term: &NodeSelectorTerm,
+    values: bool,
     path: &Path<'_>,
     warnings: &mut Warnings,
 ) {
@@ -65,10 +91,13 @@ pub fn node_selector_term_warnings(
                 expression.key
             ));
         }
-        let values = at.child("values");
+        if !values {
+            continue;
+        }
+        let at = at.child("values");
         for (j, value) in expression.values.items().iter().enumerate() {
             for message in super::text::label_value(value) {
-                warnings.push(format!("{}: {value}: {message}", values.index(j)));
+                warnings.push(format!("{}: {value} is invalid, {message}", at.index(j)));
             }
         }
     }
@@ -79,13 +108,13 @@ fn spec_warnings(
     meta: &ObjectMeta,
     root: &Path<'_>,
     is_template: bool,
-) -> Warnings {
-    let mut warnings = Warnings::new();
+    warnings: &mut Warnings,
+) {
     let path = root.child("spec");
-    scheduling_warnings(spec, &path, &mut warnings);
-    annotation_warnings(meta, root, &mut warnings);
-    volume_warnings(spec, &path, &mut warnings);
-    token_path_warnings(spec, &path, &mut warnings);
+    scheduling_warnings(spec, &path, warnings);
+    annotation_warnings(meta, root, warnings);
+    volume_warnings(spec, &path, warnings);
+    overlap_warnings(spec, warnings);
     let at = path.child("hostAliases");
     let mut seen = BTreeSet::new();
     for (i, alias) in spec.host_aliases.items().iter().enumerate() {
@@ -116,11 +145,7 @@ fn spec_warnings(
             ));
         }
     }
-    fraction_warnings(
-        spec.overhead.as_ref(),
-        &path.child("overhead"),
-        &mut warnings,
-    );
+    fraction_warnings(spec.overhead.as_ref(), &path.child("overhead"), warnings);
     let context = spec.security_context.clone().unwrap_or_default();
     let annotations = root.child("metadata.annotations");
     let has = |key: &str| {
@@ -158,9 +183,9 @@ fn spec_warnings(
                 annotations.key(&key)
             ));
         }
-        container_warnings(container, path, &mut warnings);
+        container_warnings(container, path, warnings);
     });
-    port_warnings(spec, &path, &mut warnings);
+    port_warnings(spec, &path, warnings);
     if spec
         .termination_grace_period_seconds
         .is_some_and(|seconds| seconds < 0)
@@ -170,7 +195,58 @@ fn spec_warnings(
             path.child("terminationGracePeriodSeconds")
         ));
     }
-    warnings
+    pod_affinity_warnings(spec, &path, warnings);
+    let at = path.child("dnsConfig.nameservers");
+    let servers = spec.dns_config.as_ref().map(|dns| dns.nameservers.items());
+    for (i, server) in servers.unwrap_or_default().iter().enumerate() {
+        warnings.extend(ip_warning(server, &at.index(i)));
+    }
+    let at = path.child("hostAliases");
+    for (i, alias) in spec.host_aliases.items().iter().enumerate() {
+        warnings.extend(ip_warning(&alias.ip, &at.index(i).child("ip")));
+    }
+}
+
+/// Terms without a selector are no use.
+fn pod_affinity_warnings(spec: &PodSpec, path: &Path<'_>, warnings: &mut Warnings) {
+    let affinity = spec.affinity.clone().unwrap_or_default();
+    let near = affinity.pod_affinity.map(|one| {
+        (
+            one.required_during_scheduling_ignored_during_execution,
+            one.preferred_during_scheduling_ignored_during_execution,
+        )
+    });
+    let far = affinity.pod_anti_affinity.map(|one| {
+        (
+            one.required_during_scheduling_ignored_during_execution,
+            one.preferred_during_scheduling_ignored_during_execution,
+        )
+    });
+    let affinity = path.child("affinity");
+    for (field, terms) in [("podAffinity", near), ("podAntiAffinity", far)] {
+        let Some((required, preferred)) = terms else {
+            continue;
+        };
+        let path = affinity.child(field);
+        let mut report = |at: &Path<'_>| {
+            let at = at.child("labelSelector");
+            warnings.push(format!(
+                "{at}: a null labelSelector results in matching no pod"
+            ));
+        };
+        let at = path.child("requiredDuringSchedulingIgnoredDuringExecution");
+        for (i, term) in required.items().iter().enumerate() {
+            if term.label_selector.is_none() {
+                report(&at.index(i));
+            }
+        }
+        let at = path.child("preferredDuringSchedulingIgnoredDuringExecution");
+        for (i, term) in preferred.items().iter().enumerate() {
+            if term.pod_affinity_term.label_selector.is_none() {
+                report(&at.index(i).child("podAffinityTerm"));
+            }
+        }
+    }
 }
 
 fn scheduling_warnings(spec: &PodSpec, path: &Path<'_>, warnings: &mut Warnings) {
@@ -192,7 +268,7 @@ fn scheduling_warnings(spec: &PodSpec, path: &Path<'_>, warnings: &mut Warnings)
         let at = path.child("requiredDuringSchedulingIgnoredDuringExecution.nodeSelectorTerms");
         let terms = required.map(|selector| selector.node_selector_terms.as_slice());
         for (i, term) in terms.unwrap_or_default().iter().enumerate() {
-            node_selector_term_warnings(term, &at.index(i), warnings);
+            node_selector_term_warnings(term, false, &at.index(i), warnings);
         }
         let at = path.child("preferredDuringSchedulingIgnoredDuringExecution");
         let terms = affinity
@@ -200,7 +276,8 @@ fn scheduling_warnings(spec: &PodSpec, path: &Path<'_>, warnings: &mut Warnings)
             .items();
         for (i, term) in terms.iter().enumerate() {
             let at = at.index(i);
-            node_selector_term_warnings(&term.preference, &at.child("preference"), warnings);
+            let preference = &term.preference;
+            node_selector_term_warnings(preference, true, &at.child("preference"), warnings);
         }
     }
     let at = path.child("topologySpreadConstraints");
@@ -335,53 +412,6 @@ pub fn claim_warnings(requests: Option<&ResourceList>, path: &Path<'_>, warnings
     }
 }
 
-fn token_path_warnings(spec: &PodSpec, path: &Path<'_>, warnings: &mut Warnings) {
-    let projected = |i: usize| spec.volumes.items()[i].projected.as_ref();
-    let all = spec.volumes.items().len();
-    let tokens: BTreeSet<&str> = (0..all)
-        .filter_map(projected)
-        .flat_map(|volume| volume.sources.items())
-        .filter_map(|source| source.service_account_token.as_ref())
-        .map(|token| token.path.as_str())
-        .collect();
-    if tokens.is_empty() {
-        return;
-    }
-    let volumes = path.child("volumes");
-    for i in 0..all {
-        let at = volumes.index(i);
-        let at = at.child("projected.sources");
-        for source in projected(i)
-            .into_iter()
-            .flat_map(|volume| volume.sources.items())
-        {
-            let mut report = |place: &Path<'_>, path: &str| {
-                if tokens.contains(path) {
-                    let path = quoted(path);
-                    warnings.push(format!(
-                        "{place}: has duplicated path with ServiceAccountToken {path}"
-                    ));
-                }
-            };
-            let config_maps = source.config_map.iter().flat_map(|one| one.items.items());
-            for (j, item) in config_maps.enumerate() {
-                report(&at.child("configMap").index(j), &item.path);
-            }
-            let secrets = source.secret.iter().flat_map(|one| one.items.items());
-            for (j, item) in secrets.enumerate() {
-                report(&at.child("secrets").index(j), &item.path);
-            }
-            let downward = source.downward_api.iter().flat_map(|one| one.items.items());
-            for (j, item) in downward.enumerate() {
-                report(&at.child("downwardAPI").index(j), &item.path);
-            }
-            if let Some(bundle) = &source.cluster_trust_bundle {
-                report(&at.child("ClusterTrustBundle"), &bundle.path);
-            }
-        }
-    }
-}
-
 fn fraction_warnings(list: Option<&ResourceList>, path: &Path<'_>, warnings: &mut Warnings) {
     for name in ["memory", "ephemeral-storage"] {
         let Some(amount) = list.and_then(|list| list.get(name)).map(Amount::of) else {
@@ -471,13 +501,14 @@ fn port_warnings(spec: &PodSpec, path: &Path<'_>, warnings: &mut Warnings) {
     // Names are looked up pod-wide by Services: a second one is never found.
     let mut names: BTreeMap<String, String> = BTreeMap::new();
     visit_containers(spec, path, &mut |container, path| {
+        let lasting = spec.containers.contains(container) || is_sidecar(container);
         let at = path.child("ports");
         for (i, port) in container.ports.items().iter().enumerate() {
             let name = port.name.text();
-            if name.is_empty() {
+            if name.is_empty() || !lasting {
                 continue;
             }
-            let place = at.index(i).child("name").to_string();
+            let place = at.index(i).to_string();
             match names.get(name) {
                 Some(first) => warnings.push(format!(
                     "{place}: duplicate port name {} with {first}, services and probes that select ports by name will use {first}",

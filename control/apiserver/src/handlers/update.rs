@@ -213,9 +213,6 @@ async fn attempt(
     match checked {
         Ok(mut more) => warnings.append(&mut more),
         Err(errors) => {
-            // Upstream checks metadata twice on an update, in general and for the kind, and reports what it finds.
-            let twice = errors.iter().filter(|e| e.field.starts_with("metadata."));
-            let errors: Vec<FieldError> = twice.chain(&errors).cloned().collect();
             let def = &resource.def;
             return Err(Status::invalid(&def.group, &def.kind, name, &errors));
         }

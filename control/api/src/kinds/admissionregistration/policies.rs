@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     field::{Bad, Errors, Path},
-    kinds::{Generation, Kind, Rules},
+    kinds::{Check, Generation, Kind, Rules, keep_status_metadata},
     printer::Printer,
     printers::access,
     validation::{labels::validate_label_name, meta::validate_conditions, text},
@@ -25,7 +25,8 @@ use crate::{
 
 pub(super) const RULES: Rules = Rules::cluster()
     .generation(Generation::Spec)
-    .conditional_update();
+    .conditional_update()
+    .update_checks(&[Check::Metadata]);
 
 const REASONS: [&str; 3] = ["Forbidden", "Invalid", "RequestEntityTooLarge"];
 const PATCH_TYPES: [&str; 2] = ["ApplyConfiguration", "JSONPatch"];
@@ -35,12 +36,16 @@ const VALUE_EXPRESSION_LIMIT_BYTES: usize = 5 * 1024;
 const MISSING: &str = "expression is not specified";
 
 impl Kind for ValidatingAdmissionPolicy {
-    const RULES: Rules = RULES.status();
+    const RULES: Rules = RULES.status().reset_status(&["metadata", "spec"]);
 
     fn set_defaults(&mut self) {
         let spec = self.spec.get_or_insert_default();
         set(&mut spec.failure_policy, "Fail".to_owned());
         set_match_defaults(spec.match_constraints.as_mut());
+    }
+
+    fn prepare_status_update(&mut self, old: &Self) {
+        keep_status_metadata(&mut self.metadata, &old.metadata);
     }
 
     fn validate(&self, errors: &mut Errors) {

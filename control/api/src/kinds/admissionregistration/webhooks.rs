@@ -15,7 +15,7 @@ use super::rules::{
 };
 use crate::{
     field::{Bad, Errors, Path},
-    kinds::{Generation, Kind, Rules},
+    kinds::{Check, Generation, Kind, Rules},
     printer::Printer,
     printers::access,
     validation::{
@@ -28,7 +28,8 @@ use crate::{
 
 const RULES: Rules = Rules::cluster()
     .generation(Generation::Object)
-    .conditional_update();
+    .conditional_update()
+    .update_checks(&[Check::Metadata]);
 const REVIEW_VERSIONS: [&str; 2] = ["v1", "v1beta1"];
 const SIDE_EFFECTS: [&str; 2] = ["None", "NoneOnDryRun"];
 const ALL_SIDE_EFFECTS: [&str; 4] = ["None", "NoneOnDryRun", "Some", "Unknown"];

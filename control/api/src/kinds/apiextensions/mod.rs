@@ -1,5 +1,6 @@
 //! `apiextensions.k8s.io`: CustomResourceDefinitions. What a definition makes is in [`crate::custom`].
 
+mod formats;
 mod internal;
 mod schema;
 mod validation;
@@ -12,9 +13,10 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
 
 use super::{Generation, Kind, Rules};
 use crate::{
-    field::{Errors, Path},
+    field::{Errors, Path, quoted},
     printer::Printer,
     printers,
+    strategy::Warnings,
 };
 
 /// Holds a definition until its objects are gone.
@@ -24,6 +26,7 @@ impl Kind for CustomResourceDefinition {
     const RULES: Rules = Rules::cluster()
         .generation(Generation::Spec)
         .status()
+        .reset_status(&["metadata", "spec"])
         .conditional_update();
 
     fn set_defaults(&mut self) {
@@ -75,6 +78,16 @@ impl Kind for CustomResourceDefinition {
 
     fn validate_status_update(&self, _old: &Self, errors: &mut Errors) {
         validation::status(self, errors);
+    }
+
+    fn warnings(&self, old: Option<&Self>) -> Warnings {
+        let known = old.map(formats::unrecognized).unwrap_or_default();
+        let mut found = formats::unrecognized(self);
+        found.retain(|format| !known.contains(format));
+        let shown = found.iter().map(|format| quoted(format));
+        shown
+            .map(|format| format!("unrecognized format {format}"))
+            .collect()
     }
 
     fn printer() -> Arc<dyn Printer> {

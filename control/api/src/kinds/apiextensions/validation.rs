@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
     CustomResourceColumnDefinition, CustomResourceConversion, CustomResourceDefinition,
     CustomResourceDefinitionNames, CustomResourceDefinitionSpec, CustomResourceDefinitionVersion,
-    CustomResourceSubresources, SelectableField, ServiceReference,
+    CustomResourceSubresources, SelectableField,
 };
 use serde_json::Value;
 
@@ -19,7 +19,10 @@ use crate::{
         names::{APPROVED_ANNOTATION, Approval, approval, is_protected},
     },
     field::{Bad, Errors, Path},
-    validation::text,
+    validation::{
+        text,
+        webhooks::{validate_webhook_service, validate_webhook_url},
+    },
 };
 
 /// Selectable fields a version may have.
@@ -567,10 +570,17 @@ fn validate_conversion(
         None => errors.required(&client_path, "required when strategy is set to Webhook"),
         Some(client) => {
             match (&client.url, &client.service) {
-                (Some(url), None) => webhook_url(url, &client_path.child("url"), errors),
-                (None, Some(service)) => {
-                    webhook_service(service, &client_path.child("service"), errors);
+                (Some(url), None) => {
+                    validate_webhook_url(url, &client_path.child("url"), errors);
                 }
+                (None, Some(service)) => validate_webhook_service(
+                    &service.name,
+                    &service.namespace,
+                    service.path.as_deref(),
+                    service.port.unwrap_or(443),
+                    &client_path.child("service"),
+                    errors,
+                ),
                 _ => errors.required(&client_path, "exactly one of url or service is required"),
             }
             if let Some(bundle) = client.ca_bundle.as_ref().filter(|b| !b.0.is_empty()) {
@@ -620,89 +630,5 @@ fn review_versions(versions: &[String], path: &Path<'_>, errors: &mut Errors) {
     {
         let detail = format!("must include at least one of {}", KNOWN.join(", "));
         errors.invalid(path, Bad::json(&versions), detail);
-    }
-}
-
-/// apiserver `webhook.ValidateWebhookURL`
-fn webhook_url(given: &str, path: &Path<'_>, errors: &mut Errors) {
-    const FORM: &str = "; desired format: https://host[/path]";
-    let url = match url::Url::parse(given) {
-        Ok(url) => url,
-        Err(_) if !given.contains("://") => {
-            errors.invalid(
-                path,
-                "",
-                format!("'https' is the only allowed URL scheme{FORM}"),
-            );
-            errors.invalid(path, "", format!("host must be specified{FORM}"));
-            return;
-        }
-        Err(problem) => {
-            errors.required(path, format!("url must be a valid URL: {problem}{FORM}"));
-            return;
-        }
-    };
-    if url.scheme() != "https" {
-        let detail = format!("'https' is the only allowed URL scheme{FORM}");
-        errors.invalid(path, url.scheme(), detail);
-    }
-    if url.host_str().is_none_or(str::is_empty) {
-        errors.invalid(path, "", format!("host must be specified{FORM}"));
-    }
-    if !url.username().is_empty() {
-        errors.invalid(
-            path,
-            url.username(),
-            "user information is not permitted in the URL",
-        );
-    }
-    if let Some(fragment) = url.fragment() {
-        errors.invalid(path, fragment, "fragments are not permitted in the URL");
-    }
-    if let Some(query) = url.query() {
-        errors.invalid(path, query, "query parameters are not permitted in the URL");
-    }
-}
-
-/// apiserver `webhook.ValidateWebhookService`
-fn webhook_service(service: &ServiceReference, path: &Path<'_>, errors: &mut Errors) {
-    if service.name.is_empty() {
-        errors.required(&path.child("name"), "service name is required");
-    }
-    if service.namespace.is_empty() {
-        errors.required(&path.child("namespace"), "service namespace is required");
-    }
-    let port = i64::from(service.port.unwrap_or(443));
-    if !text::port_number(port).is_empty() {
-        errors.invalid(
-            &path.child("port"),
-            port,
-            "port is not valid: must be between 1 and 65535, inclusive",
-        );
-    }
-    let Some(given) = service.path.as_deref() else {
-        return;
-    };
-    let at = path.child("path");
-    if given == "//" {
-        errors.invalid(&at, given, "segment[0] may not be empty");
-        return;
-    }
-    if !given.starts_with('/') {
-        errors.invalid(&at, given, "must start with a '/'");
-    }
-    let inner = given.strip_prefix('/').unwrap_or(given);
-    let inner = inner.strip_suffix('/').unwrap_or(inner);
-    if inner.is_empty() {
-        return;
-    }
-    for (index, segment) in inner.split('/').enumerate() {
-        if segment.is_empty() {
-            errors.invalid(&at, given, format!("segment[{index}] may not be empty"));
-            continue;
-        }
-        for message in text::dns1123_subdomain(segment) {
-            errors.invalid(&at, given, format!("segment[{index}]: {message}"));
-        }
     }
 }

@@ -1,15 +1,25 @@
 //! apiregistration.k8s.io/v1
 
-use k8s_openapi::kube_aggregator::pkg::apis::apiregistration::v1::APIService;
+use jiff::Timestamp;
+use k8s_openapi::{
+    apimachinery::pkg::apis::meta::v1::Time,
+    kube_aggregator::pkg::apis::apiregistration::v1::{
+        APIService, APIServiceCondition, APIServiceStatus,
+    },
+};
 
 use crate::{
     field::{Errors, Path},
-    kinds::{Kind, Rules},
+    kinds::{Check, Kind, Rules, keep_status_metadata},
     zero::{Text, set},
 };
 
 impl Kind for APIService {
-    const RULES: Rules = Rules::cluster().status().conditional_update();
+    const RULES: Rules = Rules::cluster()
+        .status()
+        .reset_status(&["metadata", "spec"])
+        .conditional_update()
+        .update_checks(&[Check::Metadata, Check::MetadataChange]);
 
     fn set_defaults(&mut self) {
         let service = self.spec.as_mut().and_then(|spec| spec.service.as_mut());
@@ -19,7 +29,21 @@ impl Kind for APIService {
     }
 
     fn prepare_create(&mut self) {
-        self.status = Some(Default::default());
+        let mut status = APIServiceStatus::default();
+        if self.spec.as_ref().is_none_or(|spec| spec.service.is_none()) {
+            status.conditions = Some(vec![APIServiceCondition {
+                type_: "Available".to_owned(),
+                status: "True".to_owned(),
+                reason: Some("Local".to_owned()),
+                message: Some("Local APIServices are always available".to_owned()),
+                last_transition_time: Some(Time(Timestamp::now())),
+            }]);
+        }
+        self.status = Some(status);
+    }
+
+    fn prepare_status_update(&mut self, old: &Self) {
+        keep_status_metadata(&mut self.metadata, &old.metadata);
     }
 
     fn validate(&self, errors: &mut Errors) {

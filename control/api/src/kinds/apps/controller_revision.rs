@@ -2,11 +2,12 @@ use k8s_openapi::api::apps::v1::ControllerRevision;
 
 use crate::{
     field::{Bad, Errors, IMMUTABLE, Path},
-    kinds::{Kind, Rules},
+    kinds::{Check, Kind, Rules},
 };
 
 impl Kind for ControllerRevision {
-    const RULES: Rules = Rules::namespaced();
+    const RULES: Rules =
+        Rules::namespaced().update_checks(&[Check::Metadata, Check::MetadataChange]);
     const HAS_DEFAULTS: bool = false;
 
     fn validate(&self, errors: &mut Errors) {
@@ -23,10 +24,10 @@ impl Kind for ControllerRevision {
     }
 
     fn validate_update(&self, old: &Self, errors: &mut Errors) {
+        self.validate(errors);
         if self.data != old.data {
             errors.invalid(&Path::new("data"), Bad::json(&self.data), IMMUTABLE);
         }
-        self.validate(errors);
     }
 
     fn printer() -> std::sync::Arc<dyn crate::printer::Printer> {

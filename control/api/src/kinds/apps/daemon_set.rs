@@ -7,7 +7,7 @@ use serde_json::json;
 use crate::{
     defaults::pod_spec::set_template_defaults,
     field::{Bad, Errors, Path},
-    kinds::{Generation, Kind, Rules},
+    kinds::{Check, Generation, Kind, Rules},
     strategy::Warnings,
     validation::{
         labels::{SelectorRules, validate_selector},
@@ -16,14 +16,18 @@ use crate::{
             validate_not_more_than_100_percent,
         },
         template::{
-            is_selected, template_warnings, validate_selector_unchanged, validate_template,
+            is_selected, refuse_empty_selector, validate_selector_unchanged, validate_template,
         },
+        warnings::pod_template_warnings,
     },
     zero::{Text, fill, set},
 };
 
 impl Kind for DaemonSet {
-    const RULES: Rules = Rules::namespaced().status().generation(Generation::Spec);
+    const RULES: Rules = Rules::namespaced()
+        .status()
+        .generation(Generation::Spec)
+        .update_checks(&[Check::Metadata, Check::Object, Check::MetadataChange]);
 
     const FIELD_ANNOTATIONS: &'static [&'static str] = &[TEMPLATE_GENERATION];
 
@@ -113,7 +117,7 @@ impl Kind for DaemonSet {
         if status.collision_count.unwrap_or(0) < old.unwrap_or(0) {
             errors.invalid(
                 &path.child("collisionCount"),
-                status.collision_count,
+                status.collision_count.unwrap_or(0),
                 "cannot be decremented",
             );
         }
@@ -121,10 +125,8 @@ impl Kind for DaemonSet {
 
     fn warnings(&self, old: Option<&Self>) -> Warnings {
         let template = self.spec.as_ref().map(|spec| &spec.template);
-        let old = old
-            .and_then(|old| old.spec.as_ref())
-            .map(|spec| &spec.template);
-        template_warnings(template, old, "spec.template")
+        let old = old.map(|old| &old.metadata);
+        pod_template_warnings(template, &self.metadata, old, "spec.template")
     }
 
     fn printer() -> std::sync::Arc<dyn crate::printer::Printer> {
@@ -168,22 +170,7 @@ fn validate_spec(spec: &DaemonSetSpec, path: &Path<'_>, errors: &mut Errors) {
             "`selector` does not match template `labels`",
         );
     }
-    if selector
-        .match_labels
-        .as_ref()
-        .is_none_or(|labels| labels.is_empty())
-        && selector
-            .match_expressions
-            .as_ref()
-            .is_none_or(Vec::is_empty)
-        && is_selected(selector, &spec.template)
-    {
-        errors.invalid(
-            &path.child("selector"),
-            Bad::json(selector),
-            "empty selector is invalid for daemonset",
-        );
-    }
+    refuse_empty_selector(selector, "daemonset", &path.child("selector"), errors);
     validate_template(&spec.template, &template_path, errors);
     let pod = spec.template.spec.clone().unwrap_or_default();
     if pod.restart_policy.text() != "Always" {
@@ -226,8 +213,8 @@ fn validate_update_strategy(
             let has_unavailable = percent_or_int_value(&unavailable) != 0;
             let has_surge = percent_or_int_value(&surge) != 0;
             validate_int_or_percent(&unavailable, &path.child("maxUnavailable"), errors);
-            validate_not_more_than_100_percent(&unavailable, &path.child("maxUnavailable"), errors);
             validate_int_or_percent(&surge, &path.child("maxSurge"), errors);
+            validate_not_more_than_100_percent(&unavailable, &path.child("maxUnavailable"), errors);
             validate_not_more_than_100_percent(&surge, &path.child("maxSurge"), errors);
             if has_unavailable && has_surge {
                 errors.invalid(

@@ -15,9 +15,9 @@ use crate::{
             validate_not_more_than_100_percent,
         },
         template::{
-            template_warnings, validate_required_selector, validate_selector_unchanged,
-            validate_workload_template,
+            validate_required_selector, validate_selector_unchanged, validate_workload_template,
         },
+        warnings::{name_warnings, pod_template_warnings},
     },
     zero::{Flag, Text, fill, set},
 };
@@ -125,7 +125,7 @@ impl Kind for Deployment {
         if decremented {
             errors.invalid(
                 &path.child("collisionCount"),
-                status.collision_count,
+                status.collision_count.unwrap_or(0),
                 "cannot be decremented",
             );
         }
@@ -133,10 +133,18 @@ impl Kind for Deployment {
 
     fn warnings(&self, old: Option<&Self>) -> Warnings {
         let template = self.spec.as_ref().map(|spec| &spec.template);
-        let old = old
-            .and_then(|old| old.spec.as_ref())
-            .map(|spec| &spec.template);
-        template_warnings(template, old, "spec.template")
+        let old = old.map(|old| &old.metadata);
+        let mut warnings = Warnings::new();
+        if old.is_none() {
+            warnings = name_warnings(&self.metadata, "Pod names and hostnames");
+        }
+        warnings.extend(pod_template_warnings(
+            template,
+            &self.metadata,
+            old,
+            "spec.template",
+        ));
+        warnings
     }
 
     fn printer() -> std::sync::Arc<dyn crate::printer::Printer> {
@@ -165,14 +173,11 @@ fn validate_spec(spec: &DeploymentSpec, path: &Path<'_>, errors: &mut Errors) {
         &path.child("replicas"),
         errors,
     );
-    validate_required_selector(&spec.selector, "deployment", path, errors);
-    validate_workload_template(
-        &spec.template,
-        &spec.selector,
-        "ReplicaSet",
-        &path.child("template"),
-        errors,
-    );
+    let (selector, unreadable) = (&spec.selector, "invalid label selector");
+    if validate_required_selector(selector, "deployment", unreadable, path, errors) {
+        let at = path.child("template");
+        validate_workload_template(&spec.template, selector, "ReplicaSet", &at, errors);
+    }
     let strategy = spec.strategy.clone().unwrap_or_default();
     validate_strategy(&strategy, &path.child("strategy"), errors);
     let min_ready = spec.min_ready_seconds.unwrap_or(0);

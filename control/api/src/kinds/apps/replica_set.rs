@@ -4,20 +4,23 @@ use serde_json::Value;
 use crate::{
     defaults::pod_spec::set_template_defaults,
     field::{Errors, Path},
-    kinds::{Generation, Kind, Rules, Selectable},
+    kinds::{Check, Generation, Kind, Rules, Selectable},
     strategy::Warnings,
     validation::{
         numbers::{validate_non_negative, validate_replica_counts},
         template::{
-            template_warnings, validate_required_selector, validate_selector_unchanged,
-            validate_workload_template,
+            validate_required_selector, validate_selector_unchanged, validate_workload_template,
         },
+        warnings::{name_warnings, pod_template_warnings},
     },
     zero::set,
 };
 
 impl Kind for ReplicaSet {
-    const RULES: Rules = Rules::namespaced().status().generation(Generation::Spec);
+    const RULES: Rules = Rules::namespaced()
+        .status()
+        .generation(Generation::Spec)
+        .update_checks(&[Check::Metadata, Check::Object, Check::MetadataChange]);
 
     fn set_defaults(&mut self) {
         let spec = self.spec.get_or_insert_default();
@@ -35,15 +38,13 @@ impl Kind for ReplicaSet {
         );
         let min_ready = spec.min_ready_seconds.unwrap_or(0);
         validate_non_negative(min_ready.into(), &path.child("minReadySeconds"), errors);
-        validate_required_selector(&spec.selector, "ReplicaSet", &path, errors);
-        let template = spec.template.clone().unwrap_or_default();
-        validate_workload_template(
-            &template,
-            &spec.selector,
-            "ReplicaSet",
-            &path.child("template"),
-            errors,
-        );
+        let (selector, unreadable) = (&spec.selector, "invalid label selector");
+        // The kind is upstream's too.
+        if validate_required_selector(selector, "deployment", unreadable, &path, errors) {
+            let template = spec.template.clone().unwrap_or_default();
+            let at = path.child("template");
+            validate_workload_template(&template, selector, "ReplicaSet", &at, errors);
+        }
     }
 
     fn validate_update(&self, old: &Self, errors: &mut Errors) {
@@ -67,10 +68,18 @@ impl Kind for ReplicaSet {
 
     fn warnings(&self, old: Option<&Self>) -> Warnings {
         let template = self.spec.as_ref().and_then(|spec| spec.template.as_ref());
-        let old = old
-            .and_then(|old| old.spec.as_ref())
-            .and_then(|spec| spec.template.as_ref());
-        template_warnings(template, old, "spec.template")
+        let old = old.map(|old| &old.metadata);
+        let mut warnings = Warnings::new();
+        if old.is_none() {
+            warnings = name_warnings(&self.metadata, "Pod names and hostnames");
+        }
+        warnings.extend(pod_template_warnings(
+            template,
+            &self.metadata,
+            old,
+            "spec.template",
+        ));
+        warnings
     }
 
     fn printer() -> std::sync::Arc<dyn crate::printer::Printer> {

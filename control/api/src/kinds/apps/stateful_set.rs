@@ -1,6 +1,9 @@
 use k8s_openapi::{
     api::{
-        apps::v1::{StatefulSet, StatefulSetSpec, StatefulSetUpdateStrategy},
+        apps::v1::{
+            RollingUpdateStatefulSetStrategy, StatefulSet, StatefulSetSpec,
+            StatefulSetUpdateStrategy,
+        },
         core::v1::{PersistentVolumeClaimVolumeSource, PodTemplateSpec, Volume},
     },
     apimachinery::pkg::util::intstr::IntOrString,
@@ -13,18 +16,23 @@ use crate::{
     strategy::Warnings,
     validation::{
         claims::validate_claim_spec,
+        meta::NameRule,
         numbers::{
             int_or_percent, percent_or_int_value, validate_int_or_percent, validate_non_negative,
             validate_not_more_than_100_percent,
         },
-        template::{template_warnings, validate_required_selector, validate_workload_template},
+        template::{validate_endless, validate_required_selector, validate_workload_template},
         text,
+        warnings::pod_template_warnings,
     },
     zero::{List, Text, fill, set},
 };
 
 impl Kind for StatefulSet {
-    const RULES: Rules = Rules::namespaced().status().generation(Generation::Spec);
+    const RULES: Rules = Rules::namespaced()
+        .name(NameRule::Label)
+        .status()
+        .generation(Generation::Spec);
 
     fn set_defaults(&mut self) {
         let spec = self.spec.get_or_insert_default();
@@ -133,7 +141,7 @@ impl Kind for StatefulSet {
         if status.collision_count.unwrap_or(0) < old.unwrap_or(0) {
             errors.invalid(
                 &root.child("collisionCount"),
-                status.collision_count,
+                status.collision_count.unwrap_or(0),
                 "cannot be decremented",
             );
         }
@@ -141,10 +149,8 @@ impl Kind for StatefulSet {
 
     fn warnings(&self, old: Option<&Self>) -> Warnings {
         let template = self.spec.as_ref().map(|spec| &spec.template);
-        let old = old
-            .and_then(|old| old.spec.as_ref())
-            .map(|spec| &spec.template);
-        let mut warnings = template_warnings(template, old, "spec.template");
+        let old = old.map(|old| &old.metadata);
+        let mut warnings = pod_template_warnings(template, &self.metadata, old, "spec.template");
         let negative = self
             .spec
             .as_ref()
@@ -196,14 +202,13 @@ fn validate_spec(spec: &StatefulSetSpec, path: &Path<'_>, errors: &mut Errors) {
         let start = ordinals.start.unwrap_or(0);
         validate_non_negative(start.into(), &path.child("ordinals").child("start"), errors);
     }
-    validate_required_selector(&spec.selector, "statefulset", path, errors);
-    validate_workload_template(
-        &with_claims(spec),
-        &spec.selector,
-        "StatefulSet",
-        &path.child("template"),
-        errors,
-    );
+    let (selector, template) = (&spec.selector, with_claims(spec));
+    let at = path.child("template");
+    if validate_required_selector(selector, "statefulset", "", path, errors) {
+        validate_workload_template(&template, selector, "StatefulSet", &at, errors);
+    } else {
+        validate_endless(&template, "StatefulSet", &at, errors);
+    }
     let claims = path.child("volumeClaimTemplates");
     for (i, claim) in spec.volume_claim_templates.items().iter().enumerate() {
         let path = claims.index(i);
@@ -251,6 +256,14 @@ fn with_claims(spec: &StatefulSetSpec) -> PodTemplateSpec {
     template
 }
 
+fn show_rolling(rolling: &RollingUpdateStatefulSetStrategy) -> String {
+    format!(
+        r#"{{"Partition":{},"MaxUnavailable":{}}}"#,
+        rolling.partition.unwrap_or(0),
+        serde_json::json!(rolling.max_unavailable)
+    )
+}
+
 fn validate_update_strategy(
     strategy: &StatefulSetUpdateStrategy,
     path: &Path<'_>,
@@ -261,18 +274,9 @@ fn validate_update_strategy(
         "" => errors.required(path, ""),
         "OnDelete" => {
             if let Some(rolling) = &strategy.rolling_update {
-                let shown = format!(
-                    r#"{{"Partition":{},"MaxUnavailable":{}}}"#,
-                    rolling.partition.unwrap_or(0),
-                    rolling
-                        .max_unavailable
-                        .as_ref()
-                        .map_or("null".to_owned(), |value| serde_json::json!(value)
-                            .to_string())
-                );
                 errors.invalid(
                     &rolling_path,
-                    Bad::shown(shown),
+                    Bad::shown(show_rolling(rolling)),
                     "only allowed for updateStrategy 'RollingUpdate'",
                 );
             }
@@ -293,7 +297,16 @@ fn validate_update_strategy(
                 validate_not_more_than_100_percent(&unavailable, &path, errors);
             }
         }
-        other => errors.invalid(path, other, "must be 'RollingUpdate' or 'OnDelete'"),
+        other => {
+            let rolling = strategy.rolling_update.as_ref().map(show_rolling);
+            let shown = format!(
+                r#"{{"Type":{},"RollingUpdate":{}}}"#,
+                serde_json::json!(other),
+                rolling.as_deref().unwrap_or("null")
+            );
+            let detail = "must be 'RollingUpdate' or 'OnDelete'";
+            errors.invalid(path, Bad::shown(shown), detail);
+        }
     }
 }
 

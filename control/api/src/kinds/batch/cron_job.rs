@@ -9,7 +9,10 @@ use crate::{
     field::{Bad, Errors, Path},
     kinds::{Generation, Kind, Rules},
     strategy::Warnings,
-    validation::{numbers::validate_non_negative, template::template_warnings, text},
+    validation::{
+        numbers::validate_non_negative,
+        warnings::{name_warnings, pod_template_warnings},
+    },
     zero::{Flag, Text, fill, set},
 };
 
@@ -36,22 +39,15 @@ impl Kind for CronJob {
     }
 
     fn warnings(&self, old: Option<&Self>) -> Warnings {
-        let template = |job: &CronJob| -> Option<k8s_openapi::api::core::v1::PodTemplateSpec> {
-            Some(job.spec.job_template.spec.as_ref()?.template.clone())
-        };
+        let job = self.spec.job_template.spec.as_ref();
+        let template = job.map(|job| &job.template);
+        let old = old.map(|old| &old.metadata);
         let mut warnings = Warnings::new();
-        let name = self.metadata.name.text();
-        if !text::dns1123_label(name).is_empty() {
-            warnings.push(format!(
-                "metadata.name: this is used in Pod names and hostnames, which can result in surprising behavior; a DNS label is recommended: {}",
-                super::job::go_list(&text::dns1123_label(name))
-            ));
+        if old.is_none() {
+            warnings = name_warnings(&self.metadata, "Pod names and hostnames");
         }
-        warnings.extend(template_warnings(
-            template(self).as_ref(),
-            old.and_then(template).as_ref(),
-            "spec.jobTemplate.spec.template",
-        ));
+        let path = "spec.jobTemplate.spec.template";
+        warnings.extend(pod_template_warnings(template, &self.metadata, old, path));
         if self.spec.schedule.contains("TZ") {
             warnings.push("cannot use TZ or CRON_TZ in spec.schedule, use spec.timeZone instead, see https://kubernetes.io/docs/concepts/workloads/controllers/cron-jobs/#time-zones for more details".to_owned());
         }
@@ -88,43 +84,37 @@ fn validate_spec(
     errors: &mut Errors,
 ) {
     let at = path.child("schedule");
-    let with_zone = spec.schedule.contains("TZ");
-    let had_zone = old.is_some_and(|old| old.schedule.contains("TZ"));
+    let zone_in = |spec: &CronJobSpec| spec.schedule.contains("TZ");
     if spec.schedule.is_empty() {
         errors.required(&at, "");
-    } else if with_zone && !had_zone {
-        errors.invalid(
-            &at,
-            &spec.schedule,
-            "cannot use TZ or CRON_TZ in schedule, use timeZone field instead",
-        );
-    } else if let Err(problem) = check_schedule(&spec.schedule) {
-        errors.invalid(&at, &spec.schedule, problem);
+    } else {
+        if let Err(problem) = check_schedule(&spec.schedule) {
+            errors.invalid(&at, &spec.schedule, problem);
+        }
+        let detail = match old.is_some_and(zone_in) {
+            true if spec.time_zone.is_some() => {
+                Some("cannot use both timeZone field and TZ or CRON_TZ in schedule")
+            }
+            true => None,
+            false => Some("cannot use TZ or CRON_TZ in schedule, use timeZone field instead"),
+        };
+        if let Some(detail) = detail.filter(|_| zone_in(spec)) {
+            errors.invalid(&at, &spec.schedule, detail);
+        }
     }
     if let Some(seconds) = spec.starting_deadline_seconds {
         validate_non_negative(seconds, &path.child("startingDeadlineSeconds"), errors);
-    }
-    let at = path.child("concurrencyPolicy");
-    match spec.concurrency_policy.text() {
-        "Allow" | "Forbid" | "Replace" => {}
-        "" => errors.required(&at, ""),
-        other => errors.not_supported(&at, other, &["Allow", "Forbid", "Replace"]),
     }
     if let Some(zone) = &spec.time_zone
         && old.is_none_or(|old| old.time_zone.as_ref() != Some(zone))
     {
         validate_time_zone(zone, &path.child("timeZone"), errors);
     }
-    for (field, limit) in [
-        (
-            "successfulJobsHistoryLimit",
-            spec.successful_jobs_history_limit,
-        ),
-        ("failedJobsHistoryLimit", spec.failed_jobs_history_limit),
-    ] {
-        if let Some(limit) = limit {
-            validate_non_negative(limit.into(), &path.child(field), errors);
-        }
+    let at = path.child("concurrencyPolicy");
+    match spec.concurrency_policy.text() {
+        "Allow" | "Forbid" | "Replace" => {}
+        "" => errors.required(&at, ""),
+        other => errors.not_supported(&at, other, &["Allow", "Forbid", "Replace"]),
     }
     let job = spec.job_template.spec.clone().unwrap_or_default();
     let at = path.child("jobTemplate.spec");
@@ -138,6 +128,17 @@ fn validate_spec(
     }
     if job.manual_selector.is_true() {
         errors.not_supported(&at.child("manualSelector"), true, &["nil", "false"]);
+    }
+    for (field, limit) in [
+        (
+            "successfulJobsHistoryLimit",
+            spec.successful_jobs_history_limit,
+        ),
+        ("failedJobsHistoryLimit", spec.failed_jobs_history_limit),
+    ] {
+        if let Some(limit) = limit {
+            validate_non_negative(limit.into(), &path.child(field), errors);
+        }
     }
 }
 
@@ -154,13 +155,30 @@ fn check_schedule(schedule: &str) -> Result<(), String> {
 fn validate_time_zone(zone: &str, path: &Path<'_>, errors: &mut Errors) {
     if zone.is_empty() {
         errors.invalid(path, zone, "timeZone must be nil or non-empty string");
-    } else if zone.eq_ignore_ascii_case("local") {
+        return;
+    }
+    let unknown = format!("unknown time zone {zone}");
+    if !zone.split('/').all(is_zone_part) {
+        errors.invalid(path, zone, unknown);
+        return;
+    }
+    if zone.eq_ignore_ascii_case("local") {
         errors.invalid(
             path,
             zone,
             "timeZone must be an explicit time zone as defined in https://www.iana.org/time-zones",
         );
-    } else if jiff::tz::TimeZone::get(zone).is_err() {
-        errors.invalid(path, zone, format!("unknown time zone {zone}"));
     }
+    // Go knows these two without looking them up.
+    if !matches!(zone, "UTC" | "Local") && jiff::tz::TimeZone::get(zone).is_err() {
+        errors.invalid(path, zone, unknown);
+    }
+}
+
+fn is_zone_part(part: &str) -> bool {
+    let allowed = |c: u8| c.is_ascii_alphanumeric() || b".-_+".contains(&c);
+    matches!(part.len(), 1..=14)
+        && part.bytes().all(allowed)
+        && !matches!(part, "." | "..")
+        && !part.starts_with('-')
 }

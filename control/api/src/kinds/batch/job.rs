@@ -6,18 +6,20 @@ use k8s_openapi::{
 };
 use serde_json::Value;
 
+use super::{indexes, job_status};
 use crate::{
     defaults::pod_spec::set_template_defaults,
     field::{Bad, Errors, Path},
-    kinds::{Generation, Kind, Rules, Selectable},
+    kinds::{Check, Generation, Kind, Rules, Selectable},
     selector::LabelSelector,
     strategy::Warnings,
     validation::{
         internal,
         labels::{SelectorRules, validate_selector},
         numbers::validate_non_negative,
-        template::{template_warnings, validate_template},
+        template::validate_template,
         text,
+        warnings::{name_warnings, pod_template_warnings},
     },
     zero::{Flag, List, Text, fill, set},
 };
@@ -29,7 +31,10 @@ const OLD_NAME_LABEL: &str = "job-name";
 const ACTIONS: [&str; 4] = ["Count", "FailIndex", "FailJob", "Ignore"];
 
 impl Kind for Job {
-    const RULES: Rules = Rules::namespaced().status().generation(Generation::Spec);
+    const RULES: Rules = Rules::namespaced()
+        .status()
+        .generation(Generation::Spec)
+        .update_checks(&[Check::Metadata, Check::Object, Check::MetadataChange]);
 
     fn set_defaults(&mut self) {
         let spec = self.spec.get_or_insert_default();
@@ -93,34 +98,19 @@ impl Kind for Job {
         validate_change(&spec, &old_spec, old, errors);
     }
 
-    fn validate_status_update(&self, _old: &Self, errors: &mut Errors) {
-        let status = self.status.clone().unwrap_or_default();
-        let path = Path::new("status");
-        for (field, value) in [
-            ("active", status.active),
-            ("succeeded", status.succeeded),
-            ("failed", status.failed),
-            ("ready", status.ready),
-            ("terminating", status.terminating),
-        ] {
-            validate_non_negative(value.unwrap_or(0).into(), &path.child(field), errors);
-        }
+    fn validate_status_update(&self, old: &Self, errors: &mut Errors) {
+        job_status::validate(self, old, errors);
     }
 
     fn warnings(&self, old: Option<&Self>) -> Warnings {
         let template = self.spec.as_ref().map(|spec| &spec.template);
-        let old = old
-            .and_then(|old| old.spec.as_ref())
-            .map(|spec| &spec.template);
+        let old = old.map(|old| &old.metadata);
         let mut warnings = Warnings::new();
-        let name = self.metadata.name.text();
-        if !text::dns1123_label(name).is_empty() {
-            warnings.push(format!(
-                "metadata.name: this is used in Pod names and hostnames, which can result in surprising behavior; a DNS label is recommended: {}",
-                go_list(&text::dns1123_label(name))
-            ));
+        if old.is_none() {
+            warnings = name_warnings(&self.metadata, "Pod names and hostnames");
         }
-        warnings.extend(template_warnings(template, old, "spec.template"));
+        let path = "spec.template";
+        warnings.extend(pod_template_warnings(template, &self.metadata, old, path));
         warnings
     }
 
@@ -140,11 +130,6 @@ impl Kind for Job {
         }];
         Some(FIELDS)
     }
-}
-
-/// Go's `%v` of a list of strings.
-pub(super) fn go_list(items: &[String]) -> String {
-    format!("[{}]", items.join(" "))
 }
 
 pub(super) fn set_failure_policy_defaults(spec: &mut JobSpec) {
@@ -387,53 +372,60 @@ fn validate_completion_mode(spec: &JobSpec, path: &Path<'_>, errors: &mut Errors
             &["NonIndexed", "Indexed"],
         );
     }
-    if mode != "Indexed" {
-        for (field, value) in [
-            ("backoffLimitPerIndex", spec.backoff_limit_per_index),
-            ("maxFailedIndexes", spec.max_failed_indexes),
-        ] {
-            if let Some(value) = value {
-                errors.invalid(
-                    &path.child(field),
-                    value,
-                    "requires indexed completion mode",
-                );
-            }
-        }
-        return;
-    }
-    match spec.completions {
-        None => errors.required(
-            &path.child("completions"),
-            "when completion mode is Indexed",
-        ),
-        Some(completions) => {
-            let at = path.child("maxFailedIndexes");
-            if let Some(most) = spec.max_failed_indexes
-                && most > completions
-            {
-                errors.invalid(&at, most, "must be less than or equal to completions");
-            }
-            if spec.backoff_limit_per_index.is_some() && completions > 100_000 {
-                match spec.max_failed_indexes {
-                    None => {
-                        errors.required(&at, "must be specified when completions is above 100000")
-                    }
-                    Some(most) if most > 10_000 => {
-                        errors.invalid(&at, most, "must be less than or equal to 10000");
-                    }
-                    Some(_) => {}
+    let most = spec.max_failed_indexes;
+    match mode {
+        "Indexed" => validate_indexed(spec, path, errors),
+        "" | "NonIndexed" => {
+            for (field, value) in [
+                ("backoffLimitPerIndex", spec.backoff_limit_per_index),
+                ("maxFailedIndexes", most),
+            ] {
+                if let Some(value) = value {
+                    let detail = "requires indexed completion mode";
+                    errors.invalid(&path.child(field), value, detail);
                 }
             }
         }
+        _ => {}
     }
-    if let Some(parallelism) = spec.parallelism.filter(|count| *count > 100_000) {
-        errors.invalid(
-            &path.child("parallelism"),
-            parallelism,
-            "must be less than or equal to 100000 when completion mode is Indexed",
-        );
+}
+
+fn validate_indexed(spec: &JobSpec, path: &Path<'_>, errors: &mut Errors) {
+    const MANY: i32 = 100_000;
+    const FEW: i32 = 10_000;
+    if spec.completions.is_none() {
+        let detail = "when completion mode is Indexed";
+        errors.required(&path.child("completions"), detail);
     }
+    let completions = spec.completions.unwrap_or(i32::MAX);
+    let (parallelism, most) = (spec.parallelism, spec.max_failed_indexes);
+    let parallelism_at = path.child("parallelism");
+    let most_at = path.child("maxFailedIndexes");
+    let mut limit = |at: &Path<'_>, value: Option<i32>, limit: i32, detail: String| {
+        if let Some(value) = value.filter(|value| *value > limit) {
+            errors.invalid(at, value, format!("must be less than or equal to {detail}"));
+        }
+    };
+    let detail = format!("{MANY} when completion mode is Indexed");
+    limit(&parallelism_at, parallelism, MANY, detail);
+    limit(&most_at, most, completions, "completions".to_owned());
+    limit(&most_at, most, MANY, MANY.to_string());
+    if spec.completions.is_none() || completions <= MANY || spec.backoff_limit_per_index.is_none() {
+        return;
+    }
+    let detail =
+        format!("{FEW} when completions are above {MANY} and used with backoff limit per index");
+    if most.is_none() {
+        let detail = format!("must be specified when completions is above {MANY}");
+        errors.required(&most_at, detail);
+    }
+    let mut limit = |at: &Path<'_>, value: Option<i32>| {
+        if let Some(value) = value.filter(|value| *value > FEW) {
+            errors.invalid(at, value, format!("must be less than or equal to {detail}"));
+        }
+    };
+    limit(&parallelism_at, parallelism);
+    limit(&most_at, most);
 }
 
 fn validate_failure_policy(spec: &JobSpec, path: &Path<'_>, errors: &mut Errors) {
@@ -546,7 +538,6 @@ fn validate_exit_codes(
     } else if values.len() > 255 {
         errors.too_many(&at, values.len(), 255);
     }
-    let mut ordered = true;
     for (i, value) in values.iter().enumerate() {
         if codes.operator == "In" && *value == 0 {
             errors.invalid(&at.index(i), *value, "must not be 0 for the In operator");
@@ -554,10 +545,9 @@ fn validate_exit_codes(
         if values[..i].contains(value) {
             errors.duplicate(&at.index(i), *value);
         }
-        if ordered && i > 0 && values[i - 1] > *value {
-            errors.invalid(&at, Bad::json(values), "must be ordered");
-            ordered = false;
-        }
+    }
+    if !values.is_sorted() {
+        errors.invalid(&at, Bad::json(values), "must be ordered");
     }
 }
 
@@ -587,22 +577,17 @@ fn validate_success_policy(
             );
         }
         let mut listed = None;
-        if let Some(indexes) = &rule.succeeded_indexes {
+        if let Some(given) = &rule.succeeded_indexes {
             let at = path.child("succeededIndexes");
-            if indexes.len() > 64 * 1024 {
+            if given.len() > 64 * 1024 {
                 errors.too_long(&at, 64 * 1024);
-            } else {
-                match count_indexes(indexes, completions) {
-                    Ok(count) => listed = Some(count),
-                    Err(problem) => {
-                        errors.invalid(
-                            &at,
-                            indexes,
-                            format!("error parsing succeededIndexes: {problem}"),
-                        );
-                    }
-                }
             }
+            let count = indexes::count(given, completions).unwrap_or_else(|problem| {
+                let detail = format!("error parsing succeededIndexes: {problem}");
+                errors.invalid(&at, given, detail);
+                0
+            });
+            listed = Some(count);
         }
         if let Some(count) = rule.succeeded_count {
             let at = path.child("succeededCount");
@@ -625,68 +610,17 @@ fn validate_success_policy(
     }
 }
 
-/// `1,3-5,7`: how many, if they are ascending and exist.
-fn count_indexes(indexes: &str, completions: i32) -> Result<i32, String> {
-    let mut count = 0;
-    let mut last = -1;
-    for interval in indexes.split(',') {
-        let number = |text: &str| {
-            text.parse::<i32>().map_err(|_| {
-                format!(
-                    "cannot convert string to integer for index: {}",
-                    crate::field::quoted(text)
-                )
-            })
-        };
-        let (first, end) = match interval.split_once('-') {
-            None => {
-                let only = number(interval)?;
-                (only, only)
-            }
-            Some((first, end)) if !end.contains('-') => (number(first)?, number(end)?),
-            Some(_) => {
-                return Err(format!(
-                    "the fragment {} violates the requirement that an index interval can have at most two parts separated by '-'",
-                    crate::field::quoted(interval)
-                ));
-            }
-        };
-        if first <= last {
-            return Err(format!(
-                "non-increasing order, previous: {last}, current: {first}"
-            ));
-        }
-        if first >= completions || end >= completions {
-            return Err(format!(
-                "too large index: {}",
-                crate::field::quoted(&first.max(end).to_string())
-            ));
-        }
-        if interval.contains('-') && end <= first {
-            return Err(format!(
-                "non-increasing order, previous: {first}, current: {end}"
-            ));
-        }
-        count += end - first + 1;
-        last = end;
-    }
-    Ok(count)
-}
-
 fn validate_change(spec: &JobSpec, old: &JobSpec, old_job: &Job, errors: &mut Errors) {
     let path = Path::new("spec");
     validate_with_selector(spec, &path, errors);
-    // An elastic indexed Job may change both counts together.
-    let elastic = spec.completion_mode.text() == "Indexed"
-        && spec.completions == spec.parallelism
-        && spec.completions.is_some()
-        && old.completions == old.parallelism;
-    if !elastic {
-        errors.immutable(
-            &path.child("completions"),
-            &spec.completions,
-            &old.completions,
-        );
+    let (completions, at) = (spec.completions, path.child("completions"));
+    if spec.completion_mode.text() != "Indexed" {
+        errors.immutable(&at, &completions, &old.completions);
+    } else if let Some(completions) = completions.filter(|_| completions != old.completions)
+        && Some(completions) != spec.parallelism
+    {
+        let detail = "can only be modified in tandem with spec.parallelism";
+        errors.invalid(&at, completions, detail);
     }
     errors.immutable(&path.child("selector"), &spec.selector, &old.selector);
     let status = old_job.status.clone().unwrap_or_default();

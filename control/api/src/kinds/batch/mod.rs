@@ -1,5 +1,7 @@
 //! batch/v1
 
 pub mod cron_job;
+mod indexes;
 pub mod job;
+mod job_status;
 mod schedule;

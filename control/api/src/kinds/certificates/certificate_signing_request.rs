@@ -9,7 +9,7 @@ use x509_parser::{
 
 use crate::{
     field::{Bad, Errors, Path, quoted},
-    kinds::{Kind, Rules, Selectable},
+    kinds::{Check, Kind, Rules, Selectable},
     validation::{meta::NameRule, text},
     zero::List,
 };
@@ -54,7 +54,8 @@ impl Kind for CertificateSigningRequest {
         .status()
         .reset(&["spec", "status"])
         .reset_status(&["spec", "status.conditions"])
-        .reset_subresource(&["spec", "status.certificate"]);
+        .reset_subresource(&["spec", "status.certificate"])
+        .update_checks(&[Check::Metadata, Check::MetadataChange]);
     const HAS_DEFAULTS: bool = false;
 
     fn prepare_update(&mut self, old: &Self) {

@@ -2,7 +2,7 @@ use k8s_openapi::api::core::v1::ConfigMap;
 
 use crate::{
     field::{Errors, Path},
-    kinds::{Kind, Rules},
+    kinds::{Check, Kind, Rules},
     validation::text,
     zero::Flag,
 };
@@ -11,7 +11,8 @@ const LIMIT_BYTES: usize = 1024 * 1024;
 const FIXED: &str = "field is immutable when `immutable` is set";
 
 impl Kind for ConfigMap {
-    const RULES: Rules = Rules::namespaced();
+    const RULES: Rules =
+        Rules::namespaced().update_checks(&[Check::Metadata, Check::MetadataChange]);
     const HAS_DEFAULTS: bool = false;
 
     fn validate(&self, errors: &mut Errors) {

@@ -2,17 +2,22 @@ use k8s_openapi::api::core::v1::{EndpointAddress, EndpointPort, Endpoints};
 
 use crate::{
     field::{Errors, Path},
-    kinds::{Kind, Rules},
+    kinds::{Check, Kind, Rules},
     strategy::Warnings,
     validation::{
-        net::{validate_ip, validate_non_special_ip, validate_port_number, validate_protocol},
+        net::{
+            ip_warning, validate_ip, validate_non_special_ip, validate_port_number,
+            validate_protocol,
+        },
         text,
     },
     zero::{List, Text, fill},
 };
 
 impl Kind for Endpoints {
-    const RULES: Rules = Rules::namespaced().create_on_update();
+    const RULES: Rules = Rules::namespaced()
+        .create_on_update()
+        .update_checks(&[Check::Metadata, Check::MetadataChange]);
 
     fn set_defaults(&mut self) {
         for subset in self.subsets.iter_mut().flatten() {
@@ -40,7 +45,21 @@ impl Kind for Endpoints {
     }
 
     fn warnings(&self, _old: Option<&Self>) -> Warnings {
-        Warnings::new()
+        let mut warnings = Warnings::new();
+        let path = Path::new("subsets");
+        for (i, subset) in self.subsets.items().iter().enumerate() {
+            let path = path.index(i);
+            for (field, addresses) in [
+                ("addresses", subset.addresses.items()),
+                ("notReadyAddresses", subset.not_ready_addresses.items()),
+            ] {
+                let path = path.child(field);
+                for (j, address) in addresses.iter().enumerate() {
+                    warnings.extend(ip_warning(&address.ip, &path.index(j).child("ip")));
+                }
+            }
+        }
+        warnings
     }
 
     fn printer() -> std::sync::Arc<dyn crate::printer::Printer> {

@@ -5,7 +5,7 @@ use k8s_openapi::api::core::v1::{LimitRange, LimitRangeItem};
 use crate::{
     defaults::pod_spec::round_up,
     field::{Errors, Path},
-    kinds::{Kind, Rules},
+    kinds::{Check, Kind, Rules},
     quantity::{Amount, Format, ResourceList},
     validation::{
         resources::{
@@ -16,7 +16,9 @@ use crate::{
 };
 
 impl Kind for LimitRange {
-    const RULES: Rules = Rules::namespaced().create_on_update();
+    const RULES: Rules = Rules::namespaced()
+        .create_on_update()
+        .update_checks(&[Check::Metadata]);
 
     fn set_defaults(&mut self) {
         for item in self.spec.iter_mut().flat_map(|spec| &mut spec.limits) {

@@ -3,6 +3,7 @@
 pub mod config_map;
 pub mod endpoints;
 pub mod event;
+mod key_pair;
 pub mod limit_range;
 pub mod namespace;
 pub mod node;

@@ -3,7 +3,7 @@ use serde_json::Value;
 
 use crate::{
     field::{Errors, Path},
-    kinds::{Kind, Rules, Selectable},
+    kinds::{Check, Kind, Rules, Selectable},
     validation::{meta::NameRule, text},
     zero::{List, Text, fill},
 };
@@ -12,7 +12,10 @@ const NAME_LABEL: &str = "kubernetes.io/metadata.name";
 const FINALIZER: &str = "kubernetes";
 
 impl Kind for Namespace {
-    const RULES: Rules = Rules::cluster().name(NameRule::Label).status();
+    const RULES: Rules = Rules::cluster()
+        .name(NameRule::Label)
+        .status()
+        .update_checks(&[Check::Metadata, Check::MetadataChange]);
 
     fn set_defaults(&mut self) {
         set_name_label(self);

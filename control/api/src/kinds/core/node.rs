@@ -6,10 +6,11 @@ use serde_json::{Value, json};
 use crate::{
     defaults::pod_spec::round_up,
     field::{Bad, Errors, Path},
-    kinds::{Kind, Rules, Selectable},
+    kinds::{Check, Kind, Rules, Selectable},
     quantity::Amount,
+    strategy::Warnings,
     validation::{
-        net::{is_dual_stack, parse_cidr, validate_cidr},
+        net::{cidr_warnings, is_dual_stack, parse_cidr, validate_cidr},
         resources::validate_resource_quantity,
         scheduling::validate_taints,
     },
@@ -17,7 +18,10 @@ use crate::{
 };
 
 impl Kind for Node {
-    const RULES: Rules = Rules::cluster().status().keep_status_on_create();
+    const RULES: Rules = Rules::cluster()
+        .status()
+        .keep_status_on_create()
+        .update_checks(&[Check::Metadata, Check::MetadataChange]);
 
     fn set_defaults(&mut self) {
         let spec = self.spec.get_or_insert_default();
@@ -70,11 +74,26 @@ impl Kind for Node {
     }
 
     fn validate_update(&self, old: &Self, errors: &mut Errors) {
+        self.validate(errors);
         validate_change(self, old, errors);
     }
 
     fn validate_status_update(&self, old: &Self, errors: &mut Errors) {
         validate_change(self, old, errors);
+    }
+
+    fn warnings(&self, _old: Option<&Self>) -> Warnings {
+        let mut warnings = Warnings::new();
+        let spec = self.spec.clone().unwrap_or_default();
+        if !spec.external_id.text().is_empty() {
+            let message = "spec.externalID: this field is deprecated, and is unused by Kubernetes";
+            warnings.push(message.to_owned());
+        }
+        let path = Path::new("spec.podCIDRs");
+        for (i, cidr) in spec.pod_cidrs.items().iter().enumerate() {
+            warnings.extend(cidr_warnings(cidr, &path.index(i)));
+        }
+        warnings
     }
 
     fn printer() -> std::sync::Arc<dyn crate::printer::Printer> {

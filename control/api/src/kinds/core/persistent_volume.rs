@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::{
 use crate::{
     defaults::pod_spec::round_up,
     field::{Bad, Errors, Path},
-    kinds::{Kind, Rules},
+    kinds::{Check, Kind, Rules},
     quantity::Amount,
     strategy::Warnings,
     validation::{
@@ -23,7 +23,10 @@ use crate::{
 const RECLAIM_POLICIES: [&str; 3] = ["Delete", "Recycle", "Retain"];
 
 impl Kind for PersistentVolume {
-    const RULES: Rules = Rules::cluster().status();
+    const RULES: Rules =
+        Rules::cluster()
+            .status()
+            .update_checks(&[Check::Metadata, Check::Object, Check::Metadata]);
 
     fn set_defaults(&mut self) {
         fill(&mut self.status.get_or_insert_default().phase, "Pending");
@@ -115,6 +118,7 @@ impl Kind for PersistentVolume {
         for (i, term) in terms.iter().enumerate() {
             crate::validation::warnings::node_selector_term_warnings(
                 term,
+                false,
                 &path.index(i),
                 &mut warnings,
             );
@@ -428,7 +432,8 @@ fn validate_source(
         validate_fc(source, &at, errors);
     }
     let at = path.child("flexVolume");
-    if let Some(source) = one.take(&spec.flex_volume, &at, errors) {
+    // Not refused beside others, by an oversight of upstream's.
+    if let Some(source) = one.take_any(&spec.flex_volume) {
         validate_flex(&source.driver, source.options.as_ref(), &at, errors);
     }
     let at = path.child("azureFile");
@@ -474,6 +479,11 @@ fn validate_source(
     if let Some(source) = one.take(&spec.storageos, &at, errors) {
         let (name, namespace) = (source.volume_name.text(), source.volume_namespace.text());
         validate_storage_os_names(name, namespace, &at, errors);
+        if let Some(secret) = &source.secret_ref {
+            let at = at.child("secretRef");
+            require(secret.name.text(), &at.child("name"), errors);
+            require(secret.namespace.text(), &at.child("namespace"), errors);
+        }
     }
     let at = path.child("csi");
     if let Some(source) = one.take(&spec.csi, &at, errors) {

@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::{
 use crate::{
     defaults::{pod_spec::round_up, volumes::set_claim_defaults},
     field::{Errors, IMMUTABLE, Path},
-    kinds::{Kind, Rules},
+    kinds::{Check, Kind, Rules},
     quantity::{Amount, ResourceList},
     strategy::Warnings,
     validation::{
@@ -22,7 +22,12 @@ use crate::{
 const BETA_CLASS: &str = "volume.beta.kubernetes.io/storage-class";
 
 impl Kind for PersistentVolumeClaim {
-    const RULES: Rules = Rules::namespaced().status();
+    const RULES: Rules = Rules::namespaced().status().update_checks(&[
+        Check::Metadata,
+        Check::Object,
+        Check::MetadataChange,
+        Check::Metadata,
+    ]);
 
     fn set_defaults(&mut self) {
         set_claim_defaults(self);

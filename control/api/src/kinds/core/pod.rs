@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::{
     defaults::pod_spec::set_pod_defaults,
     field::{Bad, Errors, Path},
-    kinds::{Generation, Kind, Rules, Selectable},
+    kinds::{Check, Generation, Kind, Rules, Selectable},
     pod::{is_sidecar, qos_class},
     quantity::{Amount, ResourceList},
     strategy::Warnings,
@@ -38,7 +38,8 @@ impl Kind for Pod {
             "spec",
             "metadata.deletionTimestamp",
             "metadata.ownerReferences",
-        ]);
+        ])
+        .update_checks(&[Check::Metadata, Check::MetadataChange]);
 
     fn set_defaults(&mut self) {
         set_pod_defaults(self);
@@ -574,7 +575,6 @@ fn validate_node_affinity_change(
         let path = path.index(i);
         let was_empty =
             old.match_expressions.items().is_empty() && old.match_fields.items().is_empty();
-        let prefix = |new: &[_], old: &[_]| new.starts_with(old);
         if was_empty {
             if new != old {
                 errors.invalid(
@@ -585,16 +585,17 @@ fn validate_node_affinity_change(
             }
             continue;
         }
-        if !prefix(new.match_expressions.items(), old.match_expressions.items()) {
+        if !new
+            .match_expressions
+            .items()
+            .starts_with(old.match_expressions.items())
+            || !new
+                .match_fields
+                .items()
+                .starts_with(old.match_fields.items())
+        {
             errors.invalid(
-                &path.child("matchExpressions"),
-                internal::bad("NodeTerm", new),
-                "only additions are allowed (no mutations or deletions)",
-            );
-        }
-        if !prefix(new.match_fields.items(), old.match_fields.items()) {
-            errors.invalid(
-                &path.child("matchFields"),
+                &path,
                 internal::bad("NodeTerm", new),
                 "only additions are allowed (no mutations or deletions)",
             );
@@ -688,6 +689,9 @@ fn validate_status(new: &Pod, old: &Pod, errors: &mut Errors) {
         let all = status.resource_claim_statuses.items();
         if all[..i].iter().any(|one| one.name == claim.name) {
             errors.duplicate(&at, &claim.name);
+        }
+        if let Some(name) = &claim.resource_claim_name {
+            errors.invalid_each(&at, name, text::dns1123_subdomain(name));
         }
     }
     let ips: Vec<&str> = status
@@ -851,40 +855,55 @@ fn validate_resize(new: &Pod, old: &Pod, errors: &mut Errors) {
             "Pod QOS Class may not change as a result of resizing",
         );
     }
+    if !runs_where_resizing_works(old) {
+        errors.forbidden(&path, "Pod running on node without support for resize");
+    }
     let (new, old) = (
         new.spec.clone().unwrap_or_default(),
         old.spec.clone().unwrap_or_default(),
     );
-    for (field, new, old) in [
-        (
-            "initContainers",
-            new.init_containers.items(),
-            old.init_containers.items(),
-        ),
-        ("containers", &new.containers[..], &old.containers[..]),
-    ] {
+    let both = |new: &[Container], old: &[Container]| -> Vec<(Container, Container)> {
+        new.iter().cloned().zip(old.iter().cloned()).collect()
+    };
+    let init = both(new.init_containers.items(), old.init_containers.items());
+    let containers = both(&new.containers, &old.containers);
+    for (field, pairs) in [("initContainers", &init), ("containers", &containers)] {
         let path = path.child(field);
-        for (i, (new, old)) in new.iter().zip(old).enumerate() {
-            if field == "initContainers" && !is_sidecar(new) {
-                if new != old {
-                    errors.forbidden(
-                        &Path::new("spec"),
-                        "resources for non-sidecar init containers are immutable",
-                    );
-                }
-                continue;
-            }
-            validate_container_resize(new, old, &path.index(i).child("resources"), errors);
-            let others = if field == "containers" {
-                "only cpu and memory resources are mutable"
-            } else {
-                "only cpu and memory resources for sidecar containers are mutable"
-            };
-            if with_compute_of(new, old) != *old {
-                errors.forbidden(&Path::new("spec"), others);
+        for (i, (new, old)) in pairs.iter().enumerate() {
+            if field == "containers" || is_sidecar(old) {
+                validate_container_resize(new, old, &path.index(i).child("resources"), errors);
             }
         }
     }
+    for (new, old) in &containers {
+        if with_compute_of(new, old) != *old {
+            errors.forbidden(&path, "only cpu and memory resources are mutable");
+        }
+    }
+    for (new, old) in &init {
+        let (allowed, detail) = if is_sidecar(new) {
+            let detail = "only cpu and memory resources for sidecar containers are mutable";
+            (with_compute_of(new, old) == *old, detail)
+        } else {
+            let detail = "resources for non-sidecar init containers are immutable";
+            (new == old, detail)
+        };
+        if !allowed {
+            errors.forbidden(&path, detail);
+        }
+    }
+}
+
+/// An agent that can resize reports what containers run with. Before any runs, it is not known.
+fn runs_where_resizing_works(pod: &Pod) -> bool {
+    let status = pod.status.clone().unwrap_or_default();
+    let mut statuses = status.container_statuses.items().iter();
+    let running = statuses.find(|one| {
+        one.state
+            .as_ref()
+            .is_some_and(|state| state.running.is_some())
+    });
+    running.is_none_or(|one| one.resources.is_some())
 }
 
 fn validate_container_resize(

@@ -5,7 +5,7 @@ use crate::{
     field::{Errors, Path},
     kinds::{Generation, Kind, Rules},
     strategy::Warnings,
-    validation::template::{template_warnings, validate_template},
+    validation::{template::validate_template, warnings::pod_template_warnings},
 };
 
 impl Kind for PodTemplate {
@@ -23,8 +23,8 @@ impl Kind for PodTemplate {
     }
 
     fn warnings(&self, old: Option<&Self>) -> Warnings {
-        let old = old.and_then(|old| old.template.as_ref());
-        template_warnings(self.template.as_ref(), old, "template")
+        let old = old.map(|old| &old.metadata);
+        pod_template_warnings(self.template.as_ref(), &self.metadata, old, "template")
     }
 
     fn printer() -> std::sync::Arc<dyn crate::printer::Printer> {

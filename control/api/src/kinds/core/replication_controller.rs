@@ -5,17 +5,21 @@ use k8s_openapi::{
 use crate::{
     defaults::pod_spec::set_template_defaults,
     field::{Errors, Path},
-    kinds::{Generation, Kind, Rules, Selectable, apps::replica_set::replicas},
+    kinds::{Check, Generation, Kind, Rules, Selectable, apps::replica_set::replicas},
     strategy::Warnings,
     validation::{
         numbers::{validate_non_negative, validate_replica_counts},
-        template::{template_warnings, validate_template, validate_workload_template},
+        template::validate_workload_template,
+        warnings::{name_warnings, pod_template_warnings},
     },
     zero::set,
 };
 
 impl Kind for ReplicationController {
-    const RULES: Rules = Rules::namespaced().status().generation(Generation::Spec);
+    const RULES: Rules = Rules::namespaced()
+        .status()
+        .generation(Generation::Spec)
+        .update_checks(&[Check::Metadata, Check::Object, Check::MetadataChange]);
 
     fn set_defaults(&mut self) {
         let spec = self.spec.get_or_insert_default();
@@ -67,10 +71,9 @@ impl Kind for ReplicationController {
         match &spec.template {
             None => errors.required(&at, ""),
             // A selector that is missing is reported once.
-            Some(template) if empty => validate_template(template, &at, errors),
             Some(template) => {
                 let selector = LabelSelector {
-                    match_labels: spec.selector.clone(),
+                    match_labels: Some(spec.selector.clone().unwrap_or_default()),
                     match_expressions: None,
                 };
                 validate_workload_template(
@@ -99,10 +102,18 @@ impl Kind for ReplicationController {
 
     fn warnings(&self, old: Option<&Self>) -> Warnings {
         let template = self.spec.as_ref().and_then(|spec| spec.template.as_ref());
-        let old = old
-            .and_then(|old| old.spec.as_ref())
-            .and_then(|spec| spec.template.as_ref());
-        template_warnings(template, old, "spec.template")
+        let old = old.map(|old| &old.metadata);
+        let mut warnings = Warnings::new();
+        if old.is_none() {
+            warnings = name_warnings(&self.metadata, "Pod names and hostnames");
+        }
+        warnings.extend(pod_template_warnings(
+            template,
+            &self.metadata,
+            old,
+            "spec.template",
+        ));
+        warnings
     }
 
     fn printer() -> std::sync::Arc<dyn crate::printer::Printer> {

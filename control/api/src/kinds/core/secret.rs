@@ -1,9 +1,11 @@
 use k8s_openapi::{ByteString, api::core::v1::Secret};
 use serde_json::Value;
 
+use super::key_pair;
 use crate::{
     field::{Errors, Path},
-    kinds::{Kind, Rules, Selectable},
+    kinds::{Check, Kind, Rules, Selectable},
+    strategy::Warnings,
     validation::text,
     zero::{Flag, Text, fill},
 };
@@ -13,7 +15,8 @@ const FIXED: &str = "field is immutable when `immutable` is set";
 const ACCOUNT_NAME: &str = "kubernetes.io/service-account.name";
 
 impl Kind for Secret {
-    const RULES: Rules = Rules::namespaced();
+    const RULES: Rules =
+        Rules::namespaced().update_checks(&[Check::Metadata, Check::MetadataChange]);
 
     fn set_defaults(&mut self) {
         fill(&mut self.type_, "Opaque");
@@ -55,6 +58,16 @@ impl Kind for Secret {
             }
         }
         self.validate(errors);
+    }
+
+    fn warnings(&self, _old: Option<&Self>) -> Warnings {
+        if self.type_.text() != "kubernetes.io/tls" {
+            return Warnings::new();
+        }
+        let get = |key: &str| self.data.as_ref().and_then(|data| data.get(key));
+        let bytes = |key| get(key).map_or(&[][..], |bytes| &bytes.0);
+        let problem = key_pair::problem(bytes("tls.crt"), bytes("tls.key"));
+        problem.into_iter().collect()
     }
 
     fn printer() -> std::sync::Arc<dyn crate::printer::Printer> {

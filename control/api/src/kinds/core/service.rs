@@ -8,13 +8,13 @@ use serde_json::Value;
 
 use crate::{
     field::{Bad, Errors, Path},
-    kinds::{Kind, Rules, Selectable},
+    kinds::{Check, Kind, Rules, Selectable},
     strategy::Warnings,
     validation::{
         labels::validate_labels,
         net::{
-            is_dual_stack, is_ipv6, parse_ip, validate_cidr, validate_ip, validate_non_special_ip,
-            validate_port, validate_port_number, validate_protocol,
+            self, is_dual_stack, is_ipv6, parse_ip, validate_cidr, validate_ip,
+            validate_non_special_ip, validate_port, validate_port_number, validate_protocol,
         },
         text,
     },
@@ -28,7 +28,8 @@ impl Kind for Service {
     const RULES: Rules = Rules::namespaced()
         .name(crate::validation::meta::NameRule::Label)
         .status()
-        .create_on_update();
+        .create_on_update()
+        .update_checks(&[Check::Metadata, Check::MetadataChange]);
 
     fn set_defaults(&mut self) {
         let spec = self.spec.get_or_insert_default();
@@ -99,8 +100,8 @@ impl Kind for Service {
         validate_status(self, old, errors);
     }
 
-    fn warnings(&self, old: Option<&Self>) -> Warnings {
-        warnings(self, old)
+    fn warnings(&self, _old: Option<&Self>) -> Warnings {
+        warnings(self)
     }
 
     fn printer() -> std::sync::Arc<dyn crate::printer::Printer> {
@@ -373,9 +374,7 @@ fn validate(service: &Service, old: Option<&Service>, errors: &mut Errors) {
             "may only be used when `type` is 'LoadBalancer'",
         );
     }
-    if old.is_none() {
-        validate_load_balancer_class(&spec, errors);
-    }
+    validate_load_balancer_class(&spec, errors);
     validate_traffic_policies(&spec, &path, errors);
 }
 
@@ -851,7 +850,7 @@ fn validate_status(service: &Service, old: &Service, errors: &mut Errors) {
     }
 }
 
-fn warnings(service: &Service, old: Option<&Service>) -> Warnings {
+fn warnings(service: &Service) -> Warnings {
     const HINTS: &str = "service.kubernetes.io/topology-aware-hints";
     let mut warnings = Warnings::new();
     let spec = service.spec.clone().unwrap_or_default();
@@ -861,36 +860,63 @@ fn warnings(service: &Service, old: Option<&Service>) -> Warnings {
             "annotation {HINTS} is deprecated, please use service.kubernetes.io/topology-mode instead"
         ));
     }
-    let headless = is_headless(&spec);
-    if headless
-        && spec.session_affinity.text() != "None"
-        && !spec.session_affinity.text().is_empty()
-    {
-        warnings.push("spec.SessionAffinity is ignored for headless services".to_owned());
+    let path = Path::new("spec");
+    let of_ips = |field: &str, ips: &[String], warnings: &mut Warnings| {
+        let at = path.child(field);
+        for (i, ip) in ips.iter().enumerate() {
+            warnings.extend(net::ip_warning(ip, &at.index(i)));
+        }
+    };
+    let type_ = spec.type_.text();
+    if type_ != "ExternalName" && !is_headless(&spec) {
+        of_ips("clusterIPs", spec.cluster_ips.items(), &mut warnings);
     }
-    if !spec.load_balancer_ip.text().is_empty() && (headless || spec.type_.text() != "LoadBalancer")
-    {
-        warnings.push(
-            "spec.loadBalancerIP is ignored for services of type other than LoadBalancer"
-                .to_owned(),
-        );
+    let external = spec.external_ips.items();
+    let headless = type_ == "ClusterIP" && is_headless(&spec);
+    let warn = |wrong: bool, message: &str, warnings: &mut Warnings| {
+        if wrong {
+            warnings.push(message.to_owned());
+        }
+    };
+    if headless {
+        for (ignored, field) in [
+            (!spec.load_balancer_ip.text().is_empty(), "loadBalancerIP"),
+            (!external.is_empty(), "externalIPs"),
+            (spec.session_affinity.text() != "None", "SessionAffinity"),
+        ] {
+            let message = format!("spec.{field} is ignored for headless services");
+            warn(ignored, &message, &mut warnings);
+        }
     }
-    if !spec.external_ips.items().is_empty()
-        && old.is_none_or(|old| {
-            old.spec
-                .as_ref()
-                .is_none_or(|old| old.external_ips.items() != spec.external_ips.items())
-        })
-    {
-        warnings.push(
-            "spec.externalIPs is deprecated and may no longer be implemented in some clusters"
-                .to_owned(),
-        );
+    of_ips("externalIPs", external, &mut warnings);
+    warn(
+        !external.is_empty() && !headless && type_ != "ExternalName",
+        "spec.externalIPs is deprecated and may no longer be implemented in some clusters",
+        &mut warnings,
+    );
+    let balancer = spec.load_balancer_ip.text();
+    if !balancer.is_empty() {
+        warnings.extend(net::ip_warning(balancer, &path.child("loadBalancerIP")));
     }
-    if !spec.external_name.text().is_empty() && spec.type_.text() != "ExternalName" {
-        warnings
-            .push("spec.externalName is ignored when spec.type is not \"ExternalName\"".to_owned());
+    let at = path.child("loadBalancerSourceRanges");
+    for (i, range) in spec.load_balancer_source_ranges.items().iter().enumerate() {
+        warnings.extend(net::cidr_warnings(range, &at.index(i)));
     }
+    warn(
+        type_ == "ExternalName" && !external.is_empty(),
+        "spec.externalIPs is ignored when spec.type is \"ExternalName\"",
+        &mut warnings,
+    );
+    warn(
+        type_ != "ExternalName" && !spec.external_name.text().is_empty(),
+        "spec.externalName is ignored when spec.type is not \"ExternalName\"",
+        &mut warnings,
+    );
+    warn(
+        spec.traffic_distribution.text() == "PreferClose",
+        "spec.trafficDistribution: \"PreferClose\" is deprecated; use \"PreferSameZone\"",
+        &mut warnings,
+    );
     warnings
 }
 

@@ -1,14 +1,15 @@
 use k8s_openapi::api::core::v1::{ObjectReference, ServiceAccount};
 
 use crate::{
-    kinds::{Kind, Rules},
+    kinds::{Check, Kind, Rules},
     strategy::Warnings,
 };
 
 const MOUNTABLE: &str = "kubernetes.io/enforce-mountable-secrets";
 
 impl Kind for ServiceAccount {
-    const RULES: Rules = Rules::namespaced();
+    const RULES: Rules =
+        Rules::namespaced().update_checks(&[Check::Metadata, Check::MetadataChange]);
     const HAS_DEFAULTS: bool = false;
 
     fn prepare_create(&mut self) {

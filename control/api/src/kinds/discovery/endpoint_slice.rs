@@ -4,11 +4,11 @@ use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 
 use crate::{
     field::{Errors, Path},
-    kinds::{Generation, Kind, Rules},
+    kinds::{Check, Generation, Kind, Rules},
     strategy::Warnings,
     validation::{
         labels::validate_labels,
-        net::{PROTOCOLS, is_ipv6, parse_ip, validate_non_special_ip},
+        net::{PROTOCOLS, ip_warning, is_ipv6, parse_ip, validate_non_special_ip},
         text,
     },
     zero::{List, Text, set},
@@ -18,7 +18,9 @@ const TYPES: [&str; 3] = ["FQDN", "IPv4", "IPv6"];
 const NODE_NAME_LABEL: &str = "kubernetes.io/hostname";
 
 impl Kind for EndpointSlice {
-    const RULES: Rules = Rules::namespaced().generation(Generation::ObjectOrMetadata);
+    const RULES: Rules = Rules::namespaced()
+        .generation(Generation::ObjectOrMetadata)
+        .update_checks(&[Check::Metadata]);
 
     fn set_defaults(&mut self) {
         for port in self.ports.iter_mut().flatten() {
@@ -52,7 +54,16 @@ impl Kind for EndpointSlice {
         if self.address_type == "FQDN" {
             return vec!["spec.addressType: FQDN endpoints are deprecated".to_owned()];
         }
-        Warnings::new()
+        let mut warnings = Warnings::new();
+        let path = Path::new("endpoints");
+        for (i, endpoint) in self.endpoints.items().iter().enumerate() {
+            let path = path.index(i);
+            let path = path.child("addresses");
+            for (j, address) in endpoint.addresses.iter().enumerate() {
+                warnings.extend(ip_warning(address, &path.index(j)));
+            }
+        }
+        warnings
     }
 
     fn printer() -> std::sync::Arc<dyn crate::printer::Printer> {

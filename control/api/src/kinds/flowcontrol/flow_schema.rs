@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::{CATCH_ALL, EXEMPT, validate_condition_types, validate_fixed};
 use crate::{
     field::{Bad, Errors, Path},
-    kinds::{Generation, Kind, Rules},
+    kinds::{Check, Generation, Kind, Rules, keep_status_metadata},
     printer::Printer,
     printers::access,
     validation::text,
@@ -30,7 +30,11 @@ const VERBS: [&str; 9] = [
 const MAX_PRECEDENCE: i32 = 10_000;
 
 impl Kind for FlowSchema {
-    const RULES: Rules = Rules::cluster().generation(Generation::Spec).status();
+    const RULES: Rules = Rules::cluster()
+        .generation(Generation::Spec)
+        .status()
+        .reset_status(&["metadata", "spec"])
+        .update_checks(&[Check::Metadata]);
 
     fn set_defaults(&mut self) {
         let spec = self.spec.get_or_insert_default();
@@ -42,6 +46,10 @@ impl Kind for FlowSchema {
 
     fn prepare_create(&mut self) {
         self.status = Some(Default::default());
+    }
+
+    fn prepare_status_update(&mut self, old: &Self) {
+        keep_status_metadata(&mut self.metadata, &old.metadata);
     }
 
     fn validate(&self, errors: &mut Errors) {

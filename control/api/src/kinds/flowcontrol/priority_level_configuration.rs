@@ -9,7 +9,7 @@ use serde_json::json;
 use super::{CATCH_ALL, EXEMPT, validate_condition_types, validate_fixed};
 use crate::{
     field::{Errors, Path},
-    kinds::{Generation, Kind, Rules},
+    kinds::{Check, Generation, Kind, Rules, keep_status_metadata},
     printer::Printer,
     printers::access,
     zero::{List, Text, set},
@@ -20,7 +20,11 @@ const MAX_QUEUES: i32 = 10_000_000;
 const MAX_HASH_BITS: i32 = 60;
 
 impl Kind for PriorityLevelConfiguration {
-    const RULES: Rules = Rules::cluster().generation(Generation::Spec).status();
+    const RULES: Rules = Rules::cluster()
+        .generation(Generation::Spec)
+        .status()
+        .reset_status(&["metadata", "spec"])
+        .update_checks(&[Check::Metadata]);
 
     fn set_defaults(&mut self) {
         let spec = self.spec.get_or_insert_default();
@@ -52,6 +56,10 @@ impl Kind for PriorityLevelConfiguration {
 
     fn prepare_create(&mut self) {
         self.status = Some(Default::default());
+    }
+
+    fn prepare_status_update(&mut self, old: &Self) {
+        keep_status_metadata(&mut self.metadata, &old.metadata);
     }
 
     fn validate(&self, errors: &mut Errors) {

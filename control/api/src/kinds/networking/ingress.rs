@@ -1,12 +1,10 @@
-use std::net::IpAddr;
-
 use k8s_openapi::api::networking::v1::{
     HTTPIngressPath, Ingress, IngressBackend, IngressRule, IngressSpec, IngressTLS,
 };
 
 use crate::{
     field::{Bad, Errors, Path},
-    kinds::{Generation, Kind, Rules},
+    kinds::{Check, Generation, Kind, Rules},
     strategy::Warnings,
     validation::{net, text},
     zero::{List, Text},
@@ -15,7 +13,10 @@ use crate::{
 const CLASS_ANNOTATION: &str = "kubernetes.io/ingress.class";
 
 impl Kind for Ingress {
-    const RULES: Rules = Rules::namespaced().generation(Generation::Spec).status();
+    const RULES: Rules = Rules::namespaced()
+        .generation(Generation::Spec)
+        .status()
+        .update_checks(&[Check::Metadata, Check::MetadataChange]);
     const HAS_DEFAULTS: bool = false;
 
     fn validate(&self, errors: &mut Errors) {
@@ -84,7 +85,7 @@ fn validate_spec(spec: &IngressSpec, errors: &mut Errors) {
     if spec.rules.items().is_empty() && spec.default_backend.is_none() {
         errors.invalid(
             &path,
-            Bad::json(&()),
+            Bad::json(&spec.rules),
             "either `defaultBackend` or `rules` must be specified",
         );
     }
@@ -132,7 +133,7 @@ fn validate_rule(rule: &IngressRule, path: &Path<'_>, errors: &mut Errors) {
     let host = rule.host.text();
     if !host.is_empty() {
         let at = path.child("host");
-        if host.parse::<IpAddr>().is_ok() {
+        if net::parse_ip(host).is_some() {
             errors.invalid(&at, host, "must be a DNS name, not an IP address");
         }
         errors.invalid_each(&at, host, host_problems(host));
@@ -152,7 +153,10 @@ fn validate_path(one: &HTTPIngressPath, path: &Path<'_>, errors: &mut Errors) {
     let url = one.path.text();
     let at = path.child("path");
     match one.path_type.as_str() {
-        "" => errors.required(&path.child("pathType"), "pathType must be specified"),
+        "" => {
+            errors.required(&path.child("pathType"), "pathType must be specified");
+            return;
+        }
         "Exact" | "Prefix" => {
             if !url.starts_with('/') {
                 errors.invalid(&at, url, "must be an absolute path");
@@ -190,23 +194,15 @@ fn validate_backend(backend: &IngressBackend, path: &Path<'_>, errors: &mut Erro
             errors.invalid(path, "", "cannot set both resource and service backends");
         }
         (None, Some(resource)) => {
-            let at = path.child("resource");
-            if let Some(group) = resource
-                .api_group
-                .as_deref()
-                .filter(|group| !group.is_empty())
-            {
-                errors.invalid_each(&at.child("apiGroup"), group, text::dns1123_subdomain(group));
-            }
-            for (field, value) in [("kind", &resource.kind), ("name", &resource.name)] {
-                if value.is_empty() {
-                    errors.required(&at.child(field), "");
-                } else {
-                    errors.invalid_each(&at.child(field), value, text::path_segment(value));
-                }
-            }
+            validate_reference(
+                resource.api_group.as_deref(),
+                &resource.kind,
+                &resource.name,
+                &path.child("resource"),
+                errors,
+            );
         }
-        (None, None) => errors.required(path, "resource or service backend is required"),
+        (None, None) => errors.invalid(path, "", "resource or service backend is required"),
         (Some(service), None) => {
             let at = path.child("service.name");
             if service.name.is_empty() {
@@ -227,6 +223,30 @@ fn validate_backend(backend: &IngressBackend, path: &Path<'_>, errors: &mut Erro
                 ),
                 _ => errors.invalid(path, "", "cannot set both port name & port number"),
             }
+        }
+    }
+}
+
+/// A reference to an object of the namespace, also of an IngressClass.
+pub(super) fn validate_reference(
+    group: Option<&str>,
+    kind: &str,
+    name: &str,
+    path: &Path<'_>,
+    errors: &mut Errors,
+) {
+    if let Some(group) = group {
+        let at = path.child("apiGroup");
+        errors.invalid_each(&at, group, text::dns1123_subdomain(group));
+    }
+    for (field, value, missing) in [
+        ("kind", kind, "kind is required"),
+        ("name", name, "name is required"),
+    ] {
+        if value.is_empty() {
+            errors.required(&path.child(field), missing);
+        } else {
+            errors.invalid_each(&path.child(field), value, text::path_segment(value));
         }
     }
 }

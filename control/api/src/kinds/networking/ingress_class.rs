@@ -2,20 +2,21 @@ use k8s_openapi::api::networking::v1::{IngressClass, IngressClassParametersRefer
 
 use crate::{
     field::{Errors, Path},
-    kinds::{Generation, Kind, Rules},
+    kinds::{Check, Generation, Kind, Rules},
     validation::text,
-    zero::{Text, fill},
+    zero::{Text, set},
 };
 
 impl Kind for IngressClass {
-    const RULES: Rules = Rules::cluster().generation(Generation::Spec);
+    const RULES: Rules = Rules::cluster()
+        .generation(Generation::Spec)
+        .update_checks(&[Check::Metadata, Check::MetadataChange]);
 
     fn set_defaults(&mut self) {
         if let Some(spec) = &mut self.spec
             && let Some(parameters) = &mut spec.parameters
-            && parameters.scope.is_none()
         {
-            fill(&mut parameters.scope, "Cluster");
+            set(&mut parameters.scope, "Cluster".to_owned());
         }
     }
 
@@ -38,9 +39,7 @@ impl Kind for IngressClass {
             &controller(self),
             &controller(old),
         );
-        if let Some(parameters) = self.spec.as_ref().and_then(|spec| spec.parameters.as_ref()) {
-            validate_parameters(parameters, &Path::new("spec.parameters"), errors);
-        }
+        self.validate(errors);
     }
 
     fn printer() -> std::sync::Arc<dyn crate::printer::Printer> {
@@ -118,37 +117,23 @@ fn validate_parameters(
     path: &Path<'_>,
     errors: &mut Errors,
 ) {
-    if let Some(group) = parameters
-        .api_group
-        .as_deref()
-        .filter(|group| !group.is_empty())
-    {
-        errors.invalid_each(
-            &path.child("apiGroup"),
-            group,
-            text::dns1123_subdomain(group),
-        );
-    }
-    for (field, value) in [("kind", &parameters.kind), ("name", &parameters.name)] {
-        if value.is_empty() {
-            errors.required(&path.child(field), "");
-        } else {
-            errors.invalid_each(&path.child(field), value, text::path_segment(value));
-        }
-    }
+    super::ingress::validate_reference(
+        parameters.api_group.as_deref(),
+        &parameters.kind,
+        &parameters.name,
+        path,
+        errors,
+    );
     let at = path.child("namespace");
-    if let Some(namespace) = &parameters.namespace
-        && !namespace.is_empty()
-    {
-        errors.invalid_each(&at, namespace, text::dns1123_label(namespace));
-    }
     match (parameters.scope.text(), &parameters.namespace) {
-        ("", _) => errors.required(&path.child("scope"), ""),
         ("Cluster", Some(_)) => {
             errors.forbidden(&at, "`parameters.scope` is set to 'Cluster'");
         }
         ("Namespace", None) => errors.required(&at, "`parameters.scope` is set to 'Namespace'"),
-        ("Cluster" | "Namespace", _) => {}
+        ("Namespace", Some(namespace)) => {
+            errors.invalid_each(&at, namespace, text::dns1123_label(namespace));
+        }
+        ("Cluster", None) => {}
         (other, _) => {
             errors.not_supported(&path.child("scope"), other, &["Cluster", "Namespace"]);
         }

@@ -2,25 +2,21 @@ use k8s_openapi::api::networking::v1::IPAddress;
 
 use crate::{
     field::{Errors, Path},
-    kinds::{Kind, Rules},
+    kinds::{Check, Kind, Rules},
     validation::{internal, net, text},
     zero::Text,
 };
 
 impl Kind for IPAddress {
-    const RULES: Rules = Rules::cluster().create_on_update();
+    const RULES: Rules = Rules::cluster()
+        .create_on_update()
+        .update_checks(&[Check::Metadata, Check::MetadataChange]);
     const HAS_DEFAULTS: bool = false;
 
     fn validate(&self, errors: &mut Errors) {
         let name = self.metadata.name.text();
         let at = Path::new("metadata.name");
-        match net::parse_ip(name) {
-            None => errors.invalid(&at, name, "must be a valid IP address"),
-            Some(ip) if ip.to_string() != name => {
-                errors.invalid(&at, name, "must be a valid IP address in canonical form");
-            }
-            Some(_) => {}
-        }
+        net::validate_canonical_ip(name, &at, errors);
         let parent = &self.spec.parent_ref;
         let path = Path::new("spec.parentRef");
         let group = parent.group.text();
@@ -42,6 +38,7 @@ impl Kind for IPAddress {
     }
 
     fn validate_update(&self, old: &Self, errors: &mut Errors) {
+        self.validate(errors);
         internal::immutable(
             "ParentReference",
             &Path::new("spec.parentRef"),

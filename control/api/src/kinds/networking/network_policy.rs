@@ -5,7 +5,8 @@ use k8s_openapi::{
 
 use crate::{
     field::{Bad, Errors, Path},
-    kinds::{Generation, Kind, Rules},
+    kinds::{Check, Generation, Kind, Rules},
+    strategy::Warnings,
     validation::{
         labels::{SelectorRules, validate_selector},
         net, text,
@@ -14,7 +15,9 @@ use crate::{
 };
 
 impl Kind for NetworkPolicy {
-    const RULES: Rules = Rules::namespaced().generation(Generation::Spec);
+    const RULES: Rules = Rules::namespaced()
+        .generation(Generation::Spec)
+        .update_checks(&[Check::Metadata, Check::Object, Check::MetadataChange]);
 
     fn set_defaults(&mut self) {
         let spec = self.spec.get_or_insert_default();
@@ -74,6 +77,23 @@ impl Kind for NetworkPolicy {
         }
     }
 
+    fn warnings(&self, _old: Option<&Self>) -> Warnings {
+        let mut warnings = Warnings::new();
+        let spec = self.spec.clone().unwrap_or_default();
+        let path = Path::new("spec");
+        let ingress = path.child("ingress");
+        for (i, rule) in spec.ingress.items().iter().enumerate() {
+            let path = ingress.index(i);
+            peer_warnings(rule.from.items(), &path.child("from"), &mut warnings);
+        }
+        let egress = path.child("egress");
+        for (i, rule) in spec.egress.items().iter().enumerate() {
+            let path = egress.index(i);
+            peer_warnings(rule.to.items(), &path.child("to"), &mut warnings);
+        }
+        warnings
+    }
+
     fn printer() -> std::sync::Arc<dyn crate::printer::Printer> {
         crate::printers::network::network_policy()
     }
@@ -102,7 +122,7 @@ fn validate_port(port: &NetworkPolicyPort, path: &Path<'_>, errors: &mut Errors)
             net::validate_port_number(*number, &path.child("port"), errors);
             if let Some(end) = end {
                 if end < *number {
-                    errors.invalid(&at, end, "must be greater than or equal to `port`");
+                    errors.invalid(&at, *number, "must be greater than or equal to `port`");
                 }
                 net::validate_port_number(end, &at, errors);
             }
@@ -179,6 +199,21 @@ fn validate_block(block: &IPBlock, path: &Path<'_>, errors: &mut Errors) {
         };
         if !cidr.contains(&inner.addr()) || inner.prefix_len() <= cidr.prefix_len() {
             errors.invalid(&at, except.as_str(), "must be a strict subset of `cidr`");
+        }
+    }
+}
+
+fn peer_warnings(peers: &[NetworkPolicyPeer], path: &Path<'_>, warnings: &mut Warnings) {
+    for (i, peer) in peers.iter().enumerate() {
+        let Some(block) = &peer.ip_block else {
+            continue;
+        };
+        let path = path.index(i);
+        let path = path.child("ipBlock");
+        warnings.extend(net::cidr_warnings(&block.cidr, &path.child("cidr")));
+        let at = path.child("except");
+        for (j, except) in block.except.items().iter().enumerate() {
+            warnings.extend(net::cidr_warnings(except, &at.index(j)));
         }
     }
 }

@@ -1,44 +1,48 @@
+use ipnet::IpNet;
 use k8s_openapi::api::networking::v1::ServiceCIDR;
+use serde_json::json;
 
 use crate::{
     field::{Bad, Errors, Path},
-    kinds::{Kind, Rules},
+    kinds::{Kind, Rules, keep_status_metadata},
     validation::net,
     zero::List,
 };
 
 impl Kind for ServiceCIDR {
-    const RULES: Rules = Rules::cluster().status();
+    // Upstream gives up fields of a group that is not this one.
+    const RULES: Rules = Rules::cluster().status().reset(&[]).reset_status(&[]);
     const HAS_DEFAULTS: bool = false;
+
+    fn prepare_status_update(&mut self, old: &Self) {
+        keep_status_metadata(&mut self.metadata, &old.metadata);
+    }
 
     fn validate(&self, errors: &mut Errors) {
         let cidrs = cidrs(self);
         let path = Path::new("spec.cidrs");
-        match cidrs.len() {
-            0 => errors.required(&path, "at least one CIDR required"),
-            1 => {}
-            2 => {
-                let parsed: Vec<_> = cidrs
-                    .iter()
-                    .filter_map(|cidr| net::parse_cidr(cidr))
-                    .collect();
-                let dual =
-                    parsed.len() == 2 && parsed[0].addr().is_ipv4() != parsed[1].addr().is_ipv4();
-                if parsed.len() == 2 && !dual {
+        let shown = || Bad::shown(format!(r#"{{"CIDRs":{}}}"#, json!(cidrs)));
+        match cidrs.as_slice() {
+            [] => errors.required(&path, "at least one CIDR required"),
+            [_] => {}
+            [one, other] => {
+                let families = [one, other].map(|cidr| net::parse_cidr(cidr).map(is_ipv4));
+                if !matches!(families, [Some(one), Some(other)] if one != other) {
                     errors.invalid(
                         &path,
-                        Bad::json(&cidrs),
+                        shown(),
                         "may specify no more than one IP for each IP family, i.e 192.168.0.0/24 and 2001:db8::/64",
                     );
+                    return;
                 }
             }
             _ => {
-                errors.invalid(&path, Bad::json(&cidrs), "may only hold up to 2 values");
+                errors.invalid(&path, shown(), "may only hold up to 2 values");
                 return;
             }
         }
         for (index, cidr) in cidrs.iter().enumerate() {
-            net::validate_cidr(cidr, &[], &path.index(index), errors);
+            net::validate_canonical_cidr(cidr, &path.index(index), errors);
         }
     }
 
@@ -63,6 +67,10 @@ impl Kind for ServiceCIDR {
     fn printer() -> std::sync::Arc<dyn crate::printer::Printer> {
         crate::printers::network::service_cidr()
     }
+}
+
+fn is_ipv4(net: IpNet) -> bool {
+    net.addr().is_ipv4()
 }
 
 fn cidrs(object: &ServiceCIDR) -> Vec<String> {

@@ -3,20 +3,24 @@ use k8s_openapi::api::node::v1::RuntimeClass;
 use crate::{
     defaults::pod_spec::round_up,
     field::{Errors, IMMUTABLE, Path},
-    kinds::{Kind, Rules},
+    kinds::{Check, Kind, Rules},
     quantity::ResourceList,
+    strategy::Warnings,
     validation::{
         internal,
         labels::validate_labels,
         resources::{validate_container_resource_name, validate_requirements},
         scheduling::validate_tolerations,
         text,
+        warnings::deprecated_node_label,
     },
     zero::List,
 };
 
 impl Kind for RuntimeClass {
-    const RULES: Rules = Rules::cluster().conditional_update();
+    const RULES: Rules = Rules::cluster()
+        .conditional_update()
+        .update_checks(&[Check::Metadata, Check::MetadataChange]);
 
     fn set_defaults(&mut self) {
         if let Some(overhead) = &mut self.overhead {
@@ -60,9 +64,22 @@ impl Kind for RuntimeClass {
     }
 
     fn validate_update(&self, old: &Self, errors: &mut Errors) {
+        self.validate(errors);
         if self.handler != old.handler {
             errors.invalid(&Path::new("handler"), &self.handler, IMMUTABLE);
         }
+    }
+
+    fn warnings(&self, _old: Option<&Self>) -> Warnings {
+        let selector = self
+            .scheduling
+            .iter()
+            .filter_map(|one| one.node_selector.as_ref());
+        let labels = selector.flat_map(|selector| selector.keys());
+        let messages = labels.filter_map(|label| deprecated_node_label(label));
+        messages
+            .map(|message| format!("scheduling.nodeSelector: {message}"))
+            .collect()
     }
 
     fn printer() -> std::sync::Arc<dyn crate::printer::Printer> {

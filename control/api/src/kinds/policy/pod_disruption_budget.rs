@@ -18,7 +18,8 @@ impl Kind for PodDisruptionBudget {
     const RULES: Rules = Rules::namespaced()
         .status()
         .generation(Generation::Spec)
-        .conditional_update();
+        .conditional_update()
+        .update_checks(&[]);
     const HAS_DEFAULTS: bool = false;
 
     fn validate(&self, errors: &mut Errors) {

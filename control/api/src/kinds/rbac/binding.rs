@@ -3,7 +3,7 @@ use serde_json::json;
 
 use crate::{
     field::{Bad, Errors, Path},
-    kinds::{Kind, Rules},
+    kinds::{Check, Kind, Rules},
     validation::{meta::NameRule, text},
     zero::{List, Text, fill},
 };
@@ -13,7 +13,8 @@ const GROUP: &str = "rbac.authorization.k8s.io";
 impl Kind for RoleBinding {
     const RULES: Rules = Rules::namespaced()
         .name(NameRule::PathSegment)
-        .create_on_update();
+        .create_on_update()
+        .update_checks(&[Check::Metadata, Check::MetadataChange]);
 
     fn set_defaults(&mut self) {
         set_defaults(
@@ -39,7 +40,8 @@ impl Kind for RoleBinding {
 impl Kind for ClusterRoleBinding {
     const RULES: Rules = Rules::cluster()
         .name(NameRule::PathSegment)
-        .create_on_update();
+        .create_on_update()
+        .update_checks(&[Check::Metadata, Check::MetadataChange]);
 
     fn set_defaults(&mut self) {
         set_defaults(

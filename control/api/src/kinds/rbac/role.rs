@@ -2,7 +2,7 @@ use k8s_openapi::api::rbac::v1::{ClusterRole, PolicyRule, Role};
 
 use crate::{
     field::{Bad, Errors, Path},
-    kinds::{Kind, Rules},
+    kinds::{Check, Kind, Rules},
     validation::{
         labels::{SelectorRules, validate_selector},
         meta::NameRule,
@@ -13,7 +13,8 @@ use crate::{
 impl Kind for Role {
     const RULES: Rules = Rules::namespaced()
         .name(NameRule::PathSegment)
-        .create_on_update();
+        .create_on_update()
+        .update_checks(&[Check::Metadata, Check::MetadataChange]);
     const HAS_DEFAULTS: bool = false;
 
     fn validate(&self, errors: &mut Errors) {
@@ -24,7 +25,8 @@ impl Kind for Role {
 impl Kind for ClusterRole {
     const RULES: Rules = Rules::cluster()
         .name(NameRule::PathSegment)
-        .create_on_update();
+        .create_on_update()
+        .update_checks(&[Check::Metadata, Check::MetadataChange]);
     const HAS_DEFAULTS: bool = false;
 
     fn validate(&self, errors: &mut Errors) {

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     field::{Errors, Path},
-    kinds::{Kind, Rules},
+    kinds::{Kind, Rules, keep_status_metadata},
     printer::Printer,
     printers,
     validation::{
@@ -33,7 +33,9 @@ const DATA_LIMIT_BYTES: usize = 10 * 1024;
 const IPS_LIMIT: usize = 16;
 
 impl Kind for ResourceClaim {
-    const RULES: Rules = Rules::namespaced().status();
+    const RULES: Rules = Rules::namespaced()
+        .status()
+        .reset_status(&["metadata", "spec"]);
 
     fn set_defaults(&mut self) {
         set_claim_defaults(&mut self.spec);
@@ -41,6 +43,10 @@ impl Kind for ResourceClaim {
 
     fn prepare_create(&mut self) {
         self.status = Some(Default::default());
+    }
+
+    fn prepare_status_update(&mut self, old: &Self) {
+        keep_status_metadata(&mut self.metadata, &old.metadata);
     }
 
     fn validate(&self, errors: &mut Errors) {

@@ -3,7 +3,6 @@ use k8s_openapi::api::storage::v1::CSIDriver;
 use crate::{
     field::{Errors, Path},
     kinds::{Kind, Rules},
-    validation::volume_sources::validate_csi_driver_name,
     zero::{List, set},
 };
 
@@ -34,8 +33,6 @@ impl Kind for CSIDriver {
     }
 
     fn validate(&self, errors: &mut Errors) {
-        let name = self.metadata.name.as_deref().unwrap_or_default();
-        validate_csi_driver_name(name, &Path::new("name"), errors);
         validate_spec(self, errors);
     }
 
@@ -109,13 +106,10 @@ fn validate_spec(driver: &CSIDriver, errors: &mut Errors) {
             );
         }
     }
-    for (index, mode) in spec.volume_lifecycle_modes.items().iter().enumerate() {
+    let at = path.child("volumeLifecycleModes");
+    for mode in spec.volume_lifecycle_modes.items() {
         if !matches!(mode.as_str(), "Ephemeral" | "Persistent") {
-            errors.not_supported(
-                &path.child("volumeLifecycleModes").index(index),
-                mode.as_str(),
-                &["Ephemeral", "Persistent"],
-            );
+            errors.not_supported(&at, mode.as_str(), &["Persistent", "Ephemeral"]);
         }
     }
     if spec.se_linux_mount.is_none() {

@@ -1,14 +1,18 @@
 use k8s_openapi::api::storage::v1::{CSINode, CSINodeDriver};
 
 use crate::{
-    field::{Errors, Path},
-    kinds::{Kind, Rules},
+    field::{Errors, IMMUTABLE, Path},
+    kinds::{Check, Kind, Rules},
     validation::{internal, text, volume_sources::validate_csi_driver_name},
     zero::List,
 };
 
 impl Kind for CSINode {
-    const RULES: Rules = Rules::cluster().conditional_update();
+    const RULES: Rules = Rules::cluster().conditional_update().update_checks(&[
+        Check::Metadata,
+        Check::Object,
+        Check::Metadata,
+    ]);
     const HAS_DEFAULTS: bool = false;
 
     fn validate(&self, errors: &mut Errors) {
@@ -16,24 +20,16 @@ impl Kind for CSINode {
     }
 
     fn validate_update(&self, old: &Self, errors: &mut Errors) {
+        validate_drivers(&self.spec.drivers, errors);
         let at = Path::new("spec.drivers");
-        for driver in &self.spec.drivers {
-            let before = old
-                .spec
-                .drivers
-                .iter()
-                .find(|before| before.name == driver.name);
-            if let Some(before) = before
-                && !same_but_count(driver, before)
-            {
-                errors.invalid(
-                    &at,
-                    internal::bad("CSINodeDriver", driver),
-                    "field is immutable",
-                );
+        for before in &old.spec.drivers {
+            for driver in &self.spec.drivers {
+                let (before, driver) = (without_count(before), without_count(driver));
+                if driver.name == before.name && driver != before {
+                    errors.invalid(&at, internal::bad("CSINodeDriver", &driver), IMMUTABLE);
+                }
             }
         }
-        validate_drivers(&self.spec.drivers, errors);
     }
 
     fn printer() -> std::sync::Arc<dyn crate::printer::Printer> {
@@ -42,13 +38,10 @@ impl Kind for CSINode {
 }
 
 /// How many volumes a node takes may change while it runs.
-fn same_but_count(new: &CSINodeDriver, old: &CSINodeDriver) -> bool {
+fn without_count(driver: &CSINodeDriver) -> CSINodeDriver {
     CSINodeDriver {
         allocatable: None,
-        ..new.clone()
-    } == CSINodeDriver {
-        allocatable: None,
-        ..old.clone()
+        ..driver.clone()
     }
 }
 
@@ -60,7 +53,8 @@ fn validate_drivers(drivers: &[CSINodeDriver], errors: &mut Errors) {
         let at = path.child("nodeID");
         if driver.node_id.is_empty() {
             errors.required(&at, "");
-        } else if driver.node_id.len() > 256 {
+        }
+        if driver.node_id.len() > 256 {
             errors.invalid(
                 &at,
                 driver.node_id.as_str(),
@@ -86,10 +80,13 @@ fn validate_drivers(drivers: &[CSINodeDriver], errors: &mut Errors) {
         }
         let keys = driver.topology_keys.items();
         for (index, key) in keys.iter().enumerate() {
-            if keys[..index].contains(key) {
-                errors.duplicate(&path.child("topologyKeys"), key.as_str());
+            if key.is_empty() {
+                errors.required(&path, "");
             }
-            errors.invalid_each(&path.child("topologyKeys"), key, text::qualified_name(key));
+            if keys[..index].contains(key) {
+                errors.duplicate(&path, key.as_str());
+            }
+            errors.invalid_each(&path, key, text::qualified_name(key));
         }
     }
 }

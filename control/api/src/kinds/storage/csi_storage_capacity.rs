@@ -2,7 +2,7 @@ use k8s_openapi::api::storage::v1::CSIStorageCapacity;
 
 use crate::{
     field::{Errors, Path},
-    kinds::{Kind, Rules},
+    kinds::{Check, Kind, Rules},
     quantity::Amount,
     validation::{
         labels::{SelectorRules, validate_selector},
@@ -11,7 +11,9 @@ use crate::{
 };
 
 impl Kind for CSIStorageCapacity {
-    const RULES: Rules = Rules::namespaced().conditional_update();
+    const RULES: Rules = Rules::namespaced()
+        .conditional_update()
+        .update_checks(&[Check::Metadata, Check::MetadataChange]);
     const HAS_DEFAULTS: bool = false;
 
     fn validate(&self, errors: &mut Errors) {
@@ -27,17 +29,14 @@ impl Kind for CSIStorageCapacity {
             class,
             text::dns1123_subdomain(class),
         );
-        for (field, quantity) in [
-            ("capacity", &self.capacity),
-            ("maximumVolumeSize", &self.maximum_volume_size),
-        ] {
-            if let Some(quantity) = quantity {
-                resources::validate_non_negative(Amount::of(quantity), &Path::new(field), errors);
-            }
+        if let Some(quantity) = &self.capacity {
+            let at = Path::new("capacity");
+            resources::validate_non_negative(Amount::of(quantity), &at, errors);
         }
     }
 
     fn validate_update(&self, old: &Self, errors: &mut Errors) {
+        self.validate(errors);
         errors.immutable(
             &Path::new("nodeTopology"),
             &self.node_topology,

@@ -21,7 +21,7 @@ fn validate_parameters(
     const LIMIT_BYTES: usize = 256 * 1024;
     let Some(parameters) = parameters else { return };
     if parameters.len() > LIMIT {
-        errors.too_long(&path.child("Provisioner Parameters"), LIMIT);
+        errors.too_long(path, LIMIT);
         return;
     }
     for _ in parameters.keys().filter(|key| key.is_empty()) {

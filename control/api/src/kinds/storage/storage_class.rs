@@ -2,13 +2,14 @@ use k8s_openapi::api::storage::v1::StorageClass;
 
 use crate::{
     field::{Errors, Path},
-    kinds::{Kind, Rules},
-    validation::{scheduling::validate_topology_terms, text},
+    kinds::{Check, Kind, Rules},
+    strategy::Warnings,
+    validation::{scheduling::validate_topology_terms, text, warnings::deprecated_node_label},
     zero::{List, Text, set},
 };
 
 impl Kind for StorageClass {
-    const RULES: Rules = Rules::cluster();
+    const RULES: Rules = Rules::cluster().update_checks(&[Check::Metadata, Check::MetadataChange]);
 
     fn set_defaults(&mut self) {
         set(&mut self.reclaim_policy, "Delete".to_owned());
@@ -21,7 +22,7 @@ impl Kind for StorageClass {
             errors.required(&at, "");
         } else {
             let lower = self.provisioner.to_lowercase();
-            errors.invalid_each(&at, &self.provisioner, text::qualified_name(&lower));
+            errors.invalid_each(&at, &lower, text::qualified_name(&lower));
         }
         super::validate_parameters(self.parameters.as_ref(), &Path::new("parameters"), errors);
         let policy = self.reclaim_policy.text();
@@ -41,6 +42,7 @@ impl Kind for StorageClass {
     }
 
     fn validate_update(&self, old: &Self, errors: &mut Errors) {
+        self.validate(errors);
         if self.parameters.clone().unwrap_or_default() != old.parameters.clone().unwrap_or_default()
         {
             errors.forbidden(
@@ -65,6 +67,21 @@ impl Kind for StorageClass {
             &self.volume_binding_mode,
             &old.volume_binding_mode,
         );
+    }
+
+    fn warnings(&self, _old: Option<&Self>) -> Warnings {
+        let mut warnings = Warnings::new();
+        let path = Path::new("allowedTopologies");
+        for (i, term) in self.allowed_topologies.items().iter().enumerate() {
+            let path = path.index(i);
+            let path = path.child("matchLabelExpressions");
+            for (j, expression) in term.match_label_expressions.items().iter().enumerate() {
+                if let Some(message) = deprecated_node_label(&expression.key) {
+                    warnings.push(format!("{}: {message}", path.index(j).child("key")));
+                }
+            }
+        }
+        warnings
     }
 
     fn printer() -> std::sync::Arc<dyn crate::printer::Printer> {

@@ -2,12 +2,17 @@ use k8s_openapi::api::storage::v1::VolumeAttributesClass;
 
 use crate::{
     field::{Errors, Path},
-    kinds::{Kind, Rules},
+    kinds::{Check, Kind, Rules},
     validation::text,
 };
 
 impl Kind for VolumeAttributesClass {
-    const RULES: Rules = Rules::cluster();
+    const RULES: Rules = Rules::cluster().update_checks(&[
+        Check::Metadata,
+        Check::Object,
+        Check::MetadataChange,
+        Check::Metadata,
+    ]);
     const HAS_DEFAULTS: bool = false;
 
     fn validate(&self, errors: &mut Errors) {
@@ -16,17 +21,14 @@ impl Kind for VolumeAttributesClass {
             errors.required(&at, "");
         } else {
             let lower = self.driver_name.to_lowercase();
-            errors.invalid_each(&at, &self.driver_name, text::qualified_name(&lower));
+            errors.invalid_each(&at, &lower, text::qualified_name(&lower));
         }
         let at = Path::new("parameters");
-        if self
-            .parameters
-            .as_ref()
-            .is_none_or(|parameters| parameters.is_empty())
-        {
+        super::validate_parameters(self.parameters.as_ref(), &at, errors);
+        let parameters = self.parameters.as_ref();
+        if parameters.is_none_or(|parameters| parameters.is_empty()) {
             errors.required(&at, "must contain at least one key/value pair");
         }
-        super::validate_parameters(self.parameters.as_ref(), &at, errors);
     }
 
     fn validate_update(&self, old: &Self, errors: &mut Errors) {
@@ -42,6 +44,7 @@ impl Kind for VolumeAttributesClass {
                 "updates to parameters are forbidden.",
             );
         }
+        self.validate(errors);
     }
 
     fn printer() -> std::sync::Arc<dyn crate::printer::Printer> {
