@@ -87,6 +87,8 @@ reasons! {
     XdpToPod = 29, "xdp_to_pod";
     /// Not a drop: sent back out of the uplink by XDP.
     XdpToNeighbour = 30, "xdp_to_neighbour";
+    /// Not a drop: a socket's place was another's, so that it had to have storage of its own.
+    PlaceTaken = 31, "place_taken";
 }
 
 impl Reason {
@@ -108,6 +110,7 @@ impl Reason {
                 | Reason::DirectReturn
                 | Reason::XdpToPod
                 | Reason::XdpToNeighbour
+                | Reason::PlaceTaken
         )
     }
 }

@@ -31,6 +31,8 @@ pub static AFFINITIES: LruHashMap<AffinityKey, Affinity, { MAX_AFFINITIES as usi
 pub static SOURCE_RANGES: LpmTrie<SourceRange, u32, { MAX_SOURCE_RANGES as usize }> =
     LpmTrie::new();
 #[btf_map]
+pub static PEERS: Array<Peer, { MAX_PEERS as usize }> = Array::new();
+#[btf_map]
 pub static SOCKETS: SkStorage<SocketRecord> = SkStorage::new();
 #[btf_map]
 pub static STREAMS: SkStorage<StreamRecord> = SkStorage::new();

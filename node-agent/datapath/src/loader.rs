@@ -15,7 +15,8 @@ use std::time::Duration;
 
 use aya::maps::MapData;
 use aya::programs::{
-    CgroupSockAddr, Program, ProgramError, SchedClassifier, TestRun, TestRunOptions, Xdp,
+    CgroupSock, CgroupSockAddr, Program, ProgramError, SchedClassifier, TestRun, TestRunOptions,
+    Xdp,
 };
 use aya::{Ebpf, EbpfLoader};
 use ipnet::IpNet;
@@ -152,6 +153,9 @@ const SOCKET_HOOKS: [(&str, AttachType); 8] = [
     ("getpeername6", AttachType::Getpeername6),
 ];
 
+/// Frees what the hooks above take. Attached before them, so that nothing stays taken.
+const SOCKET_RELEASE: &str = "sock_release";
+
 pub(crate) const XDP_PROGRAM: &str = "xdp_net";
 
 const PACKET_PROGRAMS: [&str; 4] = ["from_pod", "to_pod", "from_net", "to_net"];
@@ -179,6 +183,7 @@ impl Datapath {
         let mut ebpf = loader
             .load(PROGRAMS)
             .map_err(|error| Error::Load(Box::new(error)))?;
+        load::<CgroupSock>(&mut ebpf, SOCKET_RELEASE, CgroupSock::load)?;
         for (name, _) in SOCKET_HOOKS {
             load::<CgroupSockAddr>(&mut ebpf, name, CgroupSockAddr::load)?;
         }
@@ -281,7 +286,8 @@ impl Datapath {
     fn attach_sockets(&self, cgroup: &Path) -> Result<(), Error> {
         let folder = File::open(cgroup).map_err(|error| Error::file("open", cgroup, error))?;
         let ebpf = self.ebpf.lock();
-        for (name, attach_type) in SOCKET_HOOKS {
+        let release = (SOCKET_RELEASE, AttachType::SockRelease);
+        for (name, attach_type) in [release].into_iter().chain(SOCKET_HOOKS) {
             let fd = program_fd(&ebpf, name)?;
             self.links
                 .attach(name, fd, &Target::Cgroup(folder.as_fd()), attach_type)?;
@@ -552,6 +558,7 @@ impl Datapath {
         SOCKET_HOOKS
             .iter()
             .map(|(name, _)| *name)
+            .chain([SOCKET_RELEASE])
             .chain(PACKET_PROGRAMS)
             .map(|name| {
                 let (runs, ns) = program_cost(program_fd(&ebpf, name)?)
@@ -801,6 +808,7 @@ pub(crate) fn program_fd<'a>(ebpf: &'a Ebpf, name: &str) -> Result<BorrowedFd<'a
         .program(name)
         .ok_or_else(|| missing("not built".into()))?;
     let fd = match program {
+        Program::CgroupSock(program) => program.fd(),
         Program::CgroupSockAddr(program) => program.fd(),
         Program::SchedClassifier(program) => program.fd(),
         Program::Xdp(program) => program.fd(),

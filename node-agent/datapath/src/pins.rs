@@ -128,6 +128,7 @@ fn sizes(name: &str) -> Option<(usize, usize)> {
         "AFFINITIES" => of::<AffinityKey, Affinity>(),
         "SOURCE_RANGES" => of::<Prefix<SourceRange>, u32>(),
         "SOCKETS" => of::<u32, SocketRecord>(),
+        "PEERS" => of::<u32, Peer>(),
         "STREAMS" => of::<u32, StreamRecord>(),
         "FLOWS" => of::<FlowKey, Flow>(),
         "FRAGMENTS" => of::<FragmentKey, FragmentPorts>(),
