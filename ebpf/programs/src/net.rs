@@ -21,7 +21,7 @@ use crate::flow::{
     Followed, answer_taken, create, create_direct, follow, forget_created, opens, return_via,
     translate_icmp_error,
 };
-use crate::forward::{DROP, PASS, deliver, drop, forward_known, route};
+use crate::forward::{DROP, PASS, Plain, deliver, drop, forward_known, route};
 use crate::maps::{NETWORKS, SOURCE_RANGES, Scratch, config, scratch};
 use crate::packet::{
     ETH_LEN, Packet, Parsed, Shape, add_option, ifindex, is_arp, load, mark, parse, remove_option,
@@ -41,17 +41,23 @@ pub fn from_net(ctx: TcContext) -> i32 {
         return DROP;
     };
     // What the tunnel brings may say where it came in.
-    if config().is_some_and(|config| config.tunnel_ifindex != ifindex(skb))
-        && let Some(verdict) = forward_known(skb, scratch)
-    {
-        return verdict;
+    let mut new_flow = false;
+    if config().is_some_and(|config| config.tunnel_ifindex != ifindex(skb)) {
+        match forward_known(skb, scratch) {
+            Plain::Forwarded(verdict) => return verdict,
+            Plain::NewFlow => new_flow = true,
+            Plain::Unsure => {}
+        }
     }
-    match parse(skb, &mut scratch.packet) {
-        Parsed::Ip if accept_direct(skb, scratch) => arrived(skb, scratch),
-        Parsed::Ip => drop(skb, &scratch.packet, Reason::Rewrite, Hook::FromNet, 0),
-        Parsed::NotIp if is_arp(skb) => answer_arp(skb).unwrap_or(PASS),
-        Parsed::NotIp | Parsed::Truncated => PASS,
+    if !new_flow {
+        match parse(skb, &mut scratch.packet) {
+            Parsed::Ip if accept_direct(skb, scratch) => {}
+            Parsed::Ip => return drop(skb, &scratch.packet, Reason::Rewrite, Hook::FromNet, 0),
+            Parsed::NotIp if is_arp(skb) => return answer_arp(skb).unwrap_or(PASS),
+            Parsed::NotIp | Parsed::Truncated => return PASS,
+        }
     }
+    arrived(skb, scratch, new_flow)
 }
 
 #[classifier]
@@ -69,8 +75,9 @@ pub fn to_net(ctx: TcContext) -> i32 {
     }
 }
 
+/// `new_flow`: the flow table has been asked already.
 #[inline(always)]
-fn arrived(skb: *mut __sk_buff, scratch: &mut Scratch) -> i32 {
+fn arrived(skb: *mut __sk_buff, scratch: &mut Scratch, new_flow: bool) -> i32 {
     scratch.arrived = scratch.packet.tuple();
     let packet = &mut scratch.packet;
     if let Some(pod) = pod_at(&packet.key.destination) {
@@ -92,7 +99,11 @@ fn arrived(skb: *mut __sk_buff, scratch: &mut Scratch) -> i32 {
     if !packet.has_tuple() {
         return PASS;
     }
-    let followed = follow(packet, &mut scratch.new);
+    let followed = if new_flow {
+        None
+    } else {
+        follow(packet, &mut scratch.new)
+    };
     if followed.is_none() {
         let found = find(
             &packet.key.destination,

@@ -39,7 +39,8 @@ pub struct Packet {
     pub tcp_flags: u8,
     pub hop_limit: u8,
     pub shape: Shape,
-    pub _pad: u8,
+    /// An ended connection of the same tuple is still in the flow table.
+    pub again: bool,
 }
 
 impl Packet {
@@ -180,7 +181,7 @@ fn parse_v4(skb: *mut __sk_buff, packet: &mut Packet) -> Option<()> {
     packet.l4 = ETH_LEN + header_len;
     packet.len = first & 0xffff;
     packet.tcp_flags = 0;
-    packet._pad = 0;
+    packet.again = false;
     if fragment & 0x1fff != 0 {
         return later_fragment(packet, fragment >> 16);
     }
@@ -204,7 +205,7 @@ fn parse_v6(skb: *mut __sk_buff, packet: &mut Packet) -> Option<()> {
     packet.l4 = ETH_LEN + 40;
     packet.len = 40 + (word >> 16);
     packet.tcp_flags = 0;
-    packet._pad = 0;
+    packet.again = false;
     // Extension headers, fragments included, are left to the stack.
     transport(skb, packet, protocol)
 }

@@ -44,7 +44,7 @@ fn arrived(frame: *mut xdp_md, scratch: &mut Scratch) -> u32 {
     if scratch.packet.hop_limit <= 1 {
         return XDP_PASS;
     }
-    let followed = follow(&scratch.packet, &mut scratch.new);
+    let followed = follow(&mut scratch.packet, &mut scratch.new);
     match &followed {
         // Back to the node where it came in; or with an option.
         Some(followed) if followed.via != 0 || tells(followed, &scratch.packet) => {
