@@ -177,6 +177,10 @@ pub struct ServiceCounters {
     pub refused: u64,
 }
 
+/// Connections given to a backend since its element was taken, by the backend's index. One word for all
+/// CPUs: a word for each would be 128 MB on a machine of 64, and a connection is rare beside packets.
+pub type BackendCount = u64;
+
 pub const MAX_FRONTENDS: u32 = 65_536;
 pub const MAX_SERVICES: u32 = 65_536;
 pub const MAX_SLOTS: u32 = 1 << 21;

@@ -21,3 +21,17 @@ pub unsafe fn take(word: *mut u64, value: u64) -> bool {
     }
     found == 0
 }
+
+/// # Safety
+/// As for [`take`].
+#[inline(always)]
+pub unsafe fn increment(word: *mut u64) {
+    // SAFETY: the caller's.
+    unsafe {
+        asm!(
+            "lock *(u64 *)({word} + 0) += {one}",
+            word = in(reg) word,
+            one = in(reg) 1u64,
+        );
+    }
+}

@@ -70,6 +70,8 @@ pub static REASONS: PerCpuArray<u64, { MAX_REASONS as usize }> = PerCpuArray::ne
 pub static SERVICE_COUNTERS: PerCpuArray<ServiceCounters, { MAX_SERVICES as usize }> =
     PerCpuArray::new();
 #[btf_map]
+pub static BACKEND_COUNTS: Array<BackendCount, { MAX_BACKENDS as usize }, MMAPABLE> = Array::new();
+#[btf_map]
 pub static EVENTS: RingBuf<FlowEvent, { EVENT_RING_BYTES as usize }> = RingBuf::new();
 
 #[btf_map]

@@ -322,7 +322,7 @@ pub fn serve<C: Context>(context: C, hook: Hook, scratch: &mut Scratch) -> u32 {
         hook,
         service,
     );
-    service_connection(service);
+    service_connection(service, scratch.wanted.backend);
     SERVED
 }
 

@@ -131,7 +131,7 @@ fn translate(ctx: &SockAddrContext, address: &Address, port: PortBe, datagram: b
     };
     remember(ctx, cookie, address, port, &chosen, frontend.service);
     count(Reason::SocketTranslated);
-    service_connection(frontend.service);
+    service_connection(frontend.service, chosen.index);
     if listened_to() && sampled() {
         tell_listener(ctx, address, port, &chosen, frontend.service);
     }

@@ -37,7 +37,7 @@ use crate::error::Error;
 use crate::events::EventReader;
 use crate::flows::{FlowEntry, FlowTable, Sweep, now};
 use crate::links::{Links, TcHook, remove_filters};
-use crate::memory::{BackendArray, SlotArray};
+use crate::memory::{BackendArray, CountArray, SlotArray};
 use crate::pins::Pins;
 use crate::pods::{NodeTables, PodLink};
 use crate::policy::{PolicyState, PolicyTables};
@@ -179,7 +179,8 @@ impl Datapath {
             .map_max_entries("FLOWS", config.limits.flows)
             .map_max_entries("FRONTENDS", config.limits.frontends)
             .map_max_entries("SLOTS", config.limits.slots)
-            .map_max_entries("BACKENDS", config.limits.backends);
+            .map_max_entries("BACKENDS", config.limits.backends)
+            .map_max_entries("BACKEND_COUNTS", config.limits.backends);
         let mut ebpf = loader
             .load(PROGRAMS)
             .map_err(|error| Error::Load(Box::new(error)))?;
@@ -197,12 +198,15 @@ impl Datapath {
 
         let slots = table_fd(&ebpf, "SLOTS")?;
         let backends = table_fd(&ebpf, "BACKENDS")?;
+        let counts = table_fd(&ebpf, "BACKEND_COUNTS")?;
         let services = ServiceTables::adopt(
             table(&ebpf, "FRONTENDS", config.limits.frontends)?,
             SlotArray::new(slots, max_entries(&ebpf, "SLOTS")?)
                 .map_err(|error| Error::kernel("map into memory", "SLOTS", error))?,
             BackendArray::new(backends, max_entries(&ebpf, "BACKENDS")?)
                 .map_err(|error| Error::kernel("map into memory", "BACKENDS", error))?,
+            CountArray::new(counts, max_entries(&ebpf, "BACKEND_COUNTS")?)
+                .map_err(|error| Error::kernel("map into memory", "BACKEND_COUNTS", error))?,
             table(&ebpf, "SOURCE_RANGES", MAX_SOURCE_RANGES)?,
         )?;
         let node = NodeTables {

@@ -139,6 +139,7 @@ fn sizes(name: &str) -> Option<(usize, usize)> {
         "NETNS" => of::<u64, PodAddresses>(),
         "RULES" => of::<Prefix<RuleKey>, u32>(),
         "IDENTITIES" => of::<Prefix<IdentityKey>, u32>(),
+        "BACKEND_COUNTS" => of::<u32, BackendCount>(),
         "REASONS" => of::<u32, u64>(),
         "SERVICE_COUNTERS" => of::<u32, ServiceCounters>(),
         _ => None,

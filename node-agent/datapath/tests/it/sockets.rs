@@ -104,6 +104,20 @@ fn every_backend_gets_its_share(datapath: &Datapath) {
             "backend {name} got {share} of 300"
         );
     }
+    let given = |of: &SocketAddr| {
+        let given = datapath.services().lock().connections();
+        given
+            .into_iter()
+            .find(|each| each.name == "default/web:http" && each.port == of.port())
+            .map_or(0, |each| each.connections)
+    };
+    for backend in &backends {
+        assert_eq!(
+            given(&backend.address),
+            u64::from(seen[usize::from(backend.name)]),
+            "what it served is what it was given"
+        );
+    }
     // One backend fewer: nobody reaches it from the next connection on.
     set(
         datapath,
