@@ -564,6 +564,7 @@ impl Datapath {
             .map(|(name, _)| *name)
             .chain([SOCKET_RELEASE])
             .chain(PACKET_PROGRAMS)
+            .chain(self.xdp_refused.is_none().then_some(XDP_PROGRAM))
             .map(|name| {
                 let (runs, ns) = program_cost(program_fd(&ebpf, name)?)
                     .map_err(|error| Error::kernel("look at program", name, error))?;
