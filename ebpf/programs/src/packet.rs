@@ -24,6 +24,9 @@ pub const SYN: u8 = 0x02;
 pub const RST: u8 = 0x04;
 pub const ACK: u8 = 0x10;
 
+/// IPv6's (RFC 8200 §4.5).
+const FRAGMENT_HEADER: u8 = 44;
+
 /// Room between the IP header and what follows (`enum bpf_adj_room_mode`).
 const BPF_ADJ_ROOM_NET: u32 = 0;
 
@@ -206,8 +209,23 @@ fn parse_v6(skb: *mut __sk_buff, packet: &mut Packet) -> Option<()> {
     packet.len = 40 + (word >> 16);
     packet.tcp_flags = 0;
     packet.again = false;
-    // Extension headers, fragments included, are left to the stack.
-    transport(skb, packet, protocol)
+    // Other extension headers are left to the stack.
+    if protocol != FRAGMENT_HEADER {
+        return transport(skb, packet, protocol);
+    }
+    let [word, id]: [u32; 2] = load(skb, packet.l4)?;
+    let word = u32::from_be(word);
+    let protocol = (word >> 24) as u8;
+    packet.key.protocol = protocol;
+    packet.l4 += 8;
+    if word & 0xfff8 != 0 {
+        return later_fragment(packet, id);
+    }
+    transport(skb, packet, protocol)?;
+    if word & 1 != 0 && packet.is(Shape::Ports) {
+        first_fragment(packet, id);
+    }
+    Some(())
 }
 
 #[inline(always)]
