@@ -80,7 +80,7 @@ pub enum Forwarding {
     Auto,
     /// Hidden behind the node where it came in; answers come back through it.
     SourceNat,
-    /// With the client's address; the backend's node answers directly. IPv6: as `Auto`.
+    /// With the client's address; the backend's node answers directly.
     DirectReturn,
 }
 
