@@ -47,6 +47,12 @@ pub struct Followed {
 /// remember it.
 #[inline(never)]
 pub fn follow(packet: &mut Packet, new: &mut Tuple) -> Option<Followed> {
+    follow_here(packet, new, now())
+}
+
+/// The same without a call, for the shortest ways through the programs.
+#[inline(always)]
+pub fn follow_here(packet: &mut Packet, new: &mut Tuple, now: u32) -> Option<Followed> {
     let flow = FLOWS.get_ptr_mut(&packet.key)?;
     // SAFETY: an element of the map; fields are updated by plain stores, a lost race delays a
     // timestamp or a state bit until the next packet.
@@ -62,7 +68,6 @@ pub fn follow(packet: &mut Packet, new: &mut Tuple) -> Option<Followed> {
             return None;
         }
     }
-    let now = now();
     if flow.seen != now {
         flow.seen = now;
     }

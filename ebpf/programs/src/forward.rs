@@ -16,7 +16,7 @@ use skep_ebpf_common::reason::Reason;
 use crate::context::Context;
 use crate::count::{count, report};
 use crate::direct::{looks_unfinished, parse_plain, rewrite_plain};
-use crate::flow::{Followed, follow, tells};
+use crate::flow::{Followed, follow_here, tells};
 use crate::maps::{Scratch, WAYS, config};
 use crate::packet::{Packet, Tuple, decrement_hop_limit, ifindex, set_mark, store};
 use crate::pod::pod_at;
@@ -278,7 +278,8 @@ pub fn forward_known(skb: *mut __sk_buff, scratch: &mut Scratch) -> Plain {
     {
         return Plain::Unsure;
     }
-    let Some(followed) = follow(&mut scratch.packet, &mut scratch.new) else {
+    let now = scratch.now();
+    let Some(followed) = follow_here(&mut scratch.packet, &mut scratch.new, now) else {
         return Plain::NewFlow;
     };
     match forward_followed(skb, scratch, &followed) {

@@ -2,6 +2,7 @@
 //! override the sizes.
 
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SkStorage};
+use aya_ebpf::helpers::generated::bpf_jiffies64;
 use aya_ebpf::macros::btf_map;
 use skep_ebpf_common::Address;
 use skep_ebpf_common::event::{EVENT_RING_BYTES, FlowEvent};
@@ -11,6 +12,7 @@ use skep_ebpf_common::policy::*;
 use skep_ebpf_common::reason::MAX_REASONS;
 use skep_ebpf_common::service::*;
 
+use crate::count::now;
 use crate::flow::Wanted;
 use crate::forward::{NextHop, WAYS_BITS, Way};
 use crate::packet::{Packet, Tuple};
@@ -98,6 +100,23 @@ pub struct Scratch {
     pub next_hop: NextHop,
     /// The beginning of a packet that an ICMP message is about.
     pub quote: [u32; 32],
+    /// When the kernel's clock was last looked at, and what it said.
+    tick: u64,
+    second: u32,
+}
+
+impl Scratch {
+    /// As [`now`], which is asked once a tick: the tick itself costs nothing to read.
+    #[inline(always)]
+    pub fn now(&mut self) -> u32 {
+        // SAFETY: no arguments.
+        let tick = unsafe { bpf_jiffies64() };
+        if self.tick != tick {
+            self.tick = tick;
+            self.second = now();
+        }
+        self.second
+    }
 }
 
 #[inline(always)]
