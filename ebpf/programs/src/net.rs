@@ -142,7 +142,8 @@ fn arrived(skb: *mut __sk_buff, scratch: &mut Scratch, new_flow: bool) -> i32 {
         .as_ref()
         .map_or(scratch.wanted.flags, |followed| followed.flags);
     let tell = flags & (flow_flags::DIRECT | flow_flags::TRACK_ONLY) == flow_flags::DIRECT
-        && opens(&scratch.packet);
+        && opens(&scratch.packet)
+        && scratch.packet.is(Shape::Ports);
     if rewrite(skb, &mut scratch.packet, &scratch.new).is_none()
         || (tell && tell_backend(skb, scratch).is_none())
     {
@@ -156,8 +157,9 @@ fn arrived(skb: *mut __sk_buff, scratch: &mut Scratch, new_flow: bool) -> i32 {
 /// away. False: a helper failed half-way.
 #[inline(always)]
 fn accept_direct(skb: *mut __sk_buff, scratch: &mut Scratch) -> bool {
-    // None of the headers that nearly all packets have.
-    if scratch.packet.l4 < ETH_LEN + 28 || scratch.packet.l4 == ETH_LEN + 40 {
+    // There is no room for one.
+    let packet = &scratch.packet;
+    if packet.l4 < ETH_LEN + 28 || (packet.l4 < ETH_LEN + 64 && !packet.key.source.is_v4()) {
         return true;
     }
     take_note(skb, scratch) != 0

@@ -202,11 +202,10 @@ fn parse_v4(skb: *mut __sk_buff, packet: &mut Packet) -> Option<()> {
 fn parse_v6(skb: *mut __sk_buff, packet: &mut Packet) -> Option<()> {
     let header: [u32; 10] = load(skb, ETH_LEN)?;
     let word = u32::from_be(header[1]);
-    let protocol = (word >> 8) as u8;
+    let mut protocol = (word >> 8) as u8;
     packet.hop_limit = word as u8;
     packet.key.source = Address([header[2], header[3], header[4], header[5]]);
     packet.key.destination = Address([header[6], header[7], header[8], header[9]]);
-    packet.key.protocol = protocol;
     packet.key._pad = [0; 3];
     packet.l4 = ETH_LEN + 40;
     packet.len = 40 + (word >> 16);
@@ -216,11 +215,11 @@ fn parse_v6(skb: *mut __sk_buff, packet: &mut Packet) -> Option<()> {
     if protocol == DESTINATION_OPTIONS {
         let header: [u32; 2] = load(skb, packet.l4)?;
         if is_return_header(header) {
-            packet.key.protocol = header[0] as u8;
+            protocol = header[0] as u8;
             packet.l4 += RETURN_HEADER_LEN;
         }
-        return transport(skb, packet, packet.key.protocol);
     }
+    packet.key.protocol = protocol;
     if protocol != FRAGMENT_HEADER {
         return transport(skb, packet, protocol);
     }
@@ -499,7 +498,7 @@ pub fn note(skb: *mut __sk_buff, packet: &Packet) -> Option<(Address, PortBe)> {
         return (option[0] == u16::from_ne_bytes(RETURN_OPTION))
             .then_some((address, PortBe(option[1])));
     }
-    if packet.l4 != ETH_LEN + 40 + RETURN_HEADER_LEN {
+    if packet.l4 < ETH_LEN + 40 + RETURN_HEADER_LEN {
         return None;
     }
     let header: [u32; 6] = load(skb, ETH_LEN + 40)?;
@@ -522,7 +521,7 @@ pub fn add_note(
     }
     let [len, pad, padding, kind, room] = RETURN_HEADER;
     let header = [
-        u32::from_ne_bytes([packet.key.protocol, len, pad, padding]),
+        u32::from_ne_bytes([next_header(packet), len, pad, padding]),
         u16::from_ne_bytes([kind, room]) as u32 | port,
         address.0[0],
         address.0[1],
@@ -552,7 +551,7 @@ pub fn remove_note(skb: *mut __sk_buff, packet: &mut Packet) -> Option<u32> {
     }
     packet.l4 -= RETURN_HEADER_LEN;
     packet.len -= RETURN_HEADER_LEN;
-    set_next_header(skb, packet, packet.key.protocol)?;
+    set_next_header(skb, packet, next_header(packet))?;
     Some(RETURN_HEADER_LEN)
 }
 
@@ -561,6 +560,16 @@ fn is_return_header(header: [u32; 2]) -> bool {
     let [len, pad, padding, kind, room] = RETURN_HEADER;
     header[0] >> 8 == u32::from_ne_bytes([len, pad, padding, 0])
         && header[1] as u16 == u16::from_ne_bytes([kind, room])
+}
+
+/// What follows the IPv6 header of a packet without a note.
+#[inline(always)]
+fn next_header(packet: &Packet) -> u8 {
+    if packet.l4 == ETH_LEN + 40 {
+        packet.key.protocol
+    } else {
+        FRAGMENT_HEADER
+    }
 }
 
 /// Makes type of the next header and length of an IPv6 header true.

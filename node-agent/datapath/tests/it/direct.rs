@@ -207,6 +207,23 @@ fn ipv6_tells_in_a_header_of_its_own(bench: &Bench) {
             assert_eq!(onward, expected.clone().flags(ACK));
         }
 
+        // Of a datagram in pieces the first says it.
+        if protocol == UDP {
+            for (fragment, tells) in [((7, true, 0), true), ((7, false, 2), false)] {
+                let mut expected = expected.clone();
+                let mut piece = request.clone();
+                (expected.fragment, piece.fragment) = (fragment, fragment);
+                let (verdict, bytes) = bench.run_raw("from_net", UPLINK, &piece.bytes());
+                assert_eq!(verdict, Verdict::Redirect);
+                let onward = if tells {
+                    telling(&expected, "[2001:db8::10]:32009")
+                } else {
+                    expected.bytes()
+                };
+                assert_eq!(bytes[14..], onward[14..], "{fragment:?}");
+            }
+        }
+
         direct(bench, protocol, 32_010, OWN_POD, true);
         let arriving = frame(protocol, CLIENT, &format!("[{OWN_POD}]:80"));
         let mut expected = arriving.clone();
@@ -219,6 +236,14 @@ fn ipv6_tells_in_a_header_of_its_own(bench: &Bench) {
             let (_, outside) = bench.run("from_pod", POD_IFINDEX, &arriving.answer());
             assert_eq!(outside.source, frontend.parse().unwrap());
             assert_eq!(outside.destination, arriving.source);
+        }
+        if protocol == UDP {
+            let mut piece = arriving.clone();
+            piece.fragment = (8, true, 0);
+            expected.fragment = piece.fragment;
+            let told = telling(&piece, "[2001:db8::11]:32010");
+            let (_, inside) = bench.run_raw("from_net", UPLINK, &told);
+            assert_eq!(Frame::read(&inside), expected);
         }
         let before = bench.datapath.flow_entries().unwrap().len();
         for lie in ["[2001:db8::11]:32011", "[2001:db8:1::9]:32010", "[::]:32010"] {
