@@ -24,8 +24,8 @@ use crate::flow::{
 use crate::forward::{DROP, PASS, Plain, deliver, drop, forward_known, route};
 use crate::maps::{NETWORKS, SOURCE_RANGES, Scratch, config, scratch};
 use crate::packet::{
-    ETH_LEN, Packet, Parsed, Shape, add_note, ifindex, is_arp, load, mark, note, parse, remove_note,
-    rewrite,
+    ETH_LEN, Packet, Parsed, Shape, add_note, ifindex, is_arp, load, mark, note, parse,
+    remove_note, rewrite,
 };
 use crate::pod::{masquerade, network_of, pod_at, set_tracked};
 use crate::policy;
@@ -205,12 +205,7 @@ fn tell_backend(skb: *mut __sk_buff, scratch: &mut Scratch) -> Option<()> {
     let Scratch {
         packet, arrived, ..
     } = scratch;
-    add_note(
-        skb,
-        packet,
-        &arrived.destination,
-        arrived.destination_port,
-    )
+    add_note(skb, packet, &arrived.destination, arrived.destination_port)
 }
 
 /// What [`serve`] did; from [`FAILED`] on a reason.

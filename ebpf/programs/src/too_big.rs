@@ -15,9 +15,7 @@ use skep_ebpf_common::{Address, ICMP, ICMPV6};
 use crate::count::report;
 use crate::forward::DROP;
 use crate::maps::{Scratch, config};
-use crate::packet::{
-    ETH_LEN, Shape, ifindex, load, note, remove_note, rewrite, set_mark, store,
-};
+use crate::packet::{ETH_LEN, Shape, ifindex, load, note, remove_note, rewrite, set_mark, store};
 
 /// Bytes of the packet that the message quotes: as many as `Scratch::quote` has.
 const QUOTE: u32 = 128;

@@ -7,7 +7,7 @@ use skep_agent::network::{HostPort, PodNetworkSpec, Way};
 use skep_datapath::layout::reason::Reason;
 use skep_datapath::layout::{TCP, UDP};
 use skep_datapath::policy::{Direction, PodPolicy, PolicyState, Rule};
-use skep_datapath::services::FrontendAddress;
+use skep_datapath::services::{Forwarding, FrontendAddress};
 
 use crate::cluster::{TestCluster, TestNode};
 use crate::role::{Place, run, start};

@@ -524,9 +524,7 @@ mod tests {
             "connections": {"10.244.2.5:80": 7}});
         let table = services_table(&[service]);
         assert!(
-            table.contains(
-                "10.96.0.5:80/TCP   10.244.1.5:80,10.244.2.5:80   <none>         0,7"
-            ),
+            table.contains("10.96.0.5:80/TCP   10.244.1.5:80,10.244.2.5:80   <none>         0,7"),
             "{table}"
         );
     }

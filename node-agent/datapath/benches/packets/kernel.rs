@@ -226,12 +226,7 @@ pub(crate) fn empty_connect(cgroup: BorrowedFd<'_>) -> io::Result<Attached> {
     const CONNECT4: u32 = 10;
     let code = [op(0xb7, 0, 0, 0, 1), op(0x95, 0, 0, 0, 0)];
     let program = load("bench_empty", CGROUP_SOCK_ADDR, CONNECT4, &code)?;
-    Attached::new(
-        program,
-        cgroup.as_raw_fd().cast_unsigned(),
-        CONNECT4,
-        0,
-    )
+    Attached::new(program, cgroup.as_raw_fd().cast_unsigned(), CONNECT4, 0)
 }
 
 /// Runs before every ordinary process of this CPU from now on.

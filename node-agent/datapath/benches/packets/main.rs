@@ -148,6 +148,8 @@ fn program(setup: Setup, way: Way) -> String {
 fn main() -> Result<()> {
     // Not disturbed by others on the machine, as far as that goes.
     kernel::take_precedence()?;
+    // On a machine with one CPU it is the other one.
+    let _ = run_on(1);
     let words: Vec<String> = std::env::args().skip(1).collect();
     let rounds = words
         .iter()
@@ -197,6 +199,12 @@ fn main() -> Result<()> {
     Ok(())
 }
 
+fn run_on(cpu: usize) -> Result<()> {
+    let mut cpus = CpuSet::new();
+    cpus.set(cpu)?;
+    Ok(sched_setaffinity(nix::unistd::Pid::from_raw(0), &cpus)?)
+}
+
 fn measure(way: Way, setup: Setup, table: Option<&mut Table>) -> Result<()> {
     let place = Place::new()?;
     let run = Run::begin(&place, way, setup)?;
@@ -223,7 +231,12 @@ fn packet_targets(table: &mut Table) {
     let new = plain(opened, Way::Xdp);
     table.target("established, XDP", &xdp, "M/s", AtLeast(5.0));
     let bare = plain(established, Way::BareXdp);
-    table.ratio("established, XDP : bare redirect", &xdp, &bare, AtLeast(0.6));
+    table.ratio(
+        "established, XDP : bare redirect",
+        &xdp,
+        &bare,
+        AtLeast(0.6),
+    );
     let nftables = plain(established, Way::Nftables);
     table.ratio("established, tc : nftables", &tc, &nftables, AtLeast(2.0));
     let nftables = plain(opened, Way::Nftables);
@@ -271,10 +284,6 @@ struct Place {
 
 impl Place {
     fn new() -> Result<Self> {
-        let mut cpus = CpuSet::new();
-        cpus.set(1)?;
-        // On a machine with one CPU it is the other one.
-        let _ = sched_setaffinity(nix::unistd::Pid::from_raw(0), &cpus);
         unshare(CloneFlags::CLONE_NEWNET)?;
         let pod: OwnedFd = std::fs::File::open("/proc/thread-self/ns/net")?.into();
         unshare(CloneFlags::CLONE_NEWNET)?;
@@ -341,9 +350,7 @@ impl Listener {
         let thread = std::thread::spawn(move || {
             // As any process, and not where the packets are.
             let _ = kernel::give_way();
-            let mut cpus = CpuSet::new();
-            let _ = cpus.set(0);
-            let _ = sched_setaffinity(nix::unistd::Pid::from_raw(0), &cpus);
+            let _ = run_on(0);
             while !stopped.load(Ordering::Relaxed) {
                 while events.next_event().is_some() {}
                 std::thread::sleep(Duration::from_millis(1));

@@ -53,7 +53,11 @@ pub(crate) fn measure(services: u32, table: Option<&mut Table>) -> Result<()> {
     );
     table.add(&more(services), "us", round.through_us - round.direct_us);
     table.add(&hook(services), "ns", round.hook_ns);
-    table.add(&of("an empty program at the same hook"), "ns", round.empty_ns);
+    table.add(
+        &of("an empty program at the same hook"),
+        "ns",
+        round.empty_ns,
+    );
     Ok(())
 }
 

@@ -246,7 +246,11 @@ fn ipv6_tells_in_a_header_of_its_own(bench: &Bench) {
             assert_eq!(Frame::read(&inside), expected);
         }
         let before = bench.datapath.flow_entries().unwrap().len();
-        for lie in ["[2001:db8::11]:32011", "[2001:db8:1::9]:32010", "[::]:32010"] {
+        for lie in [
+            "[2001:db8::11]:32011",
+            "[2001:db8:1::9]:32010",
+            "[::]:32010",
+        ] {
             let told = telling(&arriving, lie);
             let (verdict, inside) = bench.run_raw("from_net", UPLINK, &told);
             assert_eq!(verdict, Verdict::Redirect, "a packet for a pod like others");

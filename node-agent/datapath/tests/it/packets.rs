@@ -442,7 +442,10 @@ fn node_port_to_a_local_pod_and_back(bench: &Bench) {
     assert_eq!(inside.hop_limit, 63);
     let given = bench.datapath.services().lock().connections();
     let of_it = given.iter().find(|each| each.name == "a:tcp").unwrap();
-    assert_eq!((of_it.ip, of_it.port, of_it.connections), (ip(POD), 8080, 1));
+    assert_eq!(
+        (of_it.ip, of_it.port, of_it.connections),
+        (ip(POD), 8080, 1)
+    );
     let (verdict, outside) = bench.run("from_pod", POD_IFINDEX, &inside.answer());
     assert_eq!(verdict, Verdict::Redirect);
     assert_eq!(outside.source, request.destination, "the Service answers");

@@ -117,14 +117,22 @@ fn of_requests(store: Store, rounds: usize) -> Result<Vec<Figure>> {
     for (way, to, kept, new) in comparisons {
         for (kind, connections) in kinds.iter().enumerate() {
             let of = |way: usize, value: fn(&Report) -> f64| -> Vec<f64> {
-                samples[way * kinds.len() + kind].iter().map(value).collect()
+                samples[way * kinds.len() + kind]
+                    .iter()
+                    .map(value)
+                    .collect()
             };
             let least = if *connections == Connections::New {
                 new
             } else {
                 kept
             };
-            let name = format!("{} : {}, {}", ways[way].name, ways[to].name, connections.name());
+            let name = format!(
+                "{} : {}, {}",
+                ways[way].name,
+                ways[to].name,
+                connections.name()
+            );
             let rate: fn(&Report) -> f64 = |report| report.requests_per_second;
             figures.push(Figure::ratio(
                 &name,

@@ -85,12 +85,7 @@ impl Figure {
     }
 
     /// One figure as a multiple of another, round by round: what disturbs one disturbs the other.
-    fn ratio(
-        name: impl Into<String>,
-        samples: &[f64],
-        to: &[f64],
-        target: Target,
-    ) -> Result<Self> {
+    fn ratio(name: impl Into<String>, samples: &[f64], to: &[f64], target: Target) -> Result<Self> {
         let ratios = samples.iter().zip(to).map(|(sample, to)| sample / to);
         Ok(Self::of(name, "x", ratios.collect())?.wanted(target))
     }
