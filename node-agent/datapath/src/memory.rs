@@ -7,7 +7,7 @@ use std::ptr::NonNull;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
-use skep_ebpf_common::service::{Backend, Slot};
+use skep_ebpf_common::service::{Backend, BackendCount, Slot};
 
 use crate::error::Error;
 use crate::table::Plain;
@@ -206,5 +206,27 @@ impl BackendArray {
 
     pub(crate) fn len(&self) -> u32 {
         self.0.len
+    }
+}
+
+/// Counters that the programs add to.
+#[derive(Debug)]
+pub(crate) struct CountArray(Mapping<BackendCount>);
+
+impl CountArray {
+    pub(crate) fn new(map: BorrowedFd<'_>, len: u32) -> io::Result<Self> {
+        Mapping::new(map, len).map(Self)
+    }
+
+    /// 0 for what nobody counts.
+    pub(crate) fn get(&self, index: u32) -> BackendCount {
+        self.0.read(index).unwrap_or(0)
+    }
+
+    pub(crate) fn reset(&mut self, index: u32) {
+        if let Some(count) = self.0.at(index) {
+            // SAFETY: aligned and inside the mapping, which only atomics write.
+            unsafe { AtomicU64::from_ptr(count.as_ptr()) }.store(0, Ordering::Relaxed);
+        }
     }
 }

@@ -14,7 +14,7 @@ use skep_ebpf_common::service::*;
 use skep_ebpf_common::{Address, PortBe};
 
 use crate::error::Error;
-use crate::memory::{BackendArray, SlotArray};
+use crate::memory::{BackendArray, CountArray, SlotArray};
 use crate::slots::SlotAllocator;
 use crate::table::{Prefix, Table};
 
@@ -80,7 +80,7 @@ pub enum Forwarding {
     Auto,
     /// Hidden behind the node where it came in; answers come back through it.
     SourceNat,
-    /// With the client's address; the backend's node answers directly. IPv6: as `Auto`.
+    /// With the client's address; the backend's node answers directly.
     DirectReturn,
 }
 
@@ -96,6 +96,17 @@ pub struct FrontendView {
     pub affinity: Option<Duration>,
     pub internal: Vec<(IpAddr, u16)>,
     pub external: Vec<(IpAddr, u16)>,
+    /// Given to each of these backends, of those that had any.
+    pub connections: BTreeMap<(IpAddr, u16), u64>,
+}
+
+/// Connections that a backend of a Service port was given since it became one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BackendConnections {
+    pub name: String,
+    pub ip: IpAddr,
+    pub port: u16,
+    pub connections: u64,
 }
 
 #[derive(Debug, Default)]
@@ -137,6 +148,7 @@ pub struct ServiceTables {
     frontends: Table<FrontendKey, Frontend>,
     slots: SlotArray,
     backends: BackendArray,
+    counts: CountArray,
     source_ranges: Table<Prefix<SourceRange>, u32>,
     by_name: HashMap<String, Programmed>,
     /// What a predecessor left and nobody has claimed yet, by id.
@@ -154,6 +166,7 @@ impl ServiceTables {
         frontends: Table<FrontendKey, Frontend>,
         slots: SlotArray,
         backends: BackendArray,
+        counts: CountArray,
         source_ranges: Table<Prefix<SourceRange>, u32>,
     ) -> Result<Self, Error> {
         let mut found: Vec<(FrontendKey, Frontend)> = Vec::new();
@@ -170,6 +183,7 @@ impl ServiceTables {
             frontends,
             slots,
             backends,
+            counts,
             source_ranges,
             by_name: HashMap::new(),
             adopted: HashMap::new(),
@@ -315,6 +329,25 @@ impl ServiceTables {
             .collect()
     }
 
+    /// What each backend was given, of those that were given any.
+    pub fn connections(&self) -> Vec<BackendConnections> {
+        let mut given = Vec::new();
+        for (name, port) in &self.by_name {
+            for ((address, number), index) in &port.backends {
+                let connections = self.counts.get(*index);
+                if connections > 0 {
+                    given.push(BackendConnections {
+                        name: name.clone(),
+                        ip: address.to_ip(),
+                        port: number.get(),
+                        connections,
+                    });
+                }
+            }
+        }
+        given
+    }
+
     /// The maps' content, as the programs see it.
     pub fn view(&self) -> Result<Vec<FrontendView>, Error> {
         let names: HashMap<u32, &String> = self
@@ -324,12 +357,22 @@ impl ServiceTables {
             .collect();
         let mut views = Vec::new();
         self.frontends.for_each(|key, frontend| {
-            let list = |extent: Extent| -> Vec<(IpAddr, u16)> {
-                self.backends_in(extent)
-                    .iter()
-                    .map(|(_, backend)| (backend.address.to_ip(), backend.port.get()))
-                    .collect()
+            let mut connections = BTreeMap::new();
+            let mut list = |extent: Extent| -> Vec<(IpAddr, u16)> {
+                let mut listed = Vec::new();
+                for (index, backend) in self.backends_in(extent) {
+                    let at = (backend.address.to_ip(), backend.port.get());
+                    listed.push(at);
+                    match self.counts.get(index) {
+                        0 => {}
+                        count => {
+                            connections.insert(at, count);
+                        }
+                    }
+                }
+                listed
             };
+            let (internal, external) = (list(frontend.internal), list(frontend.external));
             views.push(FrontendView {
                 name: names.get(&frontend.service).map(|name| (*name).clone()),
                 ip: key.address.to_ip(),
@@ -338,8 +381,9 @@ impl ServiceTables {
                 service: frontend.service,
                 affinity: (frontend.affinity_seconds != 0)
                     .then(|| Duration::from_secs(u64::from(frontend.affinity_seconds))),
-                internal: list(frontend.internal),
-                external: list(frontend.external),
+                internal,
+                external,
+                connections,
             });
         })?;
         views.sort_by_key(|view| (view.ip, view.port, view.protocol));
@@ -542,6 +586,7 @@ impl ServiceTables {
                         hint: "raise the limit of backends and restart the agent",
                     })?;
                     self.backends.ensure(index)?;
+                    self.counts.reset(index);
                     self.backends.set(index, wanted);
                     if let Some(old) = port.backends.insert(key, index) {
                         self.discard_backend_later(old);
