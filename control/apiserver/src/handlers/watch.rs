@@ -27,6 +27,7 @@ use crate::{
     registry::Resource,
     respond::Rendering,
     status::{Failure, Result},
+    websocket,
 };
 
 /// Watches without `timeoutSeconds` end after this or up to twice this, so that clients do not all return at once.
@@ -96,7 +97,10 @@ pub async fn watch(ctx: &Ctx, resource: &Arc<Resource>) -> Result<Response> {
         header::CACHE_CONTROL,
         HeaderValue::from_static("no-cache, private"),
     );
-    Ok(response)
+    match websocket::is_asked(&ctx.headers) {
+        true => websocket::events(ctx, response),
+        false => Ok(response),
+    }
 }
 
 /// What turns a change into bytes; owned by the stream, as it outlives the request's handler.
