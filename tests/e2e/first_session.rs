@@ -1,5 +1,8 @@
 //! What people type in their first hour with a cluster, and what they must see.
 
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+
 use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
 use skep_tests::client::Client;
@@ -188,6 +191,8 @@ fn session(story: &Story<'_>, client: &Client) -> Result<()> {
         "pod/nginx-pod",
     )?;
 
+    through_proxy(client)?;
+
     // Cleaning up.
     client.expect(&["delete", "pod", "nginx-pod"], "deleted")?;
     client.expect(&["delete", "service", "web"], "deleted")?;
@@ -221,6 +226,29 @@ fn session(story: &Story<'_>, client: &Client) -> Result<()> {
     ])?;
     client.expect(&["delete", "namespace", &other], "deleted")?;
     await_gone(client, &["namespace", &other])
+}
+
+/// The API for programs without credentials, but not for a page of another site.
+fn through_proxy(client: &Client) -> Result<()> {
+    let mut proxy = client.start(&["proxy", "--port=0"])?;
+    let line = proxy.line()?;
+    let address = line
+        .strip_prefix("Starting to serve on ")
+        .with_context(|| format!("the proxy said {line:?}"))?;
+    let ask = |host: &str| -> Result<String> {
+        let mut stream = TcpStream::connect(address)?;
+        stream.set_read_timeout(Some(SOON))?;
+        let request = format!("GET /version HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes())?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
+    };
+    let answer = ask("localhost")?;
+    ensure!(answer.contains("gitVersion"), "no version: {answer}");
+    let answer = ask("site.example")?;
+    ensure!(answer.starts_with("HTTP/1.1 403"), "not refused: {answer}");
+    Ok(())
 }
 
 fn web(replicas: u32) -> serde_json::Value {

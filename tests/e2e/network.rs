@@ -76,6 +76,12 @@ pub(crate) fn pods(story: &Story<'_>) -> Result<()> {
             seen.len() == servers.len(),
             "{client} reached only {seen:?} through {cluster_ip}"
         );
+        // And its node's kernel has counted which got how many.
+        let given = connections_given(story, node, &cluster_ip)?;
+        ensure!(
+            given.len() == servers.len() && given.iter().sum::<u64>() == PICKS as u64,
+            "of {PICKS} connections {node} has counted {given:?}"
+        );
     }
 
     // A Service without a backend refuses at once.
@@ -90,6 +96,21 @@ pub(crate) fn pods(story: &Story<'_>) -> Result<()> {
         );
         Ok(())
     })
+}
+
+/// To each backend of the Service `web`, as this node has counted them.
+fn connections_given(story: &Story<'_>, node: &str, cluster_ip: &str) -> Result<Vec<u64>> {
+    let name = format!("{}/web:", story.namespace);
+    let skep = story.cluster.skep(story.namespace);
+    let printed = skep.run(&["services", &name, "--node", node, "--output", "json"])?;
+    let frontends: Vec<Value> = serde_json::from_str(&printed)?;
+    let frontend = frontends
+        .iter()
+        .find(|frontend| frontend["address"] == format!("{cluster_ip}:80"))
+        .with_context(|| format!("{cluster_ip}:80 is not in {printed}"))?;
+    let connections = frontend["connections"].as_object();
+    let given = connections.context("nothing is counted")?.values();
+    Ok(given.filter_map(Value::as_u64).collect())
 }
 
 pub(crate) fn nodes(story: &Story<'_>) -> Result<()> {

@@ -1,9 +1,10 @@
 //! The command lines that people use: the real kubectl, and skep's own.
 
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
 /// No command of a story takes longer, unless it hangs.
@@ -25,6 +26,32 @@ pub struct Outcome {
     pub succeeded: bool,
     pub stdout: String,
     pub stderr: String,
+}
+
+/// A command that serves something, ended when it is dropped.
+#[derive(Debug)]
+pub struct Serving(Child);
+
+impl Serving {
+    /// The next line that it prints; an error when it ends instead.
+    pub fn line(&mut self) -> Result<String> {
+        let output = self.0.stdout.as_mut().context("its output was taken")?;
+        let mut line = Vec::new();
+        let mut byte = [0];
+        while output.read(&mut byte)? == 1 && byte != *b"\n" {
+            line.push(byte[0]);
+        }
+        ensure!(!line.is_empty(), "the command ended: {:?}", self.0.wait()?);
+        Ok(String::from_utf8(line)?)
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        // Gone already is as good.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 impl Client {
@@ -58,13 +85,28 @@ impl Client {
         let mut command = Command::new("timeout");
         command
             .args(["--kill-after=5", LIMIT_SECONDS])
-            .arg(&self.program)
+            .arg(&self.program);
+        self.completed(command, arguments)
+    }
+
+    fn completed(&self, mut command: Command, arguments: &[&str]) -> Command {
+        command
             .arg("--kubeconfig")
             .arg(&self.kubeconfig)
             .args(["--namespace", &self.namespace])
             .args(arguments)
             .stdin(Stdio::null());
         command
+    }
+
+    /// Starts a command that serves until it is dropped; what it prints is there to be read.
+    pub fn start(&self, arguments: &[&str]) -> Result<Serving> {
+        let child = self
+            .completed(Command::new(&self.program), arguments)
+            .stdout(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("cannot run {}", self.program.display()))?;
+        Ok(Serving(child))
     }
 
     /// Runs a command that may fail.

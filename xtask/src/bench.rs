@@ -54,17 +54,21 @@ pub fn run(options: &Options) -> Result<()> {
             .directory(&workspace::root())
             .run()
     })?;
-    if matches!(options.area, Area::Datapath) {
-        // Packets first: the cluster below would disturb them.
+    let kernel = |part: &[&str]| {
         command::program(workspace::cargo())
             .args(["bench", "--locked", "--package", "skep-datapath"])
             .args(["--bench", "packets", "--", &options.rounds.to_string()])
+            .args(part)
             .directory(&workspace::root())
-            .run()?;
+            .run()
+    };
+    if matches!(options.area, Area::Datapath) {
+        // Packets first: the cluster below would disturb them.
+        kernel(&[])?;
     }
     let area = match options.area {
         Area::Api => "api",
-        Area::Connect => "connect",
+        Area::Connect => return kernel(&["sockets"]),
         Area::Crash => "crash",
         Area::Datapath => "datapath",
         Area::Node => "node",

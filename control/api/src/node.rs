@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::{
     Toleration,
 };
 
-use crate::zero::{Flag, List, Text};
+use crate::zero::{List, Text};
 
 pub fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
     let effect = toleration.effect.text();
@@ -29,15 +29,6 @@ pub fn is_tolerated(taint: &Taint, tolerations: &[Toleration]) -> bool {
     tolerations
         .iter()
         .any(|toleration| tolerates(toleration, taint))
-}
-
-/// The first taint that keeps a pod from being scheduled here.
-pub fn untolerated_taint<'a>(node: &'a Node, tolerations: &[Toleration]) -> Option<&'a Taint> {
-    let taints = node.spec.as_ref()?.taints.items();
-    taints
-        .iter()
-        .filter(|taint| matches!(taint.effect.as_str(), "NoSchedule" | "NoExecute"))
-        .find(|taint| !is_tolerated(taint, tolerations))
 }
 
 /// `nodeSelector` and the required part of the node affinity.
@@ -122,12 +113,6 @@ pub fn condition<'a>(node: &'a Node, type_: &str) -> Option<&'a NodeCondition> {
 
 pub fn is_ready(node: &Node) -> bool {
     condition(node, "Ready").is_some_and(|condition| condition.status == "True")
-}
-
-pub fn is_unschedulable(node: &Node) -> bool {
-    node.spec
-        .as_ref()
-        .is_some_and(|spec| spec.unschedulable.is_true())
 }
 
 /// The first address of a type: `InternalIP`, `ExternalIP`, `Hostname`, …

@@ -7,7 +7,7 @@ use k8s_openapi::{
 
 use crate::{
     quantity::{Amount, ResourceList, add_to, raise_to},
-    zero::{Flag, List, Text},
+    zero::{List, Text},
 };
 
 /// Sysctls that any pod may set (namespaced, and no danger to other pods), and the minor version of the pod security
@@ -230,22 +230,10 @@ pub fn is_available(pod: &Pod, min_ready_seconds: i32, now: jiff::Timestamp) -> 
         .is_some_and(|since| now.duration_since(since.0).as_secs() >= i64::from(min_ready_seconds))
 }
 
-pub fn is_scheduled(pod: &Pod) -> bool {
-    pod.spec
-        .as_ref()
-        .is_some_and(|spec| !spec.node_name.text().is_empty())
-}
-
 /// Pods that some other thing runs, shown to the API by the agent.
 pub fn is_mirror(pod: &Pod) -> bool {
     let annotations = pod.metadata.annotations.as_ref();
     annotations.is_some_and(|all| all.contains_key("kubernetes.io/config.mirror"))
-}
-
-pub fn uses_host_network(pod: &Pod) -> bool {
-    pod.spec
-        .as_ref()
-        .is_some_and(|spec| spec.host_network.is_true())
 }
 
 pub fn container_status<'a>(pod: &'a Pod, name: &str) -> Option<&'a ContainerStatus> {

@@ -39,6 +39,7 @@ pub mod stream;
 pub mod subresources;
 pub mod tunnel;
 pub mod webhook;
+mod websocket;
 
 pub use server::{Config, Server, build, builtin_registry, start_cache};
 pub use service::ApiService;

@@ -1,53 +1,87 @@
 //! `/openapi/v3` and `/openapi/v2`: documents made from the registry, kept until it changes.
 
-use std::{collections::BTreeMap, io::Write, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    io::Write,
+    sync::{Arc, OnceLock},
+};
 
 use axum::response::Response;
 use bytes::Bytes;
 use flate2::{Compression as Level, write::GzEncoder};
-use http::{HeaderValue, StatusCode, header};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
+use jiff::{SignedDuration, Timestamp};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha512};
-use skep_schema::openapi::{self, Row, Subresource};
+use skep_schema::openapi::{self, Row, Subresource, Texts};
 
 use crate::{
     aggregation::Table,
-    context::Ctx,
+    context::{Api, Ctx, now},
+    handlers::delete::answers_with_object,
+    negotiate,
     registry::{Registry, Resource},
-    respond::json_response,
-    status::Result,
+    status::{Result, Status},
     stream::Compression,
 };
 
 /// A document, ready to send.
-#[derive(Clone)]
 struct Document {
     json: Bytes,
-    gzip: Bytes,
-    /// Upper-case hex of SHA-512.
-    hash: Arc<str>,
+    /// Made when somebody asks for them.
+    gzip: OnceLock<Bytes>,
+    protobuf: OnceLock<Bytes>,
+    /// Upper-case hex of SHA-512 of the JSON, whatever is sent.
+    hash: String,
+    modified: Timestamp,
 }
 
 impl Document {
-    fn new(value: &Value) -> Self {
+    fn new(value: &Value) -> Arc<Self> {
         // Encoding a value to memory cannot fail.
         let json = serde_json::to_vec(value).unwrap_or_default();
-        let hash: String = Sha512::digest(&json)
+        let hash = Sha512::digest(&json)
             .iter()
             .map(|b| format!("{b:02X}"))
             .collect();
-        let mut encoder = GzEncoder::new(Vec::new(), Level::fast());
-        let gzip = encoder.write_all(&json).and_then(|()| encoder.finish());
-        Self {
+        Arc::new(Self {
             json: json.into(),
-            gzip: gzip.unwrap_or_default().into(),
-            hash: hash.into(),
+            gzip: OnceLock::new(),
+            protobuf: OnceLock::new(),
+            hash,
+            modified: now(),
+        })
+    }
+
+    fn body(&self, form: Form) -> Bytes {
+        match form {
+            Form::Json => self.json.clone(),
+            Form::Gzip => {
+                let compressed = || {
+                    let mut encoder = GzEncoder::new(Vec::new(), Level::fast());
+                    let gzip = encoder.write_all(&self.json);
+                    gzip.and_then(|()| encoder.finish())
+                        .unwrap_or_default()
+                        .into()
+                };
+                self.gzip.get_or_init(compressed).clone()
+            }
+            Form::Protobuf(version) => {
+                let encoded = || {
+                    let value = serde_json::from_slice(&self.json).unwrap_or_default();
+                    match version {
+                        Version::V2 => openapi::v2_protobuf(&value).into(),
+                        Version::V3 => openapi::v3_protobuf(&value).into(),
+                    }
+                };
+                self.protobuf.get_or_init(encoded).clone()
+            }
         }
     }
 }
 
-/// Documents of one registry generation, made on first use.
+/// The documents made so far, as long as what they are about stays as it is.
 #[derive(Default)]
 pub struct Documents {
     state: Mutex<State>,
@@ -55,11 +89,13 @@ pub struct Documents {
 
 #[derive(Default)]
 struct State {
-    generation: Option<u64>,
-    v3: BTreeMap<String, Document>,
-    /// With the generation of the APIServices in it.
-    v2: Option<(u64, Document)>,
+    /// By path; with the rows that are in it.
+    v3: BTreeMap<String, (Vec<Arc<Resource>>, Arc<Document>)>,
+    v2: Option<(Generations, Arc<Document>)>,
 }
+
+/// Of the registry and of the APIServices.
+type Generations = (u64, u64);
 
 /// The rows of a registry as plain data.
 fn rows(registry: &Registry) -> Vec<Row> {
@@ -88,6 +124,7 @@ fn row(resource: &Resource) -> Row {
                 verbs: verbs(&sub.verbs),
             })
             .collect(),
+        shows_deleted: answers_with_object(resource),
         schema: resource.openapi.as_deref().cloned(),
     }
 }
@@ -100,174 +137,249 @@ fn path_of(group: &str, version: &str) -> String {
     }
 }
 
-impl Documents {
-    fn v3(&self, registry: &Registry, path: &str) -> Option<Document> {
-        if let Some(found) = self.current(registry, |state| state.v3.get(path).cloned()) {
-            return Some(found);
+/// What is served beside the group-versions.
+fn roots(registry: &Registry) -> Vec<String> {
+    let built_in = registry.groups().iter().filter(|group| {
+        let mut resources = group.versions.iter().flat_map(|v| &v.resources);
+        resources.any(|resource| !resource.custom)
+    });
+    openapi::roots(built_in.map(|group| group.name.as_str()))
+}
+
+/// The rows of a group-version, by its path; none for a root. `None`: there is no such document.
+fn rows_at(registry: &Registry, path: &str) -> Option<Vec<Arc<Resource>>> {
+    for group in registry.groups() {
+        for version in &group.versions {
+            if path_of(&group.name, &version.version) == path {
+                return Some(version.resources.clone());
+            }
         }
-        let groups = registry.groups().iter();
-        let (group, version) = groups
-            .flat_map(|g| {
-                g.versions
-                    .iter()
-                    .map(|v| (g.name.as_str(), v.version.as_str()))
-            })
-            .find(|(group, version)| path_of(group, version) == path)?;
-        let own: Vec<Row> = registry
-            .resources()
-            .filter(|r| r.def.group == group && r.def.version == version)
-            .map(|r| row(r))
-            .collect();
-        let document = Document::new(&openapi::v3(group, version, &own));
-        let mut state = self.state.lock();
-        state.refresh(registry);
-        state.v3.insert(path.to_owned(), document.clone());
-        Some(document)
+    }
+    let is_root = roots(registry).iter().any(|root| root == path);
+    is_root.then(Vec::new)
+}
+
+impl Documents {
+    fn v3(&self, registry: &Registry, path: &str) -> Option<Arc<Document>> {
+        let rows = rows_at(registry, path)?;
+        self.known_v3(path, &rows)
+            .or_else(|| Some(self.make_v3(&Texts::read(), path, rows)))
     }
 
-    fn v2(&self, registry: &Registry, remotes: &Table) -> Document {
-        let current = |state: &State| {
-            let v2 = state.v2.as_ref()?;
-            (v2.0 == remotes.generation).then(|| v2.1.clone())
+    fn known_v3(&self, path: &str, rows: &[Arc<Resource>]) -> Option<Arc<Document>> {
+        let state = self.state.lock();
+        let (known, document) = state.v3.get(path)?;
+        let mut both = known.iter().zip(rows);
+        let same = known.len() == rows.len() && both.all(|(a, b)| Arc::ptr_eq(a, b));
+        same.then(|| document.clone())
+    }
+
+    fn make_v3(&self, texts: &Texts, path: &str, rows: Vec<Arc<Resource>>) -> Arc<Document> {
+        let value = match rows.first() {
+            None => openapi::v3_root(texts, path),
+            Some(first) => {
+                let plain: Vec<Row> = rows.iter().map(|resource| row(resource)).collect();
+                openapi::v3(texts, &first.def.group, &first.def.version, &plain)
+            }
         };
-        if let Some(found) = self.current(registry, current) {
-            return found;
-        }
-        let mut value = openapi::v2(&rows(registry));
-        remotes.add_openapi_v2(&mut value);
         let document = Document::new(&value);
         let mut state = self.state.lock();
-        state.refresh(registry);
-        state.v2 = Some((remotes.generation, document.clone()));
+        state.v3.insert(path.to_owned(), (rows, document.clone()));
         document
     }
 
-    fn current<T>(&self, registry: &Registry, get: impl Fn(&State) -> Option<T>) -> Option<T> {
-        let state = self.state.lock();
-        (state.generation == Some(registry.generation))
-            .then(|| get(&state))
-            .flatten()
-    }
-}
-
-impl State {
-    fn refresh(&mut self, registry: &Registry) {
-        if self.generation != Some(registry.generation) {
-            *self = Self {
-                generation: Some(registry.generation),
-                ..Self::default()
-            };
+    /// All of them by path; what is not served any more is forgotten.
+    fn all_v3(&self, registry: &Registry) -> BTreeMap<String, Arc<Document>> {
+        let mut paths = roots(registry);
+        for group in registry.groups() {
+            let versions = group.versions.iter();
+            paths.extend(versions.map(|version| path_of(&group.name, &version.version)));
         }
+        let mut texts = None;
+        let mut all = BTreeMap::new();
+        for path in paths {
+            let Some(rows) = rows_at(registry, &path) else {
+                continue;
+            };
+            let document = self.known_v3(&path, &rows).unwrap_or_else(|| {
+                let texts = texts.get_or_insert_with(Texts::read);
+                self.make_v3(texts, &path, rows)
+            });
+            all.insert(path, document);
+        }
+        let mut state = self.state.lock();
+        state.v3.retain(|path, _| all.contains_key(path));
+        all
+    }
+
+    fn v2(&self, registry: &Registry, remotes: &Table) -> Arc<Document> {
+        let generations = (registry.generation, remotes.generation);
+        if let Some((of, document)) = &self.state.lock().v2
+            && *of == generations
+        {
+            return document.clone();
+        }
+        let mut value = openapi::v2(&Texts::read(), &rows(registry));
+        remotes.add_openapi_v2(&mut value);
+        let document = Document::new(&value);
+        self.state.lock().v2 = Some((generations, document.clone()));
+        document
     }
 }
 
 /// `None`: not a path of ours.
 pub async fn handle(ctx: &Ctx) -> Option<Result<Response>> {
     let path = ctx.info.path.trim_end_matches('/');
-    match path {
-        "/openapi/v3" => Some(Ok(index(ctx).await)),
-        "/openapi/v2" if wants_protobuf_v2(&ctx.headers) => Some(Ok(protobuf_v2())),
-        "/openapi/v2" => {
-            let (api, registry) = (ctx.api.clone(), ctx.registry.clone());
-            let document = tokio::task::spawn_blocking(move || {
-                api.documents.v2(&registry, &api.aggregation.table())
-            })
-            .await;
-            Some(match document {
-                Ok(document) => Ok(send(ctx, &document, false)),
-                Err(error) => Err(crate::status::Status::internal("rendering OpenAPI", &error)),
-            })
-        }
-        _ => {
-            let wanted = path.strip_prefix("/openapi/v3/")?.to_owned();
-            let (api, registry) = (ctx.api.clone(), ctx.registry.clone());
-            let document =
-                tokio::task::spawn_blocking(move || api.documents.v3(&registry, &wanted)).await;
-            let document = document.ok()??;
-            let given = ctx.query.get("hash");
-            if !given.is_empty() && given != document.hash.as_ref() {
-                return Some(Ok(redirect(path, &document.hash)));
+    let wanted = path.strip_prefix("/openapi/")?.to_owned();
+    let version = match wanted.as_str() {
+        "v2" => Version::V2,
+        _ => Version::V3,
+    };
+    let Some(form) = Form::accepted(&ctx.headers, version) else {
+        return Some(Ok(not_acceptable()));
+    };
+    let (api, registry) = (ctx.api.clone(), ctx.registry.clone());
+    // Making a document takes a while.
+    let made = tokio::task::spawn_blocking(move || {
+        let document = match wanted.as_str() {
+            "v2" => api.documents.v2(&registry, &api.aggregation.table()),
+            "v3" => index(&api, &registry),
+            wanted => api.documents.v3(&registry, wanted.strip_prefix("v3/")?)?,
+        };
+        let body = document.body(form);
+        Some((document, body))
+    });
+    let (document, body) = match made.await {
+        Ok(made) => made?,
+        Err(error) => return Some(Err(Status::internal("rendering OpenAPI", &error))),
+    };
+    let given = match path {
+        "/openapi/v2" | "/openapi/v3" => "",
+        _ => ctx.query.get("hash"),
+    };
+    if !given.is_empty() && given != document.hash {
+        return Some(Ok(redirect(path, &document.hash)));
+    }
+    Some(Ok(send(ctx, &document, body, form, !given.is_empty())))
+}
+
+fn index(api: &Api, registry: &Registry) -> Arc<Document> {
+    let mut paths = serde_json::Map::new();
+    for (path, document) in api.documents.all_v3(registry) {
+        let url = format!("/openapi/v3/{path}?hash={}", document.hash);
+        paths.insert(path, json!({"serverRelativeURL": url}));
+    }
+    api.aggregation.table().add_openapi_v3(&mut paths);
+    Document::new(&json!({"paths": paths}))
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Version {
+    V2,
+    V3,
+}
+
+/// What a document is sent as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    Json,
+    Gzip,
+    Protobuf(Version),
+}
+
+impl Form {
+    /// The one that the client likes best. `None`: it wants something else.
+    fn accepted(headers: &HeaderMap, version: Version) -> Option<Self> {
+        // The older name has an `@`, which may not stand in a media type.
+        let names = match version {
+            Version::V2 => [
+                "application/com.github.proto-openapi.spec.v2.v1.0+protobuf",
+                "application/com.github.proto-openapi.spec.v2@v1.0+protobuf",
+            ],
+            Version::V3 => [
+                "application/com.github.proto-openapi.spec.v3.v1.0+protobuf",
+                "application/com.github.proto-openapi.spec.v3@v1.0+protobuf",
+            ],
+        };
+        let json = match Compression::wanted(headers) {
+            Compression::Gzip => Self::Gzip,
+            _ => Self::Json,
+        };
+        let clauses = negotiate::clauses(headers);
+        clauses.iter().find_map(|clause| match clause.media {
+            "application/json" | "application/*" | "*/*" | "*/json" => Some(json),
+            media if names.contains(&media) => Some(Self::Protobuf(version)),
+            _ => None,
+        })
+    }
+
+    fn content_type(self) -> &'static str {
+        match self {
+            Self::Json | Self::Gzip => "application/json",
+            Self::Protobuf(Version::V2) => {
+                "application/com.github.proto-openapi.spec.v2.v1.0+protobuf"
             }
-            Some(Ok(send(ctx, &document, !given.is_empty())))
+            Self::Protobuf(Version::V3) => {
+                "application/com.github.proto-openapi.spec.v3.v1.0+protobuf"
+            }
         }
     }
 }
 
-async fn index(ctx: &Ctx) -> Response {
-    let (api, registry) = (ctx.api.clone(), ctx.registry.clone());
-    let paths = tokio::task::spawn_blocking(move || {
-        let mut paths = serde_json::Map::new();
-        for group in registry.groups() {
-            for version in &group.versions {
-                let path = path_of(&group.name, &version.version);
-                if let Some(document) = api.documents.v3(&registry, &path) {
-                    let url = format!("/openapi/v3/{path}?hash={}", document.hash);
-                    paths.insert(path, json!({"serverRelativeURL": url}));
-                }
-            }
-        }
-        api.aggregation.table().add_openapi_v3(&mut paths);
-        paths
-    });
-    let paths = paths.await.unwrap_or_default();
-    json_response(StatusCode::OK, &json!({"paths": paths}))
-}
-
-/// What kubectl asks v2 for, in protobuf only, when v3 does not know a kind.
-const PROTOBUF_V2: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
-
-fn wants_protobuf_v2(headers: &http::HeaderMap) -> bool {
-    let accept = headers
-        .get(header::ACCEPT)
-        .and_then(|accept| accept.to_str().ok());
-    accept.is_some_and(|accept| accept.starts_with(PROTOBUF_V2))
-}
-
-/// A document that describes no kind, as gnostic's `openapi.v2.Document`: the client finds that it does not know the kind
-/// here either, and goes on to say so. The descriptions are in v3, and in v2 as JSON.
-fn protobuf_v2() -> Response {
-    /// swagger = "2.0"; info { title = "skep", version = "v1" }; paths {}.
-    const EMPTY: &[u8] = b"\x0a\x032.0\x12\x0a\x0a\x04skep\x12\x02v1\x42\x00";
-    let mut response = Response::new(EMPTY.into());
-    let headers = response.headers_mut();
-    // As upstream answers: `@` may not stand in a media type.
-    const ANSWERED: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(ANSWERED));
+fn not_acceptable() -> Response {
+    let mut response = Response::default();
+    *response.status_mut() = StatusCode::NOT_ACCEPTABLE;
+    let vary = HeaderValue::from_static("Accept");
+    response.headers_mut().insert(header::VARY, vary);
     response
 }
 
 /// A client with an old hash is sent to the present document.
 fn redirect(path: &str, hash: &str) -> Response {
-    let mut response = Response::default();
+    let location = format!("{path}?hash={hash}");
+    let body = format!("<a href=\"{location}\">Moved Permanently</a>.\n\n");
+    let mut response = Response::new(body.into());
     *response.status_mut() = StatusCode::MOVED_PERMANENTLY;
-    if let Ok(location) = HeaderValue::from_str(&format!("{path}?hash={hash}")) {
-        response.headers_mut().insert(header::LOCATION, location);
+    let headers = response.headers_mut();
+    let html = HeaderValue::from_static("text/html; charset=utf-8");
+    headers.insert(header::CONTENT_TYPE, html);
+    if let Ok(location) = HeaderValue::from_str(&location) {
+        headers.insert(header::LOCATION, location);
     }
     response
 }
 
-fn send(ctx: &Ctx, document: &Document, immutable: bool) -> Response {
+/// RFC 9110 §5.6.7
+fn http_date(at: Timestamp) -> Option<HeaderValue> {
+    let text = at.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string();
+    HeaderValue::from_str(&text).ok()
+}
+
+const YEAR: SignedDuration = SignedDuration::from_hours(365 * 24);
+
+fn is_known(headers: &HeaderMap, etag: &str) -> bool {
+    let known = headers.get(header::IF_NONE_MATCH);
+    let known = known.and_then(|known| known.to_str().ok());
+    let weak = |tag: &str| tag.trim().trim_start_matches("W/") == etag;
+    known.is_some_and(|known| known.trim() == "*" || known.split(',').any(weak))
+}
+
+fn send(ctx: &Ctx, document: &Document, body: Bytes, form: Form, immutable: bool) -> Response {
     let etag = format!("\"{}\"", document.hash);
-    let known = ctx.headers.get(header::IF_NONE_MATCH);
-    let not_modified = known.is_some_and(|known| known.as_bytes() == etag.as_bytes());
-    let gzip = Compression::wanted(&ctx.headers) == Compression::Gzip;
-    let body = match (not_modified, gzip) {
-        (true, _) => Bytes::new(),
-        (false, true) => document.gzip.clone(),
-        (false, false) => document.json.clone(),
-    };
-    let mut response = Response::new(body.into());
+    let mut response = Response::default();
+    let not_modified = is_known(&ctx.headers, &etag);
     if not_modified {
         *response.status_mut() = StatusCode::NOT_MODIFIED;
+    } else {
+        *response.body_mut() = body.into();
+        let content_type = HeaderValue::from_static(form.content_type());
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, content_type);
+        if form == Form::Gzip {
+            headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+        }
     }
     let headers = response.headers_mut();
-    headers.insert(
-        header::CONTENT_TYPE,
-        HeaderValue::from_static("application/json"),
-    );
-    if gzip && !not_modified {
-        headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
-    }
     headers.insert(
         header::VARY,
         HeaderValue::from_static("Accept-Encoding, Accept"),
@@ -275,7 +387,14 @@ fn send(ctx: &Ctx, document: &Document, immutable: bool) -> Response {
     if let Ok(etag) = HeaderValue::from_str(&etag) {
         headers.insert(header::ETAG, etag);
     }
+    if let Some(modified) = http_date(document.modified) {
+        headers.insert(header::LAST_MODIFIED, modified);
+    }
     let cache_control = if immutable {
+        // What has this hash never changes.
+        if let Some(expires) = now().checked_add(YEAR).ok().and_then(http_date) {
+            headers.insert(header::EXPIRES, expires);
+        }
         "public, immutable"
     } else {
         "no-cache, private"

@@ -10,8 +10,11 @@ use crate::status::{Result, Status};
 pub struct Query(Vec<(String, String)>);
 
 impl Query {
+    /// As Go's `url.ParseQuery`, of which upstream takes what it could read.
     pub fn parse(query: Option<&str>) -> Self {
-        let pairs = url::form_urlencoded::parse(query.unwrap_or_default().as_bytes());
+        let pieces = query.unwrap_or_default().split('&');
+        let readable = pieces.filter(|piece| !piece.contains(';') && is_escaped_well(piece));
+        let pairs = readable.flat_map(|piece| url::form_urlencoded::parse(piece.as_bytes()));
         Self(
             pairs
                 .map(|(k, v)| (k.into_owned(), v.into_owned()))
@@ -59,6 +62,14 @@ impl Query {
             }
         }
     }
+}
+
+/// Every `%` is followed by two hexadecimal digits.
+fn is_escaped_well(piece: &str) -> bool {
+    piece.split('%').skip(1).all(|after| {
+        let digits = after.as_bytes().get(..2);
+        digits.is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit))
+    })
 }
 
 fn field_error(kind: FieldErrorKind, field: &str, bad_value: Value, detail: &str) -> FieldError {

@@ -24,6 +24,7 @@ use crate::{
     context::Ctx,
     status::{Failure, Result, Status},
     tunnel::Tunnels,
+    websocket,
 };
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -181,8 +182,22 @@ fn unreachable(destination: &Destination, why: &str) -> Failure {
     ))
 }
 
-/// Sends the request on and streams the answer back.
+/// Sends the request on and streams the answer back, or joins the connections that it upgrades.
 pub async fn forward(ctx: &Ctx, destination: &Destination) -> Result<Response> {
+    let upgrade = ctx.headers.get(header::UPGRADE).cloned();
+    send(ctx, destination, upgrade.as_ref()).await
+}
+
+/// Without an upgrade, which the client has asked of us only.
+pub async fn fetch_plain(ctx: &Ctx, destination: &Destination) -> Result<Response> {
+    send(ctx, destination, None).await
+}
+
+async fn send(
+    ctx: &Ctx,
+    destination: &Destination,
+    upgrade: Option<&HeaderValue>,
+) -> Result<Response> {
     let relay = &ctx.api.relay;
     let permit = relay.streams.clone().try_acquire_owned();
     let permit = permit.map_err(|_| {
@@ -191,8 +206,7 @@ pub async fn forward(ctx: &Ctx, destination: &Destination) -> Result<Response> {
             1,
         )
     })?;
-    let upgrade = ctx.headers.get(header::UPGRADE).cloned();
-    let request = outgoing(ctx, destination, upgrade.as_ref())?;
+    let request = outgoing(ctx, destination, upgrade)?;
     let io = connect(relay, destination).await?;
     let handshake = hyper::client::conn::http1::handshake::<_, Body>(TokioIo::new(io)).await;
     let (mut sender, connection) =
@@ -285,6 +299,7 @@ fn outgoing(
     for name in ctx.headers.keys().filter(|name| credentials(name)) {
         headers.remove(name);
     }
+    websocket::drop_token(headers);
     for (name, value) in &destination.headers {
         headers.append(name, value.clone());
     }

@@ -1,10 +1,9 @@
 //! Puts an API server together: store → cache → registry → handlers.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{borrow::Cow, collections::HashMap, sync::Arc};
 
 use arc_swap::ArcSwap;
 use serde_json::Value;
-use skep_api::resource::ResourceDef;
 use skep_store::Store;
 
 use crate::{
@@ -22,7 +21,7 @@ use crate::{
     health::Readiness,
     metrics::Metrics,
     node_metrics,
-    registry::Registry,
+    registry::{Registry, Resource},
     relay::Relay,
     service::ApiService,
     services::Allocators,
@@ -100,18 +99,20 @@ pub async fn start_cache(
 
 /// Looks up an object's row by its key's prefix.
 fn indexer(registry: Arc<ArcSwap<Registry>>) -> Indexer {
-    type ByPrefix = HashMap<String, Vec<ResourceDef>>;
+    type ByPrefix = HashMap<String, Vec<Arc<Resource>>>;
     let derived: ArcSwap<(u64, ByPrefix)> = ArcSwap::from_pointee((u64::MAX, HashMap::new()));
     Arc::new(move |key: &str, object: &Value| {
         let mut index = Index::of_metadata(object);
         let registry = registry.load();
         if derived.load().0 != registry.generation {
             let mut rows = ByPrefix::new();
-            // The row of the stored version knows the stored object; of a custom resource every version does, each with
-            // fields of its own.
+            // The row of the stored version knows the stored object; of a custom resource any version does, and the fields
+            // of all.
             for resource in registry.resources().filter(|r| r.def.conversion.is_none()) {
                 let of_prefix = rows.entry(resource.prefix.clone()).or_default();
-                of_prefix.push(resource.def.clone());
+                if of_prefix.is_empty() || !resource.custom {
+                    of_prefix.push(resource.clone());
+                }
             }
             derived.store(Arc::new((registry.generation, rows)));
         }
@@ -119,8 +120,10 @@ fn indexer(registry: Arc<ArcSwap<Registry>>) -> Indexer {
         let Some((end, _)) = slashes.nth(3) else {
             return index;
         };
-        for def in derived.load().1.get(&key[..=end]).into_iter().flatten() {
-            for (name, value) in (def.selectable_fields)(object) {
+        for row in derived.load().1.get(&key[..=end]).into_iter().flatten() {
+            let form = row.stored_form.as_ref();
+            let object = form.map_or(Cow::Borrowed(object), |form| form.indexed(object));
+            for (name, value) in (row.def.selectable_fields)(&object) {
                 if !index.fields.iter().any(|(known, _)| *known == name) {
                     index.fields.push((name.into_owned(), value));
                 }

@@ -12,13 +12,16 @@ use kube_cel::{
     cel::{
         Context, ExecutionError, Value,
         common::ast::{CallExpr, Expr, IdedExpr, operators},
-        objects::Opaque,
+        objects::{Opaque, OptionalValue},
     },
 };
 use parking_lot::Mutex;
 use regex::Regex;
 
-use crate::interpret::{Error, as_optional, optional};
+use crate::{
+    interpret::{Error, as_optional, optional},
+    unordered::as_unordered,
+};
 
 type Evaluated = Result<Value, Error>;
 
@@ -73,6 +76,10 @@ fn type_of(value: &Value) -> &'static str {
         Value::Duration(_) => "google.protobuf.Duration",
         Value::Timestamp(_) => "google.protobuf.Timestamp",
         Value::Opaque(opaque) if opaque.downcast_ref::<TypeName>().is_some() => "type",
+        Value::Opaque(opaque) if opaque.downcast_ref::<OptionalValue>().is_some() => {
+            "optional_type"
+        }
+        value if as_unordered(value).is_some() => "list",
         Value::Opaque(_) | Value::Function(..) => "dyn",
     }
 }
@@ -125,7 +132,11 @@ fn text(value: String) -> Value {
 pub fn operator(name: &str, args: &[Value]) -> Option<Evaluated> {
     let compared = |test: fn(Ordering) -> bool| match args {
         [left, right] => {
-            Some(compare(left, right).map(|order| Value::Bool(order.is_some_and(test))))
+            let order = match compare(left, right) {
+                Err(_) if !can(left, name) => Err(cannot(name)),
+                order => order,
+            };
+            Some(order.map(|order| Value::Bool(order.is_some_and(test))))
         }
         _ => None,
     };
@@ -140,7 +151,10 @@ pub fn operator(name: &str, args: &[Value]) -> Option<Evaluated> {
                 .map(Value::Int)
                 .ok_or_else(|| Error::failed("integer overflow")),
             Value::Float(float) => Ok(Value::Float(-float)),
-            _ => Err(Error::overload()),
+            Value::Duration(duration) => Ok(Value::Duration(-*duration)),
+            // Upstream's booleans have the trait, and refuse then.
+            Value::Bool(_) => Err(Error::overload()),
+            _ => Err(cannot(name)),
         }),
         (
             operators::ADD
@@ -171,6 +185,7 @@ pub fn compare(left: &Value, right: &Value) -> Result<Option<Ordering>, Error> {
 fn arithmetic(name: &str, left: &Value, right: &Value) -> Evaluated {
     use Value::{Bytes, Float, Int, List, String, UInt};
     let overflow = || Error::failed("integer overflow");
+    let unsigned = || Error::failed("unsigned integer overflow");
     match (left, right) {
         (Int(a), Int(b)) => match name {
             operators::ADD => a.checked_add(*b).ok_or_else(overflow),
@@ -183,9 +198,9 @@ fn arithmetic(name: &str, left: &Value, right: &Value) -> Evaluated {
         }
         .map(Int),
         (UInt(a), UInt(b)) => match name {
-            operators::ADD => a.checked_add(*b).ok_or_else(overflow),
-            operators::SUBSTRACT => a.checked_sub(*b).ok_or_else(overflow),
-            operators::MULTIPLY => a.checked_mul(*b).ok_or_else(overflow),
+            operators::ADD => a.checked_add(*b).ok_or_else(unsigned),
+            operators::SUBSTRACT => a.checked_sub(*b).ok_or_else(unsigned),
+            operators::MULTIPLY => a.checked_mul(*b).ok_or_else(unsigned),
             operators::DIVIDE => a
                 .checked_div(*b)
                 .ok_or_else(|| Error::failed("division by zero")),
@@ -199,7 +214,7 @@ fn arithmetic(name: &str, left: &Value, right: &Value) -> Evaluated {
             operators::SUBSTRACT => Ok(Float(a - b)),
             operators::MULTIPLY => Ok(Float(a * b)),
             operators::DIVIDE => Ok(Float(a / b)),
-            _ => Err(Error::overload()),
+            _ => Err(cannot(name)),
         },
         (String(a), String(b)) if name == operators::ADD => Ok(text(format!("{a}{b}"))),
         (Bytes(a), Bytes(b)) if name == operators::ADD => {
@@ -212,16 +227,88 @@ fn arithmetic(name: &str, left: &Value, right: &Value) -> Evaluated {
             let result = match name {
                 operators::ADD => left.clone() + right.clone(),
                 operators::SUBSTRACT => left.clone() - right.clone(),
-                _ => return Err(Error::overload()),
+                _ => return Err(cannot(name)),
             };
             result.map_err(failure)
         }
+        (left, _) if !can(left, name) => Err(cannot(name)),
         _ => Err(Error::overload()),
     }
 }
 
+/// cel-go names the operator where the left side's type has not got it, and nothing where only the right side is wrong.
+fn cannot(operator: &str) -> Error {
+    Error::failed(format!("no such overload: {operator}"))
+}
+
+fn can(left: &Value, operator: &str) -> bool {
+    use Value::{Bytes, Duration, Float, Int, List, String, Timestamp, UInt};
+    match operator {
+        operators::ADD => matches!(
+            left,
+            Int(_)
+                | UInt(_)
+                | Float(_)
+                | String(_)
+                | Bytes(_)
+                | List(_)
+                | Duration(_)
+                | Timestamp(_)
+        ),
+        operators::SUBSTRACT => {
+            matches!(
+                left,
+                Int(_) | UInt(_) | Float(_) | Duration(_) | Timestamp(_)
+            )
+        }
+        operators::MULTIPLY | operators::DIVIDE => matches!(left, Int(_) | UInt(_) | Float(_)),
+        operators::MODULO => matches!(left, Int(_) | UInt(_)),
+        _ => matches!(
+            left,
+            Int(_)
+                | UInt(_)
+                | Float(_)
+                | String(_)
+                | Bytes(_)
+                | Value::Bool(_)
+                | Duration(_)
+                | Timestamp(_)
+        ),
+    }
+}
+
+fn no_conversion(to: &str) -> Error {
+    Error::failed(format!("type conversion error from 'string' to '{to}'"))
+}
+
+/// Functions that are one for all types that can do it, and say only their name to others; the rest are chosen by the types
+/// of their arguments.
+const OF_TRAITS: [&str; 2] = ["size", "matches"];
+
+/// In cel-go's words: which function does not take which types.
+fn named(result: Evaluated, name: &str, target: Option<&Value>, args: &[Value]) -> Evaluated {
+    if !matches!(&result, Err(error) if *error == Error::overload()) {
+        return result;
+    }
+    let all: Vec<&Value> = target.into_iter().chain(args).collect();
+    if OF_TRAITS.contains(&name) {
+        let takes = matches!(all.first(), Some(Value::String(_)));
+        return Err(match takes {
+            true => Error::overload(),
+            false => Error::failed(format!("no such overload: {name}")),
+        });
+    }
+    let types: Vec<&str> = all.into_iter().map(type_of).collect();
+    let types = types.join(", ");
+    Err(Error::failed(format!("no such overload: {name}({types})")))
+}
+
 /// A function without a target.
 pub fn global(name: &str, args: &[Value]) -> Evaluated {
+    named(global_result(name, args), name, None, args)
+}
+
+fn global_result(name: &str, args: &[Value]) -> Evaluated {
     match (name, args) {
         ("size", [arg]) => size(arg),
         ("dyn", [arg]) => Ok(arg.clone()),
@@ -232,15 +319,20 @@ pub fn global(name: &str, args: &[Value]) -> Evaluated {
         ("bool", [Value::String(text)]) => match text.as_str() {
             "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(Value::Bool(true)),
             "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(Value::Bool(false)),
-            _ => Err(Error::failed(format!(
-                "type conversion error from 'string' to 'bool': {text}"
-            ))),
+            _ => Err(no_conversion("bool")),
         },
-        ("int", [Value::String(text)]) => text.parse().map(Value::Int).map_err(|_| {
-            Error::failed(format!(
-                "strconv.ParseInt: parsing {text:?}: invalid syntax"
-            ))
-        }),
+        ("int", [Value::String(text)]) => {
+            let parsed = text.parse().map(Value::Int);
+            parsed.map_err(|_| no_conversion("int"))
+        }
+        ("uint", [Value::String(text)]) => {
+            let parsed = text.parse().map(Value::UInt);
+            parsed.map_err(|_| no_conversion("uint"))
+        }
+        ("double", [Value::String(text)]) => {
+            let parsed = text.parse().map(Value::Float);
+            parsed.map_err(|_| no_conversion("double"))
+        }
         ("matches", [target, pattern]) => matches(target, pattern),
         _ => library(None, name, args),
     }
@@ -248,6 +340,11 @@ pub fn global(name: &str, args: &[Value]) -> Evaluated {
 
 /// A function behind a prefix: `sets.contains(a, b)`.
 pub fn qualified(prefix: &str, name: &str, args: &[Value]) -> Evaluated {
+    let full = format!("{prefix}.{name}");
+    named(qualified_result(prefix, name, args), &full, None, args)
+}
+
+fn qualified_result(prefix: &str, name: &str, args: &[Value]) -> Evaluated {
     match (prefix, name, args) {
         ("optional", "none", []) => Ok(optional(None)),
         ("optional", "of", [arg]) => Ok(optional(Some(arg.clone()))),
@@ -263,6 +360,10 @@ pub fn qualified(prefix: &str, name: &str, args: &[Value]) -> Evaluated {
 
 /// A method.
 pub fn method(target: &Value, name: &str, args: &[Value]) -> Evaluated {
+    named(method_result(target, name, args), name, Some(target), args)
+}
+
+fn method_result(target: &Value, name: &str, args: &[Value]) -> Evaluated {
     if let Some(inner) = as_optional(target) {
         let inner = inner.value();
         return match (name, args) {

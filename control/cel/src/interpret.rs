@@ -10,7 +10,7 @@ use kube_cel::cel::{
     Value,
     common::ast::{
         CallExpr, ComprehensionExpr, EntryExpr, Expr, IdedExpr, ListExpr, LiteralValue, MapExpr,
-        SelectExpr, StructExpr, operators,
+        SelectExpr, SourceInfo, StructExpr, operators,
     },
     objects::{Key, Map, OptionalValue},
     parser::Parser,
@@ -113,22 +113,26 @@ impl Program {
             )));
         }
         let text = source.to_owned();
-        let parsed = std::thread::Builder::new()
-            .stack_size(PARSER_STACK_BYTES)
-            .spawn(move || {
-                Parser::new()
-                    .enable_optional_syntax(true)
-                    .parse(&text)
-                    .map_err(|errors| {
-                        let errors = errors.errors.into_iter();
-                        errors.map(|e| (e.pos, e.msg)).collect::<Vec<_>>()
-                    })
+        let parsed = on_parser_stack(move || {
+            parser().parse(&text).map_err(|errors| {
+                let errors = errors.errors.into_iter();
+                errors.map(|e| (e.pos, e.msg)).collect::<Vec<_>>()
             })
-            .map_err(|error| CompileError(format!("no thread for the parser: {error}")))?;
-        // The generated parser panics on some texts that end too early.
-        let parsed = parsed
-            .join()
-            .map_err(|_| CompileError(place(source, (1, 1), "Syntax error: mismatched input")))?;
+        });
+        let parsed = match parsed {
+            Ok(parsed) => parsed,
+            Err(NoParse::Thread(error)) => {
+                return Err(CompileError(format!("no thread for the parser: {error}")));
+            }
+            // The generated parser panics on some texts that end too early.
+            Err(NoParse::Panic) => {
+                return Err(CompileError(place(
+                    source,
+                    (1, 1),
+                    "Syntax error: mismatched input",
+                )));
+            }
+        };
         let root = parsed.map_err(|errors| {
             let shown = errors.iter().map(|(at, why)| place(source, *at, why));
             let shown: Vec<String> = shown.collect();
@@ -148,6 +152,17 @@ impl Program {
         &self.root
     }
 
+    /// Where the nodes stand in the source, by their ids. Parses once more: the parser tells it only with its errors. A
+    /// character that no token begins with is one, and changes nothing else.
+    pub(crate) fn places(&self) -> Option<Arc<SourceInfo>> {
+        let text = format!("{}\n$", self.source);
+        let parsed = on_parser_stack(move || {
+            let errors = parser().parse(&text).err()?.errors;
+            errors.into_iter().find_map(|error| error.source_info)
+        });
+        parsed.ok().flatten()
+    }
+
     /// # Errors
     /// See [`Error`].
     pub fn evaluate(&self, environment: &dyn Environment, budget: &Budget) -> Result<Value, Error> {
@@ -162,6 +177,23 @@ impl Program {
         budget.0.set(left);
         result
     }
+}
+
+fn parser() -> Parser {
+    Parser::new().enable_optional_syntax(true)
+}
+
+enum NoParse {
+    Thread(std::io::Error),
+    Panic,
+}
+
+fn on_parser_stack<T: Send + 'static>(
+    parse: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, NoParse> {
+    let thread = std::thread::Builder::new().stack_size(PARSER_STACK_BYTES);
+    let thread = thread.spawn(parse).map_err(NoParse::Thread)?;
+    thread.join().map_err(|_| NoParse::Panic)
 }
 
 /// How deep brackets and conditionals are in each other at most; the parser recurses for each. Long chains of one

@@ -12,15 +12,15 @@ mod session;
 mod target;
 mod terminal;
 
-use std::process::ExitCode;
+use std::{ffi::OsString, process::ExitCode};
 
 use anyhow::Result;
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::{
     commands::{
-        certificate, config, create, datapath, debug, describe, diff, get, info, nodes, pods,
-        trace, workloads, write,
+        certificate, config, create, datapath, debug, describe, diff, get, info, nodes, plugin,
+        pods, proxy, trace, workloads, write,
     },
     session::{Global, Session},
     target::Selection,
@@ -69,6 +69,7 @@ enum Command {
     Cp(pods::Cp),
     Debug(debug::Debug),
     PortForward(pods::PortForward),
+    Proxy(proxy::Proxy),
     Wait(pods::Wait),
     /// Show events, oldest first
     Events {
@@ -119,6 +120,11 @@ enum Command {
     Completion {
         shell: clap_complete::Shell,
     },
+    #[command(subcommand)]
+    Plugin(plugin::Plugin),
+    /// A plugin's own command line.
+    #[command(external_subcommand)]
+    Other(Vec<OsString>),
 }
 
 #[tokio::main]
@@ -161,6 +167,8 @@ async fn run(cli: Cli) -> Result<()> {
             clap_complete::generate(shell, &mut Cli::command(), "skep", &mut std::io::stdout());
             return Ok(());
         }
+        Command::Plugin(plugin) => return plugin.run(),
+        Command::Other(words) => return plugin::become_plugin(&words),
         Command::Version {
             client: true,
             output,
@@ -190,6 +198,7 @@ async fn run(cli: Cli) -> Result<()> {
         Command::Cp(cp) => cp.run(session).await,
         Command::Debug(debug) => debug.run(session).await,
         Command::PortForward(forward) => forward.run(session).await,
+        Command::Proxy(proxy) => proxy.run(session).await,
         Command::Wait(wait) => wait.run(session, global).await,
         Command::Events { selection, of } => pods::events(session, &selection, of.as_deref()).await,
         Command::Label(label) => label.run(session, global, "labels", "labeled").await,
@@ -214,7 +223,10 @@ async fn run(cli: Cli) -> Result<()> {
         Command::Flows(flows) => flows.run(session).await,
         Command::Drops(drops) => drops.run(session).await,
         Command::Trace(trace) => trace.run(session).await,
-        Command::Config(_) | Command::Completion { .. } => Ok(()),
+        Command::Config(_)
+        | Command::Completion { .. }
+        | Command::Plugin(_)
+        | Command::Other(_) => Ok(()),
     }
 }
 

@@ -1,19 +1,14 @@
-//! Typed writes: read-change-write with conflict retry, status patches, server-side apply, deletes that tolerate absence.
+//! Typed writes: status patches, deletes that tolerate absence.
 
-use std::{fmt::Debug, time::Duration};
+use std::fmt::Debug;
 
 use kube::{
     Api, Resource,
-    api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions},
+    api::{DeleteParams, Patch, PatchParams, Preconditions},
     core::ObjectMeta,
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
-
-use crate::Backoff;
-
-const CONFLICT: Backoff = Backoff::new(Duration::from_millis(10), Duration::from_millis(500));
-const CONFLICT_ATTEMPTS: u32 = 6;
 
 pub fn is_conflict(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if status.is_conflict())
@@ -36,70 +31,6 @@ pub fn is_namespace_terminating(error: &kube::Error) -> bool {
         }))
 }
 
-pub fn is_forbidden(error: &kube::Error) -> bool {
-    matches!(error, kube::Error::Api(status) if status.code == 403)
-}
-
-/// Reads the object, lets `change` edit it and writes it back, again on a conflict. `change` returns whether there is
-/// anything to write.
-///
-/// # Errors
-/// Of the API server; a conflict only after several attempts.
-pub async fn update<K>(
-    api: &Api<K>,
-    name: &str,
-    mut change: impl FnMut(&mut K) -> bool,
-) -> Result<K, kube::Error>
-where
-    K: Resource + Clone + DeserializeOwned + Serialize + Debug,
-{
-    let mut attempt = 0;
-    loop {
-        let mut object = api.get(name).await?;
-        if !change(&mut object) {
-            return Ok(object);
-        }
-        match api.replace(name, &PostParams::default(), &object).await {
-            Err(error) if is_conflict(&error) && attempt < CONFLICT_ATTEMPTS => {
-                tokio::time::sleep(CONFLICT.delay(attempt)).await;
-                attempt += 1;
-            }
-            outcome => return outcome,
-        }
-    }
-}
-
-/// As [`update`], of the `status` subresource.
-///
-/// # Errors
-/// As [`update`].
-pub async fn update_status<K>(
-    api: &Api<K>,
-    name: &str,
-    mut change: impl FnMut(&mut K) -> bool,
-) -> Result<K, kube::Error>
-where
-    K: Resource + Clone + DeserializeOwned + Serialize + Debug,
-{
-    let mut attempt = 0;
-    loop {
-        let mut object = api.get(name).await?;
-        if !change(&mut object) {
-            return Ok(object);
-        }
-        match api
-            .replace_status(name, &PostParams::default(), &object)
-            .await
-        {
-            Err(error) if is_conflict(&error) && attempt < CONFLICT_ATTEMPTS => {
-                tokio::time::sleep(CONFLICT.delay(attempt)).await;
-                attempt += 1;
-            }
-            outcome => return outcome,
-        }
-    }
-}
-
 /// Merge-patches the status subresource: other fields of the status stay.
 ///
 /// # Errors
@@ -115,22 +46,6 @@ where
     let patch = serde_json::json!({ "status": status });
     api.patch_status(name, &PatchParams::default(), &Patch::Merge(patch))
         .await
-}
-
-/// Server-side apply of `object` as `manager`, taking over fields that others own.
-///
-/// # Errors
-/// Of the API server.
-pub async fn apply<K>(api: &Api<K>, name: &str, manager: &str, object: &K) -> Result<K, kube::Error>
-where
-    K: Resource + Clone + DeserializeOwned + Serialize + Debug,
-{
-    api.patch(
-        name,
-        &PatchParams::apply(manager).force(),
-        &Patch::Apply(object),
-    )
-    .await
 }
 
 /// Deletes the object if it is still the one with this uid. Absence and a new object of that name are success.

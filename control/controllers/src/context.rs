@@ -99,6 +99,14 @@ impl<T> Doing<T> for Result<T, kube::Error> {
     }
 }
 
+/// What the API server said, without our client's wrapping.
+pub fn api_message(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => status.message.clone(),
+        other => queue::chain(other),
+    }
+}
+
 pub struct Context {
     pub client: Client,
     pub informers: Informers,

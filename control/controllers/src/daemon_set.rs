@@ -5,7 +5,6 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use futures::future::join_all;
 use jiff::Timestamp;
 use k8s_openapi::{
     api::{
@@ -17,18 +16,16 @@ use k8s_openapi::{
     },
     apimachinery::pkg::util::intstr::IntOrString,
 };
-use kube::{
-    api::{DeleteParams, PostParams},
-    core::Selector,
-};
+use kube::core::Selector;
 use skep_client::{Action, Expectations, Informer, ObjectKey, Recorder, writes};
 use skep_scheduler::terms::{self, NodeMatch};
 
 use crate::{
     context::{Context, Doing, Error},
     deployment::resolve,
-    owners, pods,
-    replica_set::api_message,
+    owners,
+    pod_writes::PodWrites,
+    pods,
     revisions::{self, HASH_LABEL},
 };
 
@@ -195,63 +192,21 @@ impl Controller {
         template: &PodTemplateSpec,
         hash: &str,
     ) -> Result<(), Error> {
-        if plan.create_on.is_empty() && plan.delete.is_empty() {
-            return Ok(());
-        }
-        let uids = plan.delete.iter().map(|pod| pods::uid(pod).to_owned());
-        self.expectations.expect(key, plan.create_on.len(), uids);
-        let api = self.context.api::<Pod>(&key.namespace);
-        let mut failure = None;
-        let params = PostParams::default();
-        let creations = join_all(plan.create_on.iter().map(|node| {
-            let mut pod = daemon_pod(set, template, hash, node);
+        let pod = |index: usize| {
+            let mut pod = daemon_pod(set, template, hash, &plan.create_on[index]);
             pod.metadata.generate_name = Some(pods::generate_name(&key.name));
-            let (api, params) = (api.clone(), params.clone());
-            async move { api.create(&params, &pod).await }
-        }))
-        .await;
-        for outcome in creations {
-            match outcome {
-                Ok(pod) => {
-                    let name = pod.metadata.name.unwrap_or_default();
-                    self.events.normal(
-                        set.as_ref(),
-                        "SuccessfulCreate",
-                        format!("Created pod: {name}"),
-                    );
-                }
-                Err(error) => {
-                    self.expectations.created(key);
-                    if !writes::is_namespace_terminating(&error) {
-                        let message = format!("Error creating: {}", api_message(&error));
-                        self.events.warning(set.as_ref(), "FailedCreate", message);
-                        failure = Some(Err(error).doing("create a daemon pod"));
-                    }
-                }
-            }
-        }
-        for pod in &plan.delete {
-            let name = pod.metadata.name.clone().unwrap_or_default();
-            match writes::delete(
-                &api,
-                &name,
-                pod.metadata.uid.clone(),
-                DeleteParams::default(),
-            )
+            pod
+        };
+        let writes = PodWrites {
+            context: &self.context,
+            events: &self.events,
+            expectations: &self.expectations,
+            key,
+            owner: set.as_ref(),
+        };
+        writes
+            .carry_out(plan.create_on.len(), pod, &plan.delete)
             .await
-            {
-                Ok(()) => self.events.normal(
-                    set.as_ref(),
-                    "SuccessfulDelete",
-                    format!("Deleted pod: {name}"),
-                ),
-                Err(error) => {
-                    self.expectations.deleted(key, pods::uid(pod));
-                    failure = Some(Err(error).doing("delete a daemon pod"));
-                }
-            }
-        }
-        failure.unwrap_or(Ok(()))
     }
 }
 

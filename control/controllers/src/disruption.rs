@@ -92,25 +92,7 @@ struct Controller {
 
 impl Controller {
     fn concerned(&self, change: &Change<Pod>) -> Vec<ObjectKey> {
-        let namespace = change
-            .object()
-            .metadata
-            .namespace
-            .as_deref()
-            .unwrap_or_default();
-        let none = Default::default();
-        self.budgets
-            .in_namespace(namespace)
-            .iter()
-            .filter(|budget| {
-                selector(budget).is_some_and(|selector| {
-                    change
-                        .each()
-                        .any(|pod| selector.matches(pod.metadata.labels.as_ref().unwrap_or(&none)))
-                })
-            })
-            .map(|budget| ObjectKey::of(&budget.metadata))
-            .collect()
+        pods::selected_by(&self.budgets, change, selector)
     }
 
     async fn reconcile(&self, key: ObjectKey) -> Result<Action, Error> {

@@ -26,6 +26,7 @@ pub mod node_lifecycle;
 pub mod owners;
 pub mod persistent_volume;
 pub mod pod_gc;
+pub mod pod_writes;
 pub mod pods;
 pub mod replica_set;
 pub mod resource_quota;

@@ -18,7 +18,7 @@ use kube::{
 };
 use skep_client::{Action, Informer, ObjectKey, writes};
 
-use crate::context::{Context, Doing, Error};
+use crate::context::{Context, Doing, Error, api_message};
 
 const WORKERS: usize = 4;
 const FINALIZER: &str = "kubernetes";
@@ -150,7 +150,7 @@ impl Controller {
         let resources = match discover(&self.context).await {
             Ok(resources) => resources,
             Err(error) => {
-                findings.discovery_error = Some(crate::replica_set::api_message(&error));
+                findings.discovery_error = Some(api_message(&error));
                 return findings;
             }
         };
@@ -161,9 +161,7 @@ impl Controller {
             {
                 // A kind that was removed meanwhile has no objects.
                 if !writes::is_not_found(&error) {
-                    findings
-                        .deletion_errors
-                        .push(crate::replica_set::api_message(&error));
+                    findings.deletion_errors.push(api_message(&error));
                 }
             }
         }

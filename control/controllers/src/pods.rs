@@ -1,14 +1,18 @@
 //! Facts about pods that several controllers share, and how a pod is made from a template.
 
-use std::time::Duration;
+use std::{fmt::Debug, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::{
     api::core::v1::{Pod, PodCondition, PodTemplateSpec},
     apimachinery::pkg::apis::meta::v1::OwnerReference,
 };
-use kube::{Resource, core::ObjectMeta};
-use skep_client::{Change, Expectations, ObjectKey};
+use kube::{
+    Resource,
+    core::{ObjectMeta, Selector, SelectorExt},
+};
+use serde::de::DeserializeOwned;
+use skep_client::{Change, Expectations, Informer, ObjectKey};
 
 use crate::owners;
 
@@ -29,6 +33,30 @@ pub fn observe<K: Resource<DynamicType = ()>>(
         }
     }
     owners::controllers_of::<K, Pod>(change)
+}
+
+/// The objects of the pod's namespace whose selector selects it, before or after the change.
+pub fn selected_by<K>(
+    informer: &Informer<K>,
+    change: &Change<Pod>,
+    selector: impl Fn(&K) -> Option<Selector>,
+) -> Vec<ObjectKey>
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+{
+    let none = Default::default();
+    let selects = |selector: Selector| {
+        change
+            .each()
+            .any(|pod| selector.matches(pod.metadata.labels.as_ref().unwrap_or(&none)))
+    };
+    let namespace = change.object().metadata.namespace.as_deref();
+    informer
+        .in_namespace(namespace.unwrap_or_default())
+        .iter()
+        .filter(|object| selector(object).is_some_and(selects))
+        .map(|object| ObjectKey::of(object.meta()))
+        .collect()
 }
 
 pub fn phase(pod: &Pod) -> &str {

@@ -5,7 +5,6 @@
 
 use std::{fmt::Debug, sync::Arc};
 
-use futures::future::join_all;
 use jiff::Timestamp;
 use k8s_openapi::{
     NamespaceResourceScope,
@@ -17,18 +16,17 @@ use k8s_openapi::{
 };
 use kube::{
     Resource,
-    api::{DeleteParams, PostParams},
     core::{Expression, Selector, SelectorExt},
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value, json};
-use skep_client::{
-    Action, Change, Expectations, Informer, ObjectKey, Recorder, queue::chain, writes,
-};
+use skep_client::{Action, Change, Expectations, Informer, ObjectKey, Recorder, writes};
 
 use crate::{
-    context::{Context, Doing, Error},
-    owners, pods,
+    context::{Context, Doing, Error, api_message},
+    owners,
+    pod_writes::PodWrites,
+    pods,
 };
 
 const WORKERS: usize = 5;
@@ -243,111 +241,26 @@ impl<K: Replicated> Controller<K> {
     }
 
     async fn execute(&self, key: &ObjectKey, owner: &K, plan: &Plan) -> Result<(), Error> {
-        match plan {
-            Plan::Settled => Ok(()),
-            Plan::Create(count) => {
-                self.expectations.expect(key, *count, []);
-                self.create(key, owner, *count).await
-            }
-            Plan::Delete(victims) => {
-                self.expectations.expect(
-                    key,
-                    0,
-                    victims.iter().map(|pod| pods::uid(pod).to_owned()),
-                );
-                let api = self.context.api::<Pod>(&key.namespace);
-                let deletions = join_all(victims.iter().map(|pod| {
-                    let (api, name) = (api.clone(), pod.metadata.name.clone().unwrap_or_default());
-                    async move {
-                        let uid = pod.metadata.uid.clone();
-                        (
-                            name.clone(),
-                            writes::delete(&api, &name, uid, DeleteParams::default()).await,
-                        )
-                    }
-                }))
-                .await;
-                let mut failure = None;
-                for ((name, outcome), pod) in deletions.into_iter().zip(victims) {
-                    match outcome {
-                        Ok(()) => self.events.normal(
-                            owner,
-                            "SuccessfulDelete",
-                            format!("Deleted pod: {name}"),
-                        ),
-                        Err(error) => {
-                            self.expectations.deleted(key, pods::uid(pod));
-                            self.events.warning(
-                                owner,
-                                "FailedDelete",
-                                format!("Error deleting: {}", chain(&error)),
-                            );
-                            failure = Some(error);
-                        }
-                    }
-                }
-                failure.map_or(Ok(()), |error| Err(error).doing("delete a pod"))
-            }
-        }
-    }
-
-    /// Creates in growing batches, so that a template that cannot be created costs few requests.
-    async fn create(&self, key: &ObjectKey, owner: &K, count: usize) -> Result<(), Error> {
+        let (creations, deletions) = match plan {
+            Plan::Settled => (0, &[][..]),
+            Plan::Create(count) => (*count, &[][..]),
+            Plan::Delete(victims) => (0, &victims[..]),
+        };
         let Some(template) = owner.template() else {
             return Ok(());
         };
         let mut pod = pods::from_template(template, &key.namespace, owners::reference(owner));
         pod.metadata.generate_name = Some(pods::generate_name(&key.name));
-        let api = self.context.api::<Pod>(&key.namespace);
-        let mut left = count;
-        let mut batch = 1;
-        while left > 0 {
-            let size = batch.min(left);
-            let params = PostParams::default();
-            let created = join_all((0..size).map(|_| api.create(&params, &pod))).await;
-            left -= size;
-            batch *= 2;
-            let mut failure = None;
-            for outcome in created {
-                match outcome {
-                    Ok(created) => {
-                        let name = created.metadata.name.unwrap_or_default();
-                        self.events.normal(
-                            owner,
-                            "SuccessfulCreate",
-                            format!("Created pod: {name}"),
-                        );
-                    }
-                    Err(error) => {
-                        self.expectations.created(key);
-                        if !writes::is_namespace_terminating(&error) {
-                            let message = format!("Error creating: {}", api_message(&error));
-                            self.events.warning(owner, "FailedCreate", message);
-                        }
-                        failure = Some(error);
-                    }
-                }
-            }
-            if let Some(error) = failure {
-                for _ in 0..left {
-                    self.expectations.created(key);
-                }
-                return if writes::is_namespace_terminating(&error) {
-                    Ok(())
-                } else {
-                    Err(error).doing("create a pod")
-                };
-            }
-        }
-        Ok(())
-    }
-}
-
-/// What the API server said, without our client's wrapping.
-pub(crate) fn api_message(error: &kube::Error) -> String {
-    match error {
-        kube::Error::Api(status) => status.message.clone(),
-        other => chain(other),
+        let writes = PodWrites {
+            context: &self.context,
+            events: &self.events,
+            expectations: &self.expectations,
+            key,
+            owner,
+        };
+        writes
+            .carry_out(creations, |_| pod.clone(), deletions)
+            .await
     }
 }
 

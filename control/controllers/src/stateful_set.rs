@@ -25,10 +25,9 @@ use serde_json::json;
 use skep_client::{Action, Informer, ObjectKey, Recorder, writes};
 
 use crate::{
-    context::{Context, Doing, Error},
+    context::{Context, Doing, Error, api_message},
     deployment::resolve,
     owners, pods,
-    replica_set::api_message,
     revisions::{self, HASH_LABEL, History},
 };
 

@@ -1,8 +1,9 @@
 //! Deletes pods from nodes whose NoExecute taints they do not tolerate (any more).
 //!
-//! Watches: Node, Pod. Writes: Pod. A toleration with seconds counts from when the taint was added.
+//! Watches: Node, Pod. Writes: Pod. A toleration with seconds counts from when the taint was added, where the taint says
+//! so, else from when it was first seen together with the pod: people's taints have no time.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::{
@@ -10,6 +11,7 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::Time,
 };
 use kube::api::{DeleteParams, Patch, PatchParams};
+use parking_lot::Mutex;
 use serde_json::json;
 use skep_client::{Action, Informer, ObjectKey, Recorder, informer::BY_NODE, writes};
 
@@ -25,6 +27,7 @@ pub async fn run(context: Arc<Context>) {
         nodes: context.informers.of(),
         pods: context.informers.of(),
         events: context.events.from("taint-eviction-controller"),
+        waiting: Mutex::default(),
         context: context.clone(),
     });
     let mut work = context.work();
@@ -38,6 +41,7 @@ pub async fn run(context: Arc<Context>) {
         match (&change.old, &change.new) {
             (Some(old), Some(new)) if moved(old) == moved(new) => Vec::new(),
             (_, Some(new)) if pods::node_name(new).is_some() => vec![ObjectKey::of(&new.metadata)],
+            (Some(old), None) => vec![ObjectKey::of(&old.metadata)],
             _ => Vec::new(),
         }
     });
@@ -69,16 +73,40 @@ struct Controller {
     nodes: Informer<Node>,
     pods: Informer<Pod>,
     events: Recorder,
+    /// Pods that are to go, their uids, and since when: as many as have a toleration with seconds on a tainted node.
+    waiting: Mutex<HashMap<ObjectKey, (Option<String>, Timestamp)>>,
     context: Arc<Context>,
 }
 
 impl Controller {
+    /// Since when the pod is known to wait for its eviction.
+    fn since(&self, key: &ObjectKey, pod: &Pod, now: Timestamp) -> Timestamp {
+        let mut waiting = self.waiting.lock();
+        let uid = &pod.metadata.uid;
+        let (_, since) = waiting
+            .entry(key.clone())
+            .and_modify(|known| {
+                // Another pod of the name.
+                if known.0 != *uid {
+                    *known = (uid.clone(), now);
+                }
+            })
+            .or_insert_with(|| (uid.clone(), now));
+        *since
+    }
+
+    fn forget(&self, key: &ObjectKey) {
+        self.waiting.lock().remove(key);
+    }
+
     async fn reconcile(&self, key: ObjectKey) -> Result<Action, Error> {
         let Some(pod) = self.pods.get(&key) else {
+            self.forget(&key);
             return Ok(Action::done());
         };
         let node = pods::node_name(&pod).and_then(|name| self.nodes.get(&ObjectKey::cluster(name)));
         let Some(node) = node.filter(|_| !pods::is_terminating(&pod)) else {
+            self.forget(&key);
             return Ok(Action::done());
         };
         let tolerations = pod
@@ -87,8 +115,12 @@ impl Controller {
             .and_then(|spec| spec.tolerations.clone())
             .unwrap_or_default();
         let now = self.context.now();
-        match plan(&no_execute(&node), &tolerations, now) {
-            Plan::Stay => Ok(Action::done()),
+        let since = self.since(&key, &pod, now);
+        match plan(&no_execute(&node), &tolerations, since, now) {
+            Plan::Stay => {
+                self.forget(&key);
+                Ok(Action::done())
+            }
             Plan::EvictAfter(delay) => Ok(Action::requeue(delay + Duration::from_millis(10))),
             Plan::Evict => {
                 self.events.normal(
@@ -144,7 +176,8 @@ enum Plan {
     Evict,
 }
 
-fn plan(taints: &[Taint], tolerations: &[Toleration], now: Timestamp) -> Plan {
+/// `since`: when the taints were first seen.
+fn plan(taints: &[Taint], tolerations: &[Toleration], since: Timestamp, now: Timestamp) -> Plan {
     let mut earliest: Option<Timestamp> = None;
     for taint in taints {
         let matching: Vec<&Toleration> = tolerations
@@ -154,7 +187,7 @@ fn plan(taints: &[Taint], tolerations: &[Toleration], now: Timestamp) -> Plan {
         if matching.is_empty() {
             return Plan::Evict;
         }
-        let added = taint.time_added.as_ref().map_or(now, |time| time.0);
+        let added = taint.time_added.as_ref().map_or(since, |time| time.0);
         // The shortest of the tolerations counts; none with seconds means for ever.
         if let Some(seconds) = matching
             .iter()
@@ -215,7 +248,7 @@ mod tests {
         let now = at("2026-01-01T00:00:10Z");
         let check = |tolerations: &[Toleration], expected: Plan| {
             assert_eq!(
-                plan(&[taint("unreachable", added)], tolerations, now),
+                plan(&[taint("unreachable", added)], tolerations, now, now),
                 expected
             );
         };
@@ -234,6 +267,18 @@ mod tests {
             Plan::Evict,
         );
         check(&[tolerate("unreachable", Some(0))], Plan::Evict);
-        assert_eq!(plan(&[], &[], now), Plan::Stay);
+        assert_eq!(plan(&[], &[], now, now), Plan::Stay);
+        // A person's taint: its time is when it was seen.
+        let by_hand = Taint {
+            time_added: None,
+            ..taint("unreachable", added)
+        };
+        let patient = [tolerate("unreachable", Some(10))];
+        let after = |since: &str| plan(std::slice::from_ref(&by_hand), &patient, at(since), now);
+        assert_eq!(
+            after("2026-01-01T00:00:03Z"),
+            Plan::EvictAfter(Duration::from_secs(3))
+        );
+        assert_eq!(after(added), Plan::Evict);
     }
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use k8s_openapi::{
     api::core::v1::{
         Affinity, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, PodAffinityTerm,
-        PodSpec, Taint, Toleration, TopologySpreadConstraint,
+        PodSpec, Taint, Toleration, TopologySpreadConstraint, WeightedPodAffinityTerm,
     },
     apimachinery::pkg::apis::meta::v1::LabelSelector,
 };
@@ -266,43 +266,39 @@ impl PodTerms {
         let Some(affinity) = affinity else {
             return terms;
         };
-        if let Some(affinity) = &affinity.pod_affinity {
-            let required = affinity
-                .required_during_scheduling_ignored_during_execution
-                .iter()
-                .flatten();
+        let required = |part: Option<&Vec<PodAffinityTerm>>| -> Vec<PodTerm> {
+            let part = part.into_iter().flatten();
+            part.map(|term| PodTerm::new(term, namespace)).collect()
+        };
+        let mut prefer = |part: Option<&Vec<WeightedPodAffinityTerm>>, sign: i64| {
             terms
-                .required
-                .extend(required.map(|term| PodTerm::new(term, namespace)));
-            for term in affinity
-                .preferred_during_scheduling_ignored_during_execution
-                .iter()
-                .flatten()
-            {
-                terms.preferred.push((
-                    i64::from(term.weight),
-                    PodTerm::new(&term.pod_affinity_term, namespace),
-                ));
-            }
+                .preferred
+                .extend(part.into_iter().flatten().map(|term| {
+                    let weight = sign * i64::from(term.weight);
+                    (weight, PodTerm::new(&term.pod_affinity_term, namespace))
+                }));
+        };
+        if let Some(part) = &affinity.pod_affinity {
+            prefer(
+                part.preferred_during_scheduling_ignored_during_execution
+                    .as_ref(),
+                1,
+            );
+            terms.required = required(
+                part.required_during_scheduling_ignored_during_execution
+                    .as_ref(),
+            );
         }
-        if let Some(affinity) = &affinity.pod_anti_affinity {
-            let required = affinity
-                .required_during_scheduling_ignored_during_execution
-                .iter()
-                .flatten();
-            terms
-                .required_anti
-                .extend(required.map(|term| PodTerm::new(term, namespace)));
-            for term in affinity
-                .preferred_during_scheduling_ignored_during_execution
-                .iter()
-                .flatten()
-            {
-                terms.preferred.push((
-                    -i64::from(term.weight),
-                    PodTerm::new(&term.pod_affinity_term, namespace),
-                ));
-            }
+        if let Some(part) = &affinity.pod_anti_affinity {
+            prefer(
+                part.preferred_during_scheduling_ignored_during_execution
+                    .as_ref(),
+                -1,
+            );
+            terms.required_anti = required(
+                part.required_during_scheduling_ignored_during_execution
+                    .as_ref(),
+            );
         }
         terms
     }

@@ -32,7 +32,7 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 use tracing::{debug, warn};
 
-use crate::{pki::Pki, rotation::Rotating};
+use crate::{pki::Pki, rotation::Rotating, stall::Guarded};
 
 /// Connections a client has not finished its TLS handshake on; beyond this, new ones wait in the backlog.
 const MAX_HANDSHAKES: usize = 512;
@@ -41,6 +41,8 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_STREAMS: u32 = 250;
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 const HEADER_TIMEOUT: Duration = Duration::from_secs(32);
+/// A client that takes nothing of what it asked for is let go after this; one that reads slowly is not.
+const STALL_TIMEOUT: Duration = Duration::from_secs(120);
 /// Requests under way at shutdown get this long; watches end at once.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -114,6 +116,16 @@ pub async fn serve(
     router: Router,
     shutdown: CancellationToken,
 ) -> Result<()> {
+    serve_patiently(listener, tls, router, shutdown, STALL_TIMEOUT).await
+}
+
+async fn serve_patiently(
+    listener: StdListener,
+    tls: Option<Arc<ServerConfig>>,
+    router: Router,
+    shutdown: CancellationToken,
+    patience: Duration,
+) -> Result<()> {
     let listener = TcpListener::from_std(listener)?;
     let acceptor = tls.map(TlsAcceptor::from);
     let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
@@ -138,7 +150,11 @@ pub async fn serve(
         };
         let acceptor = acceptor.clone();
         tokio::spawn(async move {
-            if let Err(error) = connection.handle(stream, address, acceptor, permit).await {
+            let (stream, release) = Guarded::new(stream, patience);
+            let handled = connection.handle(stream, address, acceptor, permit).await;
+            // What is left of it was upgraded.
+            release.release();
+            if let Err(error) = handled {
                 debug!(%address, error = %format!("{error:#}"), "connection ended");
             }
         });
@@ -161,12 +177,12 @@ struct Connection {
 impl Connection {
     async fn handle(
         self,
-        stream: TcpStream,
+        stream: Guarded<TcpStream>,
         address: SocketAddr,
         acceptor: Option<TlsAcceptor>,
         permit: tokio::sync::OwnedSemaphorePermit,
     ) -> Result<()> {
-        stream.set_nodelay(true)?;
+        stream.get_ref().set_nodelay(true)?;
         let Some(acceptor) = acceptor else {
             drop(permit);
             return self
@@ -229,5 +245,105 @@ impl Connection {
             .watch(connection)
             .await
             .map_err(|error| anyhow::anyhow!(error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{Read, Write},
+        net::TcpStream as Client,
+        sync::atomic::{AtomicUsize, Ordering},
+        time::Instant,
+    };
+
+    use axum::{body::Body, routing::get};
+    use futures::stream;
+
+    use super::*;
+
+    const DEADLINE: Duration = Duration::from_secs(20);
+
+    /// Counts the bodies under way.
+    struct Open(Arc<AtomicUsize>);
+
+    impl Open {
+        fn new(count: &Arc<AtomicUsize>) -> Self {
+            count.fetch_add(1, Ordering::SeqCst);
+            Self(count.clone())
+        }
+    }
+
+    impl Drop for Open {
+        fn drop(&mut self) {
+            self.0.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+
+    fn ask(address: SocketAddr, path: &str) -> Client {
+        let mut client = Client::connect(address).expect("a connection");
+        client.set_read_timeout(Some(DEADLINE)).expect("a timeout");
+        let request =
+            format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
+        client.write_all(request.as_bytes()).expect("a request");
+        client
+    }
+
+    fn until(what: &str, mut wanted: impl FnMut() -> bool) {
+        let begun = Instant::now();
+        while !wanted() {
+            assert!(begun.elapsed() < DEADLINE, "{what}");
+            std::thread::yield_now();
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn who_does_not_read_is_let_go_and_delays_nobody() {
+        const PATIENCE: Duration = Duration::from_millis(300);
+        let open = Arc::new(AtomicUsize::new(0));
+        let counted = open.clone();
+        let endless = move || {
+            let open = Open::new(&counted);
+            let chunks = stream::repeat_with(move || {
+                let _still = &open;
+                Ok::<_, std::io::Error>(vec![b'x'; 64 * 1024])
+            });
+            async move { Body::from_stream(chunks) }
+        };
+        let router = Router::new()
+            .route("/endless", get(endless))
+            .route("/short", get(async || "short"));
+        let listener = bind("127.0.0.1:0".parse().expect("an address")).expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let shutdown = CancellationToken::new();
+        let serving = serve_patiently(listener, None, router, shutdown.clone(), PATIENCE);
+        let serving = tokio::spawn(serving);
+        let count = open.clone();
+        let clients = tokio::task::spawn_blocking(move || {
+            let mut dead: Vec<Client> = (0..20).map(|_| ask(address, "/endless")).collect();
+            until("all bodies have begun", || {
+                count.load(Ordering::SeqCst) == 20
+            });
+            let mut short = String::new();
+            ask(address, "/short")
+                .read_to_string(&mut short)
+                .expect("an answer");
+            assert!(short.ends_with("short"), "{short}");
+            // One that reads, however little, stays.
+            let mut slow = dead.pop().expect("a client");
+            until("the others are let go", || {
+                let read = slow.read(&mut [0; 64 * 1024]).expect("more");
+                assert!(read > 0);
+                count.load(Ordering::SeqCst) == 1
+            });
+            drop(slow);
+            until("the last one has gone", || {
+                count.load(Ordering::SeqCst) == 0
+            });
+            drop(dead);
+        });
+        clients.await.expect("clients");
+        shutdown.cancel();
+        serving.await.expect("a task").expect("a server");
     }
 }

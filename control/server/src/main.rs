@@ -9,6 +9,7 @@ mod listen;
 mod options;
 mod pki;
 mod rotation;
+mod stall;
 mod start;
 
 use std::process::ExitCode;

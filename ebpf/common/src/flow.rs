@@ -130,6 +130,12 @@ pub struct FragmentPorts {
 /// address.
 pub const RETURN_OPTION: [u8; 2] = [0x9e, 8];
 
+/// The same in IPv6: a header of destination options (RFC 8200 §4.6) that is nothing else. Its first
+/// word after the next header's type says its length and pads; then an experimental option (RFC 4727)
+/// that who does not know it passes over: type, length, port, address.
+pub const RETURN_HEADER: [u8; 5] = [2, 1, 0, 0x1e, 18];
+pub const RETURN_HEADER_LEN: u32 = 24;
+
 pub const MAX_FLOWS: u32 = 131_072;
 pub const MAX_FRAGMENTS: u32 = 4_096;
 

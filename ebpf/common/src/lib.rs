@@ -21,7 +21,7 @@ pub use address::{Address, PortBe};
 /// Every map and the version of its layout, which is part of its pin's name: an agent of another
 /// layout never opens it. Raise a map's with every change of its key or value; the others keep what
 /// they hold over an upgrade.
-pub const LAYOUTS: [(&str, u32); 20] = [
+pub const LAYOUTS: [(&str, u32); 22] = [
     ("FRONTENDS", 1),
     ("SLOTS", 1),
     ("BACKENDS", 1),
@@ -29,6 +29,7 @@ pub const LAYOUTS: [(&str, u32); 20] = [
     ("SOURCE_RANGES", 1),
     ("SOCKETS", 1),
     ("STREAMS", 1),
+    ("PEERS", 1),
     ("FLOWS", 1),
     ("FRAGMENTS", 1),
     ("CONFIG", 2),
@@ -41,6 +42,7 @@ pub const LAYOUTS: [(&str, u32); 20] = [
     ("IDENTITIES", 1),
     ("REASONS", 1),
     ("SERVICE_COUNTERS", 1),
+    ("BACKEND_COUNTS", 1),
     ("EVENTS", 2),
 ];
 

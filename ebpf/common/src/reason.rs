@@ -87,6 +87,9 @@ reasons! {
     XdpToPod = 29, "xdp_to_pod";
     /// Not a drop: sent back out of the uplink by XDP.
     XdpToNeighbour = 30, "xdp_to_neighbour";
+    /// Not a drop: a socket needed storage of its own, because another has its place or because it
+    /// sends to several Services.
+    PlaceTaken = 31, "place_taken";
 }
 
 impl Reason {
@@ -108,6 +111,7 @@ impl Reason {
                 | Reason::DirectReturn
                 | Reason::XdpToPod
                 | Reason::XdpToNeighbour
+                | Reason::PlaceTaken
         )
     }
 }

@@ -132,8 +132,19 @@ pub struct Translation {
     pub _pad: u32,
 }
 
-/// The storage of a TCP socket, which has one destination for good. Small, because a connection
-/// pays for it: it is made with the connection and goes with it.
+/// The translation of one socket, in the place that its cookie gives it. A place is taken while it is
+/// free and given back when the socket is closed; a socket whose place another has keeps its
+/// translation in its own storage, whose allocation costs three times what the rest of a hook does.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Peer {
+    /// Whose place it is; 0 = free.
+    pub cookie: u64,
+    pub translation: Translation,
+    pub _pad: u64,
+}
+
+/// The storage of a TCP socket, which has one destination for good.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct StreamRecord {
@@ -143,8 +154,8 @@ pub struct StreamRecord {
     pub backend_port: PortBe,
 }
 
-/// Destinations remembered per socket: a connected UDP socket has one, a resolver that sends to its
-/// servers in turn has up to three.
+/// Destinations in a datagram socket's storage: a resolver that sends to its servers in turn has up to
+/// three.
 pub const TRANSLATIONS: usize = 4;
 
 /// The storage of a datagram socket; dies with the socket.
@@ -166,12 +177,18 @@ pub struct ServiceCounters {
     pub refused: u64,
 }
 
+/// Connections given to a backend since its element was taken, by the backend's index. One word for all
+/// CPUs: a word for each would be 128 MB on a machine of 64, and a connection is rare beside packets.
+pub type BackendCount = u64;
+
 pub const MAX_FRONTENDS: u32 = 65_536;
 pub const MAX_SERVICES: u32 = 65_536;
 pub const MAX_SLOTS: u32 = 1 << 21;
 pub const MAX_BACKENDS: u32 = 1 << 18;
 pub const MAX_AFFINITIES: u32 = 65_536;
 pub const MAX_SOURCE_RANGES: u32 = 16_384;
+/// A power of two. Cookies are counted up, so places are taken in turn.
+pub const MAX_PEERS: u32 = 1 << 15;
 
 const _: () = {
     assert!(size_of::<FrontendKey>() == 20);
@@ -183,4 +200,7 @@ const _: () = {
     assert!(size_of::<Translation>() == 48);
     assert!(size_of::<SocketRecord>() == 200);
     assert!(size_of::<StreamRecord>() == 36);
+    // A line of the cache.
+    assert!(size_of::<Peer>() == 64);
+    assert!(MAX_PEERS.is_power_of_two());
 };

@@ -7,7 +7,8 @@ use skep_ebpf_common::node::{config_flags, seconds};
 use skep_ebpf_common::reason::Reason;
 use skep_ebpf_common::{Address, PortBe};
 
-use crate::maps::{EVENTS, REASONS, SERVICE_COUNTERS, config};
+use crate::atomic::increment;
+use crate::maps::{BACKEND_COUNTS, EVENTS, REASONS, SERVICE_COUNTERS, config};
 use crate::packet::Tuple;
 
 #[inline(always)]
@@ -25,7 +26,11 @@ pub fn count(reason: Reason) {
 }
 
 #[inline(always)]
-pub fn service_connection(service: u32) {
+pub fn service_connection(service: u32, backend: u32) {
+    if let Some(count) = BACKEND_COUNTS.get_ptr_mut(backend) {
+        // SAFETY: an element of the map.
+        unsafe { increment(count) };
+    }
     if let Some(counters) = SERVICE_COUNTERS.get_ptr_mut(service) {
         // SAFETY: as in `count`.
         unsafe { (*counters).connections += 1 };

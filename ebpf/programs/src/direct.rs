@@ -97,7 +97,7 @@ fn transport(l4: usize, end: usize, packet: &mut Packet) -> bool {
     packet.key.destination_port = PortBe((ports >> 16) as u16);
     packet.key._pad = [0; 3];
     packet.shape = Shape::Ports;
-    packet._pad = 0;
+    packet.again = false;
     true
 }
 

@@ -46,7 +46,13 @@ pub struct Followed {
 /// finds the old one, whose answer's entry keeps the translated port for as long as the backend may
 /// remember it.
 #[inline(never)]
-pub fn follow(packet: &Packet, new: &mut Tuple) -> Option<Followed> {
+pub fn follow(packet: &mut Packet, new: &mut Tuple) -> Option<Followed> {
+    follow_here(packet, new, now())
+}
+
+/// The same without a call, for the shortest ways through the programs.
+#[inline(always)]
+pub fn follow_here(packet: &mut Packet, new: &mut Tuple, now: u32) -> Option<Followed> {
     let flow = FLOWS.get_ptr_mut(&packet.key)?;
     // SAFETY: an element of the map; fields are updated by plain stores, a lost race delays a
     // timestamp or a state bit until the next packet.
@@ -58,10 +64,10 @@ pub fn follow(packet: &Packet, new: &mut Tuple) -> Option<Followed> {
             return None;
         }
         if packet.key.protocol == TCP && flags & flow_flags::CLOSING != 0 {
+            packet.again = true;
             return None;
         }
     }
-    let now = now();
     if flow.seen != now {
         flow.seen = now;
     }
@@ -229,8 +235,9 @@ pub fn create<C: Context>(context: C, scratch: &mut Scratch) -> u32 {
         || key.protocol == ICMP
         || key.protocol == ICMPV6
         || (may_keep(key.source_port.get()) && taken_by_node(context, answer_key) == 0);
-    // SAFETY: read at once.
-    if let Some(before) = unsafe { FLOWS.get(key) }
+    if packet.again
+        // SAFETY: read at once.
+        && let Some(before) = unsafe { FLOWS.get(key) }
         && before.flags & flow_flags::REVERSE == 0
         && before.source == wanted.source
         && before.destination == wanted.destination
@@ -245,8 +252,7 @@ pub fn create<C: Context>(context: C, scratch: &mut Scratch) -> u32 {
     } else {
         PORT_ATTEMPTS
     };
-    // SAFETY: no arguments.
-    let start = flow_hash(key) ^ unsafe { bpf_get_prandom_u32() };
+    let mut start = 0;
     let mut chosen = false;
     let mut longest_unused = 0;
     let mut its_port = PortBe(0);
@@ -255,6 +261,10 @@ pub fn create<C: Context>(context: C, scratch: &mut Scratch) -> u32 {
             break;
         }
         if attempt > 0 || !keep_port {
+            if start == 0 {
+                // SAFETY: no arguments.
+                start = (flow_hash(key) ^ unsafe { bpf_get_prandom_u32() }) | 1;
+            }
             let index = start.wrapping_add(attempt.wrapping_mul(PORT_STRIDE)) % NAT_PORT_COUNT;
             answer_key.destination_port = PortBe::new(nat_port(index));
             if taken_by_node(context, answer_key) != 0 {

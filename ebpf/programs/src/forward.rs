@@ -6,7 +6,7 @@ use core::ptr::addr_of;
 
 use aya_ebpf::bindings::{__sk_buff, bpf_fib_lookup as FibLookup, bpf_redir_neigh};
 use aya_ebpf::helpers::generated::{
-    bpf_fib_lookup, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer,
+    bpf_fib_lookup, bpf_jiffies64, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer,
 };
 use skep_ebpf_common::Address;
 use skep_ebpf_common::event::Hook;
@@ -14,9 +14,9 @@ use skep_ebpf_common::node::{MARK_DONE, Pod, pod_flags};
 use skep_ebpf_common::reason::Reason;
 
 use crate::context::Context;
-use crate::count::{count, now, report};
+use crate::count::{count, report};
 use crate::direct::{looks_unfinished, parse_plain, rewrite_plain};
-use crate::flow::{follow, tells};
+use crate::flow::{Followed, follow_here, tells};
 use crate::maps::{Scratch, WAYS, config};
 use crate::packet::{Packet, Tuple, decrement_hop_limit, ifindex, set_mark, store};
 use crate::pod::pod_at;
@@ -28,6 +28,9 @@ pub const DROP: i32 = 2; // TC_ACT_SHOT
 
 /// Of the ways that a CPU remembers.
 pub const WAYS_BITS: u32 = 8;
+/// And for how long: so many bits of the kernel's tick, 128 ms to 1.3 s. The tick costs nothing to
+/// read.
+const TICKS: u32 = 7;
 
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
@@ -168,14 +171,14 @@ fn pod_macs(pod: &Pod) -> [u32; 3] {
     unsafe { addr_of!(pod.mac).cast::<[u32; 3]>().read() }
 }
 
-/// What this CPU has learned of the way of packets with these addresses, for the rest of the second
-/// and as long as policy stays as it is.
+/// What this CPU has learned of the way of packets with these addresses, for a moment ([`TICKS`]) and
+/// as long as policy stays as it is.
 #[repr(C)]
 pub struct Way {
     /// Of no account on the way to a pod.
     source: Address,
     destination: Address,
-    seen: u32,
+    moment: u32,
     policy_generation: u32,
     /// The largest packet; 0 = not known, not forwarded, or no neighbour known.
     mtu: u32,
@@ -193,18 +196,19 @@ pub struct Way {
 #[inline(always)]
 pub fn way_of<C: Context>(context: C, scratch: &Scratch) -> Option<&'static Way> {
     let Scratch { packet, new, .. } = scratch;
-    let now = now();
+    // SAFETY: no arguments.
+    let moment = (unsafe { bpf_jiffies64() } >> TICKS) as u32;
     let generation = config()?.policy_generation;
     let last = new.destination.v4_be();
     let way = WAYS.get_ptr_mut(last.wrapping_mul(0x9e37_79b1) >> (32 - WAYS_BITS))?;
     // SAFETY: this CPU's element, used by one program at a time.
     let way = unsafe { &mut *way };
-    if way.seen != now
+    if way.moment != moment
         || way.policy_generation != generation
         || way.destination != new.destination
         || !(way.is_pod || way.source == new.source)
     {
-        way.seen = now;
+        way.moment = moment;
         way.policy_generation = generation;
         find_way(context, packet.len, new, way);
     }
@@ -255,23 +259,46 @@ fn find_way<C: Context>(context: C, len: u32, new: &Tuple, way: &mut Way) -> u32
     0
 }
 
-/// A plain packet of a known flow, in as few steps as there can be. `None`: nothing has happened,
-/// and the long way knows what to do.
+/// What [`forward_known`] found.
+pub enum Plain {
+    Forwarded(i32),
+    /// A plain packet of no known flow; the packet is parsed.
+    NewFlow,
+    /// Nothing has happened, and the long way knows what to do.
+    Unsure,
+}
+
+/// A plain packet of a known flow, in as few steps as there can be.
 // VERIFIER: a frame of its own, or the callers' are too large.
 #[inline(never)]
-pub fn forward_known(skb: *mut __sk_buff, scratch: &mut Scratch) -> Option<i32> {
+pub fn forward_known(skb: *mut __sk_buff, scratch: &mut Scratch) -> Plain {
     if !parse_plain(skb, &mut scratch.packet)
         || looks_unfinished(skb, &scratch.packet)
         || scratch.packet.hop_limit <= 1
     {
-        return None;
+        return Plain::Unsure;
     }
-    let followed = follow(&scratch.packet, &mut scratch.new)?;
-    if followed.via != 0 || tells(&followed, &scratch.packet) {
+    let now = scratch.now();
+    let Some(followed) = follow_here(&mut scratch.packet, &mut scratch.new, now) else {
+        return Plain::NewFlow;
+    };
+    match forward_followed(skb, scratch, &followed) {
+        Some(verdict) => Plain::Forwarded(verdict),
+        None => Plain::Unsure,
+    }
+}
+
+#[inline(always)]
+fn forward_followed(
+    skb: *mut __sk_buff,
+    scratch: &mut Scratch,
+    followed: &Followed,
+) -> Option<i32> {
+    if followed.via != 0 || tells(followed, &scratch.packet) {
         return None;
     }
     let way = way_of(skb, scratch)?;
-    if way.pod_flags & pod_flags::INGRESS_ISOLATED != 0 && !policy::settled(&followed) {
+    if way.pod_flags & pod_flags::INGRESS_ISOLATED != 0 && !policy::settled(followed) {
         return None;
     }
     if !rewrite_plain(skb, &scratch.packet, &scratch.new, &way.macs) {

@@ -2,6 +2,7 @@
 //! override the sizes.
 
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SkStorage};
+use aya_ebpf::helpers::generated::bpf_jiffies64;
 use aya_ebpf::macros::btf_map;
 use skep_ebpf_common::Address;
 use skep_ebpf_common::event::{EVENT_RING_BYTES, FlowEvent};
@@ -11,6 +12,7 @@ use skep_ebpf_common::policy::*;
 use skep_ebpf_common::reason::MAX_REASONS;
 use skep_ebpf_common::service::*;
 
+use crate::count::now;
 use crate::flow::Wanted;
 use crate::forward::{NextHop, WAYS_BITS, Way};
 use crate::packet::{Packet, Tuple};
@@ -30,6 +32,8 @@ pub static AFFINITIES: LruHashMap<AffinityKey, Affinity, { MAX_AFFINITIES as usi
 #[btf_map]
 pub static SOURCE_RANGES: LpmTrie<SourceRange, u32, { MAX_SOURCE_RANGES as usize }> =
     LpmTrie::new();
+#[btf_map]
+pub static PEERS: Array<Peer, { MAX_PEERS as usize }> = Array::new();
 #[btf_map]
 pub static SOCKETS: SkStorage<SocketRecord> = SkStorage::new();
 #[btf_map]
@@ -68,6 +72,8 @@ pub static REASONS: PerCpuArray<u64, { MAX_REASONS as usize }> = PerCpuArray::ne
 pub static SERVICE_COUNTERS: PerCpuArray<ServiceCounters, { MAX_SERVICES as usize }> =
     PerCpuArray::new();
 #[btf_map]
+pub static BACKEND_COUNTS: Array<BackendCount, { MAX_BACKENDS as usize }, MMAPABLE> = Array::new();
+#[btf_map]
 pub static EVENTS: RingBuf<FlowEvent, { EVENT_RING_BYTES as usize }> = RingBuf::new();
 
 #[btf_map]
@@ -94,6 +100,23 @@ pub struct Scratch {
     pub next_hop: NextHop,
     /// The beginning of a packet that an ICMP message is about.
     pub quote: [u32; 32],
+    /// When the kernel's clock was last looked at, and what it said.
+    tick: u64,
+    second: u32,
+}
+
+impl Scratch {
+    /// As [`now`], which is asked once a tick: the tick itself costs nothing to read.
+    #[inline(always)]
+    pub fn now(&mut self) -> u32 {
+        // SAFETY: no arguments.
+        let tick = unsafe { bpf_jiffies64() };
+        if self.tick != tick {
+            self.tick = tick;
+            self.second = now();
+        }
+        self.second
+    }
 }
 
 #[inline(always)]

@@ -6,13 +6,13 @@ use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use skep_ebpf_common::event::Hook;
-use skep_ebpf_common::flow::{RETURN_OPTION, flow_flags};
+use skep_ebpf_common::flow::flow_flags;
 use skep_ebpf_common::node::{
     MARK_DONE, Pod, TUNNEL_MAC_PREFIX, config_flags, network_flags, pod_flags,
 };
 use skep_ebpf_common::reason::Reason;
 use skep_ebpf_common::service::*;
-use skep_ebpf_common::{Address, PortBe, SCTP};
+use skep_ebpf_common::{Address, SCTP};
 
 use crate::announce::{answer_arp, answer_ndp, is_announced};
 use crate::context::Context;
@@ -21,11 +21,11 @@ use crate::flow::{
     Followed, answer_taken, create, create_direct, follow, forget_created, opens, return_via,
     translate_icmp_error,
 };
-use crate::forward::{DROP, PASS, deliver, drop, forward_known, route};
+use crate::forward::{DROP, PASS, Plain, deliver, drop, forward_known, route};
 use crate::maps::{NETWORKS, SOURCE_RANGES, Scratch, config, scratch};
 use crate::packet::{
-    ETH_LEN, Packet, Parsed, Shape, add_option, ifindex, is_arp, load, mark, parse, remove_option,
-    rewrite,
+    ETH_LEN, Packet, Parsed, Shape, add_note, ifindex, is_arp, load, mark, note, parse,
+    remove_note, rewrite,
 };
 use crate::pod::{masquerade, network_of, pod_at, set_tracked};
 use crate::policy;
@@ -41,17 +41,23 @@ pub fn from_net(ctx: TcContext) -> i32 {
         return DROP;
     };
     // What the tunnel brings may say where it came in.
-    if config().is_some_and(|config| config.tunnel_ifindex != ifindex(skb))
-        && let Some(verdict) = forward_known(skb, scratch)
-    {
-        return verdict;
+    let mut new_flow = false;
+    if config().is_some_and(|config| config.tunnel_ifindex != ifindex(skb)) {
+        match forward_known(skb, scratch) {
+            Plain::Forwarded(verdict) => return verdict,
+            Plain::NewFlow => new_flow = true,
+            Plain::Unsure => {}
+        }
     }
-    match parse(skb, &mut scratch.packet) {
-        Parsed::Ip if accept_direct(skb, scratch) => arrived(skb, scratch),
-        Parsed::Ip => drop(skb, &scratch.packet, Reason::Rewrite, Hook::FromNet, 0),
-        Parsed::NotIp if is_arp(skb) => answer_arp(skb).unwrap_or(PASS),
-        Parsed::NotIp | Parsed::Truncated => PASS,
+    if !new_flow {
+        match parse(skb, &mut scratch.packet) {
+            Parsed::Ip if accept_direct(skb, scratch) => {}
+            Parsed::Ip => return drop(skb, &scratch.packet, Reason::Rewrite, Hook::FromNet, 0),
+            Parsed::NotIp if is_arp(skb) => return answer_arp(skb).unwrap_or(PASS),
+            Parsed::NotIp | Parsed::Truncated => return PASS,
+        }
     }
+    arrived(skb, scratch, new_flow)
 }
 
 #[classifier]
@@ -69,8 +75,9 @@ pub fn to_net(ctx: TcContext) -> i32 {
     }
 }
 
+/// `new_flow`: the flow table has been asked already.
 #[inline(always)]
-fn arrived(skb: *mut __sk_buff, scratch: &mut Scratch) -> i32 {
+fn arrived(skb: *mut __sk_buff, scratch: &mut Scratch, new_flow: bool) -> i32 {
     scratch.arrived = scratch.packet.tuple();
     let packet = &mut scratch.packet;
     if let Some(pod) = pod_at(&packet.key.destination) {
@@ -92,7 +99,11 @@ fn arrived(skb: *mut __sk_buff, scratch: &mut Scratch) -> i32 {
     if !packet.has_tuple() {
         return PASS;
     }
-    let followed = follow(packet, &mut scratch.new);
+    let followed = if new_flow {
+        None
+    } else {
+        follow(packet, &mut scratch.new)
+    };
     if followed.is_none() {
         let found = find(
             &packet.key.destination,
@@ -131,9 +142,10 @@ fn arrived(skb: *mut __sk_buff, scratch: &mut Scratch) -> i32 {
         .as_ref()
         .map_or(scratch.wanted.flags, |followed| followed.flags);
     let tell = flags & (flow_flags::DIRECT | flow_flags::TRACK_ONLY) == flow_flags::DIRECT
-        && opens(&scratch.packet);
+        && opens(&scratch.packet)
+        && scratch.packet.is(Shape::Ports);
     if rewrite(skb, &mut scratch.packet, &scratch.new).is_none()
-        || (tell && add_return_option(skb, scratch).is_none())
+        || (tell && tell_backend(skb, scratch).is_none())
     {
         return drop(skb, &scratch.packet, Reason::Rewrite, Hook::FromNet, 0);
     }
@@ -141,39 +153,39 @@ fn arrived(skb: *mut __sk_buff, scratch: &mut Scratch) -> i32 {
 }
 
 /// A packet that another node has sent here for a backend that is to answer its client directly
-/// says so in its first option. Believes only what the Services here say too, remembers it, and
-/// takes the option away. False: a helper failed half-way.
+/// says so in a note. Believes only what the Services here say too, remembers it, and takes the note
+/// away. False: a helper failed half-way.
 #[inline(always)]
 fn accept_direct(skb: *mut __sk_buff, scratch: &mut Scratch) -> bool {
-    if scratch.packet.l4 < ETH_LEN + 28 || !scratch.packet.key.source.is_v4() {
+    // There is no room for one.
+    let packet = &scratch.packet;
+    if packet.l4 < ETH_LEN + 28 || (packet.l4 < ETH_LEN + 64 && !packet.key.source.is_v4()) {
         return true;
     }
-    take_return_option(skb, scratch) != 0
+    take_note(skb, scratch) != 0
 }
 
 #[inline(never)]
-fn take_return_option(skb: *mut __sk_buff, scratch: &mut Scratch) -> u32 {
-    let Some(option) = load::<[u16; 4]>(skb, ETH_LEN + 20) else {
-        return 1;
-    };
-    if option[0] != u16::from_ne_bytes(RETURN_OPTION) || !scratch.packet.is(Shape::Ports) {
+fn take_note(skb: *mut __sk_buff, scratch: &mut Scratch) -> u32 {
+    if !scratch.packet.is(Shape::Ports) {
         return 1;
     }
-    let address = Address::from_v4_be(option[2] as u32 | (option[3] as u32) << 16);
-    let port = PortBe(option[1]);
+    let Some((address, port)) = note(skb, &scratch.packet) else {
+        return 1;
+    };
     let protocol = scratch.packet.key.protocol;
     // Another node's address is none of ours, but a NodePort is the same everywhere.
     let exact = find(&address, port, protocol, false, &mut scratch.frontend);
     let of_a_node = || {
         network_of(&address) & network_flags::CLUSTER != 0
-            || tunnel_source(skb).is_some_and(|node| node == address.v4_be())
+            || (address.is_v4() && tunnel_source(skb) == Some(address.v4_be()))
     };
     if !exact && (!of_a_node() || !find_node_port(&address, port, protocol, &mut scratch.frontend))
     {
         return 1;
     }
     let direct = scratch.frontend.flags & frontend_flags::DIRECT_RETURN != 0;
-    if !direct || address.v4_be() == 0 {
+    if !direct || address == address.unspecified() {
         return 1;
     }
     if create_direct(scratch, &address, port) == 0 {
@@ -184,21 +196,16 @@ fn take_return_option(skb: *mut __sk_buff, scratch: &mut Scratch) -> u32 {
     if network_of(&scratch.packet.key.source) & network_flags::CLUSTER != 0 {
         set_tracked(&scratch.packet.key.destination);
     }
-    remove_option(skb, &mut scratch.packet).is_some() as u32
+    remove_note(skb, &mut scratch.packet).is_some() as u32
 }
 
 /// Tells the backend's node what to answer with.
 #[inline(never)]
-fn add_return_option(skb: *mut __sk_buff, scratch: &mut Scratch) -> Option<()> {
+fn tell_backend(skb: *mut __sk_buff, scratch: &mut Scratch) -> Option<()> {
     let Scratch {
         packet, arrived, ..
     } = scratch;
-    let address = arrived.destination.v4_be();
-    let option = [
-        u16::from_ne_bytes(RETURN_OPTION) as u32 | (arrived.destination_port.0 as u32) << 16,
-        address,
-    ];
-    add_option(skb, packet, &option)
+    add_note(skb, packet, &arrived.destination, arrived.destination_port)
 }
 
 /// What [`serve`] did; from [`FAILED`] on a reason.
@@ -280,7 +287,7 @@ pub fn serve<C: Context>(context: C, hook: Hook, scratch: &mut Scratch) -> u32 {
         };
         let v4 = backend.address.is_v4();
         let tunnelled = is_tunnelled(&backend.address);
-        if v4 && frontend.flags & frontend_flags::DIRECT_RETURN != 0 {
+        if frontend.flags & frontend_flags::DIRECT_RETURN != 0 {
             wanted.flags = flow_flags::DIRECT;
             count(Reason::DirectReturn);
         } else if tunnelled
@@ -311,7 +318,7 @@ pub fn serve<C: Context>(context: C, hook: Hook, scratch: &mut Scratch) -> u32 {
         hook,
         service,
     );
-    service_connection(service);
+    service_connection(service, scratch.wanted.backend);
     SERVED
 }
 

@@ -8,7 +8,9 @@ use aya_ebpf::helpers::generated::{
     bpf_csum_diff, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_adjust_room,
     bpf_skb_load_bytes, bpf_skb_store_bytes,
 };
-use skep_ebpf_common::flow::{FlowKey, FragmentKey, FragmentPorts};
+use skep_ebpf_common::flow::{
+    FlowKey, FragmentKey, FragmentPorts, RETURN_HEADER, RETURN_HEADER_LEN, RETURN_OPTION,
+};
 use skep_ebpf_common::{Address, ICMP, ICMPV6, PortBe, SCTP, TCP, UDP};
 
 use crate::context::Context;
@@ -23,6 +25,10 @@ pub const FIN: u8 = 0x01;
 pub const SYN: u8 = 0x02;
 pub const RST: u8 = 0x04;
 pub const ACK: u8 = 0x10;
+
+/// IPv6's (RFC 8200 §4.5 and §4.6).
+const FRAGMENT_HEADER: u8 = 44;
+const DESTINATION_OPTIONS: u8 = 60;
 
 /// Room between the IP header and what follows (`enum bpf_adj_room_mode`).
 const BPF_ADJ_ROOM_NET: u32 = 0;
@@ -39,7 +45,8 @@ pub struct Packet {
     pub tcp_flags: u8,
     pub hop_limit: u8,
     pub shape: Shape,
-    pub _pad: u8,
+    /// An ended connection of the same tuple is still in the flow table.
+    pub again: bool,
 }
 
 impl Packet {
@@ -180,7 +187,7 @@ fn parse_v4(skb: *mut __sk_buff, packet: &mut Packet) -> Option<()> {
     packet.l4 = ETH_LEN + header_len;
     packet.len = first & 0xffff;
     packet.tcp_flags = 0;
-    packet._pad = 0;
+    packet.again = false;
     if fragment & 0x1fff != 0 {
         return later_fragment(packet, fragment >> 16);
     }
@@ -195,18 +202,40 @@ fn parse_v4(skb: *mut __sk_buff, packet: &mut Packet) -> Option<()> {
 fn parse_v6(skb: *mut __sk_buff, packet: &mut Packet) -> Option<()> {
     let header: [u32; 10] = load(skb, ETH_LEN)?;
     let word = u32::from_be(header[1]);
-    let protocol = (word >> 8) as u8;
+    let mut protocol = (word >> 8) as u8;
     packet.hop_limit = word as u8;
     packet.key.source = Address([header[2], header[3], header[4], header[5]]);
     packet.key.destination = Address([header[6], header[7], header[8], header[9]]);
-    packet.key.protocol = protocol;
     packet.key._pad = [0; 3];
     packet.l4 = ETH_LEN + 40;
     packet.len = 40 + (word >> 16);
     packet.tcp_flags = 0;
-    packet._pad = 0;
-    // Extension headers, fragments included, are left to the stack.
-    transport(skb, packet, protocol)
+    packet.again = false;
+    // Other extension headers are left to the stack.
+    if protocol == DESTINATION_OPTIONS {
+        let header: [u32; 2] = load(skb, packet.l4)?;
+        if is_return_header(header) {
+            protocol = header[0] as u8;
+            packet.l4 += RETURN_HEADER_LEN;
+        }
+    }
+    packet.key.protocol = protocol;
+    if protocol != FRAGMENT_HEADER {
+        return transport(skb, packet, protocol);
+    }
+    let [word, id]: [u32; 2] = load(skb, packet.l4)?;
+    let word = u32::from_be(word);
+    let protocol = (word >> 24) as u8;
+    packet.key.protocol = protocol;
+    packet.l4 += 8;
+    if word & 0xfff8 != 0 {
+        return later_fragment(packet, id);
+    }
+    transport(skb, packet, protocol)?;
+    if word & 1 != 0 && packet.is(Shape::Ports) {
+        first_fragment(packet, id);
+    }
+    Some(())
 }
 
 #[inline(always)]
@@ -456,12 +485,107 @@ pub fn decrement_hop_limit(skb: *mut __sk_buff, packet: &mut Packet) -> Option<(
     Some(())
 }
 
+/// What a node says in the packet to the backend's node: the address and port to answer with. `None`:
+/// nothing.
+#[inline(always)]
+pub fn note(skb: *mut __sk_buff, packet: &Packet) -> Option<(Address, PortBe)> {
+    if packet.key.source.is_v4() {
+        if packet.l4 < ETH_LEN + 20 + OPTION_LEN {
+            return None;
+        }
+        let option: [u16; 4] = load(skb, ETH_LEN + 20)?;
+        let address = Address::from_v4_be(option[2] as u32 | (option[3] as u32) << 16);
+        return (option[0] == u16::from_ne_bytes(RETURN_OPTION))
+            .then_some((address, PortBe(option[1])));
+    }
+    if packet.l4 < ETH_LEN + 40 + RETURN_HEADER_LEN {
+        return None;
+    }
+    let header: [u32; 6] = load(skb, ETH_LEN + 40)?;
+    let address = Address([header[2], header[3], header[4], header[5]]);
+    Some((address, PortBe((header[1] >> 16) as u16)))
+}
+
+/// Puts a note into a packet that has none.
+#[inline(always)]
+pub fn add_note(
+    skb: *mut __sk_buff,
+    packet: &mut Packet,
+    address: &Address,
+    port: PortBe,
+) -> Option<()> {
+    let port = (port.0 as u32) << 16;
+    if address.is_v4() {
+        let kind = u16::from_ne_bytes(RETURN_OPTION) as u32;
+        return add_option(skb, packet, &[kind | port, address.v4_be()]);
+    }
+    let [len, pad, padding, kind, room] = RETURN_HEADER;
+    let header = [
+        u32::from_ne_bytes([next_header(packet), len, pad, padding]),
+        u16::from_ne_bytes([kind, room]) as u32 | port,
+        address.0[0],
+        address.0[1],
+        address.0[2],
+        address.0[3],
+    ];
+    // SAFETY: no pointers but the context.
+    if unsafe { bpf_skb_adjust_room(skb, RETURN_HEADER_LEN as i32, BPF_ADJ_ROOM_NET, 0) } != 0 {
+        return None;
+    }
+    store(skb, ETH_LEN + 40, &header)?;
+    packet.l4 += RETURN_HEADER_LEN;
+    packet.len += RETURN_HEADER_LEN;
+    set_next_header(skb, packet, DESTINATION_OPTIONS)
+}
+
+/// Takes away the note that [`note`] has found. Returns how long it was.
+#[inline(always)]
+pub fn remove_note(skb: *mut __sk_buff, packet: &mut Packet) -> Option<u32> {
+    if packet.key.source.is_v4() {
+        remove_option(skb, packet)?;
+        return Some(OPTION_LEN);
+    }
+    // SAFETY: no pointers but the context.
+    if unsafe { bpf_skb_adjust_room(skb, -(RETURN_HEADER_LEN as i32), BPF_ADJ_ROOM_NET, 0) } != 0 {
+        return None;
+    }
+    packet.l4 -= RETURN_HEADER_LEN;
+    packet.len -= RETURN_HEADER_LEN;
+    set_next_header(skb, packet, next_header(packet))?;
+    Some(RETURN_HEADER_LEN)
+}
+
+#[inline(always)]
+fn is_return_header(header: [u32; 2]) -> bool {
+    let [len, pad, padding, kind, room] = RETURN_HEADER;
+    header[0] >> 8 == u32::from_ne_bytes([len, pad, padding, 0])
+        && header[1] as u16 == u16::from_ne_bytes([kind, room])
+}
+
+/// What follows the IPv6 header of a packet without a note.
+#[inline(always)]
+fn next_header(packet: &Packet) -> u8 {
+    if packet.l4 == ETH_LEN + 40 {
+        packet.key.protocol
+    } else {
+        FRAGMENT_HEADER
+    }
+}
+
+/// Makes type of the next header and length of an IPv6 header true.
+#[inline(always)]
+fn set_next_header(skb: *mut __sk_buff, packet: &Packet, next: u8) -> Option<()> {
+    let len = packet.len.wrapping_sub(40) & 0xffff;
+    let word = len << 16 | (next as u32) << 8 | packet.hop_limit as u32;
+    store(skb, ETH_LEN + 4, &word.to_be())
+}
+
 /// Bytes of the only option that these two know.
 const OPTION_LEN: u32 = 8;
 
 /// Puts an option before all others of an IPv4 packet.
 #[inline(always)]
-pub fn add_option(skb: *mut __sk_buff, packet: &mut Packet, option: &[u32; 2]) -> Option<()> {
+fn add_option(skb: *mut __sk_buff, packet: &mut Packet, option: &[u32; 2]) -> Option<()> {
     let words = (packet.l4 - ETH_LEN) / 4;
     if words + 2 > 15 {
         return None;
@@ -478,7 +602,7 @@ pub fn add_option(skb: *mut __sk_buff, packet: &mut Packet, option: &[u32; 2]) -
 
 /// Takes the first option of an IPv4 packet away.
 #[inline(always)]
-pub fn remove_option(skb: *mut __sk_buff, packet: &mut Packet) -> Option<()> {
+fn remove_option(skb: *mut __sk_buff, packet: &mut Packet) -> Option<()> {
     let option: [u32; 2] = load(skb, ETH_LEN + 20)?;
     // SAFETY: no pointers but the context.
     if unsafe { bpf_skb_adjust_room(skb, -(OPTION_LEN as i32), BPF_ADJ_ROOM_NET, 0) } != 0 {

@@ -254,7 +254,7 @@ fn translation(skb: *mut __sk_buff, scratch: &mut Scratch, network: u32) -> u32 
             service_refused(frontend.service);
             return REFUSED;
         };
-        service_connection(frontend.service);
+        service_connection(frontend.service, chosen.index);
         wanted.destination = chosen.backend.address;
         wanted.destination_port = chosen.backend.port;
         wanted.service = frontend.service;

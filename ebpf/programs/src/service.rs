@@ -6,7 +6,7 @@ use skep_ebpf_common::service::*;
 use skep_ebpf_common::{Address, PortBe};
 
 use crate::count::now;
-use crate::maps::{AFFINITIES, BACKENDS, FRONTENDS, NODE_ADDRESSES, SLOTS};
+use crate::maps::{AFFINITIES, BACKENDS, FRONTENDS, NODE_ADDRESSES, SLOTS, config};
 
 /// A chosen backend and its index.
 #[derive(Clone, Copy)]
@@ -52,6 +52,13 @@ pub fn find_node_port(address: &Address, port: PortBe, protocol: u8, found: &mut
 
 #[inline(always)]
 pub fn is_node_address(address: &Address) -> bool {
+    // The one that most ask for, without a look into the table.
+    if let Some(config) = config()
+        && address.is_v4()
+        && *address == config.node_v4
+    {
+        return true;
+    }
     NODE_ADDRESSES.get_ptr(address).is_some()
 }
 

@@ -1,20 +1,25 @@
 //! cgroup socket hooks: a Service address becomes a backend before any packet exists.
 //! Miss = not ours, allow. No backend = refused (ECONNREFUSED; EPERM before Linux 5.18), counted.
-//! The translation is kept in the socket's storage: it dies with the socket.
+//!
+//! The translation is kept for as long as the socket lives: in the place of an array that its cookie
+//! gives it, which `sock_release` frees, or where another socket has that place in its own storage,
+//! which the kernel frees. Storage alone would do, but to allocate and free it is most of what a
+//! connection would cost.
 
 use core::ptr::{addr_of, addr_of_mut};
 
-use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_set_retval};
-use aya_ebpf::macros::cgroup_sock_addr;
-use aya_ebpf::programs::SockAddrContext;
+use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_set_retval};
+use aya_ebpf::macros::{cgroup_sock, cgroup_sock_addr};
+use aya_ebpf::programs::{SockAddrContext, SockContext};
 use skep_ebpf_common::event::Hook;
 use skep_ebpf_common::flow::FlowKey;
 use skep_ebpf_common::reason::Reason;
 use skep_ebpf_common::service::*;
 use skep_ebpf_common::{Address, PortBe, TCP};
 
+use crate::atomic::take;
 use crate::count::{count, listened_to, sampled, service_connection, service_refused, tell};
-use crate::maps::{NETNS, SOCKETS, STREAMS, config, has_set_retval};
+use crate::maps::{NETNS, PEERS, SOCKETS, STREAMS, config, has_set_retval};
 use crate::packet::Tuple;
 use crate::service::{Balance, Chosen, alive, choose, find};
 
@@ -62,6 +67,17 @@ pub fn getpeername6(ctx: SockAddrContext) -> i32 {
     restore::<V6>(&ctx)
 }
 
+#[cgroup_sock(sock_release)]
+pub fn sock_release(ctx: SockContext) -> i32 {
+    // SAFETY: the hook's context.
+    let cookie = unsafe { bpf_get_socket_cookie(ctx.sock.cast()) };
+    if let Some(peer) = own_place(cookie) {
+        // SAFETY: an element of the map; nobody uses the socket any more.
+        unsafe { addr_of_mut!((*peer).cookie).write_volatile(0) };
+    }
+    ALLOW
+}
+
 enum Outcome {
     NotAService,
     NoBackend(u32),
@@ -95,18 +111,8 @@ fn translate(ctx: &SockAddrContext, address: &Address, port: PortBe, datagram: b
     if !find(address, port, protocol(ctx), in_host_netns, &mut frontend) {
         return Outcome::NotAService;
     }
-    let stream = protocol(ctx) == TCP;
-    let record = if stream {
-        core::ptr::null_mut()
-    } else {
-        // SAFETY: the hook's own socket.
-        unsafe { SOCKETS.get_or_insert_ptr_mut(ctx, None) }
-    };
-    if datagram
-        && !record.is_null()
-        // SAFETY: not null; the socket's lock is not held, a lost race costs one stale answer.
-        && let Some(chosen) = unsafe { remembered(record, address, port, &frontend) }
-    {
+    let cookie = cookie(ctx);
+    if datagram && let Some(chosen) = remembered(ctx, cookie, address, port, &frontend) {
         return Outcome::Backend(chosen);
     }
     let client = if frontend.affinity_seconds == 0 {
@@ -123,34 +129,13 @@ fn translate(ctx: &SockAddrContext, address: &Address, port: PortBe, datagram: b
     ) else {
         return Outcome::NoBackend(frontend.service);
     };
-    if stream {
-        remember_stream(ctx, address, port, &chosen);
-    } else if !record.is_null() {
-        // SAFETY: as above; the index is masked.
-        unsafe { remember(record, address, port, &chosen, frontend.service) };
-    }
+    remember(ctx, cookie, address, port, &chosen, frontend.service);
     count(Reason::SocketTranslated);
-    service_connection(frontend.service);
+    service_connection(frontend.service, chosen.index);
     if listened_to() && sampled() {
         tell_listener(ctx, address, port, &chosen, frontend.service);
     }
     Outcome::Backend(chosen)
-}
-
-/// Without room for it the application sees the backend where it asked for the Service.
-#[inline(always)]
-fn remember_stream(ctx: &SockAddrContext, address: &Address, port: PortBe, chosen: &Chosen) {
-    // SAFETY: the hook's own socket.
-    let record = unsafe { STREAMS.get_or_insert_ptr_mut(ctx, None) };
-    if !record.is_null() {
-        // SAFETY: not null; a socket connects once at a time.
-        unsafe {
-            (*record).frontend = *address;
-            (*record).backend = chosen.backend.address;
-            (*record).frontend_port = port;
-            (*record).backend_port = chosen.backend.port;
-        }
-    }
 }
 
 /// Of a connection that is being made, whose own port is not chosen yet.
@@ -187,50 +172,156 @@ fn tell_listener(
     );
 }
 
+/// The place that a socket of this cookie may have.
+#[inline(always)]
+fn place(cookie: u64) -> Option<*mut Peer> {
+    PEERS.get_ptr_mut(cookie as u32 & (MAX_PEERS - 1))
+}
+
+/// The place that the socket has.
+#[inline(always)]
+fn own_place(cookie: u64) -> Option<*mut Peer> {
+    // SAFETY: an element of the map.
+    place(cookie).filter(|peer| unsafe { (**peer).cookie } == cookie)
+}
+
 /// The backend that this socket sent to last time, if it is still one.
 #[inline(always)]
-unsafe fn remembered(
-    record: *mut SocketRecord,
+fn remembered(
+    ctx: &SockAddrContext,
+    cookie: u64,
     address: &Address,
     port: PortBe,
     frontend: &Frontend,
 ) -> Option<Chosen> {
-    // SAFETY: the caller's.
+    if let Some(peer) = own_place(cookie)
+        // SAFETY: an element of the map that is this socket's; a lost race costs one stale answer.
+        && let Some(chosen) = still_serves(unsafe { &(*peer).translation }, address, port, frontend)
+    {
+        return Some(chosen);
+    }
+    // SAFETY: the hook's own socket.
+    let record = unsafe { SOCKETS.get_ptr_mut(ctx) };
+    if record.is_null() {
+        return None;
+    }
+    // SAFETY: not null; the socket's lock is not held, as above.
     let entries = unsafe { addr_of!((*record).entries).cast::<Translation>() };
     for i in 0..TRANSLATIONS {
         // SAFETY: within the array.
         let entry = unsafe { &*entries.add(i) };
-        if entry.service == frontend.service
-            && entry.frontend_port == port
-            && entry.frontend == *address
-            && let Some(backend) = alive(entry.index, frontend.service)
-            && backend.port == entry.backend_port
-            && backend.address == entry.backend
-        {
-            return Some(Chosen {
-                index: entry.index,
-                backend,
-            });
+        if let Some(chosen) = still_serves(entry, address, port, frontend) {
+            return Some(chosen);
         }
     }
     None
 }
 
 #[inline(always)]
-unsafe fn remember(
-    record: *mut SocketRecord,
+fn still_serves(
+    entry: &Translation,
+    address: &Address,
+    port: PortBe,
+    frontend: &Frontend,
+) -> Option<Chosen> {
+    if entry.service == frontend.service
+        && entry.frontend_port == port
+        && entry.frontend == *address
+        && let Some(backend) = alive(entry.index, frontend.service)
+        && backend.port == entry.backend_port
+        && backend.address == entry.backend
+    {
+        return Some(Chosen {
+            index: entry.index,
+            backend,
+        });
+    }
+    None
+}
+
+#[inline(always)]
+fn remember(
+    ctx: &SockAddrContext,
+    cookie: u64,
     address: &Address,
     port: PortBe,
     chosen: &Chosen,
     service: u32,
 ) {
-    // SAFETY: the caller's; the index stays below TRANSLATIONS.
+    let stream = protocol(ctx) == TCP;
+    if let Some(peer) = place(cookie) {
+        // SAFETY: an element of the map, written only by the socket whose cookie is in it.
+        unsafe {
+            let translation = addr_of_mut!((*peer).translation);
+            let owner = (*peer).cookie;
+            // Another destination of a datagram socket goes to its storage.
+            let ours = owner == cookie
+                && (stream
+                    || ((*translation).frontend_port == port
+                        && (*translation).frontend == *address));
+            if ours || (owner == 0 && take(addr_of_mut!((*peer).cookie), cookie)) {
+                write(translation, address, port, chosen, service);
+                return;
+            }
+        }
+    }
+    store(ctx, stream, address, port, chosen, service);
+}
+
+/// Into the socket's storage. Without room for that the application sees the backend where it asked
+/// for the Service.
+#[inline(always)]
+fn store(
+    ctx: &SockAddrContext,
+    stream: bool,
+    address: &Address,
+    port: PortBe,
+    chosen: &Chosen,
+    service: u32,
+) {
+    count(Reason::PlaceTaken);
+    if stream {
+        // SAFETY: the hook's own socket.
+        let record = unsafe { STREAMS.get_or_insert_ptr_mut(ctx, None) };
+        if !record.is_null() {
+            // SAFETY: not null; a socket connects once at a time.
+            unsafe {
+                (*record).frontend = *address;
+                (*record).backend = chosen.backend.address;
+                (*record).frontend_port = port;
+                (*record).backend_port = chosen.backend.port;
+            }
+        }
+        return;
+    }
+    // SAFETY: the hook's own socket.
+    let record = unsafe { SOCKETS.get_or_insert_ptr_mut(ctx, None) };
+    if record.is_null() {
+        return;
+    }
+    // SAFETY: not null; the index stays below TRANSLATIONS.
     unsafe {
         let next = (*record).count as usize & (TRANSLATIONS - 1);
         (*record).count = (*record).count.wrapping_add(1);
         let entry = addr_of_mut!((*record).entries)
             .cast::<Translation>()
             .add(next);
+        write(entry, address, port, chosen, service);
+    }
+}
+
+/// # Safety
+/// `entry` may be written.
+#[inline(always)]
+unsafe fn write(
+    entry: *mut Translation,
+    address: &Address,
+    port: PortBe,
+    chosen: &Chosen,
+    service: u32,
+) {
+    // SAFETY: the caller's.
+    unsafe {
         (*entry).frontend = *address;
         (*entry).backend = chosen.backend.address;
         (*entry).frontend_port = port;
@@ -245,6 +336,15 @@ unsafe fn remember(
 fn restore<F: Family>(ctx: &SockAddrContext) -> i32 {
     let address = F::address(ctx);
     let port = port(ctx);
+    if let Some(peer) = own_place(cookie(ctx)) {
+        // SAFETY: an element of the map that is this socket's.
+        let translation = unsafe { &(*peer).translation };
+        if translation.backend_port == port && translation.backend == address {
+            F::set_address(ctx, &translation.frontend);
+            set_port(ctx, translation.frontend_port);
+            return ALLOW;
+        }
+    }
     if protocol(ctx) == TCP {
         // SAFETY: the hook's own socket.
         let record = unsafe { STREAMS.get_ptr_mut(ctx) };
@@ -306,6 +406,12 @@ fn client(ctx: &SockAddrContext, destination: &Address) -> Address {
 fn netns_cookie(ctx: &SockAddrContext) -> u64 {
     // SAFETY: the hook's context.
     unsafe { bpf_get_netns_cookie(ctx.sock_addr.cast()) }
+}
+
+#[inline(always)]
+fn cookie(ctx: &SockAddrContext) -> u64 {
+    // SAFETY: the hook's context.
+    unsafe { bpf_get_socket_cookie(ctx.sock_addr.cast()) }
 }
 
 // VERIFIER (6.18): context fields must be read and written with their own width; volatile keeps

@@ -8,7 +8,6 @@ use aya_ebpf::helpers::generated::{
     bpf_csum_diff, bpf_redirect, bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_load_bytes,
 };
 use skep_ebpf_common::event::Hook;
-use skep_ebpf_common::flow::RETURN_OPTION;
 use skep_ebpf_common::node::MARK_DONE;
 use skep_ebpf_common::reason::Reason;
 use skep_ebpf_common::{Address, ICMP, ICMPV6};
@@ -16,7 +15,7 @@ use skep_ebpf_common::{Address, ICMP, ICMPV6};
 use crate::count::report;
 use crate::forward::DROP;
 use crate::maps::{Scratch, config};
-use crate::packet::{ETH_LEN, Shape, ifindex, load, remove_option, rewrite, set_mark, store};
+use crate::packet::{ETH_LEN, Shape, ifindex, load, note, remove_note, rewrite, set_mark, store};
 
 /// Bytes of the packet that the message quotes: as many as `Scratch::quote` has.
 const QUOTE: u32 = 128;
@@ -57,13 +56,9 @@ fn message(skb: *mut __sk_buff, scratch: &mut Scratch, mut mtu: u32) -> Option<(
         ..
     } = scratch;
     let v4 = arrived.source.is_v4();
-    if v4
-        && packet.l4 >= ETH_LEN + 28
-        && load::<u16>(skb, ETH_LEN + 20) == Some(u16::from_ne_bytes(RETURN_OPTION))
-    {
+    if note(skb, packet).is_some() {
         // Ours takes room on the way.
-        remove_option(skb, packet)?;
-        mtu = mtu.wrapping_sub(8);
+        mtu = mtu.wrapping_sub(remove_note(skb, packet)?);
     }
     rewrite(skb, packet, arrived)?;
     let header = if v4 { 28 } else { 48 };

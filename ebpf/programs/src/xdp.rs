@@ -19,7 +19,7 @@ use skep_ebpf_common::service::frontend_flags;
 use crate::context::Context;
 use crate::count::{count, report};
 use crate::direct::{looks_unfinished, parse_plain, rewrite_plain};
-use crate::flow::{follow, forget_created, tells};
+use crate::flow::{follow_here, forget_created, tells};
 use crate::forward::way_of;
 use crate::maps::{Scratch, scratch};
 use crate::net::{FAILED, SERVED, report_failure, serve};
@@ -44,7 +44,8 @@ fn arrived(frame: *mut xdp_md, scratch: &mut Scratch) -> u32 {
     if scratch.packet.hop_limit <= 1 {
         return XDP_PASS;
     }
-    let followed = follow(&scratch.packet, &mut scratch.new);
+    let now = scratch.now();
+    let followed = follow_here(&mut scratch.packet, &mut scratch.new, now);
     match &followed {
         // Back to the node where it came in; or with an option.
         Some(followed) if followed.via != 0 || tells(followed, &scratch.packet) => {

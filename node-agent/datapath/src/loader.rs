@@ -15,7 +15,8 @@ use std::time::Duration;
 
 use aya::maps::MapData;
 use aya::programs::{
-    CgroupSockAddr, Program, ProgramError, SchedClassifier, TestRun, TestRunOptions, Xdp,
+    CgroupSock, CgroupSockAddr, Program, ProgramError, SchedClassifier, TestRun, TestRunOptions,
+    Xdp,
 };
 use aya::{Ebpf, EbpfLoader};
 use ipnet::IpNet;
@@ -36,7 +37,7 @@ use crate::error::Error;
 use crate::events::EventReader;
 use crate::flows::{FlowEntry, FlowTable, Sweep, now};
 use crate::links::{Links, TcHook, remove_filters};
-use crate::memory::{BackendArray, SlotArray};
+use crate::memory::{BackendArray, CountArray, SlotArray};
 use crate::pins::Pins;
 use crate::pods::{NodeTables, PodLink};
 use crate::policy::{PolicyState, PolicyTables};
@@ -152,6 +153,9 @@ const SOCKET_HOOKS: [(&str, AttachType); 8] = [
     ("getpeername6", AttachType::Getpeername6),
 ];
 
+/// Frees what the hooks above take. Attached before them, so that nothing stays taken.
+const SOCKET_RELEASE: &str = "sock_release";
+
 pub(crate) const XDP_PROGRAM: &str = "xdp_net";
 
 const PACKET_PROGRAMS: [&str; 4] = ["from_pod", "to_pod", "from_net", "to_net"];
@@ -175,10 +179,12 @@ impl Datapath {
             .map_max_entries("FLOWS", config.limits.flows)
             .map_max_entries("FRONTENDS", config.limits.frontends)
             .map_max_entries("SLOTS", config.limits.slots)
-            .map_max_entries("BACKENDS", config.limits.backends);
+            .map_max_entries("BACKENDS", config.limits.backends)
+            .map_max_entries("BACKEND_COUNTS", config.limits.backends);
         let mut ebpf = loader
             .load(PROGRAMS)
             .map_err(|error| Error::Load(Box::new(error)))?;
+        load::<CgroupSock>(&mut ebpf, SOCKET_RELEASE, CgroupSock::load)?;
         for (name, _) in SOCKET_HOOKS {
             load::<CgroupSockAddr>(&mut ebpf, name, CgroupSockAddr::load)?;
         }
@@ -192,12 +198,15 @@ impl Datapath {
 
         let slots = table_fd(&ebpf, "SLOTS")?;
         let backends = table_fd(&ebpf, "BACKENDS")?;
+        let counts = table_fd(&ebpf, "BACKEND_COUNTS")?;
         let services = ServiceTables::adopt(
             table(&ebpf, "FRONTENDS", config.limits.frontends)?,
             SlotArray::new(slots, max_entries(&ebpf, "SLOTS")?)
                 .map_err(|error| Error::kernel("map into memory", "SLOTS", error))?,
             BackendArray::new(backends, max_entries(&ebpf, "BACKENDS")?)
                 .map_err(|error| Error::kernel("map into memory", "BACKENDS", error))?,
+            CountArray::new(counts, max_entries(&ebpf, "BACKEND_COUNTS")?)
+                .map_err(|error| Error::kernel("map into memory", "BACKEND_COUNTS", error))?,
             table(&ebpf, "SOURCE_RANGES", MAX_SOURCE_RANGES)?,
         )?;
         let node = NodeTables {
@@ -281,7 +290,8 @@ impl Datapath {
     fn attach_sockets(&self, cgroup: &Path) -> Result<(), Error> {
         let folder = File::open(cgroup).map_err(|error| Error::file("open", cgroup, error))?;
         let ebpf = self.ebpf.lock();
-        for (name, attach_type) in SOCKET_HOOKS {
+        let release = (SOCKET_RELEASE, AttachType::SockRelease);
+        for (name, attach_type) in [release].into_iter().chain(SOCKET_HOOKS) {
             let fd = program_fd(&ebpf, name)?;
             self.links
                 .attach(name, fd, &Target::Cgroup(folder.as_fd()), attach_type)?;
@@ -552,7 +562,9 @@ impl Datapath {
         SOCKET_HOOKS
             .iter()
             .map(|(name, _)| *name)
+            .chain([SOCKET_RELEASE])
             .chain(PACKET_PROGRAMS)
+            .chain(self.xdp_refused.is_none().then_some(XDP_PROGRAM))
             .map(|name| {
                 let (runs, ns) = program_cost(program_fd(&ebpf, name)?)
                     .map_err(|error| Error::kernel("look at program", name, error))?;
@@ -801,6 +813,7 @@ pub(crate) fn program_fd<'a>(ebpf: &'a Ebpf, name: &str) -> Result<BorrowedFd<'a
         .program(name)
         .ok_or_else(|| missing("not built".into()))?;
     let fd = match program {
+        Program::CgroupSock(program) => program.fd(),
         Program::CgroupSockAddr(program) => program.fd(),
         Program::SchedClassifier(program) => program.fd(),
         Program::Xdp(program) => program.fd(),

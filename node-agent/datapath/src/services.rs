@@ -5,8 +5,9 @@
 //! backends, slots, then frontends (each one atomic write), then removals. What a program may
 //! still be reading is reused only after [`QUARANTINE`].
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::net::IpAddr;
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
@@ -14,7 +15,7 @@ use skep_ebpf_common::service::*;
 use skep_ebpf_common::{Address, PortBe};
 
 use crate::error::Error;
-use crate::memory::{BackendArray, SlotArray};
+use crate::memory::{BackendArray, CountArray, SlotArray};
 use crate::slots::SlotAllocator;
 use crate::table::{Prefix, Table};
 
@@ -80,7 +81,7 @@ pub enum Forwarding {
     Auto,
     /// Hidden behind the node where it came in; answers come back through it.
     SourceNat,
-    /// With the client's address; the backend's node answers directly. IPv6: as `Auto`.
+    /// With the client's address; the backend's node answers directly.
     DirectReturn,
 }
 
@@ -96,6 +97,17 @@ pub struct FrontendView {
     pub affinity: Option<Duration>,
     pub internal: Vec<(IpAddr, u16)>,
     pub external: Vec<(IpAddr, u16)>,
+    /// Given to each of these backends, of those that had any.
+    pub connections: BTreeMap<(IpAddr, u16), u64>,
+}
+
+/// Connections that a backend of a Service port was given since it became one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BackendConnections {
+    pub name: String,
+    pub ip: IpAddr,
+    pub port: u16,
+    pub connections: u64,
 }
 
 #[derive(Debug, Default)]
@@ -119,7 +131,9 @@ impl Run {
 #[derive(Debug, Default)]
 struct Programmed {
     id: u32,
-    backends: HashMap<(Address, PortBe), u32>,
+    /// Indices of its backends, each once. The table has the addresses: there are as many of these
+    /// as the cluster has endpoints.
+    backends: Vec<u32>,
     internal: Run,
     /// `None`: the same backends as `internal`, the same run.
     external: Option<Run>,
@@ -137,14 +151,15 @@ pub struct ServiceTables {
     frontends: Table<FrontendKey, Frontend>,
     slots: SlotArray,
     backends: BackendArray,
+    counts: CountArray,
     source_ranges: Table<Prefix<SourceRange>, u32>,
     by_name: HashMap<String, Programmed>,
     /// What a predecessor left and nobody has claimed yet, by id.
     adopted: HashMap<u32, Programmed>,
     owner: HashMap<FrontendKey, u32>,
     runs: SlotAllocator,
-    free_backends: Vec<u32>,
-    free_ids: Vec<u32>,
+    free_backends: Numbers,
+    free_ids: Numbers,
     quarantine: VecDeque<(Instant, Waste)>,
 }
 
@@ -154,10 +169,13 @@ impl ServiceTables {
         frontends: Table<FrontendKey, Frontend>,
         slots: SlotArray,
         backends: BackendArray,
+        counts: CountArray,
         source_ranges: Table<Prefix<SourceRange>, u32>,
     ) -> Result<Self, Error> {
         let mut found: Vec<(FrontendKey, Frontend)> = Vec::new();
         frontends.for_each(|key, value| found.push((*key, *value)))?;
+        // In the order of the tables, of which only a part is mapped.
+        found.sort_unstable_by_key(|(_, frontend)| frontend.internal.base);
         let mut ranges: HashMap<u32, HashSet<IpNet>> = HashMap::new();
         for prefix in source_ranges.keys()? {
             if let Some(net) = network_of(&prefix) {
@@ -170,12 +188,13 @@ impl ServiceTables {
             frontends,
             slots,
             backends,
+            counts,
             source_ranges,
             by_name: HashMap::new(),
             adopted: HashMap::new(),
             owner: HashMap::new(),
-            free_backends: Vec::new(),
-            free_ids: Vec::new(),
+            free_backends: Numbers::default(),
+            free_ids: Numbers::default(),
             quarantine: VecDeque::new(),
         };
         for (key, frontend) in found {
@@ -189,16 +208,10 @@ impl ServiceTables {
         let used: HashSet<u32> = tables
             .adopted
             .values()
-            .flat_map(|programmed| programmed.backends.values().copied())
+            .flat_map(|programmed| programmed.backends.iter().copied())
             .collect();
-        tables.free_backends = (0..tables.backends.len())
-            .rev()
-            .filter(|index| !used.contains(index))
-            .collect();
-        tables.free_ids = (1..MAX_SERVICES)
-            .rev()
-            .filter(|id| !tables.adopted.contains_key(id))
-            .collect();
+        tables.free_backends = Numbers::new(0..tables.backends.len(), |n| used.contains(n));
+        tables.free_ids = Numbers::new(1..MAX_SERVICES, |id| tables.adopted.contains_key(id));
         Ok(tables)
     }
 
@@ -215,18 +228,13 @@ impl ServiceTables {
                     None => return,
                 }
             };
-            let mut backends = HashMap::new();
-            for &index in internal
-                .slots
-                .iter()
-                .chain(external.iter().flat_map(|run| run.slots.iter()))
-            {
-                if let Some(backend) = self.backends.get(index)
-                    && backend.service == frontend.service
-                {
-                    backends.insert((backend.address, backend.port), index);
-                }
-            }
+            let runs = [Some(&internal), external.as_ref()];
+            let named = runs.into_iter().flatten().flat_map(|run| &run.slots);
+            let named: BTreeSet<u32> = named.copied().collect();
+            let own = named
+                .into_iter()
+                .filter(|index| self.is_backend(*index, frontend.service));
+            let backends = own.collect();
             let programmed = Programmed {
                 id: frontend.service,
                 backends,
@@ -267,7 +275,7 @@ impl ServiceTables {
     /// # Errors
     /// `Full`: the port keeps its former state.
     pub fn set(&mut self, name: &str, wanted: &ServicePort) -> Result<(), Error> {
-        self.recycle(Instant::now());
+        self.recycle(Instant::now())?;
         let mut programmed = match self.by_name.remove(name) {
             Some(programmed) => programmed,
             None => self.claim(wanted)?,
@@ -279,7 +287,7 @@ impl ServiceTables {
 
     /// Removes the named Service port. Missing is success.
     pub fn remove(&mut self, name: &str) -> Result<(), Error> {
-        self.recycle(Instant::now());
+        self.recycle(Instant::now())?;
         match self.by_name.remove(name) {
             Some(programmed) => self.erase(programmed),
             None => Ok(()),
@@ -315,6 +323,27 @@ impl ServiceTables {
             .collect()
     }
 
+    /// What each backend was given, of those that were given any.
+    pub fn connections(&self) -> Vec<BackendConnections> {
+        let mut given = Vec::new();
+        for (name, port) in &self.by_name {
+            for &index in &port.backends {
+                let connections = self.counts.get(index);
+                if connections > 0
+                    && let Some(backend) = self.backends.get(index)
+                {
+                    given.push(BackendConnections {
+                        name: name.clone(),
+                        ip: backend.address.to_ip(),
+                        port: backend.port.get(),
+                        connections,
+                    });
+                }
+            }
+        }
+        given
+    }
+
     /// The maps' content, as the programs see it.
     pub fn view(&self) -> Result<Vec<FrontendView>, Error> {
         let names: HashMap<u32, &String> = self
@@ -322,14 +351,29 @@ impl ServiceTables {
             .iter()
             .map(|(name, port)| (port.id, name))
             .collect();
-        let mut views = Vec::new();
-        self.frontends.for_each(|key, frontend| {
-            let list = |extent: Extent| -> Vec<(IpAddr, u16)> {
-                self.backends_in(extent)
-                    .iter()
-                    .map(|(_, backend)| (backend.address.to_ip(), backend.port.get()))
-                    .collect()
+        let mut frontends: Vec<(FrontendKey, Frontend)> = Vec::new();
+        self.frontends
+            .for_each(|key, frontend| frontends.push((*key, *frontend)))?;
+        // In the order of the tables, of which only a part is mapped.
+        frontends.sort_unstable_by_key(|(_, frontend)| frontend.internal.base);
+        let mut views = Vec::with_capacity(frontends.len());
+        for (key, frontend) in &frontends {
+            let mut connections = BTreeMap::new();
+            let mut list = |extent: Extent| -> Vec<(IpAddr, u16)> {
+                let mut listed = Vec::new();
+                for (index, backend) in self.backends_in(extent) {
+                    let at = (backend.address.to_ip(), backend.port.get());
+                    listed.push(at);
+                    match self.counts.get(index) {
+                        0 => {}
+                        count => {
+                            connections.insert(at, count);
+                        }
+                    }
+                }
+                listed
             };
+            let (internal, external) = (list(frontend.internal), list(frontend.external));
             views.push(FrontendView {
                 name: names.get(&frontend.service).map(|name| (*name).clone()),
                 ip: key.address.to_ip(),
@@ -338,10 +382,11 @@ impl ServiceTables {
                 service: frontend.service,
                 affinity: (frontend.affinity_seconds != 0)
                     .then(|| Duration::from_secs(u64::from(frontend.affinity_seconds))),
-                internal: list(frontend.internal),
-                external: list(frontend.external),
+                internal,
+                external,
+                connections,
             });
-        })?;
+        }
         views.sort_by_key(|view| (view.ip, view.port, view.protocol));
         Ok(views)
     }
@@ -496,16 +541,11 @@ impl ServiceTables {
             self.discard_run(run);
         }
         let kept: HashSet<u32> = internal.iter().chain(&external).copied().collect();
-        let gone: Vec<((Address, PortBe), u32)> = port
-            .backends
-            .iter()
-            .filter(|(_, index)| !kept.contains(index))
-            .map(|(key, index)| (*key, *index))
-            .collect();
-        for (key, index) in gone {
-            port.backends.remove(&key);
-            self.discard_backend(index);
+        let gone = port.backends.extract_if(.., |index| !kept.contains(index));
+        for index in gone {
+            self.discard_backend(index)?;
         }
+        port.backends.shrink_to_fit();
         Ok(())
     }
 
@@ -518,6 +558,13 @@ impl ServiceTables {
     /// The backends' indices, new ones written.
     fn place(&mut self, port: &mut Programmed, endpoints: &[Endpoint]) -> Result<Vec<u32>, Error> {
         let mut indices = Vec::with_capacity(endpoints.len());
+        let of_port = port
+            .backends
+            .iter()
+            .filter_map(|&index| Some((index, self.backends.get(index)?)));
+        let mut known: HashMap<(Address, PortBe), (u32, Backend)> = of_port
+            .map(|(index, backend)| ((backend.address, backend.port), (index, backend)))
+            .collect();
         for endpoint in endpoints {
             let key = (Address::from(endpoint.ip), PortBe::new(endpoint.port));
             let wanted = Backend {
@@ -530,20 +577,24 @@ impl ServiceTables {
                 },
                 service: port.id,
             };
-            let index = match port.backends.get(&key) {
-                Some(&index) if self.backends.get(index) == Some(wanted) => index,
-                _ => {
+            let index = match known.get(&key) {
+                Some((index, backend)) if *backend == wanted => *index,
+                found => {
+                    let old = found.map(|(index, _)| *index);
                     if self.free_backends.is_empty() {
-                        self.wait_for_quarantine();
+                        self.wait_for_quarantine()?;
                     }
                     let index = self.free_backends.pop().ok_or(Error::Full {
                         table: "BACKENDS",
                         limit: self.backends.len(),
                         hint: "raise the limit of backends and restart the agent",
                     })?;
-                    self.backends.ensure(index)?;
-                    self.backends.set(index, wanted);
-                    if let Some(old) = port.backends.insert(key, index) {
+                    self.counts.reset(index)?;
+                    self.backends.set(index, wanted)?;
+                    port.backends.push(index);
+                    known.insert(key, (index, wanted));
+                    if let Some(old) = old {
+                        port.backends.retain(|index| *index != old);
                         self.discard_backend_later(old);
                     }
                     index
@@ -588,11 +639,11 @@ impl ServiceTables {
                     last
                 }
             };
-            self.slots.set(run.base + position as u32, replacement);
+            self.slots.set(run.base + position as u32, replacement)?;
             run.slots[position] = replacement;
         }
         for index in added {
-            self.slots.set(run.base + run.slots.len() as u32, index);
+            self.slots.set(run.base + run.slots.len() as u32, index)?;
             run.slots.push(index);
         }
         Ok(())
@@ -606,7 +657,7 @@ impl ServiceTables {
         let order = SlotAllocator::order_of(wanted.len() as u32);
         let allocated = match self.runs.allocate(order) {
             None => {
-                self.wait_for_quarantine();
+                self.wait_for_quarantine()?;
                 self.runs.allocate(order)
             }
             allocated => allocated,
@@ -616,9 +667,11 @@ impl ServiceTables {
             limit: self.slots.len(),
             hint: "raise the limit of slots and restart the agent",
         })?;
-        self.slots.ensure(base, wanted.len() as u32)?;
         for (slot, index) in (base..).zip(&wanted) {
-            self.slots.set(slot, *index);
+            if let Err(error) = self.slots.set(slot, *index) {
+                self.runs.release(base, order);
+                return Err(error);
+            }
         }
         let old = std::mem::replace(
             run,
@@ -661,8 +714,8 @@ impl ServiceTables {
         if let Some(run) = port.external {
             self.discard_run(run);
         }
-        for index in port.backends.into_values() {
-            self.discard_backend(index);
+        for index in port.backends {
+            self.discard_backend(index)?;
         }
         self.quarantine
             .push_back((Instant::now(), Waste::Id(port.id)));
@@ -690,10 +743,9 @@ impl ServiceTables {
         }
     }
 
-    fn discard_backend(&mut self, index: u32) {
-        self.backends.retire(index);
-        self.quarantine
-            .push_back((Instant::now(), Waste::Backend(index)));
+    fn discard_backend(&mut self, index: u32) -> Result<(), Error> {
+        self.discard_backend_later(index);
+        self.backends.retire(index)
     }
 
     /// A backend that moved to another element: slots may still name it, so it stays usable until
@@ -705,20 +757,20 @@ impl ServiceTables {
 
     /// Before saying that a table is full: many changes within a second can fill it with what is
     /// only waiting to be reused.
-    fn wait_for_quarantine(&mut self) {
+    fn wait_for_quarantine(&mut self) -> Result<(), Error> {
         if let Some((since, _)) = self.quarantine.back() {
             std::thread::sleep(QUARANTINE.saturating_sub(since.elapsed()));
         }
-        self.recycle(Instant::now());
+        self.recycle(Instant::now())
     }
 
-    fn recycle(&mut self, now: Instant) {
+    fn recycle(&mut self, now: Instant) -> Result<(), Error> {
         while let Some((since, _)) = self.quarantine.front()
             && now.duration_since(*since) >= QUARANTINE
         {
             match self.quarantine.pop_front() {
                 Some((_, Waste::Backend(index))) => {
-                    self.backends.retire(index);
+                    self.backends.retire(index)?;
                     self.free_backends.push(index);
                 }
                 Some((_, Waste::Run { base, order })) => self.runs.release(base, order),
@@ -726,6 +778,40 @@ impl ServiceTables {
                 None => {}
             }
         }
+        Ok(())
+    }
+}
+
+/// Numbers to give away, without a list of those that were never given.
+#[derive(Debug, Default)]
+struct Numbers {
+    /// From here on all are free.
+    rest: Range<u32>,
+    /// Free ones below it.
+    returned: Vec<u32>,
+}
+
+impl Numbers {
+    fn new(all: Range<u32>, is_used: impl Fn(&u32) -> bool) -> Self {
+        let beyond = all.clone().rev().find(&is_used);
+        let rest = beyond.map_or(all.start, |last| last + 1)..all.end;
+        let below = (all.start..rest.start).rev();
+        Self {
+            returned: below.filter(|number| !is_used(number)).collect(),
+            rest,
+        }
+    }
+
+    fn pop(&mut self) -> Option<u32> {
+        self.returned.pop().or_else(|| self.rest.next())
+    }
+
+    fn push(&mut self, number: u32) {
+        self.returned.push(number);
+    }
+
+    fn is_empty(&self) -> bool {
+        self.returned.is_empty() && self.rest.is_empty()
     }
 }
 
@@ -863,6 +949,18 @@ mod tests {
         (0..count)
             .map(|i| (format!("10.244.{}.{}:80", i / 250, i % 250), i as u32))
             .collect()
+    }
+
+    #[test]
+    fn numbers_are_given_once_and_again_when_they_come_back() {
+        let mut numbers = Numbers::new(1..6, |n| [2, 4].contains(n));
+        let given: Vec<u32> = std::iter::from_fn(|| numbers.pop()).collect();
+        assert_eq!(given, [1, 3, 5]);
+        assert!(numbers.is_empty());
+        numbers.push(4);
+        assert_eq!((numbers.pop(), numbers.pop()), (Some(4), None));
+        assert_eq!(Numbers::new(0..2, |_| false).pop(), Some(0));
+        assert!(Numbers::new(0..2, |_| true).is_empty());
     }
 
     #[test]

@@ -29,6 +29,7 @@ pub(crate) enum AttachType {
     Recvmsg6 = 20,
     Getpeername4 = 29,
     Getpeername6 = 30,
+    SockRelease = 34,
     Xdp = 37,
     TcxIngress = 46,
     TcxEgress = 47,

@@ -67,6 +67,21 @@ fn write_metrics(datapath: &Datapath, text: &mut String) -> Result<(), Box<dyn s
             writeln!(text, "{name}{{port=\"{}\"}} {value}", service.name)?;
         }
     }
+    let backends = datapath.services().lock().connections();
+    writeln!(
+        text,
+        "# HELP skep_proxy_backend_connections_total Connections given to a backend, of those that had any.\n\
+         # TYPE skep_proxy_backend_connections_total counter"
+    )?;
+    for backend in &backends {
+        writeln!(
+            text,
+            "skep_proxy_backend_connections_total{{port=\"{}\",backend=\"{}\"}} {}",
+            backend.name,
+            std::net::SocketAddr::new(backend.ip, backend.port),
+            backend.connections
+        )?;
+    }
     let sweep = datapath.last_sweep();
     writeln!(
         text,
@@ -111,6 +126,11 @@ fn services(datapath: &Datapath) -> Result<Value, skep_datapath::Error> {
                 "affinitySeconds": view.affinity.map(|affinity| affinity.as_secs()),
                 "internal": view.internal.iter().map(address).collect::<Vec<_>>(),
                 "external": view.external.iter().map(address).collect::<Vec<_>>(),
+                "connections": view
+                    .connections
+                    .iter()
+                    .map(|(backend, count)| (address(backend), json!(count)))
+                    .collect::<serde_json::Map<_, _>>(),
             })
         })
         .collect())

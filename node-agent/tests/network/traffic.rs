@@ -7,7 +7,7 @@ use skep_agent::network::{HostPort, PodNetworkSpec, Way};
 use skep_datapath::layout::reason::Reason;
 use skep_datapath::layout::{TCP, UDP};
 use skep_datapath::policy::{Direction, PodPolicy, PolicyState, Rule};
-use skep_datapath::services::FrontendAddress;
+use skep_datapath::services::{Forwarding, FrontendAddress};
 
 use crate::cluster::{TestCluster, TestNode};
 use crate::role::{Place, run, start};
@@ -605,6 +605,30 @@ fn everything_over_ipv6(way: Way) {
             format!("answer dns-b {seen}")
         );
     }
+
+    // The backend's node answers the client itself.
+    let forward = |forwarding| {
+        for (name, protocol, port, backend) in [
+            ("default/web:http", TCP, 30_080, 80),
+            ("default/dns:udp", UDP, 30_053, 53),
+        ] {
+            let inside = frontend(vip, backend, false);
+            cluster.set_forwarded_service(
+                name,
+                protocol,
+                &[inside, frontend(every, port, true)],
+                &[(b.ip6, backend)],
+                forwarding,
+            );
+        }
+    };
+    forward(Forwarding::DirectReturn);
+    let answers = run(&outside, &format!("ask-tcp [{node1_ip}]:30080 5"));
+    assert_eq!(answers, vec![format!("answer web-b {client}"); 5]);
+    let answers = run(&outside, &format!("ask-udp [{node1_ip}]:30053 5"));
+    assert_eq!(answers, vec![format!("answer dns-b {client}"); 5]);
+    assert!(counted(&cluster.nodes[0], Reason::DirectReturn) >= 6);
+    forward(Forwarding::Auto);
 
     // Out of the cluster behind the node's address; what refuses there refuses here.
     let _world = start(&outside, "tcp [::]:9000 world");

@@ -44,10 +44,11 @@ pub fn run(options: &Options) -> Result<()> {
     stop_docker_if_unused()
 }
 
-/// Stops the daemon that we started, once no cluster of this machine is left.
+/// Stops the daemon that we started, once no cluster of this machine is left, and removes what they shared.
 pub fn stop_docker_if_unused() -> Result<()> {
     if claimed().is_empty() {
         setup::docker::stop()?;
+        remove_tree(Path::new(setup::docker::RUN_DIRECTORY))?;
     }
     Ok(())
 }

@@ -13,7 +13,7 @@ use crate::{
     pod::{aggregate_container_limits, aggregate_container_requests, is_pod_level_resource},
     quantity::{Amount, ResourceList},
     validation::resources::{is_huge_page, is_overcommit_allowed},
-    zero::{Flag, List, Text, fill, set},
+    zero::{Flag, Text, fill, set},
 };
 
 pub fn set_template_defaults(template: &mut PodTemplateSpec) {
@@ -289,20 +289,6 @@ fn set_pod_level_defaults(spec: &mut PodSpec) {
     if !requests.is_empty() {
         kept.requests = Some(requests);
     }
-}
-
-/// Whether every container that counts says how much of a resource it may use at most.
-pub fn all_containers_limit(spec: &PodSpec, resource: &str) -> bool {
-    spec.containers
-        .iter()
-        .chain(spec.init_containers.items())
-        .all(|container| {
-            let limits = container
-                .resources
-                .as_ref()
-                .and_then(|resources| resources.limits.as_ref());
-            limits.is_some_and(|limits| limits.contains_key(resource))
-        })
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value, json};
 use skep_schema::TypeRef;
 
+use self::gates::Gate;
 use crate::{
     field::{Bad, Errors, FieldError, FieldErrorKind, Path},
     printer::{NameAndAge, Printer},
@@ -249,6 +250,7 @@ fn is_empty_selector(object: &Value) -> bool {
 pub struct Typed<T> {
     /// What an object of the kind looks like: our structs leave out fields that upstream's always show.
     schema: Option<TypeRef>,
+    gates: &'static [Gate],
     kind: PhantomData<fn() -> T>,
 }
 
@@ -256,6 +258,7 @@ impl<T: Kind> Default for Typed<T> {
     fn default() -> Self {
         Self {
             schema: skep_schema::builtin(T::GROUP, T::VERSION, T::KIND),
+            gates: gates::of(T::KIND),
             kind: PhantomData,
         }
     }
@@ -333,6 +336,7 @@ impl<T: Kind> Strategy for Typed<T> {
         if T::RULES.status && !T::RULES.status_on_create {
             remove(object, "status");
         }
+        gates::drop_disabled(self.gates, object, None);
         let mut typed = Self::read(object)?;
         let meta = typed.metadata_mut();
         meta.deletion_timestamp = None;
@@ -378,6 +382,7 @@ impl<T: Kind> Strategy for Typed<T> {
             UpdateOf::Status => keep_all_but_status(old, new),
             _ => {}
         }
+        gates::drop_disabled(self.gates, new, Some(old));
         let old_typed = Self::read(old)?;
         let mut typed = Self::read(new)?;
         keep_system_metadata(typed.metadata_mut(), old_typed.metadata());
@@ -563,6 +568,7 @@ pub mod core;
 pub mod discovery;
 pub mod events;
 pub mod flowcontrol;
+mod gates;
 pub mod networking;
 pub mod node;
 mod plain;

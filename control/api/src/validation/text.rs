@@ -255,10 +255,6 @@ pub fn in_range(value: i64, low: i64, high: i64) -> Messages {
     }
 }
 
-pub fn user_id(id: i64) -> Messages {
-    in_range(id, 0, 0xffff_ffff)
-}
-
 pub fn port_name(value: &str) -> Messages {
     let mut messages = Messages::new();
     if value.len() > 15 {

@@ -172,12 +172,16 @@ impl Table {
         }
     }
 
-    /// Puts their paths and definitions into a v2 document. Where two define the same name, the first one stays.
+    /// Puts their paths, and what those refer to, into a v2 document. Where two define the same name, the first one stays.
     pub fn add_openapi_v2(&self, document: &mut Value) {
         for remote in self.services.iter().filter(|r| r.available) {
             let theirs = &remote.documents.openapi_v2;
             let own = format!("/apis/{}/{}/", remote.group, remote.version);
-            for (part, prefix) in [("paths", own.as_str()), ("definitions", "")] {
+            for (part, prefix) in [
+                ("paths", own.as_str()),
+                ("definitions", ""),
+                ("parameters", ""),
+            ] {
                 let (Some(from), Some(to)) =
                     (theirs[part].as_object(), document[part].as_object_mut())
                 else {

@@ -135,7 +135,7 @@ fn bearer_token(headers: &HeaderMap) -> Result<Option<String>, Unauthorized> {
         .find_map(|protocol| {
             protocol
                 .trim()
-                .strip_prefix("base64url.bearer.authorization.k8s.io.")
+                .strip_prefix(crate::websocket::TOKEN_PROTOCOL)
         });
     match token {
         None => Ok(None),

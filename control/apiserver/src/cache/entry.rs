@@ -57,8 +57,8 @@ impl Entry {
             + self.fields.bytes.len()
     }
 
-    /// The same object in another form.
-    pub fn with_bytes(&self, bytes: Bytes) -> Self {
+    /// The same object in another form, with what selectors find in that.
+    pub fn in_form(&self, bytes: Bytes, labels: Pairs, fields: Pairs) -> Self {
         Self {
             key: self.key.clone(),
             body: bytes.into(),
@@ -66,13 +66,13 @@ impl Entry {
             create_revision: self.create_revision,
             revision: self.revision,
             uid: self.uid.clone(),
-            labels: self.labels.clone(),
-            fields: self.fields.clone(),
+            labels,
+            fields,
         }
     }
 
     /// The same object with another `metadata.resourceVersion`: what a delete shows.
-    fn at_revision(&self, revision: Revision) -> Self {
+    pub fn at_revision(&self, revision: Revision) -> Self {
         Self {
             key: self.key.clone(),
             body: splice::with_resource_version(&self.bytes(), revision)

@@ -5,6 +5,7 @@
 //! are, else through the definition's conversion, which may be a webhook.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, HashMap, VecDeque},
     sync::Arc,
     time::Duration,
@@ -18,7 +19,7 @@ use skep_schema::{TypeRef, structural};
 use skep_store::{Key, Revision};
 
 use crate::{
-    cache::Entry,
+    cache::{Entry, Index, Pairs},
     codec::{self, meta},
     context::Api,
     handlers::write::new_uid,
@@ -30,7 +31,7 @@ use crate::{
 /// What a webhook may take for one review, as upstream's client.
 const TIMEOUT: Duration = Duration::from_secs(30);
 /// Objects in one review.
-const REVIEW_OBJECTS: usize = 200;
+pub const REVIEW_OBJECTS: usize = 200;
 /// Converted objects that are kept, so that watchers of the same thing do not each ask the webhook.
 const KEPT_OBJECTS: usize = 2_000;
 const KEPT_BYTES: usize = 4 << 20;
@@ -44,6 +45,8 @@ pub struct Shared {
     /// By `group/version`, of all versions, served or not.
     types: BTreeMap<String, TypeRef>,
     webhook: Option<Webhook>,
+    /// Some version has selectable fields.
+    selects: bool,
     /// Objects written later are pruned and defaulted by today's schema.
     since: Revision,
 }
@@ -62,10 +65,12 @@ impl Shared {
         let group = spec["group"].as_str().unwrap_or_default();
         let mut types = BTreeMap::new();
         let mut storage_version = String::new();
+        let mut selects = false;
         for version in spec["versions"].as_array().into_iter().flatten() {
             let name = version["name"].as_str().unwrap_or_default();
             let ty = custom::type_of(version).map_err(|error| error.to_string())?;
             types.insert(api_version(group, name), ty);
+            selects |= !version["selectableFields"].is_null();
             if version["storage"] == true {
                 storage_version = name.to_owned();
             }
@@ -94,6 +99,7 @@ impl Shared {
             storage_version,
             types,
             webhook,
+            selects,
             since,
         })
     }
@@ -311,17 +317,42 @@ impl Conversion {
 /// First in, first out.
 #[derive(Default)]
 struct Kept {
-    objects: HashMap<(Key, Revision), Bytes>,
+    objects: HashMap<(Key, Revision), Form>,
     order: VecDeque<(Key, Revision)>,
     bytes: usize,
 }
 
+/// An object in the row's form, and what selectors find in it.
+#[derive(Clone)]
+struct Form {
+    bytes: Bytes,
+    labels: Pairs,
+    fields: Pairs,
+}
+
+impl Form {
+    fn new(resource: &Resource, object: &Value) -> Self {
+        let index = Index::of_metadata(object);
+        Self {
+            bytes: codec::encode_object(object),
+            labels: index.labels.into_iter().collect(),
+            fields: (resource.def.selectable_fields)(object)
+                .into_iter()
+                .collect(),
+        }
+    }
+
+    fn of(self, entry: &Entry) -> Arc<Entry> {
+        Arc::new(entry.in_form(self.bytes, self.labels, self.fields))
+    }
+}
+
 impl Kept {
-    fn insert(&mut self, at: (Key, Revision), object: Bytes) {
+    fn insert(&mut self, at: (Key, Revision), object: Form) {
         if self.objects.contains_key(&at) {
             return;
         }
-        self.bytes += object.len();
+        self.bytes += object.bytes.len();
         self.objects.insert(at.clone(), object);
         self.order.push_back(at);
         while self.order.len() > KEPT_OBJECTS || self.bytes > KEPT_BYTES {
@@ -329,7 +360,7 @@ impl Kept {
                 return;
             };
             if let Some(object) = self.objects.remove(&oldest) {
-                self.bytes -= object.len();
+                self.bytes -= object.bytes.len();
             }
         }
     }
@@ -341,6 +372,31 @@ impl Conversion {
             shared,
             api_version: api_version.to_owned(),
             kept: Mutex::default(),
+        }
+    }
+
+    /// Whether only a webhook knows what objects of other versions look like in the row's: the labels and selectable fields
+    /// that the cache holds are those of the stored form.
+    pub fn asks_webhook(&self) -> bool {
+        self.shared.webhook.is_some()
+    }
+
+    /// Whether a cached object's labels and selectable fields are those of the row's form.
+    pub fn selects(&self, resource: &Resource, entry: &Entry) -> bool {
+        !self.asks_webhook() || entry.body.starts_with(resource.head.as_bytes())
+    }
+
+    /// A stored object as the index reads it: with the defaults that every version shows, even those that came after it
+    /// was written.
+    pub fn indexed<'a>(&self, stored: &'a Value) -> Cow<'a, Value> {
+        let shared = &self.shared;
+        match shared.types.get(version_of(stored)) {
+            Some(ty) if shared.selects => {
+                let mut defaulted = stored.clone();
+                structural::apply_defaults(&mut defaulted, ty);
+                Cow::Owned(defaulted)
+            }
+            _ => Cow::Borrowed(stored),
         }
     }
 
@@ -427,8 +483,8 @@ pub async fn present(
             .objects
             .get(&(entry.key.clone(), entry.revision))
             .cloned();
-        if let Some(bytes) = kept {
-            *entry = Arc::new(entry.with_bytes(bytes));
+        if let Some(kept) = kept {
+            *entry = kept.of(entry);
             continue;
         }
         places.push(at);
@@ -442,11 +498,11 @@ pub async fn present(
     }
     let converted = form.show(api, objects).await?;
     for (at, object) in places.into_iter().zip(converted) {
-        let bytes = codec::encode_object(&object);
+        let shown = Form::new(resource, &object);
         let entry = &mut entries[at];
         let place = (entry.key.clone(), entry.revision);
-        form.kept.lock().insert(place, bytes.clone());
-        *entry = Arc::new(entry.with_bytes(bytes));
+        form.kept.lock().insert(place, shown.clone());
+        *entry = shown.of(entry);
     }
     Ok(entries)
 }

@@ -57,7 +57,7 @@ pub async fn delete_collection(ctx: &Ctx, resource: &Arc<Resource>) -> Result<Re
     let options = ListOptions::parse(&ctx.query, false)?;
     let selection = Selection::new(ctx, resource, &options)?;
     let delete_options = read_options(ctx).await?;
-    let list = page(ctx, &selection, &options).await?;
+    let list = page(ctx, resource, &selection, &options).await?;
     let prefix = resource.prefix.len();
     let keys = list
         .entries
@@ -77,7 +77,7 @@ pub async fn delete_collection(ctx: &Ctx, resource: &Arc<Resource>) -> Result<Re
         }
     }
     let mut items = Vec::with_capacity(list.entries.len());
-    for entry in conversion::present(&ctx.api, resource, list.entries).await? {
+    for entry in list.entries {
         items.push(crate::storage::read_object(resource, &entry.bytes())?);
     }
     let metadata = json!({"resourceVersion": list.revision.to_string()});
@@ -446,7 +446,7 @@ fn orphans_by_default(resource: &Resource) -> bool {
 }
 
 /// Kinds whose delete answers with the last state of the object instead of a `Status` (`ReturnDeletedObject`).
-fn answers_with_object(resource: &Resource) -> bool {
+pub fn answers_with_object(resource: &Resource) -> bool {
     const KINDS: [(&str, &str); 12] = [
         ("", "persistentvolumeclaims"),
         ("", "persistentvolumes"),

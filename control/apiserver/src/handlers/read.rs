@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::selection::Selection;
 use crate::{
-    cache::List,
+    cache::{Entry, List, Snapshot},
     context::Ctx,
     crd::conversion,
     options::{ListOptions, VersionMatch},
@@ -55,7 +55,7 @@ pub async fn list(ctx: &Ctx, resource: &Arc<Resource>) -> Result<Response> {
     let options = ListOptions::parse(&ctx.query, false)?;
     let selection = Selection::new(ctx, resource, &options)?;
     ctx.api.storage.readable(&selection.prefix)?;
-    let page = page(ctx, &selection, &options).await?;
+    let page = page(ctx, resource, &selection, &options).await?;
     let continue_token = page
         .next()
         .map(|key| ContinueToken::after(&selection.prefix, key, page.revision));
@@ -65,20 +65,43 @@ pub async fn list(ctx: &Ctx, resource: &Arc<Resource>) -> Result<Response> {
         continue_token: continue_token.unwrap_or_default(),
         remaining,
     };
-    let entries = conversion::present(&ctx.api, resource, page.entries).await?;
-    respond::list(ctx, &rendering, &head, entries)
+    respond::list(ctx, &rendering, &head, page.entries)
 }
 
-/// One page of the objects selected, as of the revision that the options ask for.
-pub async fn page(ctx: &Ctx, selection: &Selection, options: &ListOptions) -> Result<List> {
+/// One page of the objects selected, as of the revision that the options ask for, in the row's form.
+pub async fn page(
+    ctx: &Ctx,
+    resource: &Resource,
+    selection: &Selection,
+    options: &ListOptions,
+) -> Result<List> {
+    let (snapshot, after) = snapshot(ctx, selection, options).await?;
+    let limit = match options.resource_version.as_str() {
+        // Upstream answers these from its cache, which knows no pages.
+        "0" => 0,
+        _ => options.limit,
+    };
+    match &resource.stored_form {
+        Some(form) if form.asks_webhook() && !selection.is_everything() => {
+            select_converted(ctx, resource, selection, &snapshot, after, limit).await
+        }
+        _ => {
+            let filter = |entry: &Entry| selection.matches(entry);
+            let mut page = snapshot.list(after.as_deref(), limit, filter);
+            page.entries = conversion::present(&ctx.api, resource, page.entries).await?;
+            Ok(page)
+        }
+    }
+}
+
+/// What a list shows a page of, and the key after which the page begins.
+async fn snapshot(
+    ctx: &Ctx,
+    selection: &Selection,
+    options: &ListOptions,
+) -> Result<(Snapshot, Option<String>)> {
     let storage = &ctx.api.storage;
     let cache = &storage.cache;
-    let filter = |entry: &crate::cache::Entry| selection.matches(entry);
-    let mut limit = options.limit;
-    if options.resource_version == "0" {
-        // Upstream answers these from its cache, which knows no pages.
-        limit = 0;
-    }
     if !options.continue_token.is_empty() {
         if !matches!(options.resource_version.as_str(), "" | "0") {
             return Err(Status::bad_request(
@@ -87,10 +110,10 @@ pub async fn page(ctx: &Ctx, selection: &Selection, options: &ListOptions) -> Re
         }
         let token = ContinueToken::parse(&options.continue_token)?;
         let start = format!("{}{}", selection.prefix, token.start);
-        let start = start.strip_suffix('\0').unwrap_or(&start);
+        let start = start.strip_suffix('\0').unwrap_or(&start).to_owned();
         if token.revision <= 0 {
             storage.fresh().await?;
-            return Ok(cache.list(&selection.prefix, Some(start), limit, filter));
+            return Ok((cache.snapshot(&selection.prefix), Some(start)));
         }
         let at = token.revision.unsigned_abs();
         storage.wait_until(at).await?;
@@ -103,7 +126,7 @@ pub async fn page(ctx: &Ctx, selection: &Selection, options: &ListOptions) -> Re
                 failure
             }
         })?;
-        return Ok(snapshot.list(Some(start), limit, filter));
+        return Ok((snapshot, Some(start)));
     }
     match options.resource_version.as_str() {
         "" => {
@@ -117,11 +140,45 @@ pub async fn page(ctx: &Ctx, selection: &Selection, options: &ListOptions) -> Re
                 || (options.version_match == VersionMatch::Unset && options.limit > 0);
             if exact {
                 let snapshot = cache.snapshot_at(&selection.prefix, wanted).await?;
-                return Ok(snapshot.list(None, limit, filter));
+                return Ok((snapshot, None));
             }
         }
     }
-    Ok(cache.list(&selection.prefix, None, limit, filter))
+    Ok((cache.snapshot(&selection.prefix), None))
+}
+
+/// A page of objects that must be converted before it is known which of them are selected.
+async fn select_converted(
+    ctx: &Ctx,
+    resource: &Resource,
+    selection: &Selection,
+    snapshot: &Snapshot,
+    mut after: Option<String>,
+    limit: usize,
+) -> Result<List> {
+    // With one object more than the page has it is known whether another page follows.
+    let enough = if limit == 0 { usize::MAX } else { limit + 1 };
+    let mut found: Vec<Arc<Entry>> = Vec::new();
+    loop {
+        let stored = snapshot.list(after.as_deref(), conversion::REVIEW_OBJECTS, |_| true);
+        after = stored.next().map(|key| key.as_ref().to_owned());
+        let shown = conversion::present(&ctx.api, resource, stored.entries).await?;
+        found.extend(shown.into_iter().filter(|entry| selection.matches(entry)));
+        if after.is_none() || found.len() >= enough {
+            break;
+        }
+    }
+    let more = found.len() >= enough;
+    if more {
+        found.truncate(limit);
+    }
+    Ok(List {
+        entries: found,
+        revision: snapshot.revision,
+        more,
+        // Nobody is told, where there is a selector.
+        remaining: 0,
+    })
 }
 
 /// A `resourceVersion` parameter.

@@ -8,6 +8,7 @@ use skep_api::{
 use crate::{
     cache::Entry,
     context::Ctx,
+    crd::conversion::Conversion,
     options::ListOptions,
     registry::Resource,
     status::{Result, Status},
@@ -91,7 +92,11 @@ impl Selection {
     }
 
     /// A field with the value that it must have, by which the cache can route events.
-    pub fn route(&self) -> Option<(String, String)> {
+    pub fn route(&self, resource: &Resource) -> Option<(String, String)> {
+        let form = resource.stored_form.as_ref();
+        if form.is_some_and(Conversion::asks_webhook) {
+            return None;
+        }
         let term = self.fields.terms.iter().find(|term| {
             !term.negated && !term.value.is_empty() && !term.field.starts_with("metadata.")
         })?;

@@ -27,6 +27,7 @@ use crate::{
     registry::Resource,
     respond::Rendering,
     status::{Failure, Result},
+    websocket,
 };
 
 /// Watches without `timeoutSeconds` end after this or up to twice this, so that clients do not all return at once.
@@ -61,7 +62,7 @@ pub async fn watch(ctx: &Ctx, resource: &Arc<Resource>) -> Result<Response> {
     let watch = storage.cache.watch(WatchRequest {
         prefix: selection.prefix.clone(),
         from,
-        field: selection.route(),
+        field: selection.route(resource),
     });
     let timeout = match options.timeout_seconds {
         Some(seconds) if seconds > 0 => Duration::from_secs(seconds),
@@ -96,7 +97,10 @@ pub async fn watch(ctx: &Ctx, resource: &Arc<Resource>) -> Result<Response> {
         header::CACHE_CONTROL,
         HeaderValue::from_static("no-cache, private"),
     );
-    Ok(response)
+    match websocket::is_asked(&ctx.headers) {
+        true => websocket::events(ctx, response),
+        false => Ok(response),
+    }
 }
 
 /// What turns a change into bytes; owned by the stream, as it outlives the request's handler.
@@ -257,8 +261,19 @@ struct Frames {
 }
 
 struct Converting {
-    kind: EventKind,
-    entry: BoxFuture<'static, Result<Vec<Arc<Entry>>>>,
+    of: Of,
+    entries: BoxFuture<'static, Result<Vec<Arc<Entry>>>>,
+}
+
+/// What converted entries are for.
+enum Of {
+    /// The one that a watcher sees.
+    Frame(EventKind),
+    /// The last state that a watcher saw, under the revision of the change after which it sees the object no more.
+    Left(u64),
+    /// An initial object, or a change's state before and after, of which the selectors are still to be asked.
+    Initial,
+    Change(Arc<Event>),
 }
 
 /// What a watcher sees of an item.
@@ -266,56 +281,120 @@ enum Shown {
     Nothing,
     InitialEnd(u64),
     Entry(EventKind, Arc<Entry>, Option<Arc<Event>>),
+    /// The object is selected no more: see [`Event::left`].
+    Left(Arc<Event>),
 }
 
 impl Frames {
     /// What a watcher with these selectors sees of an item.
     fn show(&self, item: WatchItem) -> Shown {
-        let event = match item {
-            WatchItem::Initial(entry) if self.selection.matches(&entry) => {
-                return Shown::Entry(EventKind::Added, entry, None);
-            }
-            WatchItem::Initial(_) => return Shown::Nothing,
-            WatchItem::InitialEnd(revision) if self.mark_initial_end => {
-                return Shown::InitialEnd(revision);
-            }
-            WatchItem::InitialEnd(_) => return Shown::Nothing,
-            WatchItem::Event(event) => event,
-        };
-        let now = self.selection.matches(&event.entry);
-        let before = event.previous.as_ref();
-        let before = before.is_some_and(|previous| self.selection.matches(previous));
-        let kind = match (event.kind, before, now) {
-            (EventKind::Deleted, true, _) => EventKind::Deleted,
-            (EventKind::Deleted, false, _) | (_, false, false) => return Shown::Nothing,
-            (_, false, true) => EventKind::Added,
-            (_, true, true) => EventKind::Modified,
-            (_, true, false) => {
-                return match event.left().cloned() {
-                    Some(left) => Shown::Entry(EventKind::Deleted, left, Some(event)),
+        match item {
+            WatchItem::Initial(entry) => self.show_initial(entry),
+            WatchItem::InitialEnd(revision) if self.mark_initial_end => Shown::InitialEnd(revision),
+            WatchItem::InitialEnd(_) => Shown::Nothing,
+            WatchItem::Event(event) => {
+                let before = event.previous.as_ref();
+                let before = before.is_some_and(|previous| self.selection.matches(previous));
+                let now = self.selection.matches(&event.entry);
+                match seen(event.kind, before, now) {
                     None => Shown::Nothing,
-                };
+                    Some(EventKind::Deleted) if event.kind != EventKind::Deleted => {
+                        Shown::Left(event)
+                    }
+                    Some(kind) => Shown::Entry(kind, event.entry.clone(), Some(event)),
+                }
+            }
+        }
+    }
+
+    fn show_initial(&self, entry: Arc<Entry>) -> Shown {
+        if self.selection.matches(&entry) {
+            Shown::Entry(EventKind::Added, entry, None)
+        } else {
+            Shown::Nothing
+        }
+    }
+
+    /// The same of a change whose states were converted. `previous` is none where there is none and for a delete, whose
+    /// last state is `entry`.
+    fn show_converted(
+        &self,
+        event: &Event,
+        previous: Option<Arc<Entry>>,
+        entry: Arc<Entry>,
+    ) -> Shown {
+        let now = self.selection.matches(&entry);
+        let deleted = event.kind == EventKind::Deleted;
+        let before = match &previous {
+            Some(previous) => self.selection.matches(previous),
+            None => deleted && now,
+        };
+        match (seen(event.kind, before, now), previous) {
+            (None, _) => Shown::Nothing,
+            (Some(EventKind::Deleted), Some(previous)) => {
+                let left = Arc::new(previous.at_revision(event.revision));
+                Shown::Entry(EventKind::Deleted, left, None)
+            }
+            (Some(kind), _) => Shown::Entry(kind, entry, None),
+        }
+    }
+
+    /// The entries of which the selectors can be asked only after their conversion.
+    fn to_convert(&self, item: &WatchItem) -> Option<(Of, Vec<Arc<Entry>>)> {
+        let resource = &self.renderer.resource;
+        let form = resource.stored_form.as_ref()?;
+        if self.selection.is_everything() {
+            return None;
+        }
+        let (of, entries) = match item {
+            WatchItem::Initial(entry) => (Of::Initial, vec![entry.clone()]),
+            WatchItem::InitialEnd(_) => return None,
+            WatchItem::Event(event) => {
+                let previous = event.previous.iter().cloned();
+                let previous = previous.filter(|_| event.kind != EventKind::Deleted);
+                let entries = previous.chain([event.entry.clone()]).collect();
+                (Of::Change(event.clone()), entries)
             }
         };
-        Shown::Entry(kind, event.entry.clone(), Some(event))
+        let known = entries.iter().all(|entry| form.selects(resource, entry));
+        (!known).then_some((of, entries))
+    }
+
+    fn is_shown(&self, entry: &Entry) -> bool {
+        let resource = &self.renderer.resource;
+        let form = resource.stored_form.as_ref();
+        form.is_none_or(|form| form.shows(resource, entry))
+    }
+
+    fn convert(&mut self, of: Of, entries: Vec<Arc<Entry>>) {
+        let (api, resource) = (self.api.clone(), self.renderer.resource.clone());
+        self.converting = Some(Converting {
+            of,
+            entries: Box::pin(async move { conversion::present(&api, &resource, entries).await }),
+        });
     }
 
     /// The frame of an item, or the beginning of its conversion.
     fn take(&mut self, item: WatchItem) -> Option<Bytes> {
+        if let Some((of, entries)) = self.to_convert(&item) {
+            self.convert(of, entries);
+            return None;
+        }
         match self.show(item) {
             Shown::Nothing => None,
             Shown::InitialEnd(revision) => Some(self.renderer.bookmark(revision, true)),
+            Shown::Left(event) => {
+                let previous = event.previous.as_ref()?;
+                if !self.is_shown(previous) {
+                    self.convert(Of::Left(event.revision), vec![previous.clone()]);
+                    return None;
+                }
+                let left = event.left()?;
+                Some(self.renderer.event(EventKind::Deleted, &event, left))
+            }
             Shown::Entry(kind, entry, event) => {
-                let resource = &self.renderer.resource;
-                let form = resource.stored_form.as_ref();
-                if form.is_some_and(|form| !form.shows(resource, &entry)) {
-                    let (api, resource) = (self.api.clone(), resource.clone());
-                    self.converting = Some(Converting {
-                        kind,
-                        entry: Box::pin(async move {
-                            conversion::present(&api, &resource, vec![entry]).await
-                        }),
-                    });
+                if !self.is_shown(&entry) {
+                    self.convert(Of::Frame(kind), vec![entry]);
                     return None;
                 }
                 Some(match event {
@@ -331,23 +410,36 @@ impl Frames {
         let Some(converting) = &mut self.converting else {
             return Poll::Ready(None);
         };
-        let converted = match converting.entry.as_mut().poll(context) {
+        let converted = match converting.entries.as_mut().poll(context) {
             Poll::Pending => return Poll::Pending,
             Poll::Ready(converted) => converted,
         };
-        let kind = converting.kind;
-        self.converting = None;
-        match converted {
-            Ok(entries) => Poll::Ready(
-                entries
-                    .first()
-                    .map(|entry| self.renderer.frame_of_entry(kind, entry)),
-            ),
+        let Some(Converting { of, .. }) = self.converting.take() else {
+            return Poll::Ready(None);
+        };
+        let mut entries = match converted {
+            Ok(entries) => entries,
             Err(status) => {
                 self.state = State::Ended;
-                Poll::Ready(Some(self.renderer.error(&status)))
+                return Poll::Ready(Some(self.renderer.error(&status)));
             }
-        }
+        };
+        let Some(entry) = entries.pop() else {
+            return Poll::Ready(None);
+        };
+        let shown = match of {
+            Of::Frame(kind) => Shown::Entry(kind, entry, None),
+            Of::Left(revision) => {
+                let left = Arc::new(entry.at_revision(revision));
+                Shown::Entry(EventKind::Deleted, left, None)
+            }
+            Of::Initial => self.show_initial(entry),
+            Of::Change(event) => self.show_converted(&event, entries.pop(), entry),
+        };
+        Poll::Ready(match shown {
+            Shown::Entry(kind, entry, _) => Some(self.renderer.frame_of_entry(kind, &entry)),
+            Shown::Nothing | Shown::InitialEnd(_) | Shown::Left(_) => None,
+        })
     }
 
     fn bookmark(&mut self) -> Option<Bytes> {
@@ -358,6 +450,16 @@ impl Frames {
         let bookmarks = self.bookmarks.as_mut()?;
         (std::mem::replace(&mut bookmarks.sent, revision) != revision)
             .then(|| self.renderer.bookmark(revision, false))
+    }
+}
+
+/// What a change is to a watcher whose selectors matched the object before or match it now.
+fn seen(kind: EventKind, before: bool, now: bool) -> Option<EventKind> {
+    match (kind, before, now) {
+        (EventKind::Deleted, true, _) | (_, true, false) => Some(EventKind::Deleted),
+        (EventKind::Deleted, false, _) | (_, false, false) => None,
+        (_, false, true) => Some(EventKind::Added),
+        (_, true, true) => Some(EventKind::Modified),
     }
 }
 

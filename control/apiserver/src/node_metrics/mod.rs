@@ -198,7 +198,7 @@ pub async fn list(ctx: &Ctx, resource: &Arc<Resource>) -> Result<Response> {
     let options = ListOptions::parse(&ctx.query, false)?;
     let subject = subject(ctx, resource)?;
     let selection = Selection::new(ctx, subject, &options)?;
-    let page = crate::handlers::read::page(ctx, &selection, &Default::default()).await?;
+    let page = crate::handlers::read::page(ctx, subject, &selection, &Default::default()).await?;
     let entries = page.entries.iter().filter_map(|entry| {
         let object = ctx.api.node_metrics.object(resource, entry, ctx.now)?;
         Some(Arc::new(Entry {

@@ -13,6 +13,7 @@ use crate::{
     relay::{self, Destination, Tls},
     respond::text,
     status::{Result, Status},
+    websocket,
 };
 
 const AGENT_PORT: u16 = 10250;
@@ -167,7 +168,10 @@ pub async fn log(ctx: &Ctx) -> Result<Response> {
         ),
         headers: HeaderMap::new(),
     };
-    relay::forward(ctx, &destination).await
+    match websocket::is_asked(&ctx.headers) {
+        true => websocket::pieces(ctx, relay::fetch_plain(ctx, &destination).await?),
+        false => relay::forward(ctx, &destination).await,
+    }
 }
 
 fn check_log_options(ctx: &Ctx) -> Result<()> {

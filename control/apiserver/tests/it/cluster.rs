@@ -16,6 +16,7 @@ use skep_apiserver::{
     build, builtin_registry,
     encryption::Encryption,
     identity::User,
+    services::Allocators,
     start_cache,
 };
 use skep_store::{Store, memory::MemoryStore};
@@ -64,6 +65,7 @@ struct Parts {
     audit: Option<Arc<Audit>>,
     front_proxy: Option<FrontProxy>,
     advertise: Option<Advertise>,
+    services: Allocators,
 }
 
 #[derive(Debug)]
@@ -130,6 +132,15 @@ impl Cluster {
         Self::build(store, Parts::default()).await
     }
 
+    /// A server with these ranges of addresses for Services.
+    pub async fn with_services(services: Allocators) -> Self {
+        let parts = Parts {
+            services,
+            ..Parts::default()
+        };
+        Self::build(Arc::new(MemoryStore::new()), parts).await
+    }
+
     /// One of several servers over one store.
     pub async fn member(store: Arc<dyn Store>, address: SocketAddr) -> Self {
         let advertise = Some(Advertise {
@@ -149,6 +160,7 @@ impl Cluster {
             audit,
             front_proxy,
             advertise,
+            services,
         } = parts;
         // Another test of this process may have installed it.
         let _installed = rustls::crypto::ring::default_provider().install_default();
@@ -162,7 +174,7 @@ impl Cluster {
             registry,
             authorizer: Arc::new(MastersOnly),
             authenticator: None,
-            services: Default::default(),
+            services,
             relay: Default::default(),
             advertise,
             admission: None,

@@ -394,3 +394,204 @@ async fn versions_select_by_their_own_fields() {
         assert_eq!(names, [name]);
     }
 }
+
+/// The definition of servers, each version with selectable fields of its own; stored in `v1`.
+fn selectable_servers(webhook: &Webhook) -> Value {
+    let mut definition = servers(webhook, "/convert", "v1");
+    let versions = &mut definition["spec"]["versions"];
+    versions[0]["selectableFields"] = json!([{"jsonPath": ".spec.address"}]);
+    versions[1]["selectableFields"] =
+        json!([{"jsonPath": ".spec.host"}, {"jsonPath": ".spec.port"}]);
+    definition
+}
+
+fn names(list: &Value) -> Vec<&str> {
+    let items = list["items"].as_array().into_iter().flatten();
+    items
+        .map(|item| item["metadata"]["name"].as_str().unwrap_or_default())
+        .collect()
+}
+
+/// Selectors see what the client sees: fields that the stored form has not, labels that the webhook gives.
+#[tokio::test]
+async fn lists_select_converted_objects() {
+    let webhook = webhook(addresses).await;
+    let cluster = Cluster::start().await;
+    let definition = selectable_servers(&webhook);
+    cluster.post(DEFINITIONS, definition).await.expect(201);
+    established(&cluster, "servers.example.com").await;
+    until(&cluster, V2, |code, _| code == 200).await;
+    for number in 0..450 {
+        let host = if number % 90 == 7 { "rare" } else { "common" };
+        let server = json!({
+            "metadata": {"name": format!("s{number:03}"), "labels": {"stored": "yes"}},
+            "spec": {"address": format!("{host}:{number}")},
+        });
+        cluster.post(V1, server).await.expect(201);
+    }
+    let rare = ["s007", "s097", "s187", "s277", "s367"];
+    let by_host = format!("{V2}?fieldSelector=spec.host%3Drare");
+    let list = cluster.get(&by_host).await.expect(200);
+    assert_eq!(names(&list), rare);
+    assert_eq!(
+        list["items"][1]["spec"],
+        json!({"host": "rare", "port": 97})
+    );
+    assert!(list["metadata"].get("remainingItemCount").is_none());
+
+    // Pages are full, and the last one says that it is the last.
+    let (mut found, mut next) = (Vec::new(), String::new());
+    let mut pages = 0;
+    loop {
+        let page = format!("{by_host}&limit=2&continue={next}");
+        let page = cluster.get(&page).await.expect(200);
+        found.extend(names(&page).into_iter().map(str::to_owned));
+        pages += 1;
+        next = page["metadata"]["continue"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned();
+        if next.is_empty() {
+            break;
+        }
+        assert_eq!(names(&page).len(), 2);
+    }
+    assert_eq!(
+        (found.iter().map(String::as_str).collect(), pages),
+        (rare.to_vec(), 3)
+    );
+
+    // A number is selected by its text; the other version's fields are not this one's.
+    let list = cluster
+        .get(&format!("{V2}?fieldSelector=spec.port%3D449"))
+        .await;
+    assert_eq!(names(&list.expect(200)), ["s449"]);
+    let list = cluster
+        .get(&format!("{V1}?fieldSelector=spec.address%3Drare:7"))
+        .await;
+    assert_eq!(names(&list.expect(200)), ["s007"]);
+    let refused = cluster
+        .get(&format!("{V1}?fieldSelector=spec.host%3Drare"))
+        .await;
+    assert_eq!(refused.code, 400);
+
+    // The webhook replaces labels.
+    let list = cluster.get(&format!("{V2}?labelSelector=stored")).await;
+    assert_eq!(names(&list.expect(200)), [""; 0]);
+    let labelled = format!("{V2}?labelSelector=converted-to%3Dv2&fieldSelector=spec.host%3Drare");
+    assert_eq!(names(&cluster.get(&labelled).await.expect(200)), rare);
+
+    // What is deleted is what is selected.
+    let deleted = cluster.delete(&by_host, Value::Null).await.expect(200);
+    assert_eq!(names(&deleted), rare);
+    assert_eq!(deleted["items"][0]["spec"]["host"], "rare");
+    let rest = cluster.get(V1).await.expect(200);
+    assert_eq!(names(&rest).len(), 445);
+}
+
+/// What a watch said until it ended, one line an event: its type, the object's name and port.
+async fn watched(cluster: &Cluster, path: &str) -> Vec<String> {
+    let answer = cluster.get(path).await;
+    let lines = answer.bytes.split(|byte| *byte == b'\n');
+    let events = lines.filter(|line| !line.is_empty()).map(|line| {
+        let event: Value = serde_json::from_slice(line).expect("an event");
+        let object = &event["object"];
+        assert_eq!(object["apiVersion"], "example.com/v2", "{event}");
+        let name = object["metadata"]["name"].as_str().unwrap_or_default();
+        let kind = event["type"].as_str().unwrap_or_default();
+        format!("{kind} {name} {}", object["spec"]["port"])
+    });
+    events.collect()
+}
+
+#[tokio::test]
+async fn watches_select_converted_objects() {
+    let webhook = webhook(addresses).await;
+    let cluster = Cluster::start().await;
+    let definition = selectable_servers(&webhook);
+    cluster.post(DEFINITIONS, definition).await.expect(201);
+    established(&cluster, "servers.example.com").await;
+    until(&cluster, V2, |code, _| code == 200).await;
+    let server = |name: &str, address: &str| json!({"metadata": {"name": name}, "spec": {"address": address}});
+    cluster.post(V1, server("a", "x:1")).await.expect(201);
+    let before = cluster.post(V1, server("b", "y:2")).await.expect(201);
+    let address = |address: &str| json!({"spec": {"address": address}});
+    let change = async |name: &str, to: &str| {
+        let path = format!("{V1}/{name}");
+        cluster.merge(&path, address(to)).await.expect(200)
+    };
+    change("a", "x:3").await; // stays selected
+    change("b", "x:4").await; // becomes selected
+    change("b", "x:5").await;
+    let left = change("b", "y:6").await; // is no more
+    change("b", "y:7").await;
+    let path = format!("{V1}/a");
+    cluster.delete(&path, Value::Null).await.expect(200);
+    let path = format!("{V1}/b");
+    cluster.delete(&path, Value::Null).await.expect(200);
+
+    let version = before["metadata"]["resourceVersion"]
+        .as_str()
+        .expect("text");
+    let by_host = format!("{V2}?watch=1&timeoutSeconds=1&fieldSelector=spec.host%3Dx");
+    let seen = watched(&cluster, &format!("{by_host}&resourceVersion={version}")).await;
+    let expected = [
+        "MODIFIED a 3",
+        "ADDED b 4",
+        "MODIFIED b 5",
+        // As it was, under the revision of the change.
+        "DELETED b 5",
+        "DELETED a 3",
+    ];
+    assert_eq!(seen, expected);
+
+    // A watcher that has seen an object leave spoils it for nobody.
+    let version = left["metadata"]["resourceVersion"].as_str().expect("text");
+    let exact = format!("{V2}?resourceVersion={version}&resourceVersionMatch=Exact");
+    let then = cluster.get(&exact).await.expect(200);
+    assert_eq!(then["items"][1]["spec"], json!({"host": "y", "port": 6}));
+
+    // What is there at the start is selected in the same way.
+    cluster.post(V1, server("c", "x:8")).await.expect(201);
+    cluster.post(V1, server("d", "y:9")).await.expect(201);
+    assert_eq!(watched(&cluster, &by_host).await, ["ADDED c 8"]);
+}
+
+/// Objects that were stored before a field got its default are selected by it, as they are shown with it.
+#[tokio::test]
+async fn later_defaults_are_selected_by() {
+    let cluster = Cluster::start().await;
+    let definition = |text: Value| {
+        json!({
+            "metadata": {"name": "servers.example.com"},
+            "spec": {
+                "group": "example.com", "scope": "Namespaced",
+                "names": {"plural": "servers", "kind": "Server"},
+                "versions": [{
+                    "name": "v1", "served": true, "storage": true,
+                    "selectableFields": [{"jsonPath": ".spec.zone"}],
+                    "schema": {"openAPIV3Schema": {"type": "object", "properties": {
+                        "spec": {"type": "object", "properties": {"zone": text}},
+                    }}},
+                }],
+            },
+        })
+    };
+    let path = format!("{DEFINITIONS}/servers.example.com");
+    let without = definition(json!({"type": "string"}));
+    cluster.post(DEFINITIONS, without).await.expect(201);
+    established(&cluster, "servers.example.com").await;
+    until(&cluster, V1, |code, _| code == 200).await;
+    let server = json!({"metadata": {"name": "a"}, "spec": {}});
+    cluster.post(V1, server).await.expect(201);
+    let mut with = definition(json!({"type": "string", "default": "north"}));
+    let current = cluster.get(&path).await.expect(200);
+    with["metadata"]["resourceVersion"] = current["metadata"]["resourceVersion"].clone();
+    cluster.put(&path, with).await.expect(200);
+    until(&cluster, &format!("{V1}/a"), |_, body| {
+        body["spec"]["zone"] == "north"
+    })
+    .await;
+    let selected = format!("{V1}?fieldSelector=spec.zone%3Dnorth");
+    until(&cluster, &selected, |_, list| names(list) == ["a"]).await;
+}

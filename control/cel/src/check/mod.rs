@@ -35,17 +35,40 @@ pub struct Checked {
 /// All problems, in the form of cel-go's compiler.
 pub fn check(program: &Program, declarations: &Declarations) -> Result<Checked, String> {
     let mut checker = Checker {
-        source: program.source(),
         declarations,
         locals: Vec::new(),
         problems: Vec::new(),
+        doubts: Vec::new(),
     };
     let (ty, cost) = checker.expression(program.expression());
-    if checker.problems.is_empty() {
+    let problems = match checker.problems.is_empty() {
+        true => checker.doubts,
+        false => checker.problems,
+    };
+    if problems.is_empty() {
         Ok(Checked { ty, cost })
     } else {
-        Err(checker.problems.join("\n"))
+        Err(shown(program, problems))
     }
+}
+
+/// Problems in the order of their places, as cel-go shows them.
+fn shown(program: &Program, problems: Vec<Problem>) -> String {
+    let (source, places) = (program.source(), program.places());
+    let mut placed: Vec<((isize, isize), String)> = Vec::new();
+    for (id, why) in problems {
+        let offset = places.as_ref().and_then(|places| places.offset_for(id));
+        let offset = offset.map_or(0, |(start, _)| start as usize);
+        let before = source.get(..offset).unwrap_or(source);
+        let start = before.rfind('\n').map_or(0, |newline| newline + 1);
+        let number = |n: usize| isize::try_from(n).unwrap_or(1);
+        let line = number(before.matches('\n').count() + 1);
+        let column = number(before[start..].chars().count() + 1);
+        placed.push(((line, column), why));
+    }
+    placed.sort_by_key(|(at, _)| *at);
+    let lines = placed.iter().map(|(at, why)| place(source, *at, why));
+    lines.collect::<Vec<_>>().join("\n")
 }
 
 /// Whether it is certain that the result is nothing but a part of a dynamic object.
@@ -60,12 +83,16 @@ pub fn is_plain_selection(program: &Program) -> bool {
 
 const AUTHORIZER: &str = "kubernetes.authorization.Authorizer";
 
+/// The id of the node it is about, and what it is.
+type Problem = (u64, String);
+
 struct Checker<'c> {
-    source: &'c str,
     declarations: &'c Declarations,
     /// Variables of macros; the innermost last.
     locals: Vec<(String, Type)>,
-    problems: Vec<String>,
+    problems: Vec<Problem>,
+    /// What only those look for who found no problem (cel-go's AST validators).
+    doubts: Vec<Problem>,
 }
 
 /// A type, and what it may cost to come to the value.
@@ -76,26 +103,13 @@ fn sum(costs: impl IntoIterator<Item = u64>) -> u64 {
 }
 
 impl Checker<'_> {
-    /// The parser does not say where a node stood, so a problem is shown at the first place that looks like it;
-    /// `offset` bytes behind its beginning.
-    fn problem_within(&mut self, needle: &str, offset: usize, why: &str) {
-        let at = find_outside_strings(self.source, needle).map_or(0, |at| at + offset);
-        let before = &self.source[..at];
-        let line = before.matches('\n').count() + 1;
-        let start = before.rfind('\n').map_or(0, |newline| newline + 1);
-        let column = self.source[start..at].chars().count() + 1;
-        let number = |n: usize| isize::try_from(n).unwrap_or(1);
-        let shown = place(self.source, (number(line), number(column)), why);
-        self.problems.push(shown);
+    fn problem(&mut self, at: u64, why: String) {
+        self.problems.push((at, why));
     }
 
-    fn problem(&mut self, needle: &str, why: &str) {
-        self.problem_within(needle, 0, why);
-    }
-
-    fn undeclared(&mut self, needle: &str, offset: usize, name: &str) {
+    fn undeclared(&mut self, at: u64, name: &str) {
         let why = format!("undeclared reference to '{name}' (in container '')");
-        self.problem_within(needle, offset, &why);
+        self.problem(at, why);
     }
 
     fn variable(&self, name: &str) -> Option<Type> {
@@ -114,18 +128,18 @@ impl Checker<'_> {
                 Some(ty) => (ty, 1),
                 None if functions::type_named(name).is_some() => (Type::named("type"), 1),
                 None => {
-                    self.undeclared(name, 0, name);
+                    self.undeclared(expression.id, name);
                     (Type::Dyn, 1)
                 }
             },
-            Expr::Select(select) => self.select(select),
+            Expr::Select(select) => self.select(expression.id, select),
             Expr::List(list) => {
                 let found: Vec<Found> = list.elements.iter().map(|e| self.expression(e)).collect();
                 let costs = found.iter().map(|(_, cost)| *cost);
                 let cost = cost::LIST.saturating_add(sum(costs));
                 let optional = |at: &usize| list.optional_indices.contains(at);
-                let items = found.into_iter().enumerate();
-                let items = items.map(|(at, (ty, _))| entry(ty, optional(&at)));
+                let items = found.into_iter().zip(&list.elements).enumerate();
+                let items = items.map(|(at, ((ty, _), of))| (of.id, entry(ty, optional(&at))));
                 let count = list.elements.len() as u64;
                 let items = self.joined(items);
                 (Type::List(Arc::new(items), count), cost)
@@ -137,8 +151,8 @@ impl Checker<'_> {
                         let (key, key_cost) = self.expression(&of.key);
                         let (value, value_cost) = self.expression(&of.value);
                         cost = sum([cost, key_cost, value_cost]);
-                        keys.push(key);
-                        values.push(entry(value, of.optional));
+                        keys.push((of.key.id, key));
+                        values.push((of.value.id, entry(value, of.optional)));
                     }
                 }
                 let keys = self.joined(keys.into_iter());
@@ -157,35 +171,36 @@ impl Checker<'_> {
                 let name = &object.type_name;
                 let known = name == "JSONPatch" || name == "Object" || name.starts_with("Object.");
                 if !known {
-                    self.undeclared(name, 0, name);
+                    self.undeclared(expression.id, name);
                 }
                 (Type::Named(name.clone()), cost)
             }
             Expr::Comprehension(comprehension) => self.comprehension(comprehension),
-            Expr::Call(call) => self.call(call),
+            Expr::Call(call) => self.call(expression.id, call),
         }
     }
 
-    /// The one type of the entries of a literal: they may not be mixed (`HomogeneousAggregateLiterals`).
-    fn joined(&mut self, types: impl Iterator<Item = Type>) -> Type {
+    /// The one type of the entries of a literal, given with their ids: they may not be mixed
+    /// (`ValidateHomogeneousAggregateLiterals`). Only the first that differs is told.
+    fn joined(&mut self, types: impl Iterator<Item = (u64, Type)>) -> Type {
         let mut joined: Option<Type> = None;
-        for ty in types {
+        for (at, ty) in types {
             joined = Some(match joined {
                 None => ty,
                 Some(known) if known.matches(&ty) => known.join(ty),
                 Some(known) => {
                     let why = format!("expected type '{known}' but found '{ty}'");
-                    self.problem(",", &why);
-                    known
+                    self.doubts.push((at, why));
+                    return Type::Dyn;
                 }
             });
         }
         joined.unwrap_or(Type::Dyn)
     }
 
-    fn select(&mut self, select: &SelectExpr) -> Found {
+    fn select(&mut self, at: u64, select: &SelectExpr) -> Found {
         let (operand, cost) = self.expression(&select.operand);
-        let ty = self.field(operand, &select.field);
+        let ty = self.field(at, operand, &select.field);
         if select.test {
             (Type::Bool, cost)
         } else {
@@ -193,18 +208,17 @@ impl Checker<'_> {
         }
     }
 
-    fn field(&mut self, of: Type, field: &str) -> Type {
-        let needle = format!(".{field}");
+    fn field(&mut self, at: u64, of: Type, field: &str) -> Type {
         match of {
             Type::Object(fields) => match fields.get(field) {
                 Some(ty) => ty.clone(),
                 None => {
-                    self.problem(&needle, &format!("undefined field '{field}'"));
+                    self.problem(at, format!("undefined field '{field}'"));
                     Type::Dyn
                 }
             },
             Type::Map(_, values, _) => (*values).clone(),
-            Type::Optional(of) => Type::Optional(Arc::new(self.field((*of).clone(), field))),
+            Type::Optional(of) => Type::Optional(Arc::new(self.field(at, (*of).clone(), field))),
             Type::Named(name) if name == AUTHORIZER && field == "requestResource" => {
                 Type::named("kubernetes.authorization.ResourceCheck")
             }
@@ -213,14 +227,14 @@ impl Checker<'_> {
             Type::Dyn => Type::Dyn,
             other => {
                 let why = format!("type '{other}' does not support field selection");
-                self.problem(&needle, &why);
+                self.problem(at, why);
                 Type::Dyn
             }
         }
     }
 
     /// The types of a comprehension's one variable, and of its two: `None` when it cannot be ranged over.
-    fn range(&mut self, range: &Type) -> (Type, [Type; 2]) {
+    fn range(&mut self, at: u64, range: &Type) -> (Type, [Type; 2]) {
         match range {
             Type::List(items, _) => ((**items).clone(), [Type::Int, (**items).clone()]),
             Type::Map(keys, values, _) => {
@@ -231,7 +245,7 @@ impl Checker<'_> {
                 let why = format!(
                     "expression of type '{other}' cannot be range of a comprehension (must be list, map, or dynamic)"
                 );
-                self.problem(".", &why);
+                self.problem(at, why);
                 (Type::Dyn, [Type::Dyn, Type::Dyn])
             }
         }
@@ -240,7 +254,7 @@ impl Checker<'_> {
     fn comprehension(&mut self, of: &ComprehensionExpr) -> Found {
         let (range, range_cost) = self.expression(&of.iter_range);
         let (accumulated, init) = self.expression(&of.accu_init);
-        let (item, _) = self.range(&range);
+        let (item, _) = self.range(of.iter_range.id, &range);
         let depth = self.locals.len();
         self.locals.push((of.iter_var.clone(), item));
         let grows = matches!(accumulated, Type::List(..));
@@ -268,7 +282,7 @@ impl Checker<'_> {
         (ty, sum([range_cost, init, rounds, result_cost]))
     }
 
-    fn call(&mut self, call: &CallExpr) -> Found {
+    fn call(&mut self, at: u64, call: &CallExpr) -> Found {
         let name = call.func_name.as_str();
         let target = call.target.as_deref();
         if let Some(target) = target
@@ -277,7 +291,7 @@ impl Checker<'_> {
             return found;
         }
         if name == op::OPT_SELECT {
-            return self.optional_select(call);
+            return self.optional_select(at, call);
         }
         let namespace = match target.map(|target| &target.expr) {
             Some(Expr::Ident(prefix))
@@ -287,9 +301,18 @@ impl Checker<'_> {
             }
             _ => None,
         };
+        let full = match (namespace, target) {
+            (Some(namespace), _) => format!("{namespace}.{name}"),
+            (None, Some(_)) => format!(".{name}"),
+            (None, None) => name.to_owned(),
+        };
         let mut found = Vec::with_capacity(call.args.len() + 1);
         if let (Some(target), None) = (target, namespace) {
             found.push(self.expression(target));
+        }
+        if !(target.is_none() && is_operator(name)) && !signatures::exists(&full) {
+            self.undeclared(at, full.trim_start_matches('.'));
+            return (Type::Dyn, 0);
         }
         for argument in &call.args {
             // Only the arguments of `format` may be a mixed list.
@@ -306,52 +329,50 @@ impl Checker<'_> {
         }
         let (types, costs): (Vec<Type>, Vec<u64>) = found.into_iter().unzip();
         if let (op::CONDITIONAL, [condition, yes, no]) = (name, costs.as_slice()) {
-            let (ty, _) = self.operator(name, &types).unwrap_or((Type::Dyn, 0));
+            let (ty, _) = self.operator(at, call, &types).unwrap_or((Type::Dyn, 0));
             return (ty, condition.saturating_add(*yes.max(no)));
         }
         let arguments = sum(costs);
         if target.is_none()
-            && let Some((ty, own)) = self.operator(name, &types)
+            && let Some((ty, own)) = self.operator(at, call, &types)
         {
             return (ty, arguments.saturating_add(own));
         }
-        let full = match (namespace, target) {
-            (Some(namespace), _) => format!("{namespace}.{name}"),
-            (None, Some(_)) => format!(".{name}"),
-            (None, None) => name.to_owned(),
-        };
-        let ty = self.function(&full, target.is_some() && namespace.is_none(), call, &types);
+        let method = target.is_some() && namespace.is_none();
+        let ty = self.function(at, &full, method, call, &types);
         let own = cost::call(&full, &types);
         (ty, arguments.saturating_add(own))
     }
 
-    fn function(&mut self, full: &str, method: bool, call: &CallExpr, types: &[Type]) -> Type {
+    fn function(
+        &mut self,
+        at: u64,
+        full: &str,
+        method: bool,
+        call: &CallExpr,
+        types: &[Type],
+    ) -> Type {
         let shown = full.trim_start_matches('.');
-        // A call stands where its parenthesis opens.
-        let needle = format!("{full}(");
-        let offset = full.len();
-        if !signatures::exists(full) {
-            self.undeclared(&needle, offset, shown);
-            return Type::Dyn;
-        }
         let Some(result) = signatures::result(full, types) else {
             let types = match (method, types) {
                 (true, [target, arguments @ ..]) => format!("{target}.{}", applied(arguments)),
                 _ => applied(types),
             };
             let why = format!("found no matching overload for '{shown}' applied to '{types}'");
-            self.problem_within(&needle, offset, &why);
+            self.problem(at, why);
             return Type::Dyn;
         };
-        if let Some(Expr::Literal(LiteralValue::String(text))) = call.args.last().map(|a| &a.expr)
+        if let Some(last) = call.args.last()
+            && let Expr::Literal(LiteralValue::String(text)) = &last.expr
             && !functions::is_valid_literal(full, text.inner())
         {
-            self.problem_within(&needle, offset + 1, &format!("invalid {shown} argument"));
+            self.doubts
+                .push((last.id, format!("invalid {shown} argument")));
         }
         cost::sized(full, types, result)
     }
 
-    fn optional_select(&mut self, call: &CallExpr) -> Found {
+    fn optional_select(&mut self, at: u64, call: &CallExpr) -> Found {
         let [of, field] = call.args.as_slice() else {
             return (Type::Dyn, 0);
         };
@@ -359,20 +380,20 @@ impl Checker<'_> {
         let Expr::Literal(LiteralValue::String(field)) = &field.expr else {
             return (Type::Dyn, cost);
         };
-        let ty = match self.field_behind_question_mark(of, field.inner()) {
+        let ty = match self.field_behind_question_mark(at, of, field.inner()) {
             optional @ Type::Optional(_) => optional,
             ty => Type::Optional(Arc::new(ty)),
         };
         (ty, cost.saturating_add(1))
     }
 
-    fn field_behind_question_mark(&mut self, of: Type, field: &str) -> Type {
+    fn field_behind_question_mark(&mut self, at: u64, of: Type, field: &str) -> Type {
         let missing = matches!(&of, Type::Object(fields) if !fields.contains_key(field));
         if missing {
-            self.problem(".?", &format!("undefined field '{field}'"));
+            self.problem(at, format!("undefined field '{field}'"));
             return Type::Dyn;
         }
-        self.field(of, field)
+        self.field(at, of, field)
     }
 
     /// Macros that the parser leaves as calls.
@@ -408,7 +429,7 @@ impl Checker<'_> {
             }
             ("sortBy", [_, body], [name, ..]) => {
                 let (range, cost) = self.expression(target);
-                let (item, _) = self.range(&range);
+                let (item, _) = self.range(target.id, &range);
                 let (_, body) = self.with(vec![(name.clone(), item)], body);
                 let own = cost::call("sortBy", std::slice::from_ref(&range));
                 let rounds = range.size().saturating_mul(body.saturating_add(1));
@@ -434,7 +455,7 @@ impl Checker<'_> {
         bodies: &[IdedExpr],
     ) -> Found {
         let (range, range_cost) = self.expression(target);
-        let (_, [key_type, value_type]) = self.range(&range);
+        let (_, [key_type, value_type]) = self.range(target.id, &range);
         let scope = vec![(key.clone(), key_type.clone()), (value.clone(), value_type)];
         let (mut made, mut round) = (Type::Dyn, 1);
         for body in bodies {
@@ -462,19 +483,21 @@ impl Checker<'_> {
     }
 
     /// `None`: not an operator.
-    fn operator(&mut self, name: &str, types: &[Type]) -> Option<Found> {
+    fn operator(&mut self, at: u64, call: &CallExpr, types: &[Type]) -> Option<Found> {
+        let name = call.func_name.as_str();
         let mismatch = |checker: &mut Self, gives: Type| {
             let types = applied(types);
             let why = format!("found no matching overload for '{name}' applied to '{types}'");
-            checker.problem(symbol(name), &why);
+            checker.problem(at, why);
             gives
         };
         let boolean = |ty: &Type| matches!(ty, Type::Bool | Type::Dyn);
         Some(match (name, types) {
             (op::LOGICAL_AND | op::LOGICAL_OR, sides) => {
-                for side in sides.iter().filter(|side| !boolean(side)) {
+                let sides = sides.iter().zip(&call.args);
+                for (side, of) in sides.filter(|(side, _)| !boolean(side)) {
                     let why = format!("expected type 'bool' but found '{side}'");
-                    self.problem(symbol(name), &why);
+                    self.problem(of.id, why);
                 }
                 (Type::Bool, 0)
             }
@@ -595,14 +618,9 @@ fn applied(types: &[Type]) -> String {
     format!("({})", types.join(", "))
 }
 
-/// What stands for an operator in a source.
-fn symbol(name: &str) -> &str {
-    match name {
-        op::IN => "in",
-        op::INDEX | op::OPT_INDEX => "[",
-        op::CONDITIONAL => "?",
-        other => other.trim_matches('_'),
-    }
+/// Their names are no identifiers.
+fn is_operator(name: &str) -> bool {
+    name.contains(|c: char| !(c.is_alphanumeric() || c == '_'))
 }
 
 fn ordered(ty: &Type) -> bool {
@@ -668,39 +686,6 @@ fn literal_type(literal: &LiteralValue) -> Type {
         LiteralValue::String(text) => Type::String(text.inner().len() as u64),
         LiteralValue::UInt(_) => Type::Uint,
     }
-}
-
-/// The first place of `needle` that is a whole word and in no string literal.
-fn find_outside_strings(source: &str, needle: &str) -> Option<usize> {
-    let is_word = |c: char| c.is_alphanumeric() || c == '_';
-    let mut quote: Option<char> = None;
-    let mut escaped = false;
-    for (at, c) in source.char_indices() {
-        if let Some(open) = quote {
-            match c {
-                _ if escaped => escaped = false,
-                '\\' => escaped = true,
-                c if c == open => quote = None,
-                _ => {}
-            }
-            continue;
-        }
-        if matches!(c, '\'' | '"') {
-            quote = Some(c);
-            continue;
-        }
-        let Some(rest) = source[at..].strip_prefix(needle) else {
-            continue;
-        };
-        let word = needle.chars().next().is_some_and(is_word);
-        let starts = !word || !source[..at].ends_with(is_word);
-        let ends_in_word = needle.chars().next_back().is_some_and(is_word);
-        let ends = !ends_in_word || !rest.starts_with(is_word);
-        if starts && ends {
-            return Some(at);
-        }
-    }
-    None
 }
 
 #[cfg(test)]
@@ -806,15 +791,52 @@ mod tests {
         );
         fails(
             "'a' && request.dryRun",
-            "ERROR: <input>:1:5: expected type 'bool' but found 'string'\n | 'a' && request.dryRun\n | ....^",
+            "ERROR: <input>:1:1: expected type 'bool' but found 'string'\n | 'a' && request.dryRun\n | ^",
         );
         fails(
             "[1, 'a']",
-            "ERROR: <input>:1:3: expected type 'int' but found 'string'\n | [1, 'a']\n | ..^",
+            "ERROR: <input>:1:5: expected type 'int' but found 'string'\n | [1, 'a']\n | ....^",
         );
         fails(
             "request.name.matches('[')",
             "ERROR: <input>:1:22: invalid matches argument\n | request.name.matches('[')\n | .....................^",
+        );
+        fails(
+            "request.dryRun || (1 == 1 || 2)",
+            "ERROR: <input>:1:30: expected type 'bool' but found 'int'\n | request.dryRun || (1 == 1 || 2)\n | .............................^",
+        );
+        fails(
+            "'é' == 'é' && !request.name",
+            "ERROR: <input>:1:15: found no matching overload for '!_' applied to '(string)'\n \
+             | 'é' == 'é' && !request.name\n | ..............^",
+        );
+        fails(
+            "request.dryRun ? 1 : 'a'",
+            "ERROR: <input>:1:16: found no matching overload for '_?_:_' applied to '(bool, int, string)'\n \
+             | request.dryRun ? 1 : 'a'\n | ...............^",
+        );
+        fails(
+            "{'a': 1, 'b': 'x', 'c': 'y'} == {}",
+            "ERROR: <input>:1:15: expected type 'int' but found 'string'\n \
+             | {'a': 1, 'b': 'x', 'c': 'y'} == {}\n | ..............^",
+        );
+        // Not the first place that looks like it, and in the order of places.
+        fails(
+            "request.name == 'a' && x.size() > y",
+            "ERROR: <input>:1:24: undeclared reference to 'x' (in container '')\n \
+             | request.name == 'a' && x.size() > y\n | .......................^\n\
+             ERROR: <input>:1:35: undeclared reference to 'y' (in container '')\n \
+             | request.name == 'a' && x.size() > y\n | ..................................^",
+        );
+        // What an unknown function is given is not looked at.
+        fails(
+            "nope(x)",
+            "ERROR: <input>:1:5: undeclared reference to 'nope' (in container '')\n | nope(x)\n | ....^",
+        );
+        // Mixed literals are looked for only where nothing else is wrong.
+        fails(
+            "[1, 'a'] == [x]",
+            "ERROR: <input>:1:14: undeclared reference to 'x' (in container '')\n | [1, 'a'] == [x]\n | .............^",
         );
         assert!(checked("duration('1 day') > duration('1h')").is_err());
         assert!(checked("[1].exists(i, v, v == 'a')").is_err());

@@ -148,6 +148,24 @@ fn failures_read_as_in_cel_go() {
     fails("1 / 0", "division by zero");
     fails("9223372036854775807 + 1", "integer overflow");
     fails("'a' + 1", "no such overload");
+    fails("true + 1", "no such overload: _+_");
+    fails("'a' - 'b'", "no such overload: _-_");
+    fails("1 < 'a'", "no such overload");
+    fails("{} < {}", "no such overload: _<_");
+    fails(
+        "[1].startsWith('a')",
+        "no such overload: startsWith(list, string)",
+    );
+    fails(
+        "'a'.startsWith(1)",
+        "no such overload: startsWith(string, int)",
+    );
+    fails("size(1)", "no such overload: size");
+    fails("1 && true", "no such overload");
+    fails("1 ? 2 : 3", "no such overload");
+    fails("int('x')", "type conversion error from 'string' to 'int'");
+    fails("18446744073709551615u + 1u", "unsigned integer overflow");
+    fails("9223372036854775807 + 1", "integer overflow");
     fails("!'a'", "no such overload");
     fails("oldObject.metadata.name", "no such key: metadata");
     // The side that decides wins.

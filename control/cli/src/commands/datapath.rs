@@ -366,16 +366,39 @@ fn services_table(rows: &[Value]) -> String {
         } else {
             outside
         };
+        // In the order of the backends.
+        let given = [&entry["internal"], &entry["external"]]
+            .into_iter()
+            .find_map(|list| list.as_array().filter(|list| !list.is_empty()))
+            .into_iter()
+            .flatten()
+            .map(|backend| {
+                let backend = backend.as_str().unwrap_or_default();
+                entry["connections"][backend]
+                    .as_u64()
+                    .unwrap_or(0)
+                    .to_string()
+            })
+            .collect::<Vec<_>>()
+            .join(",");
         vec![
             text(entry, "node"),
             text(entry, "name"),
             format!("{}/{}", text(entry, "address"), text(entry, "protocol")),
             inside,
             outside,
+            given,
         ]
     };
     align(
-        &["NODE", "NAME", "FRONTEND", "BACKENDS", "FROM-OUTSIDE"],
+        &[
+            "NODE",
+            "NAME",
+            "FRONTEND",
+            "BACKENDS",
+            "FROM-OUTSIDE",
+            "CONNECTIONS",
+        ],
         rows.iter().map(row),
     )
 }
@@ -497,10 +520,11 @@ mod tests {
             "{table}"
         );
         let service = json!({"node": "n1", "name": "default/web:http", "address": "10.96.0.5:80",
-            "protocol": "TCP", "internal": ["10.244.1.5:80", "10.244.2.5:80"], "external": []});
+            "protocol": "TCP", "internal": ["10.244.1.5:80", "10.244.2.5:80"], "external": [],
+            "connections": {"10.244.2.5:80": 7}});
         let table = services_table(&[service]);
         assert!(
-            table.contains("10.96.0.5:80/TCP   10.244.1.5:80,10.244.2.5:80   <none>"),
+            table.contains("10.96.0.5:80/TCP   10.244.1.5:80,10.244.2.5:80   <none>         0,7"),
             "{table}"
         );
     }

@@ -24,9 +24,8 @@ use skep_client::{Action, Informer, ObjectKey, Recorder, writes};
 
 use self::schedule::Schedule;
 use crate::{
-    context::{Context, Doing, Error},
+    context::{Context, Doing, Error, api_message},
     owners, pods,
-    replica_set::api_message,
 };
 
 const WORKERS: usize = 4;

@@ -26,9 +26,8 @@ pub(crate) use self::{
     plan::{canonical_json, resolve},
 };
 use crate::{
-    context::{Context, Doing, Error},
+    context::{Context, Doing, Error, api_message},
     owners, pods,
-    replica_set::api_message,
 };
 
 const WORKERS: usize = 5;

@@ -25,9 +25,8 @@ use skep_client::{Action, Change, Informer, ObjectKey, Recorder, informer::BY_SE
 
 use self::plan::{SliceWrite, Target};
 use crate::{
-    context::{Context, Doing, Error},
+    context::{Context, Doing, Error, api_message},
     pods,
-    replica_set::api_message,
 };
 
 const WORKERS: usize = 8;
@@ -106,25 +105,7 @@ impl Controller {
         {
             return Vec::new();
         }
-        let namespace = change
-            .object()
-            .metadata
-            .namespace
-            .as_deref()
-            .unwrap_or_default();
-        let none = Default::default();
-        self.services
-            .in_namespace(namespace)
-            .iter()
-            .filter(|service| {
-                selector(service).is_some_and(|selector| {
-                    change
-                        .each()
-                        .any(|pod| selector.matches(pod.metadata.labels.as_ref().unwrap_or(&none)))
-                })
-            })
-            .map(|service| ObjectKey::of(&service.metadata))
-            .collect()
+        pods::selected_by(&self.services, change, selector)
     }
 
     async fn reconcile(&self, key: ObjectKey) -> Result<Action, Error> {

@@ -19,7 +19,7 @@ use k8s_openapi::api::{
     core::v1::{EnvVar, EnvVarSource, ObjectFieldSelector, Pod},
 };
 use kube::{
-    api::{DeleteParams, Patch, PatchParams, PostParams},
+    api::{DeleteParams, Patch, PatchParams},
     core::Selector,
 };
 use serde_json::json;
@@ -28,8 +28,9 @@ use skep_client::{Action, Expectations, Informer, ObjectKey, Recorder, writes};
 use self::plan::{Input, Plan};
 use crate::{
     context::{Context, Doing, Error},
-    owners, pods,
-    replica_set::api_message,
+    owners,
+    pod_writes::PodWrites,
+    pods,
 };
 
 const WORKERS: usize = 5;
@@ -200,76 +201,15 @@ impl Controller {
     }
 
     async fn execute(&self, key: &ObjectKey, job: &Arc<Job>, plan: &Plan) -> Result<(), Error> {
-        if plan.create.is_empty() && plan.delete.is_empty() {
-            return Ok(());
-        }
-        let uids = plan.delete.iter().map(|pod| pods::uid(pod).to_owned());
-        self.expectations.expect(key, plan.create.len(), uids);
-        let api = self.context.api::<Pod>(&key.namespace);
-        let mut failure = None;
-        for pod in &plan.delete {
-            let name = pod.metadata.name.clone().unwrap_or_default();
-            match writes::delete(
-                &api,
-                &name,
-                pod.metadata.uid.clone(),
-                DeleteParams::default(),
-            )
-            .await
-            {
-                Ok(()) => self.events.normal(
-                    job.as_ref(),
-                    "SuccessfulDelete",
-                    format!("Deleted pod: {name}"),
-                ),
-                Err(error) => {
-                    self.expectations.deleted(key, pods::uid(pod));
-                    failure = Some(Err(error).doing("delete a pod"));
-                }
-            }
-        }
-        let mut left = plan.create.as_slice();
-        let mut batch = 1;
-        while !left.is_empty() {
-            let (now, later) = left.split_at(batch.min(left.len()));
-            left = later;
-            batch *= 2;
-            let params = PostParams::default();
-            let created = join_all(now.iter().map(|index| {
-                let (api, params, pod) = (api.clone(), params.clone(), job_pod(job, *index));
-                async move { api.create(&params, &pod).await }
-            }))
-            .await;
-            let mut refused = None;
-            for outcome in created {
-                match outcome {
-                    Ok(pod) => {
-                        let name = pod.metadata.name.unwrap_or_default();
-                        self.events.normal(
-                            job.as_ref(),
-                            "SuccessfulCreate",
-                            format!("Created pod: {name}"),
-                        );
-                    }
-                    Err(error) => {
-                        self.expectations.created(key);
-                        refused = Some(error);
-                    }
-                }
-            }
-            if let Some(error) = refused {
-                for _ in left {
-                    self.expectations.created(key);
-                }
-                if !writes::is_namespace_terminating(&error) {
-                    let message = format!("Error creating: {}", api_message(&error));
-                    self.events.warning(job.as_ref(), "FailedCreate", message);
-                    failure = Some(Err(error).doing("create a pod"));
-                }
-                break;
-            }
-        }
-        failure.unwrap_or(Ok(()))
+        let pod = |index: usize| job_pod(job, plan.create[index]);
+        let writes = PodWrites {
+            context: &self.context,
+            events: &self.events,
+            expectations: &self.expectations,
+            key,
+            owner: job.as_ref(),
+        };
+        writes.carry_out(plan.create.len(), pod, &plan.delete).await
     }
 }
 

@@ -15,22 +15,35 @@ use crate::table::{
 
 const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.";
 
-pub(super) struct Definitions {
-    form: Form,
+/// What documents say beside the table of types. It is large, and read anew for whoever makes documents.
+pub struct Texts {
     descriptions: Descriptions,
     enums: Enums,
     marks: Marks,
+}
+
+impl Texts {
+    pub fn read() -> Self {
+        Self {
+            descriptions: table::descriptions(),
+            enums: Enums::read(),
+            marks: Marks::read(),
+        }
+    }
+}
+
+pub(super) struct Definitions<'t> {
+    form: Form,
+    texts: &'t Texts,
     wanted: BTreeSet<String>,
     done: BTreeMap<String, Value>,
 }
 
-impl Definitions {
-    pub(super) fn new(form: Form) -> Self {
+impl<'t> Definitions<'t> {
+    pub(super) fn new(form: Form, texts: &'t Texts) -> Self {
         Self {
             form,
-            descriptions: table::descriptions(),
-            enums: Enums::read(),
-            marks: Marks::read(),
+            texts,
             wanted: BTreeSet::new(),
             done: BTreeMap::new(),
         }
@@ -81,7 +94,8 @@ impl Definitions {
     }
 
     fn type_meta(&self) -> Map<String, Value> {
-        let texts = self.descriptions.get("io.k8s.api.core.v1.ConfigMap");
+        let texts = &self.texts.descriptions;
+        let texts = texts.get("io.k8s.api.core.v1.ConfigMap");
         let mut properties = Map::new();
         for name in ["apiVersion", "kind"] {
             let text = texts
@@ -169,13 +183,16 @@ impl Definitions {
     }
 
     fn definition(&mut self, ty: &TypeRef) -> Value {
-        let (description, texts) = self.descriptions.remove(ty.name()).unwrap_or_default();
+        let texts: &'t Texts = self.texts;
+        let known = texts.descriptions.get(ty.name());
+        let description = known.map_or("", |(description, _)| description.as_str());
         let node = ty.node();
         let mut schema = match node.shape() {
             Shape::Object(object) => {
                 let mut properties = Map::new();
                 for field in &object.fields {
-                    let text = texts.get(&field.name).map_or("", String::as_str);
+                    let text = known.and_then(|(_, fields)| fields.get(&field.name));
+                    let text = text.map_or("", String::as_str);
                     properties.insert(field.name.clone(), self.field(node, field, text));
                 }
                 object_schema(object, properties)
@@ -188,25 +205,20 @@ impl Definitions {
         if ty.name().ends_with(".Patch") {
             schema = json!({"type": "object"});
         }
-        let shown = match self.marks.text(ty.name()) {
+        let shown = match texts.marks.text(ty.name()) {
             Some(text) => text.to_owned(),
-            None => unwrapped(&description),
+            None => unwrapped(description),
         };
         if !shown.is_empty() {
             schema["description"] = Value::from(shown);
         }
-        self.marks.describe(ty.name(), &mut schema);
+        texts.marks.describe(ty.name(), &mut schema);
         let kinds = &node.ty().kinds;
         if !kinds.is_empty() && kinds[0].0 != "meta.k8s.io" {
             schema["x-kubernetes-group-version-kind"] = kinds
                 .iter()
                 .map(|kind| json!({"group": kind.0, "kind": kind.2, "version": kind.1}))
                 .collect();
-        }
-        // A definition that was consumed here is not asked for twice, except for the texts of `type_meta`.
-        if ty.name() == "io.k8s.api.core.v1.ConfigMap" {
-            self.descriptions
-                .insert(ty.name().to_owned(), (description, texts));
         }
         schema
     }
@@ -219,10 +231,11 @@ impl Definitions {
             self.reference(&node.ty().name)
         };
         let lacking = self
+            .texts
             .marks
             .text(&format!("{}.{}", owner.ty().name, field.name));
         schema = self.described(schema, lacking.unwrap_or(&unwrapped(text)));
-        if let Some(values) = self.enums.of(&owner.ty().name, &field.name) {
+        if let Some(values) = self.texts.enums.of(&owner.ty().name, &field.name) {
             values.describe(&mut schema);
         }
         if self.form == Form::V3 {
@@ -270,7 +283,8 @@ impl Definitions {
             Some(false) => schema["x-kubernetes-map-type"] = json!("granular"),
             None => {}
         }
-        self.marks
+        self.texts
+            .marks
             .describe_field(&owner.ty().name, &field.name, &mut schema);
         schema
     }

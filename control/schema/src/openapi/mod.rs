@@ -1,11 +1,14 @@
 //! OpenAPI documents from the table and a plain description of what is served.
 //!
-//! [`definitions`] turns types into schemas, [`paths`] turns rows into operations. A document of version 3 covers one
-//! group-version and holds the schemas that its paths reach; version 2 is one document for everything.
+//! [`definitions`] turns types into schemas, [`paths`] turns rows into operations, [`gnostic`] documents into protobuf. A
+//! document of version 3 covers one group-version and holds the schemas that its paths reach; version 2 is one document for
+//! everything.
 
 mod definitions;
 mod enums;
+mod gnostic;
 mod marks;
+mod parameters;
 mod paths;
 
 use std::collections::BTreeSet;
@@ -13,6 +16,7 @@ use std::collections::BTreeSet;
 use serde_json::{Map, Value, json};
 
 use definitions::Definitions;
+pub use definitions::Texts;
 
 /// The minor release that documents name.
 const VERSION: &str = "v1.36.2";
@@ -29,6 +33,8 @@ pub struct Row {
     /// `create`, `delete`, `deletecollection`, `get`, `list`, `patch`, `update`, `watch`
     pub verbs: Vec<String>,
     pub subresources: Vec<Subresource>,
+    /// A delete answers with the object, not with a `Status`.
+    pub shows_deleted: bool,
     /// The complete `openAPIV3Schema` of a custom resource; `None` for built-in kinds.
     pub schema: Option<Value>,
 }
@@ -66,17 +72,37 @@ fn custom_name(row: &Row) -> String {
 }
 
 /// The OpenAPI v3 document of one group-version (`/openapi/v3/apis/apps/v1`). Rows of other group-versions are ignored.
-pub fn v3(group: &str, version: &str, rows: &[Row]) -> Value {
+pub fn v3(texts: &Texts, group: &str, version: &str, rows: &[Row]) -> Value {
     let own: Vec<&Row> = rows
         .iter()
         .filter(|row| row.group == group && row.version == version)
         .collect();
-    let mut definitions = Definitions::new(Form::V3);
+    let mut definitions = Definitions::new(Form::V3, texts);
     let mut paths = Map::new();
     paths::group_version(group, version, &mut definitions, &mut paths);
     for row in own {
         paths::resource(row, &mut definitions, &mut paths);
     }
+    v3_document(paths, definitions)
+}
+
+/// The paths under `/openapi/v3` of what belongs to no group-version, given the groups: `version`, `apis/apps`, ….
+pub fn roots<'a>(groups: impl Iterator<Item = &'a str>) -> Vec<String> {
+    let groups = groups.filter(|group| !group.is_empty());
+    let mut roots: Vec<String> = groups.map(|group| format!("apis/{group}")).collect();
+    roots.extend(paths::ROOTS.map(str::to_owned));
+    roots
+}
+
+/// The OpenAPI v3 document of one of [`roots`].
+pub fn v3_root(texts: &Texts, path: &str) -> Value {
+    let mut definitions = Definitions::new(Form::V3, texts);
+    let mut paths = Map::new();
+    paths::root(path, &mut definitions, &mut paths);
+    v3_document(paths, definitions)
+}
+
+fn v3_document(paths: Map<String, Value>, definitions: Definitions<'_>) -> Value {
     json!({
         "openapi": "3.0.0",
         "info": {"title": "Kubernetes", "version": VERSION},
@@ -94,24 +120,31 @@ pub fn v3(group: &str, version: &str, rows: &[Row]) -> Value {
 }
 
 /// The aggregated OpenAPI v2 document.
-pub fn v2(rows: &[Row]) -> Value {
-    let mut definitions = Definitions::new(Form::V2);
+pub fn v2(texts: &Texts, rows: &[Row]) -> Value {
+    let mut definitions = Definitions::new(Form::V2, texts);
     let mut paths = Map::new();
     let versions: BTreeSet<(&str, &str)> = rows
         .iter()
         .map(|row| (row.group.as_str(), row.version.as_str()))
         .collect();
+    let built_in = rows.iter().filter(|row| row.schema.is_none());
+    let groups: BTreeSet<&str> = built_in.map(|row| row.group.as_str()).collect();
+    for path in roots(groups.into_iter()) {
+        paths::root(&path, &mut definitions, &mut paths);
+    }
     for (group, version) in versions {
         paths::group_version(group, version, &mut definitions, &mut paths);
     }
     for row in rows {
         paths::resource(row, &mut definitions, &mut paths);
     }
+    let parameters = parameters::share(&mut paths);
     json!({
         "swagger": "2.0",
         "info": {"title": "Kubernetes", "version": VERSION},
         "paths": paths,
         "definitions": definitions.finish(),
+        "parameters": parameters,
         "securityDefinitions": {"BearerToken": {
             "type": "apiKey",
             "description": "Bearer Token authentication",
@@ -120,6 +153,16 @@ pub fn v2(rows: &[Row]) -> Value {
         }},
         "security": [{"BearerToken": []}],
     })
+}
+
+/// A document as gnostic's `openapi.v2.Document`.
+pub fn v2_protobuf(document: &Value) -> Vec<u8> {
+    gnostic::encode(document, Form::V2)
+}
+
+/// A document as gnostic's `openapi.v3.Document`.
+pub fn v3_protobuf(document: &Value) -> Vec<u8> {
+    gnostic::encode(document, Form::V3)
 }
 
 #[cfg(test)]

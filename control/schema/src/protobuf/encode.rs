@@ -3,7 +3,10 @@
 use base64::Engine;
 use serde_json::{Map, Value};
 
-use super::{FIXED64, LENGTH, MAGIC, ProtobufError, VARINT};
+use super::{
+    MAGIC, ProtobufError,
+    wire::{put_bytes, put_double, put_number},
+};
 use crate::{
     TypeRef,
     decode::{BASE64, to_unix},
@@ -59,29 +62,6 @@ pub fn encode_watch_frame(
     let mut frame = length.to_be_bytes().to_vec();
     frame.extend_from_slice(&event);
     Ok(frame)
-}
-
-fn put_varint(out: &mut Vec<u8>, mut value: u64) {
-    while value >= 0x80 {
-        out.push((value as u8 & 0x7f) | 0x80);
-        value >>= 7;
-    }
-    out.push(value as u8);
-}
-
-fn put_key(out: &mut Vec<u8>, tag: u32, wire: u64) {
-    put_varint(out, (u64::from(tag) << 3) | wire);
-}
-
-fn put_number(out: &mut Vec<u8>, tag: u32, value: i64) {
-    put_key(out, tag, VARINT);
-    put_varint(out, value.cast_unsigned());
-}
-
-fn put_bytes(out: &mut Vec<u8>, tag: u32, bytes: &[u8]) {
-    put_key(out, tag, LENGTH);
-    put_varint(out, bytes.len() as u64);
-    out.extend_from_slice(bytes);
 }
 
 fn put_object(out: &mut Vec<u8>, map: &Map<String, Value>, node: Node<'_>, object: &Object) {
@@ -140,9 +120,7 @@ fn put_value(out: &mut Vec<u8>, tag: u32, value: &Value, node: Node<'_>) {
         }
         (Shape::Bool, Value::Bool(value)) => put_number(out, tag, i64::from(*value)),
         (Shape::Double, Value::Number(number)) => {
-            put_key(out, tag, FIXED64);
-            let bits = number.as_f64().unwrap_or_default().to_bits();
-            out.extend_from_slice(&bits.to_le_bytes());
+            put_double(out, tag, number.as_f64().unwrap_or_default());
         }
         _ => {
             let mut bytes = Vec::new();

@@ -5,6 +5,7 @@
 
 mod decode;
 mod encode;
+pub(crate) mod wire;
 
 pub use decode::decode;
 pub use encode::{encode, encode_watch_frame};

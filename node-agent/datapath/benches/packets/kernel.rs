@@ -2,20 +2,19 @@
 //! instructions: nothing of them ends up in what skep ships.
 
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 const MAP_CREATE: i64 = 0;
 const MAP_LOOKUP_ELEM: i64 = 1;
 const PROG_LOAD: i64 = 5;
 const TEST_RUN: i64 = 10;
-const PROG_GET_NEXT_ID: i64 = 11;
-const PROG_GET_FD_BY_ID: i64 = 13;
 const INFO_BY_FD: i64 = 15;
 const LINK_CREATE: i64 = 28;
 const ENABLE_STATS: i64 = 32;
 
 const SCHED_CLS: u32 = 3;
 const XDP: u32 = 6;
+const CGROUP_SOCK_ADDR: u32 = 18;
 
 #[repr(C, align(8))]
 struct Attr([u8; 128]);
@@ -63,9 +62,6 @@ fn op(code: u8, to: u8, from: u8, offset: i16, value: i32) -> u64 {
         | u64::from(offset.cast_unsigned()) << 16
         | u64::from(value.cast_unsigned()) << 32
 }
-
-/// The name of the program of [`bare_redirect`].
-pub(crate) const BARE: &str = "bench_bare";
 
 fn load(name: &str, kind: u32, attach_type: u32, code: &[u64]) -> io::Result<OwnedFd> {
     let license = c"GPL";
@@ -170,7 +166,7 @@ impl Sink {
                 op(0xb7, 0, 0, 0, dropped),
                 op(0x95, 0, 0, 0, 0),
             ];
-            links.push(attach("bench_sink", hook, &code, ifindex)?);
+            links.push(attach("bench_sink", hook, &code, ifindex)?.link);
         }
         Ok(Self { map, _links: links })
     }
@@ -186,18 +182,51 @@ impl Sink {
     }
 }
 
-fn attach(name: &str, hook: Hook, code: &[u64], ifindex: u32) -> io::Result<OwnedFd> {
+/// A program at its hook, for as long as this lives.
+pub(crate) struct Attached {
+    program: OwnedFd,
+    link: OwnedFd,
+}
+
+impl Attached {
+    fn new(program: OwnedFd, target: u32, attach_type: u32, flags: u32) -> io::Result<Self> {
+        let link = Attr::new()
+            .u32(0, number(&program))
+            .u32(4, target)
+            .u32(8, attach_type)
+            .u32(12, flags)
+            .open(LINK_CREATE)?;
+        Ok(Self { program, link })
+    }
+
+    /// Nanoseconds and runs, as far as the kernel has counted (see [`enable_stats`]).
+    pub(crate) fn cost(&self) -> io::Result<(u64, u64)> {
+        let mut info = [0u8; 232];
+        Attr::new()
+            .u32(0, number(&self.program))
+            .u32(4, info.len() as u32)
+            .u64(8, info.as_mut_ptr() as u64)
+            .call(INFO_BY_FD)?;
+        let field = |at: usize| u64::from_ne_bytes(info[at..at + 8].try_into().unwrap_or_default());
+        Ok((field(192), field(200)))
+    }
+}
+
+fn attach(name: &str, hook: Hook, code: &[u64], ifindex: u32) -> io::Result<Attached> {
     let (kind, attach_type, flags) = match hook {
         Hook::Xdp => (XDP, 37, 1 << 2),
         Hook::Tc => (SCHED_CLS, 46, 0),
     };
     let program = load(name, kind, attach_type, code)?;
-    Attr::new()
-        .u32(0, number(&program))
-        .u32(4, ifindex)
-        .u32(8, attach_type)
-        .u32(12, flags)
-        .open(LINK_CREATE)
+    Attached::new(program, ifindex, attach_type, flags)
+}
+
+/// The least that a hook of connect(2) can do: allow it.
+pub(crate) fn empty_connect(cgroup: BorrowedFd<'_>) -> io::Result<Attached> {
+    const CONNECT4: u32 = 10;
+    let code = [op(0xb7, 0, 0, 0, 1), op(0x95, 0, 0, 0, 0)];
+    let program = load("bench_empty", CGROUP_SOCK_ADDR, CONNECT4, &code)?;
+    Attached::new(program, cgroup.as_raw_fd().cast_unsigned(), CONNECT4, 0)
 }
 
 /// Runs before every ordinary process of this CPU from now on.
@@ -210,8 +239,18 @@ pub(crate) fn take_precedence() -> io::Result<()> {
     }
 }
 
+/// This thread runs as any other from now on.
+pub(crate) fn give_way() -> io::Result<()> {
+    let priority = libc::sched_param { sched_priority: 0 };
+    // SAFETY: the structure outlives the call.
+    match unsafe { libc::sched_setscheduler(0, libc::SCHED_OTHER, &raw const priority) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// The least that a forwarding program can do at `at`: send everything on to `to`.
-pub(crate) fn bare_redirect(hook: Hook, at: u32, to: u32) -> io::Result<OwnedFd> {
+pub(crate) fn bare_redirect(hook: Hook, at: u32, to: u32) -> io::Result<Attached> {
     let helper = match hook {
         Hook::Xdp => 23, // redirect
         Hook::Tc => 155, // redirect_peer
@@ -222,7 +261,7 @@ pub(crate) fn bare_redirect(hook: Hook, at: u32, to: u32) -> io::Result<OwnedFd>
         op(0x85, 0, 0, 0, helper),
         op(0x95, 0, 0, 0, 0),
     ];
-    attach(BARE, hook, &code, at)
+    attach("bench_bare", hook, &code, at)
 }
 
 /// Runs the generator on this CPU: real frames, until `count` are sent.
@@ -243,35 +282,4 @@ pub(crate) fn send(generator: &OwnedFd, count: u32) -> io::Result<()> {
 /// While it lives the kernel counts and times the runs of every program.
 pub(crate) fn enable_stats() -> io::Result<OwnedFd> {
     Attr::new().open(ENABLE_STATS)
-}
-
-/// Nanoseconds and runs of the youngest program of this name.
-pub(crate) fn run_time(name: &str) -> io::Result<(u64, u64)> {
-    let mut found = None;
-    let mut id = 0u32;
-    loop {
-        let mut attr = Attr::new().u32(0, id);
-        if attr.call(PROG_GET_NEXT_ID).is_err() {
-            break;
-        }
-        id = u32::from_ne_bytes([attr.0[4], attr.0[5], attr.0[6], attr.0[7]]);
-        let Ok(program) = Attr::new().u32(0, id).open(PROG_GET_FD_BY_ID) else {
-            continue;
-        };
-        let mut info = [0u8; 232];
-        Attr::new()
-            .u32(0, number(&program))
-            .u32(4, info.len() as u32)
-            .u64(8, info.as_mut_ptr() as u64)
-            .call(INFO_BY_FD)?;
-        let field = |at: usize| u64::from_ne_bytes(info[at..at + 8].try_into().unwrap_or_default());
-        let text = info[64..80]
-            .split(|byte| *byte == 0)
-            .next()
-            .unwrap_or_default();
-        if text == name.as_bytes() {
-            found = Some((field(192), field(200)));
-        }
-    }
-    found.ok_or_else(|| io::Error::other(format!("no program {name}")))
 }

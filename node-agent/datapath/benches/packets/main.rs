@@ -1,5 +1,6 @@
 //! Packets per second on one core, through XDP and tc, beside the least that a forwarding program
-//! can do and beside hand-written nftables rules shaped like kube-proxy's. All variants take turns
+//! can do and beside hand-written nftables and iptables rules shaped like kube-proxy's; and what the
+//! socket hook costs a connection. All variants take turns
 //! in every round; a veth is not a network card, so the ratios count.
 //!
 //! ```text
@@ -9,21 +10,29 @@
 #![allow(clippy::print_stdout, reason = "it prints a table")]
 
 mod kernel;
+mod sockets;
+mod table;
 
 use std::error::Error;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::time::Instant;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
-use kernel::{Hook, Sink};
+use kernel::{Attached, Hook, Sink};
 use nix::sched::{CloneFlags, CpuSet, sched_setaffinity, setns, unshare};
 use skep_datapath::layout::TCP;
+use skep_datapath::policy::{Direction, PodPolicy, PolicyState, Rule};
 use skep_datapath::services::{Endpoint, FrontendAddress, ServicePort};
 use skep_datapath::{
     Datapath, DatapathConfig, Limits, Offload, PodLink, TcHook, XdpMode, cleanup, set_offload,
 };
+use table::Table;
+use table::Target::{AtLeast, AtMost};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -38,8 +47,14 @@ const POD_LINK: u32 = 103;
 const GENERATOR: u32 = 104;
 const ESTABLISHED: u32 = 1_000_000;
 const OPENED: u32 = SLICE;
+/// It takes 30 us for each.
+const OPENED_IPTABLES: u32 = 20_000;
+const IPTABLES: &str = "iptables-legacy-restore";
+const IPTABLES_SERVICES: u32 = 5_000;
 /// Frames sent at a stretch. Of many the quartile counts that others on the machine disturbed least.
 const SLICE: u32 = 250_000;
+/// Of so many new connections a listener hears of one.
+const EVENT_SAMPLE: u32 = 100;
 /// Clients that take turns on established flows.
 const CLIENTS: u32 = 1_024;
 
@@ -50,6 +65,8 @@ enum Way {
     BareTc,
     Tc,
     Nftables,
+    /// With [`IPTABLES_SERVICES`], ours in the middle.
+    Iptables,
 }
 
 impl Way {
@@ -60,86 +77,192 @@ impl Way {
             Self::BareTc => "tc redirect alone",
             Self::Tc => "skep, tc",
             Self::Nftables => "nftables as kube-proxy's",
+            Self::Iptables => "iptables as kube-proxy's, 5000 Services",
         }
     }
 }
 
+/// How a way is set up.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Setup {
+    services: u32,
+    /// Of the Service that is measured.
+    backends: u32,
+    /// Policy applies to the pod, and somebody listens to its new connections.
+    watched: bool,
+}
+
+impl Setup {
+    const PLAIN: Self = Self {
+        services: 1,
+        backends: 1,
+        watched: false,
+    };
+
+    fn name(self, way: Way) -> String {
+        let name = way.name();
+        match self {
+            Self { watched: true, .. } => format!("{name}, policy and events"),
+            Self {
+                services: 1,
+                backends: 1,
+                ..
+            } => name.into(),
+            Self {
+                services, backends, ..
+            } => format!("{name}, {services} Services of {backends} backends"),
+        }
+    }
+}
+
+const LARGE: [Setup; 2] = [
+    Setup {
+        services: 30_000,
+        ..Setup::PLAIN
+    },
+    Setup {
+        backends: 100_000,
+        ..Setup::PLAIN
+    },
+];
+const WATCHED: Setup = Setup {
+    watched: true,
+    ..Setup::PLAIN
+};
+/// Of which the sockets' hook is measured.
+const SOCKETS: [u32; 2] = [1, 30_000];
+
+fn established(setup: Setup, way: Way) -> String {
+    format!("{}: established", setup.name(way))
+}
+
+fn opened(setup: Setup, way: Way) -> String {
+    format!("{}: new flows", setup.name(way))
+}
+
+fn program(setup: Setup, way: Way) -> String {
+    format!("{}: a program run", setup.name(way))
+}
+
+/// `packets [ROUNDS] [sockets]`: all of it, or what concerns sockets.
 fn main() -> Result<()> {
     // Not disturbed by others on the machine, as far as that goes.
     kernel::take_precedence()?;
-    let rounds = std::env::args()
+    // On a machine with one CPU it is the other one.
+    let _ = run_on(1);
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let rounds = words
+        .iter()
         .filter_map(|word| word.parse().ok())
         .next()
         .unwrap_or(10);
-    let nft = Command::new("nft")
-        .arg("--version")
-        .stdout(Stdio::null())
-        .status()
-        .is_ok();
-    let mut ways = vec![Way::BareXdp, Way::Xdp, Way::BareTc, Way::Tc];
-    if nft {
-        ways.push(Way::Nftables);
+    let packets = !words.iter().any(|word| word == "sockets");
+    let exists = |program: &str| {
+        let probe = Command::new(program)
+            .arg("--version")
+            .stdout(Stdio::null())
+            .status();
+        probe.is_ok()
+    };
+    let mut ways = vec![
+        (Way::BareXdp, Setup::PLAIN),
+        (Way::Xdp, Setup::PLAIN),
+        (Way::Xdp, WATCHED),
+        (Way::BareTc, Setup::PLAIN),
+        (Way::Tc, Setup::PLAIN),
+        (Way::Tc, WATCHED),
+    ];
+    if exists("nft") {
+        ways.push((Way::Nftables, Setup::PLAIN));
     }
+    if exists(IPTABLES) {
+        ways.push((Way::Iptables, Setup::PLAIN));
+    }
+    ways.extend(LARGE.map(|setup| (Way::Xdp, setup)));
+    ways.extend(LARGE.map(|setup| (Way::Tc, setup)));
     let mut table = Table::default();
     for round in 0..=rounds {
-        for way in &ways {
-            let place = Place::new()?;
-            let run = Run::begin(&place, *way, 1)?;
-            let name = way.name();
-            let rate = run.established()?;
-            let ns = run.program_ns()?;
-            let opened = run.opened()?;
-            drop(run);
-            // The first round warms up.
-            if round == 0 {
-                continue;
-            }
-            table.add(&format!("{name}: established"), "M/s", rate);
-            if let Some(ns) = ns {
-                table.add(&format!("{name}: a program run"), "ns", ns);
-            }
-            if let Some(opened) = opened {
-                table.add(&format!("{name}: new flows"), "M/s", opened);
-            }
+        // The first round warms up.
+        let mut counted = (round > 0).then_some(&mut table);
+        for services in SOCKETS {
+            sockets::measure(services, counted.as_deref_mut())?;
         }
-        for (services, endpoints) in [(30_000, 1), (1, 100_000)] {
-            for way in [Way::Xdp, Way::Tc] {
-                let place = Place::new()?;
-                let run = Run::begin_with(&place, way, services, endpoints)?;
-                let rate = run.established()?;
-                if round > 0 {
-                    let name = format!(
-                        "{}, {services} Services of {endpoints} backends: established",
-                        way.name()
-                    );
-                    table.add(&name, "M/s", rate);
-                }
-            }
+        for (way, setup) in ways.iter().filter(|_| packets) {
+            measure(*way, *setup, counted.as_deref_mut())?;
         }
     }
+    if packets {
+        packet_targets(&mut table);
+    }
+    socket_targets(&mut table);
     table.print();
     Ok(())
 }
 
-#[derive(Default)]
-struct Table(Vec<(String, &'static str, Vec<f64>)>);
+fn run_on(cpu: usize) -> Result<()> {
+    let mut cpus = CpuSet::new();
+    cpus.set(cpu)?;
+    Ok(sched_setaffinity(nix::unistd::Pid::from_raw(0), &cpus)?)
+}
 
-impl Table {
-    fn add(&mut self, name: &str, unit: &'static str, sample: f64) {
-        match self.0.iter_mut().find(|(known, _, _)| known == name) {
-            Some((_, _, samples)) => samples.push(sample),
-            None => self.0.push((name.into(), unit, vec![sample])),
+fn measure(way: Way, setup: Setup, table: Option<&mut Table>) -> Result<()> {
+    let place = Place::new()?;
+    let run = Run::begin(&place, way, setup)?;
+    let rate = run.established()?;
+    let ns = run.program_ns()?;
+    let new = run.opened()?;
+    let Some(table) = table else { return Ok(()) };
+    if let Some(rate) = rate {
+        table.add(&established(setup, way), "M/s", rate);
+    }
+    if let Some(ns) = ns {
+        table.add(&program(setup, way), "ns", ns);
+    }
+    if let Some(new) = new {
+        table.add(&opened(setup, way), "M/s", new);
+    }
+    Ok(())
+}
+
+fn packet_targets(table: &mut Table) {
+    let plain = |name: fn(Setup, Way) -> String, way: Way| name(Setup::PLAIN, way);
+    let xdp = plain(established, Way::Xdp);
+    let tc = plain(established, Way::Tc);
+    let new = plain(opened, Way::Xdp);
+    table.target("established, XDP", &xdp, "M/s", AtLeast(5.0));
+    let bare = plain(established, Way::BareXdp);
+    table.ratio(
+        "established, XDP : bare redirect",
+        &xdp,
+        &bare,
+        AtLeast(0.6),
+    );
+    let nftables = plain(established, Way::Nftables);
+    table.ratio("established, tc : nftables", &tc, &nftables, AtLeast(2.0));
+    let nftables = plain(opened, Way::Nftables);
+    table.ratio("new flows, XDP : nftables", &new, &nftables, AtLeast(2.5));
+    let iptables = plain(opened, Way::Iptables);
+    table.ratio("new flows, XDP : iptables", &new, &iptables, AtLeast(25.0));
+    for (way, most) in [(Way::Xdp, 80.0), (Way::Tc, 95.0)] {
+        let name = format!("a program run, {}", way.name());
+        table.target(&name, &plain(program, way), "ns", AtMost(most));
+    }
+    for setup in [WATCHED, LARGE[0], LARGE[1]] {
+        for way in [Way::Xdp, Way::Tc] {
+            for name in [established, opened] {
+                let figure = name(setup, way);
+                let title = format!("{figure} : without");
+                table.ratio(&title, &figure, &plain(name, way), AtLeast(0.97));
+            }
         }
     }
+}
 
-    fn print(&mut self) {
-        println!("{:<70} {:>8} {:>8} {:>8}", "", "median", "min", "max");
-        for (name, unit, samples) in &mut self.0 {
-            samples.sort_by(f64::total_cmp);
-            let median = samples[samples.len() / 2];
-            let (min, max) = (samples[0], samples[samples.len() - 1]);
-            println!("{name:<70} {median:>8.2} {min:>8.2} {max:>8.2} {unit}");
-        }
+fn socket_targets(table: &mut Table) {
+    for services in SOCKETS {
+        let (hook, more) = (sockets::hook(services), sockets::more(services));
+        table.target(&hook, &hook, "ns", AtMost(300.0));
+        table.target(&more, &more, "us", AtMost(1.0));
     }
 }
 
@@ -161,10 +284,6 @@ struct Place {
 
 impl Place {
     fn new() -> Result<Self> {
-        let mut cpus = CpuSet::new();
-        cpus.set(1)?;
-        // On a machine with one CPU it is the other one.
-        let _ = sched_setaffinity(nix::unistd::Pid::from_raw(0), &cpus);
         unshare(CloneFlags::CLONE_NEWNET)?;
         let pod: OwnedFd = std::fs::File::open("/proc/thread-self/ns/net")?.into();
         unshare(CloneFlags::CLONE_NEWNET)?;
@@ -212,12 +331,50 @@ impl Place {
 struct Run<'a> {
     place: &'a Place,
     way: Way,
-    _bare: Option<OwnedFd>,
+    bare: Option<Attached>,
     skep: Option<(Datapath, PathBuf, PathBuf)>,
+    listener: Option<Listener>,
+}
+
+/// Takes the events, on whatever CPU.
+struct Listener {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Listener {
+    fn of(datapath: &Datapath) -> Result<Self> {
+        let mut events = datapath.events()?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = stop.clone();
+        let thread = std::thread::spawn(move || {
+            // As any process, and not where the packets are.
+            let _ = kernel::give_way();
+            let _ = run_on(0);
+            while !stopped.load(Ordering::Relaxed) {
+                while events.next_event().is_some() {}
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        });
+        Ok(Self {
+            stop,
+            thread: Some(thread),
+        })
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
 }
 
 impl Drop for Run<'_> {
     fn drop(&mut self) {
+        self.listener = None;
         if let Some((datapath, bpf, cgroup)) = self.skep.take() {
             drop(datapath);
             let _ = cleanup(&bpf);
@@ -227,27 +384,28 @@ impl Drop for Run<'_> {
 }
 
 impl<'a> Run<'a> {
-    fn begin(place: &'a Place, way: Way, services: u32) -> Result<Self> {
-        Self::begin_with(place, way, services, 1)
-    }
-
-    fn begin_with(place: &'a Place, way: Way, services: u32, endpoints: u32) -> Result<Self> {
+    fn begin(place: &'a Place, way: Way, setup: Setup) -> Result<Self> {
         let mut run = Self {
             place,
             way,
-            _bare: None,
+            bare: None,
             skep: None,
+            listener: None,
         };
         match way {
-            Way::BareXdp => run._bare = Some(kernel::bare_redirect(Hook::Xdp, UPLINK, POD_LINK)?),
-            Way::BareTc => run._bare = Some(kernel::bare_redirect(Hook::Tc, UPLINK, POD_LINK)?),
-            Way::Xdp | Way::Tc => run.start_skep(services, endpoints)?,
+            Way::BareXdp => run.bare = Some(kernel::bare_redirect(Hook::Xdp, UPLINK, POD_LINK)?),
+            Way::BareTc => run.bare = Some(kernel::bare_redirect(Hook::Tc, UPLINK, POD_LINK)?),
+            Way::Xdp | Way::Tc => run.start_skep(setup)?,
             Way::Nftables => nftables()?,
+            Way::Iptables => iptables()?,
         }
         Ok(run)
     }
 
-    fn start_skep(&mut self, services: u32, endpoints: u32) -> Result<()> {
+    fn start_skep(&mut self, setup: Setup) -> Result<()> {
+        let Setup {
+            services, backends, ..
+        } = setup;
         let id = format!("skep-bench-{}", std::process::id());
         let bpf = PathBuf::from("/sys/fs/bpf").join(&id);
         let cgroup = cgroup2()?.join(&id);
@@ -287,7 +445,7 @@ impl<'a> Run<'a> {
             let mut tables = datapath.services().lock();
             for number in 0..services {
                 let ours = number == 0;
-                let count = if ours { endpoints } else { 1 };
+                let count = if ours { backends } else { 1 };
                 let backends: Vec<Endpoint> = (0..count)
                     .map(|index| Endpoint {
                         ip: IpAddr::from(PODS[(index / PORTS) as usize]),
@@ -316,12 +474,17 @@ impl<'a> Run<'a> {
                 tables.set(&format!("bench/{number}"), &wanted)?;
             }
         }
+        if setup.watched {
+            datapath.set_policy(&policy())?;
+            self.listener = Some(Listener::of(&datapath)?);
+            datapath.set_events(Some(EVENT_SAMPLE))?;
+        }
         self.skep = Some((datapath, bpf, cgroup));
         Ok(())
     }
 
-    /// Sends; millions a second that arrived.
-    fn rate(&self, flags: u8, flows: u32, count: u32) -> Result<f64> {
+    /// Sends `count` frames, so many at a stretch; millions a second that arrived.
+    fn rate(&self, flags: u8, flows: u32, count: u32, stretch: u32) -> Result<f64> {
         let generator = kernel::generator(&frame(flags), GENERATOR, flows)?;
         if flags & SYN == 0 {
             // Every flow is there before the clock starts. Not by its SYN: without an answer to it,
@@ -330,9 +493,9 @@ impl<'a> Run<'a> {
         }
         let before = self.place.sink.count()?;
         let mut slices = Vec::new();
-        for _ in 0..count / SLICE {
+        for _ in 0..count / stretch {
             let start = Instant::now();
-            kernel::send(&generator, SLICE)?;
+            kernel::send(&generator, stretch)?;
             slices.push(start.elapsed());
         }
         let arrived = self.place.sink.count()? - before;
@@ -343,33 +506,50 @@ impl<'a> Run<'a> {
         slices.sort();
         let undisturbed = slices[slices.len() / 4];
         let share = arrived as f64 / f64::from(count);
-        Ok(f64::from(SLICE) * share / undisturbed.as_secs_f64() / 1e6)
+        Ok(f64::from(stretch) * share / undisturbed.as_secs_f64() / 1e6)
     }
 
-    fn established(&self) -> Result<f64> {
-        self.rate(ACK, CLIENTS, ESTABLISHED)
+    fn established(&self) -> Result<Option<f64>> {
+        if self.way == Way::Iptables {
+            return Ok(None);
+        }
+        self.rate(ACK, CLIENTS, ESTABLISHED, SLICE).map(Some)
     }
 
     fn opened(&self) -> Result<Option<f64>> {
-        if matches!(self.way, Way::BareXdp | Way::BareTc) {
-            return Ok(None);
-        }
-        self.rate(SYN, 1 << 30, OPENED).map(Some)
+        let count = match self.way {
+            Way::BareXdp | Way::BareTc => return Ok(None),
+            Way::Iptables => OPENED_IPTABLES,
+            _ => OPENED,
+        };
+        self.rate(SYN, 1 << 30, count, count).map(Some)
     }
 
     /// Nanoseconds of one run, the kernel's two looks at its clock included: what the bare program
     /// takes is mostly those.
     fn program_ns(&self) -> Result<Option<f64>> {
-        let program = match self.way {
-            Way::BareXdp | Way::BareTc => kernel::BARE,
-            Way::Xdp => "xdp_net",
-            Way::Tc => "from_net",
-            Way::Nftables => return Ok(None),
+        let cost = || -> Result<Option<(u64, u64)>> {
+            let program = match self.way {
+                Way::Xdp => "xdp_net",
+                Way::Tc => "from_net",
+                Way::BareXdp | Way::BareTc | Way::Nftables | Way::Iptables => {
+                    return Ok(match &self.bare {
+                        Some(bare) => Some(bare.cost()?),
+                        None => None,
+                    });
+                }
+            };
+            let (datapath, ..) = self.skep.as_ref().ok_or("not started")?;
+            let costs = datapath.program_costs()?;
+            let found = costs.iter().find(|cost| cost.program == program);
+            Ok(found.map(|cost| (cost.time.as_nanos() as u64, cost.runs)))
         };
         let _stats = kernel::enable_stats()?;
-        let (ns, runs) = kernel::run_time(program)?;
-        self.rate(ACK, CLIENTS, ESTABLISHED / 4)?;
-        let (ns_after, runs_after) = kernel::run_time(program)?;
+        let Some((ns, runs)) = cost()? else {
+            return Ok(None);
+        };
+        self.rate(ACK, CLIENTS, SLICE, SLICE)?;
+        let (ns_after, runs_after) = cost()?.ok_or("the program went away")?;
         Ok(Some((ns_after - ns) as f64 / (runs_after - runs) as f64))
     }
 }
@@ -419,20 +599,76 @@ fn nftables() -> Result<()> {
          add element ip bench ports {{ tcp . {NODE_PORT} : goto service }}",
         NODE[0], NODE[1], NODE[2], NODE[3],
     );
-    let mut child = Command::new("nft")
-        .args(["-f", "-"])
-        .stdin(Stdio::piped())
-        .spawn()?;
-    std::io::Write::write_all(&mut child.stdin.take().ok_or("no input")?, rules.as_bytes())?;
-    if !child.wait()?.success() {
-        return Err("nft refuses the rules".into());
+    let mut nft = Command::new("nft");
+    nft.args(["-f", "-"]);
+    feed(nft, &rules)?;
+    set_conntrack()
+}
+
+/// As kube-proxy writes them: a chain of all Services, a chain for each, a chain for its endpoint.
+fn iptables() -> Result<()> {
+    let mut rules = String::from("*nat\n:KUBE-SERVICES - [0:0]\n");
+    for number in 0..IPTABLES_SERVICES {
+        rules += &format!(":KUBE-SVC-{number} - [0:0]\n:KUBE-SEP-{number} - [0:0]\n");
     }
+    rules += "-A PREROUTING -j KUBE-SERVICES\n";
+    for number in 0..IPTABLES_SERVICES {
+        let [_, _, high, low] = number.to_be_bytes();
+        let (address, port) = if number == IPTABLES_SERVICES / 2 {
+            (NODE, NODE_PORT)
+        } else {
+            ([10, 96, high, low], 80)
+        };
+        let address = std::net::Ipv4Addr::from(address);
+        rules += &format!(
+            "-A KUBE-SERVICES -d {address}/32 -p tcp -m tcp --dport {port} -j KUBE-SVC-{number}\n\
+             -A KUBE-SVC-{number} -j KUBE-SEP-{number}\n\
+             -A KUBE-SEP-{number} -p tcp -m tcp -j DNAT --to-destination 10.244.1.5:8080\n"
+        );
+    }
+    rules += "COMMIT\n";
+    feed(Command::new(IPTABLES), &rules)?;
+    set_conntrack()
+}
+
+fn feed(mut command: Command, input: &str) -> Result<()> {
+    let mut child = command.stdin(Stdio::piped()).spawn()?;
+    std::io::Write::write_all(&mut child.stdin.take().ok_or("no input")?, input.as_bytes())?;
+    if !child.wait()?.success() {
+        return Err(format!("{command:?} refuses the rules").into());
+    }
+    Ok(())
+}
+
+fn set_conntrack() -> Result<()> {
     // The generator's checksums of TCP are nobody's.
     std::fs::write("/proc/sys/net/netfilter/nf_conntrack_checksum", "0")?;
     std::fs::write("/proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal", "1")?;
     // Of the first namespace alone.
     let _ = std::fs::write("/proc/sys/net/netfilter/nf_conntrack_max", "1048576");
     Ok(())
+}
+
+/// What lets the clients in and nobody else.
+fn policy() -> PolicyState {
+    let isolated = PodPolicy {
+        policy: 1,
+        ingress_isolated: true,
+        egress_isolated: true,
+    };
+    let allowed = Rule {
+        policy: 1,
+        direction: Direction::Ingress,
+        identity: 0,
+        protocol: TCP,
+        port: 8_080,
+        port_bits: 16,
+    };
+    PolicyState {
+        rules: [allowed].into(),
+        pods: PODS.map(|pod| (IpAddr::from(pod), isolated)).into(),
+        ..PolicyState::default()
+    }
 }
 
 fn cgroup2() -> Result<PathBuf> {

@@ -4,7 +4,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use skep_datapath::Verdict;
-use skep_datapath::layout::flow::RETURN_OPTION;
+use skep_datapath::layout::flow::{RETURN_HEADER, RETURN_OPTION};
 use skep_datapath::layout::reason::Reason;
 use skep_datapath::layout::{TCP, UDP};
 use skep_datapath::services::Forwarding;
@@ -19,10 +19,20 @@ const OTHER_NODE: &str = "192.0.2.11";
 /// The frame with the option that names the address and port to answer with.
 fn telling(frame: &Frame, frontend: &str) -> Vec<u8> {
     let frontend: SocketAddr = frontend.parse().unwrap();
-    let IpAddr::V4(address) = frontend.ip() else {
-        panic!("IPv4 only");
-    };
     let mut bytes = frame.bytes();
+    let address = match frontend.ip() {
+        IpAddr::V4(address) => address,
+        IpAddr::V6(address) => {
+            let mut header = vec![std::mem::replace(&mut bytes[20], 60)];
+            header.extend(RETURN_HEADER);
+            header.extend(frontend.port().to_be_bytes());
+            header.extend(address.octets());
+            bytes.splice(54..54, header);
+            let len = (bytes.len() - 54) as u16;
+            bytes[18..20].copy_from_slice(&len.to_be_bytes());
+            return bytes;
+        }
+    };
     let mut option = RETURN_OPTION.to_vec();
     option.extend(frontend.port().to_be_bytes());
     option.extend(address.octets());
@@ -51,6 +61,7 @@ fn the_backends_node_answers() {
     the_backends_node_answers_as_the_service(&bench);
     datagrams_tell_each_time(&bench);
     nobody_believes_what_no_service_says(&bench);
+    ipv6_tells_in_a_header_of_its_own(&bench);
 }
 
 fn the_first_node_tells_and_forgets(bench: &Bench) {
@@ -171,4 +182,80 @@ fn nobody_believes_what_no_service_says(bench: &Bench) {
     bench.set("b", &wanted);
     bench.run_raw("from_net", UPLINK, &telling(&arriving, "192.0.2.11:32008"));
     assert_eq!(bench.datapath.flow_entries().unwrap().len(), before);
+}
+
+fn ipv6_tells_in_a_header_of_its_own(bench: &Bench) {
+    const CLIENT: &str = "[2001:db8:1::9]:5000";
+    const OWN_POD: &str = "fd00:1::5";
+    for protocol in [TCP, UDP] {
+        direct(bench, protocol, 32_009, "fd00:1:2::7", false);
+        let request = frame(protocol, CLIENT, "[2001:db8::10]:32009");
+        let mut expected = request.clone();
+        expected.destination = "[fd00:1:2::7]:80".parse().unwrap();
+        expected.hop_limit = 63;
+        for _ in 0..2 {
+            let (verdict, bytes) = bench.run_raw("xdp_net", UPLINK, &request.bytes());
+            assert_eq!((verdict, bytes), (Verdict::Pass, request.bytes()));
+            let (verdict, bytes) = bench.run_raw("from_net", UPLINK, &request.bytes());
+            assert_eq!(verdict, Verdict::Redirect);
+            let told = telling(&expected, "[2001:db8::10]:32009");
+            assert_eq!(bytes[14..], told[14..]);
+        }
+        if protocol == TCP {
+            let (verdict, onward) = bench.run("xdp_net", UPLINK, &request.clone().flags(ACK));
+            assert_eq!(verdict, Verdict::Return);
+            assert_eq!(onward, expected.clone().flags(ACK));
+        }
+
+        // Of a datagram in pieces the first says it.
+        if protocol == UDP {
+            for (fragment, tells) in [((7, true, 0), true), ((7, false, 2), false)] {
+                let mut expected = expected.clone();
+                let mut piece = request.clone();
+                (expected.fragment, piece.fragment) = (fragment, fragment);
+                let (verdict, bytes) = bench.run_raw("from_net", UPLINK, &piece.bytes());
+                assert_eq!(verdict, Verdict::Redirect);
+                let onward = if tells {
+                    telling(&expected, "[2001:db8::10]:32009")
+                } else {
+                    expected.bytes()
+                };
+                assert_eq!(bytes[14..], onward[14..], "{fragment:?}");
+            }
+        }
+
+        direct(bench, protocol, 32_010, OWN_POD, true);
+        let arriving = frame(protocol, CLIENT, &format!("[{OWN_POD}]:80"));
+        let mut expected = arriving.clone();
+        expected.hop_limit = 63;
+        for frontend in ["[2001:db8::11]:32010", "[2001:db8::10]:32010"] {
+            let told = telling(&arriving, frontend);
+            let (verdict, inside) = bench.run_raw("from_net", UPLINK, &told);
+            assert_eq!(verdict, Verdict::Redirect);
+            assert_eq!(Frame::read(&inside), expected, "as the client sent it");
+            let (_, outside) = bench.run("from_pod", POD_IFINDEX, &arriving.answer());
+            assert_eq!(outside.source, frontend.parse().unwrap());
+            assert_eq!(outside.destination, arriving.source);
+        }
+        if protocol == UDP {
+            let mut piece = arriving.clone();
+            piece.fragment = (8, true, 0);
+            expected.fragment = piece.fragment;
+            let told = telling(&piece, "[2001:db8::11]:32010");
+            let (_, inside) = bench.run_raw("from_net", UPLINK, &told);
+            assert_eq!(Frame::read(&inside), expected);
+        }
+        let before = bench.datapath.flow_entries().unwrap().len();
+        for lie in [
+            "[2001:db8::11]:32011",
+            "[2001:db8:1::9]:32010",
+            "[::]:32010",
+        ] {
+            let told = telling(&arriving, lie);
+            let (verdict, inside) = bench.run_raw("from_net", UPLINK, &told);
+            assert_eq!(verdict, Verdict::Redirect, "a packet for a pod like others");
+            assert_eq!(inside.len(), told.len(), "{lie}");
+        }
+        assert_eq!(bench.datapath.flow_entries().unwrap().len(), before);
+    }
 }

@@ -14,7 +14,8 @@ pub(crate) struct Frame {
     pub(crate) protocol: u8,
     pub(crate) tcp_flags: u8,
     pub(crate) hop_limit: u8,
-    /// IPv4: identification, more fragments, offset in 8-byte units.
+    /// Identification, more fragments, offset in 8-byte units. IPv6: a header of its own, unless all
+    /// are zero.
     pub(crate) fragment: (u16, bool, u16),
     /// UDP without a checksum.
     pub(crate) unchecked: bool,
@@ -127,11 +128,20 @@ impl Frame {
             header[10..12].copy_from_slice(&checksum.to_be_bytes());
             bytes.extend(header);
         } else {
+            let (id, more, offset) = self.fragment;
+            let mut header = Vec::new();
+            let mut next = self.protocol;
+            if self.fragment != (0, false, 0) {
+                header.extend([std::mem::replace(&mut next, 44), 0]);
+                header.extend((offset << 3 | u16::from(more)).to_be_bytes());
+                header.extend(u32::from(id).to_be_bytes());
+            }
             bytes.extend([0x86, 0xdd, 0x60, 0, 0, 0]);
-            bytes.extend((l4.len() as u16).to_be_bytes());
-            bytes.extend([self.protocol, self.hop_limit]);
+            bytes.extend(((header.len() + l4.len()) as u16).to_be_bytes());
+            bytes.extend([next, self.hop_limit]);
             bytes.extend(octets(self.source.ip()));
             bytes.extend(octets(self.destination.ip()));
+            bytes.extend(header);
         }
         bytes.extend(l4);
         bytes
@@ -167,14 +177,14 @@ impl Frame {
         } else {
             let address =
                 |at: usize| -> IpAddr { <[u8; 16]>::try_from(&ip[at..at + 16]).unwrap().into() };
-            (
-                address(8),
-                address(24),
-                ip[6],
-                ip[7],
-                (0, false, 0),
-                &ip[40..],
-            )
+            let word = |at: usize| u16::from_be_bytes([ip[at], ip[at + 1]]);
+            let (protocol, fragment, l4) = if ip[6] == 44 {
+                let fragment = (word(46), word(42) & 1 != 0, word(42) >> 3);
+                (ip[40], fragment, &ip[48..])
+            } else {
+                (ip[6], (0, false, 0), &ip[40..])
+            };
+            (address(8), address(24), protocol, ip[7], fragment, l4)
         };
         let port = |at: usize| u16::from_be_bytes([l4[at], l4[at + 1]]);
         let mut unchecked = false;

@@ -140,6 +140,7 @@ pub(crate) fn bench(name: &str) -> Option<(Bench, Scratch)> {
                 "192.0.2.10/32",
                 "192.0.2.11/32",
                 "fd00:1::/48",
+                "2001:db8::11/128",
             ]),
             &nets(&["10.96.0.0/16"]),
             &[],
@@ -180,6 +181,7 @@ fn packets_through_every_program() {
     pods_reach_services_packet_by_packet(&bench);
     errors_find_their_way_back(&bench);
     fragments_follow_their_first(&bench);
+    fragments_of_ipv6_follow_their_first(&bench);
     hop_limits_end_journeys(&bench);
     two_clients_never_share_a_port(&bench);
     clients_keep_their_port_while_it_is_free(&bench);
@@ -438,6 +440,12 @@ fn node_port_to_a_local_pod_and_back(bench: &Bench) {
     assert_eq!(inside.source, request.source, "the client's address stays");
     assert_eq!(inside.destination, format!("{POD}:8080").parse().unwrap());
     assert_eq!(inside.hop_limit, 63);
+    let given = bench.datapath.services().lock().connections();
+    let of_it = given.iter().find(|each| each.name == "a:tcp").unwrap();
+    assert_eq!(
+        (of_it.ip, of_it.port, of_it.connections),
+        (ip(POD), 8080, 1)
+    );
     let (verdict, outside) = bench.run("from_pod", POD_IFINDEX, &inside.answer());
     assert_eq!(verdict, Verdict::Redirect);
     assert_eq!(outside.source, request.destination, "the Service answers");
@@ -722,6 +730,36 @@ fn fragments_follow_their_first(bench: &Bench) {
     assert_eq!(verdict, Verdict::Redirect);
     assert_eq!(inside.destination.ip(), ip(POD));
     assert_eq!(inside.payload, later.payload);
+    let mut orphan = later.clone();
+    orphan.fragment.0 = 78;
+    assert_eq!(bench.run("from_net", UPLINK, &orphan).0, Verdict::Pass);
+}
+
+fn fragments_of_ipv6_follow_their_first(bench: &Bench) {
+    bench.set(
+        "j6:udp",
+        &node_port(UDP, 30_023, &[("fd00:1::5", 53, true)]),
+    );
+    let mut first = frame(UDP, "[2001:db8:1::9]:5000", "[2001:db8::10]:30023");
+    first.fragment = (77, true, 0);
+    let mut later = first.clone();
+    later.fragment = (77, false, 2);
+    let (verdict, passed) = bench.run_raw("xdp_net", UPLINK, &first.bytes());
+    assert_eq!((verdict, passed), (Verdict::Pass, first.bytes()));
+    for fragment in [&first, &later] {
+        let (verdict, inside) = bench.run("from_net", UPLINK, fragment);
+        assert_eq!(verdict, Verdict::Redirect);
+        assert_eq!(inside.source.ip(), first.source.ip());
+        assert_eq!(inside.destination.ip(), ip("fd00:1::5"));
+        assert_eq!(inside.fragment, fragment.fragment);
+        assert_eq!(inside.payload, fragment.payload);
+        // And what the pod sends back.
+        let mut answer = inside.answer();
+        answer.fragment.0 = 99;
+        let (verdict, outside) = bench.run("from_pod", POD_IFINDEX, &answer);
+        assert_eq!(verdict, Verdict::Redirect);
+        assert_eq!(outside.source.ip(), first.destination.ip());
+    }
     let mut orphan = later.clone();
     orphan.fragment.0 = 78;
     assert_eq!(bench.run("from_net", UPLINK, &orphan).0, Verdict::Pass);

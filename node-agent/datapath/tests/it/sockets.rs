@@ -2,10 +2,13 @@
 //! One test, because the cgroup is the process's.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Duration;
 
+use nix::sys::socket::{AddressFamily, SockFlag, SockType};
 use skep_datapath::layout::reason::Reason;
+use skep_datapath::layout::service::MAX_PEERS;
 use skep_datapath::layout::{TCP, UDP};
 use skep_datapath::services::{Endpoint, FrontendAddress, ServicePort};
 use skep_datapath::{Datapath, ReasonCount};
@@ -30,6 +33,8 @@ fn sockets_reach_services() {
     node_port_on_loopback_and_node_address(&datapath);
     udp_replies_come_from_the_service(&datapath);
     udp_leaves_a_backend_that_is_gone(&datapath);
+    one_datagram_socket_asks_two_services(&datapath);
+    two_sockets_of_one_place_see_the_service(&datapath);
     a_removed_service_is_not_translated(&datapath);
 
     // A successor finds the same Services and serves on.
@@ -76,7 +81,7 @@ fn tcp_reaches_a_backend_and_sees_the_service(datapath: &Datapath) {
 
 fn a_mapped_address_is_the_same_service(_datapath: &Datapath) {
     let mapped: SocketAddr = format!("[::ffff:10.96.0.77]:{}", 80).parse().unwrap();
-    let socket = socket_v6();
+    let socket = socket(AddressFamily::Inet6);
     connect_v6(&socket, mapped);
     let mut stream: TcpStream = socket.into();
     let mut byte = [0];
@@ -97,6 +102,20 @@ fn every_backend_gets_its_share(datapath: &Datapath) {
         assert!(
             (50..=150).contains(&share),
             "backend {name} got {share} of 300"
+        );
+    }
+    let given = |of: &SocketAddr| {
+        let given = datapath.services().lock().connections();
+        given
+            .into_iter()
+            .find(|each| each.name == "default/web:http" && each.port == of.port())
+            .map_or(0, |each| each.connections)
+    };
+    for backend in &backends {
+        assert_eq!(
+            given(&backend.address),
+            u64::from(seen[usize::from(backend.name)]),
+            "what it served is what it was given"
         );
     }
     // One backend fewer: nobody reaches it from the next connection on.
@@ -232,6 +251,82 @@ fn udp_leaves_a_backend_that_is_gone(datapath: &Datapath) {
     assert_eq!(answer(), b'2', "until that is gone");
 }
 
+fn one_datagram_socket_asks_two_services(datapath: &Datapath) {
+    let (first, second) = (Echo::udp(b'1'), Echo::udp(b'2'));
+    for (port, echo) in [(55, &first), (56, &second)] {
+        let name = format!("default/two-{port}:udp");
+        set(datapath, &name, &service(UDP, port, &[echo.address]));
+    }
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    socket
+        .set_read_timeout(Some(Duration::from_secs(5)))
+        .unwrap();
+    for _ in 0..3 {
+        for (port, name) in [(55, b'1'), (56, b'2')] {
+            socket.send_to(b"?", vip(port)).unwrap();
+            let mut buffer = [0; 8];
+            let (_, from) = socket.recv_from(&mut buffer).unwrap();
+            assert_eq!((buffer[0], from), (name, vip(port)));
+        }
+    }
+}
+
+fn two_sockets_of_one_place_see_the_service(datapath: &Datapath) {
+    let backend = Echo::tcp(b'p');
+    let wanted = service(TCP, 83, &[backend.address]);
+    set(datapath, "default/place:http", &wanted);
+    let taken = || counted(datapath, Reason::PlaceTaken);
+    let connected = |socket: OwnedFd| {
+        let IpAddr::V4(ip) = vip(83).ip() else {
+            panic!("an IPv4 address");
+        };
+        let to = nix::sys::socket::SockaddrIn::from(SocketAddrV4::new(ip, 83));
+        nix::sys::socket::connect(socket.as_raw_fd(), &to).unwrap();
+        let stream = TcpStream::from(socket);
+        assert_eq!(stream.peer_addr().unwrap(), vip(83));
+        stream
+    };
+    let first = connected(socket(AddressFamily::Inet));
+    let place = place_of(&first);
+    let of_that_place = || {
+        (0..16 * MAX_PEERS)
+            .map(|_| socket(AddressFamily::Inet))
+            .find(|socket| place_of(socket) == place)
+            .expect("cookies are counted up")
+    };
+    let before = taken();
+    let second = connected(of_that_place());
+    assert_eq!(taken(), before + 1, "it has storage of its own");
+    assert_eq!(first.peer_addr().unwrap(), vip(83));
+    drop(first);
+    let third = connected(of_that_place());
+    assert_eq!(taken(), before + 1, "the place was given back");
+    assert_eq!(second.peer_addr().unwrap(), vip(83));
+    assert_eq!(third.peer_addr().unwrap(), vip(83));
+    // To the backend itself: nothing is shown that was not asked for.
+    let direct = TcpStream::connect(backend.address).unwrap();
+    assert_eq!(direct.peer_addr().unwrap(), backend.address);
+}
+
+/// Where the hooks remember a socket.
+#[allow(unsafe_code, reason = "nix does not have this option")]
+fn place_of(socket: &impl AsFd) -> u32 {
+    let mut cookie = 0u64;
+    let mut len = size_of::<u64>() as libc::socklen_t;
+    // SAFETY: the option is as long as its place.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut len,
+        )
+    };
+    assert_eq!(result, 0);
+    cookie as u32 & (MAX_PEERS - 1)
+}
+
 fn a_removed_service_is_not_translated(datapath: &Datapath) {
     datapath
         .services()
@@ -290,19 +385,11 @@ fn ask(address: SocketAddr) -> u8 {
     byte[0]
 }
 
-fn socket_v6() -> std::os::fd::OwnedFd {
-    use nix::sys::socket::*;
-    socket(
-        AddressFamily::Inet6,
-        SockType::Stream,
-        SockFlag::empty(),
-        None,
-    )
-    .unwrap()
+fn socket(family: AddressFamily) -> OwnedFd {
+    nix::sys::socket::socket(family, SockType::Stream, SockFlag::empty(), None).unwrap()
 }
 
-fn connect_v6(socket: &std::os::fd::OwnedFd, to: SocketAddr) {
-    use std::os::fd::AsRawFd;
+fn connect_v6(socket: &OwnedFd, to: SocketAddr) {
     let to = match to {
         SocketAddr::V6(to) => nix::sys::socket::SockaddrIn6::from(to),
         SocketAddr::V4(_) => panic!("an IPv4 address"),

@@ -2,7 +2,7 @@
 //!
 //! Three ways in: SPDY streams (`portforward.k8s.io`), the same inside a WebSocket
 //! (`SPDY/3.1+portforward.k8s.io`, what kubectl uses), and plain WebSocket channels
-//! (`v4.channel.k8s.io`, what other clients use). A port is dialled on the pod's own loopback, so
+//! (`v4.channel.k8s.io`, or no name, what other clients use). A port is dialled on the pod's own loopback, so
 //! that programs which listen only there are reached too.
 
 use std::collections::HashMap;
@@ -16,19 +16,20 @@ use axum::extract::{FromRequestParts, Path, Request, State};
 use axum::response::Response;
 use bytes::{Bytes, BytesMut};
 use futures::{SinkExt, StreamExt};
-use http::StatusCode;
+use http::{StatusCode, header};
 use nix::sched::{CloneFlags, setns};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tracing::debug;
 
-use super::stream::{is_spdy, switch_to_spdy};
+use super::stream::{Protocol, is_spdy, switch_to_spdy};
 use super::{App, Refused, bad_request, spdy};
 use crate::kubelet::plan;
 
 const TUNNEL: &str = "SPDY/3.1+portforward.k8s.io";
 const CHANNELS: &str = "v4.channel.k8s.io";
+const BASE64_CHANNELS: &str = "v4.base64.channel.k8s.io";
 const DIAL: Duration = Duration::from_secs(10);
 const PIECE: usize = 32 * 1024;
 const QUEUE: usize = 32;
@@ -117,17 +118,22 @@ pub(super) async fn serve(
     let upgrade = WebSocketUpgrade::from_request_parts(&mut parts, &())
         .await
         .map_err(|e| bad_request(e.to_string()))?
-        .protocols([TUNNEL, CHANNELS]);
-    match upgrade.selected_protocol().and_then(|p| p.to_str().ok()) {
-        Some(TUNNEL) => Ok(upgrade.on_upgrade(move |socket| tunnel(target, socket))),
-        Some(_) if ports.is_empty() || ports.len() > MAX_PORTS => {
-            Err(bad_request("you must specify at least 1 port"))
-        }
-        Some(_) => Ok(upgrade.on_upgrade(move |socket| channels(target, socket, ports))),
-        None => Err(bad_request(format!(
-            "unable to negotiate a protocol: the server speaks {TUNNEL}, {CHANNELS}"
-        ))),
+        .protocols([TUNNEL, CHANNELS, BASE64_CHANNELS]);
+    let chosen = upgrade.selected_protocol().and_then(|p| p.to_str().ok());
+    if chosen == Some(TUNNEL) {
+        return Ok(upgrade.on_upgrade(move |socket| tunnel(target, socket)));
     }
+    if chosen.is_none() && parts.headers.contains_key(header::SEC_WEBSOCKET_PROTOCOL) {
+        return Err(bad_request(format!(
+            "unable to negotiate a protocol: the server speaks {TUNNEL}, {CHANNELS}, \
+             {BASE64_CHANNELS}"
+        )));
+    }
+    if ports.is_empty() || ports.len() > MAX_PORTS {
+        return Err(bad_request("you must specify at least 1 port"));
+    }
+    let protocol = Protocol::named(chosen.unwrap_or_default());
+    Ok(upgrade.on_upgrade(move |socket| channels(target, socket, ports, protocol)))
 }
 
 /// SPDY frames as the binary messages of a WebSocket.
@@ -246,7 +252,7 @@ async fn copy(
 }
 
 /// Two channels a port: data and error, each opened with the port's number.
-async fn channels(target: Target, socket: WebSocket, ports: Vec<u16>) {
+async fn channels(target: Target, socket: WebSocket, ports: Vec<u16>, protocol: Protocol) {
     let (mut to_client, mut from_client) = socket.split();
     let (out, mut outgoing) = mpsc::channel::<(u8, Bytes)>(QUEUE);
     let mut inputs: HashMap<u8, mpsc::Sender<Bytes>> = HashMap::new();
@@ -255,12 +261,8 @@ async fn channels(target: Target, socket: WebSocket, ports: Vec<u16>) {
             break;
         };
         for channel in [data, data + 1] {
-            let message = [&[channel], &port.to_le_bytes()[..]].concat();
-            if to_client
-                .send(Message::Binary(message.into()))
-                .await
-                .is_err()
-            {
+            let message = protocol.message(channel, &port.to_le_bytes());
+            if to_client.send(message).await.is_err() {
                 return;
             }
         }
@@ -307,22 +309,20 @@ async fn channels(target: Target, socket: WebSocket, ports: Vec<u16>) {
         tokio::select! {
             piece = outgoing.recv() => {
                 let Some((channel, bytes)) = piece else { break };
-                let message = [&[channel], &bytes[..]].concat();
-                if to_client.send(Message::Binary(message.into())).await.is_err() {
+                if to_client.send(protocol.message(channel, &bytes)).await.is_err() {
                     return;
                 }
             }
             message = from_client.next() => match message {
-                Some(Ok(Message::Binary(mut bytes))) if !bytes.is_empty() => {
-                    let channel = bytes.split_to(1)[0];
-                    if let Some(input) = inputs.get(&channel)
+                Some(Ok(Message::Close(_)) | Err(_)) | None => return,
+                Some(Ok(message)) => {
+                    if let Some((channel, bytes)) = protocol.read(message)
+                        && let Some(input) = inputs.get(&channel)
                         && input.send(bytes).await.is_err()
                     {
                         inputs.remove(&channel);
                     }
                 }
-                Some(Ok(Message::Close(_)) | Err(_)) | None => return,
-                Some(Ok(_)) => {}
             },
         }
     }

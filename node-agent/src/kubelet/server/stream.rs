@@ -2,11 +2,15 @@
 //!
 //! Both transports become [`Channels`]; one function carries a runtime session over them. On the
 //! WebSocket the first byte of a message is its channel: 0 input, 1 output, 2 error output, 3 the
-//! final Status, 4 terminal size, and (v5) 255 closes the channel that follows.
+//! final Status, 4 terminal size, and (v5) 255 closes the channel that follows. Before v4 nothing on
+//! channel 3 is success, and text is why it failed. In a `base64` protocol messages are text: a
+//! digit for the channel, and the rest encoded.
 
 use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade};
 use axum::extract::{FromRequestParts, Path, Request, State};
 use axum::response::Response;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use bytes::{Bytes, BytesMut};
 use futures::{SinkExt, StreamExt};
 use http::{HeaderMap, StatusCode, header};
@@ -21,7 +25,13 @@ use crate::runtime::{
 };
 
 const QUEUE: usize = 32;
-const PROTOCOLS: [&str; 2] = ["v5.channel.k8s.io", "v4.channel.k8s.io"];
+const PROTOCOLS: [&str; 5] = [
+    "v5.channel.k8s.io",
+    "v4.channel.k8s.io",
+    "v4.base64.channel.k8s.io",
+    "channel.k8s.io",
+    "base64.channel.k8s.io",
+];
 /// A message of a client; kubectl sends 32 KiB at most.
 const MAX_MESSAGE: usize = 4 << 20;
 
@@ -105,6 +115,7 @@ async fn serve(
     spec: ExecSpec,
     attach: bool,
 ) -> Result<Response, Refused> {
+    let wanted = spec.clone();
     let work = move |channels: Channels| async move {
         let runtime = &*app.ctx.runtime;
         let session = match attach {
@@ -136,13 +147,79 @@ async fn serve(
         .await
         .map_err(|e| bad_request(e.to_string()))?;
     let upgrade = upgrade.max_message_size(MAX_MESSAGE).protocols(PROTOCOLS);
-    if upgrade.selected_protocol().is_none() {
+    let chosen = upgrade.selected_protocol();
+    if chosen.is_none() && parts.headers.contains_key(header::SEC_WEBSOCKET_PROTOCOL) {
         return Err(bad_request(format!(
             "unable to negotiate a protocol: the server speaks {}",
             PROTOCOLS.join(", ")
         )));
     }
-    Ok(upgrade.on_upgrade(move |socket| websocket(socket, work)))
+    let protocol = Protocol::named(chosen.and_then(|p| p.to_str().ok()).unwrap_or_default());
+    let hello = match (wanted.stdout, wanted.stderr) {
+        (true, _) => 1,
+        (false, true) => 2,
+        (false, false) => 3,
+    };
+    Ok(upgrade.on_upgrade(move |socket| websocket(socket, protocol, hello, work)))
+}
+
+/// How channels become messages.
+#[derive(Clone, Copy)]
+pub(super) struct Protocol {
+    base64: bool,
+    /// The end is told as a Status object.
+    status: bool,
+    /// Clients can close a channel.
+    closes: bool,
+}
+
+impl Protocol {
+    /// No name: the oldest.
+    pub(super) fn named(name: &str) -> Self {
+        Self {
+            base64: name.contains("base64."),
+            status: name.starts_with('v'),
+            closes: name.starts_with("v5."),
+        }
+    }
+
+    pub(super) fn message(self, channel: u8, bytes: &[u8]) -> Message {
+        if self.base64 {
+            let channel = char::from(channel.saturating_add(b'0'));
+            return Message::Text(format!("{channel}{}", STANDARD.encode(bytes)).into());
+        }
+        let mut message = BytesMut::with_capacity(bytes.len() + 1);
+        message.extend_from_slice(&[channel]);
+        message.extend_from_slice(bytes);
+        Message::Binary(message.freeze())
+    }
+
+    /// `None`: it says nothing on any channel.
+    pub(super) fn read(self, message: Message) -> Option<(u8, Bytes)> {
+        let mut bytes = match message {
+            Message::Binary(bytes) => bytes,
+            Message::Text(text) => Bytes::from(text.as_str().to_owned()),
+            Message::Close(_) | Message::Ping(_) | Message::Pong(_) => return None,
+        };
+        if bytes.is_empty() {
+            return None;
+        }
+        let channel = bytes.split_to(1)[0];
+        if !self.base64 {
+            return Some((channel, bytes));
+        }
+        let decoded = STANDARD.decode(&bytes).ok()?;
+        Some((channel.checked_sub(b'0')?, decoded.into()))
+    }
+
+    /// What is said on channel 3 at the end.
+    fn end(self, status: &Value) -> Option<String> {
+        match self.status {
+            true => Some(status.to_string()),
+            false if status["status"] == "Success" => None,
+            false => status["message"].as_str().map(str::to_owned),
+        }
+    }
 }
 
 pub(super) fn is_spdy(headers: &HeaderMap) -> bool {
@@ -259,7 +336,7 @@ fn size(bytes: &[u8]) -> Option<(u16, u16)> {
     Some((get("Width")?, get("Height")?))
 }
 
-async fn websocket<W, F>(socket: WebSocket, work: W)
+async fn websocket<W, F>(socket: WebSocket, protocol: Protocol, hello: u8, work: W)
 where
     W: FnOnce(Channels) -> F,
     F: Future<Output = ()> + Send + 'static,
@@ -276,16 +353,12 @@ where
     let reader = tokio::spawn(async move {
         let mut input_send = Some(input_send);
         while let Some(Ok(message)) = from_client.next().await {
-            let mut bytes = match message {
-                Message::Binary(bytes) => bytes,
-                Message::Text(text) => Bytes::from(text.as_str().to_owned()),
-                Message::Close(_) => return,
-                Message::Ping(_) | Message::Pong(_) => continue,
-            };
-            if bytes.is_empty() {
-                continue;
+            if matches!(message, Message::Close(_)) {
+                return;
             }
-            let channel = bytes.split_to(1)[0];
+            let Some((channel, bytes)) = protocol.read(message) else {
+                continue;
+            };
             match channel {
                 0 => {
                     if let Some(send) = &input_send
@@ -301,16 +374,13 @@ where
                         let _ = sizes_send.try_send(size);
                     }
                 }
-                255 if bytes.first() == Some(&0) => input_send = None,
+                255 if protocol.closes && bytes.first() == Some(&0) => input_send = None,
                 _ => {}
             }
         }
     });
     // Tells the client that the streams are there.
-    let mut alive = to_client
-        .send(Message::Binary(Bytes::from_static(&[1])))
-        .await
-        .is_ok();
+    let mut alive = to_client.send(protocol.message(hello, &[])).await.is_ok();
     let mut reader = reader;
     while alive {
         let out = tokio::select! {
@@ -323,11 +393,17 @@ where
         };
         let last = matches!(out, Out::Status(_));
         let message = match out {
-            Out::Stdout(bytes) => framed(1, &bytes),
-            Out::Stderr(bytes) => framed(2, &bytes),
-            Out::Status(status) => framed(3, status.to_string().as_bytes()),
+            Out::Stdout(bytes) => Some(protocol.message(1, &bytes)),
+            Out::Stderr(bytes) => Some(protocol.message(2, &bytes)),
+            Out::Status(status) => {
+                let end = protocol.end(&status);
+                end.map(|text| protocol.message(3, text.as_bytes()))
+            }
         };
-        alive = to_client.send(message).await.is_ok() && !last;
+        if let Some(message) = message {
+            alive = to_client.send(message).await.is_ok();
+        }
+        alive &= !last;
         if last {
             // Without a code clients report an abnormal end.
             let close = CloseFrame {
@@ -342,13 +418,6 @@ where
     reader.abort();
     // The session ends by itself now that nobody reads; do not leave it behind.
     let _ = tokio::time::timeout(std::time::Duration::from_secs(5), work).await;
-}
-
-fn framed(channel: u8, bytes: &[u8]) -> Message {
-    let mut message = BytesMut::with_capacity(bytes.len() + 1);
-    message.extend_from_slice(&[channel]);
-    message.extend_from_slice(bytes);
-    Message::Binary(message.freeze())
 }
 
 /// Answers 101 and hands the connection to SPDY.

@@ -37,11 +37,6 @@ impl MountNamespace {
         Self { daemon }
     }
 
-    /// Whether the agent itself does not see what is mounted there.
-    pub fn is_private(&self) -> bool {
-        self.daemon.is_some()
-    }
-
     /// Runs `work` where containers' mounts are seen.
     pub fn inside<T: Send>(&self, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
         let Some(namespace) = &self.daemon else {

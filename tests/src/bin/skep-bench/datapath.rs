@@ -1,4 +1,5 @@
 //! Requests per second to nginx: direct, through the ClusterIP, through the NodePort; over kept and over new connections.
+//! And the programming of Services into the kernel.
 
 use std::time::Duration;
 
@@ -11,10 +12,17 @@ use skep_tests::wait::wait_for;
 use xtask::cluster::Store;
 use xtask::cluster::images::NGINX;
 
-use crate::{Figure, memory};
+use crate::{Figure, Target, memory, programming};
 
+/// Each is many changes.
+const PROGRAMMING_ROUNDS: usize = 3;
 const ROUND_SECONDS: &str = "2";
 const CLIENTS: &str = "16";
+/// Of the requests a second of the direct way.
+const KEPT_TO_DIRECT: f64 = 0.97;
+const NEW_TO_DIRECT: f64 = 0.97;
+const KEPT_FROM_OUTSIDE: f64 = 0.95;
+const NEW_FROM_OUTSIDE: f64 = 0.9;
 const READY: Duration = Duration::from_secs(60);
 
 /// A way to the server, and the place to take it from.
@@ -25,11 +33,18 @@ struct Way {
 }
 
 pub(crate) fn measure(store: Store, rounds: usize) -> Result<Vec<Figure>> {
+    let mut figures = of_requests(store, rounds)?;
+    figures.extend(programming::measure(rounds.min(PROGRAMMING_ROUNDS))?);
+    Ok(figures)
+}
+
+fn of_requests(store: Store, rounds: usize) -> Result<Vec<Figure>> {
     let cluster = TestCluster::up("bench-datapath", 1, store, &[])?;
     let kubectl = cluster.skep("default");
     deploy(&cluster, &kubectl)?;
     let pod_address = ready_address(&kubectl, "server")?;
     ready_address(&kubectl, "client")?;
+    ready_address(&kubectl, "server-on-node")?;
     let service = kubectl.get(&["service", "server"])?;
     let cluster_ip = text(&service, "/spec/clusterIP")?;
     let node_port = service["spec"]["ports"][0]["nodePort"]
@@ -51,6 +66,11 @@ pub(crate) fn measure(store: Store, rounds: usize) -> Result<Vec<Figure>> {
         Way {
             name: "outside to NodePort",
             target: format!("{}:{node_port}", node.address),
+            from_pod: false,
+        },
+        Way {
+            name: "outside to the node, direct",
+            target: format!("{}:80", node.address),
             from_pod: false,
         },
     ];
@@ -89,6 +109,48 @@ pub(crate) fn measure(store: Store, rounds: usize) -> Result<Vec<Figure>> {
             reports.iter().map(|each| each.p99_us as f64).collect(),
         )?);
     }
+    // By the index of the way.
+    let comparisons = [
+        (1, 0, KEPT_TO_DIRECT, NEW_TO_DIRECT),
+        (2, 3, KEPT_FROM_OUTSIDE, NEW_FROM_OUTSIDE),
+    ];
+    for (way, to, kept, new) in comparisons {
+        for (kind, connections) in kinds.iter().enumerate() {
+            let of = |way: usize, value: fn(&Report) -> f64| -> Vec<f64> {
+                samples[way * kinds.len() + kind]
+                    .iter()
+                    .map(value)
+                    .collect()
+            };
+            let least = if *connections == Connections::New {
+                new
+            } else {
+                kept
+            };
+            let name = format!(
+                "{} : {}, {}",
+                ways[way].name,
+                ways[to].name,
+                connections.name()
+            );
+            let rate: fn(&Report) -> f64 = |report| report.requests_per_second;
+            figures.push(Figure::ratio(
+                &name,
+                &of(way, rate),
+                &of(to, rate),
+                Target::AtLeast(least),
+            )?);
+            if way == 1 {
+                let p99: fn(&Report) -> f64 = |report| report.p99_us as f64;
+                figures.push(Figure::ratio(
+                    format!("{name}, p99"),
+                    &of(way, p99),
+                    &of(to, p99),
+                    Target::AtMost(1.0 / least),
+                )?);
+            }
+        }
+    }
     figures.extend(memory::of_cluster(&cluster.state, "after the load")?);
     Ok(figures)
 }
@@ -106,8 +168,11 @@ fn deploy(cluster: &TestCluster, kubectl: &Client) -> Result<()> {
             },
         })
     };
+    let mut on_node = pod("server-on-node", json!({"name": "nginx", "image": NGINX}));
+    on_node["spec"]["hostNetwork"] = json!(true);
     let list = json!({"apiVersion": "v1", "kind": "List", "items": [
         pod("server", json!({"name": "nginx", "image": NGINX})),
+        on_node,
         pod("client", json!({
             "name": "main", "image": NGINX, "command": ["sleep", "86400"],
             "volumeMounts": [{"name": "binaries", "mountPath": "/binaries", "readOnly": true}],

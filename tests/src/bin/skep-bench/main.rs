@@ -5,7 +5,6 @@
 #![forbid(unsafe_code)]
 
 mod api;
-mod connect;
 mod crash;
 mod datapath;
 mod memory;
@@ -37,7 +36,6 @@ struct Options {
 #[derive(Clone, Copy, ValueEnum)]
 enum Area {
     Api,
-    Connect,
     Crash,
     Datapath,
     Node,
@@ -53,6 +51,16 @@ struct Figure {
     min: f64,
     max: f64,
     rounds: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    target: Option<Target>,
+}
+
+/// What the median is to reach.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+enum Target {
+    AtLeast(f64),
+    AtMost(f64),
 }
 
 impl Figure {
@@ -72,7 +80,31 @@ impl Figure {
             min: *min,
             max: *max,
             rounds: samples.len(),
+            target: None,
         })
+    }
+
+    /// One figure as a multiple of another, round by round: what disturbs one disturbs the other.
+    fn ratio(name: impl Into<String>, samples: &[f64], to: &[f64], target: Target) -> Result<Self> {
+        let ratios = samples.iter().zip(to).map(|(sample, to)| sample / to);
+        Ok(Self::of(name, "x", ratios.collect())?.wanted(target))
+    }
+
+    fn wanted(self, target: Target) -> Self {
+        Self {
+            target: Some(target),
+            ..self
+        }
+    }
+
+    /// Empty without a target.
+    fn judgement(&self) -> String {
+        let (wanted, met) = match self.target {
+            None => return String::new(),
+            Some(Target::AtLeast(least)) => (format!(">= {least}"), self.median >= least),
+            Some(Target::AtMost(most)) => (format!("<= {most}"), self.median <= most),
+        };
+        format!("  {wanted} {}", if met { "met" } else { "missed" })
     }
 }
 
@@ -86,7 +118,6 @@ fn main() -> Result<()> {
     let options = Options::parse();
     let figures = match options.area {
         Area::Api => api::measure(options.store, options.rounds)?,
-        Area::Connect => connect::measure(options.rounds)?,
         Area::Crash => crash::measure(options.rounds)?,
         Area::Datapath => datapath::measure(options.store, options.rounds)?,
         Area::Node => node::measure(options.store, options.rounds)?,
@@ -98,12 +129,13 @@ fn main() -> Result<()> {
     );
     for figure in &figures {
         println!(
-            "{:<58} {:>12} {:>12} {:>12}  {}",
+            "{:<58} {:>12} {:>12} {:>12}  {}{}",
             figure.name,
             shown(figure.median),
             shown(figure.min),
             shown(figure.max),
-            figure.unit
+            figure.unit,
+            figure.judgement()
         );
     }
     if let Some(file) = options.json {

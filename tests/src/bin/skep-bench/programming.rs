@@ -24,7 +24,7 @@ use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 
 use crate::scratch::Scratch;
-use crate::{Figure, memory};
+use crate::{Figure, Target, memory};
 
 /// The stub's port; set in the process that is to be it.
 const STUB: &str = "SKEP_BENCH_STUB";
@@ -51,17 +51,15 @@ pub(crate) fn measure(rounds: usize) -> Result<Vec<Figure>> {
             changes.push(figures["p99"].as_f64().context("no p99")?);
             resident.push(figures["resident"].as_f64().context("no memory")?);
         }
-        figures.push(Figure::of(
-            format!("plan into the kernel, {label}"),
-            "s",
-            cold,
-        )?);
-        figures.push(Figure::of(
-            format!("one change, p99, {label}"),
-            "ms",
-            changes,
-        )?);
-        figures.push(Figure::of(format!("resident, {label}"), "MiB", resident)?);
+        let named = |what: &str| format!("{what}, {label}");
+        let targets = [
+            ("plan into the kernel", "s", cold, 1.0),
+            ("one change, p99", "ms", changes, 5.0),
+            ("resident", "MiB", resident, 60.0),
+        ];
+        for (what, unit, samples, most) in targets {
+            figures.push(Figure::of(named(what), unit, samples)?.wanted(Target::AtMost(most)));
+        }
     }
     Ok(figures)
 }

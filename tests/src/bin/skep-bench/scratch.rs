@@ -39,11 +39,6 @@ impl Scratch {
     pub(crate) fn open(&self) -> Result<Datapath> {
         Datapath::open(&self.config).context("opening the datapath")
     }
-
-    /// From now on this process's sockets go through the hooks.
-    pub(crate) fn enter_cgroup(&self) -> Result<()> {
-        enter(&self.config.cgroup)
-    }
 }
 
 impl Drop for Scratch {

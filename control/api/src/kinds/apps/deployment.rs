@@ -19,7 +19,7 @@ use crate::{
         },
         warnings::{name_warnings, pod_template_warnings},
     },
-    zero::{Flag, List, Text, fill, set},
+    zero::{Flag, Text, fill, set},
 };
 
 impl Kind for Deployment {
@@ -243,13 +243,4 @@ pub fn is_paused(deployment: &Deployment) -> bool {
         .spec
         .as_ref()
         .is_some_and(|spec| spec.paused.is_true())
-}
-
-/// A condition of `status.conditions` by its type.
-pub fn condition_status<'a>(deployment: &'a Deployment, type_: &str) -> Option<&'a str> {
-    let conditions = deployment.status.as_ref()?.conditions.items();
-    conditions
-        .iter()
-        .find(|one| one.type_ == type_)
-        .map(|one| one.status.as_str())
 }
