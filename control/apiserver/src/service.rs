@@ -320,7 +320,11 @@ async fn resource(ctx: &Ctx) -> Result<Response> {
         (_, _, true) => Shape::Collection,
         (_, _, false) => Shape::Item,
     };
-    check_name(&info.name)?;
+    let subresources = &resource.def.subresources;
+    let sub = info.subresource.as_str();
+    if sub.is_empty() || subresources.iter().any(|known| known.name == sub) {
+        check_name(&info.name)?;
+    }
     if info.legacy_watch {
         if !matches!(ctx.method, Method::GET | Method::HEAD) || !resource.has_verb(Verb::Watch) {
             return Err(Status::method_not_allowed());

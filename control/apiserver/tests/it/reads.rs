@@ -262,6 +262,7 @@ async fn strange_paths_are_read_as_go_reads_them() {
         &refusal("a%b", "may not contain '%'"),
     )
     .await;
+    check(&format!("{maps}/../secrets"), 404, "could not find").await;
     check(&format!("{maps}/a%00"), 404, "not found").await;
     check(&format!("{maps}/"), 200, "ConfigMapList").await;
     // Pieces of a query that cannot be read are not there.
