@@ -65,7 +65,7 @@ impl Query {
 }
 
 /// Every `%` is followed by two hexadecimal digits.
-fn is_escaped_well(piece: &str) -> bool {
+pub fn is_escaped_well(piece: &str) -> bool {
     piece.split('%').skip(1).all(|after| {
         let digits = after.as_bytes().get(..2);
         digits.is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit))

@@ -1,5 +1,7 @@
 //! What a request asks for, read from its method and path (upstream `RequestInfo`).
 
+use std::borrow::Cow;
+
 use http::Method;
 use percent::decode;
 
@@ -35,6 +37,13 @@ impl RequestInfo {
             path: path.to_owned(),
             ..Self::default()
         };
+        // Go routes by the decoded path, where a `%2f` is a slash like any other; what is proxied goes on as it came.
+        let slashes = path.contains("%2f") || path.contains("%2F");
+        let decoded = match slashes && !path.contains("/proxy/") {
+            true => Cow::Owned(path.replace("%2f", "/").replace("%2F", "/")),
+            false => Cow::Borrowed(path),
+        };
+        let path = decoded.as_ref();
         let trimmed = path.trim_matches('/');
         let mut parts: Vec<&str> = trimmed.split('/').collect();
         match parts.first().copied() {
@@ -170,6 +179,8 @@ mod tests {
             );
         };
         check(Method::GET, "/api/v1/pods", "list /v1", "|pods|||");
+        let slash = "/api/v1/namespaces/a%2fpods/b%2Flog";
+        check(Method::GET, slash, "get /v1", "a|pods|b|log|");
         check(
             Method::GET,
             "/api/v1/namespaces/a",

@@ -21,6 +21,7 @@ use crate::{
     discovery, handlers, health,
     identity::{Peer, User},
     node_metrics, openapi,
+    options::is_escaped_well,
     registry::Resource,
     respond::{self, json_response, text},
     status::{Result, Status},
@@ -60,6 +61,10 @@ pub async fn handle(api: Arc<Api>, request: Request<Body>) -> Response {
     let started = Instant::now();
     api.metrics.in_flight.fetch_add(1, Ordering::Relaxed);
     let _in_flight = InFlight(api.clone());
+    if !is_escaped_well(request.uri().path()) {
+        // Go's server does not even ask who it is.
+        return text(StatusCode::BAD_REQUEST, "400 Bad Request");
+    }
     let (mut parts, body) = request.into_parts();
     let Identity {
         requester,
@@ -177,6 +182,9 @@ async fn bounded(ctx: &Ctx) -> Result<Response> {
 
 async fn route(ctx: &Ctx) -> Result<Response> {
     ctx.authorize()?;
+    if ctx.info.path.starts_with("//") {
+        return Ok(text(StatusCode::NOT_FOUND, "404 page not found\n"));
+    }
     if let Some(answer) = aggregation::handle(ctx).await {
         return answer;
     }
@@ -209,6 +217,9 @@ async fn route(ctx: &Ctx) -> Result<Response> {
         _ => {}
     }
     match ctx.info.path.as_str() {
+        "/version" | "/version/" if !matches!(ctx.method, Method::GET | Method::HEAD) => {
+            Err(Status::method_not_allowed())
+        }
         "/version" | "/version/" => Ok(json_response(StatusCode::OK, &health::version())),
         "/metrics" => {
             let audit = ctx.api.audit.as_deref();
@@ -267,6 +278,24 @@ enum Shape {
     Item,
 }
 
+/// What stands in a path and could not be part of a key.
+fn check_name(name: &str) -> Result<()> {
+    let mut problems = Vec::new();
+    if matches!(name, "." | "..") {
+        problems.push(format!("may not be '{name}'"));
+    }
+    if name.contains('%') {
+        problems.push("may not contain '%'".to_owned());
+    }
+    if problems.is_empty() {
+        return Ok(());
+    }
+    let problems = problems.join(";");
+    Err(Status::bad_request(format!(
+        "Name parameter invalid: {name:?}: {problems}"
+    )))
+}
+
 async fn resource(ctx: &Ctx) -> Result<Response> {
     let info = &ctx.info;
     let registry = &ctx.registry;
@@ -291,6 +320,11 @@ async fn resource(ctx: &Ctx) -> Result<Response> {
         (_, _, true) => Shape::Collection,
         (_, _, false) => Shape::Item,
     };
+    let subresources = &resource.def.subresources;
+    let sub = info.subresource.as_str();
+    if sub.is_empty() || subresources.iter().any(|known| known.name == sub) {
+        check_name(&info.name)?;
+    }
     if info.legacy_watch {
         if !matches!(ctx.method, Method::GET | Method::HEAD) || !resource.has_verb(Verb::Watch) {
             return Err(Status::method_not_allowed());

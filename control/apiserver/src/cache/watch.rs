@@ -88,6 +88,13 @@ impl Watch {
             .then_some(revision)
     }
 
+    /// The initial entries that come next, as far as they are known: at most `count`.
+    pub fn upcoming(&self, count: usize) -> &[Arc<Entry>] {
+        let page = self.initial.as_ref().map(|initial| initial.page.as_slice());
+        let page = page.unwrap_or_default();
+        &page[..page.len().min(count)]
+    }
+
     /// The cache's revision when the watch was registered.
     pub fn started_at(&self) -> Revision {
         self.started_at

@@ -410,6 +410,12 @@ impl Conversion {
         revision > self.shared.since
     }
 
+    /// Whether the object was converted already, and need not be again.
+    pub fn keeps(&self, entry: &Entry) -> bool {
+        let at = (entry.key.clone(), entry.revision);
+        self.kept.lock().objects.contains_key(&at)
+    }
+
     async fn show(&self, api: &Api, stored: Vec<Value>) -> Result<Vec<Value>> {
         let mut objects = Vec::with_capacity(stored.len());
         for object in stored {

@@ -262,6 +262,7 @@ struct Frames {
 
 struct Converting {
     of: Of,
+    /// What it is for comes first; more may follow that is wanted next.
     entries: BoxFuture<'static, Result<Vec<Arc<Entry>>>>,
 }
 
@@ -350,9 +351,9 @@ impl Frames {
             WatchItem::Initial(entry) => (Of::Initial, vec![entry.clone()]),
             WatchItem::InitialEnd(_) => return None,
             WatchItem::Event(event) => {
+                let mut entries = vec![event.entry.clone()];
                 let previous = event.previous.iter().cloned();
-                let previous = previous.filter(|_| event.kind != EventKind::Deleted);
-                let entries = previous.chain([event.entry.clone()]).collect();
+                entries.extend(previous.filter(|_| event.kind != EventKind::Deleted));
                 (Of::Change(event.clone()), entries)
             }
         };
@@ -366,7 +367,16 @@ impl Frames {
         form.is_none_or(|form| form.shows(resource, entry))
     }
 
-    fn convert(&mut self, of: Of, entries: Vec<Arc<Entry>>) {
+    fn convert(&mut self, of: Of, mut entries: Vec<Arc<Entry>>) {
+        // Initial objects are converted by the hundred: those that come next are kept until they are asked for.
+        let form = self.renderer.resource.stored_form.as_ref();
+        let kept = entries
+            .iter()
+            .all(|entry| form.is_some_and(|form| form.keeps(entry)));
+        if let (State::Running(watch), false) = (&self.state, kept) {
+            let more = watch.upcoming(conversion::REVIEW_OBJECTS - 1).iter();
+            entries.extend(more.filter(|entry| !self.is_shown(entry)).cloned());
+        }
         let (api, resource) = (self.api.clone(), self.renderer.resource.clone());
         self.converting = Some(Converting {
             of,
@@ -418,13 +428,13 @@ impl Frames {
             return Poll::Ready(None);
         };
         let mut entries = match converted {
-            Ok(entries) => entries,
+            Ok(entries) => entries.into_iter(),
             Err(status) => {
                 self.state = State::Ended;
                 return Poll::Ready(Some(self.renderer.error(&status)));
             }
         };
-        let Some(entry) = entries.pop() else {
+        let Some(entry) = entries.next() else {
             return Poll::Ready(None);
         };
         let shown = match of {
@@ -434,7 +444,7 @@ impl Frames {
                 Shown::Entry(EventKind::Deleted, left, None)
             }
             Of::Initial => self.show_initial(entry),
-            Of::Change(event) => self.show_converted(&event, entries.pop(), entry),
+            Of::Change(event) => self.show_converted(&event, entries.next(), entry),
         };
         Poll::Ready(match shown {
             Shown::Entry(kind, entry, _) => Some(self.renderer.frame_of_entry(kind, &entry)),

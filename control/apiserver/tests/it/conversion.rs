@@ -557,6 +557,33 @@ async fn watches_select_converted_objects() {
     assert_eq!(watched(&cluster, &by_host).await, ["ADDED c 8"]);
 }
 
+/// A watch that begins with many objects does not ask for each by itself.
+#[tokio::test]
+async fn initial_events_are_converted_by_the_hundred() {
+    let webhook = webhook(addresses).await;
+    let cluster = Cluster::start().await;
+    let definition = selectable_servers(&webhook);
+    cluster.post(DEFINITIONS, definition).await.expect(201);
+    established(&cluster, "servers.example.com").await;
+    until(&cluster, V2, |code, _| code == 200).await;
+    for number in 0..300 {
+        let server = json!({
+            "metadata": {"name": format!("s{number:03}")}, "spec": {"address": format!("x:{number}")},
+        });
+        cluster.post(V1, server).await.expect(201);
+    }
+    let before = webhook.calls.load(Ordering::SeqCst);
+    let watch = format!("{V2}?watch=1&timeoutSeconds=2&fieldSelector=spec.host%3Dx");
+    let seen = watched(&cluster, &watch).await;
+    assert_eq!(seen.len(), 300);
+    assert_eq!(
+        (seen[0].as_str(), seen[299].as_str()),
+        ("ADDED s000 0", "ADDED s299 299")
+    );
+    let asked = webhook.calls.load(Ordering::SeqCst) - before;
+    assert!(asked <= 3, "{asked} calls");
+}
+
 /// Objects that were stored before a field got its default are selected by it, as they are shown with it.
 #[tokio::test]
 async fn later_defaults_are_selected_by() {

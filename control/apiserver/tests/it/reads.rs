@@ -232,3 +232,44 @@ async fn events_are_selected_by_the_names_of_their_version() {
     assert_eq!(found(new, "involvedObject.name=p").await.0, 400);
     assert_eq!(found(core, "regarding.name=p").await.0, 400);
 }
+
+/// Paths and queries that a browser would not send.
+#[tokio::test]
+async fn strange_paths_are_read_as_go_reads_them() {
+    let cluster = Cluster::start().await;
+    let maps = "/api/v1/namespaces/default/configmaps";
+    let check = async |path: &str, code: u16, text: &str| {
+        let answer = cluster.get(path).await;
+        let body = String::from_utf8_lossy(&answer.bytes).into_owned();
+        assert_eq!(answer.code, code, "{path}: {body}");
+        assert!(body.contains(text), "{path}: {body}");
+    };
+    check("/api/v1/namespaces/%zz/configmaps", 400, "400 Bad Request").await;
+    check("//api/v1/namespaces", 404, "404 page not found").await;
+    check("/api/v1//namespaces", 404, "could not find").await;
+    check(&format!("{maps}/a%2fb"), 404, "could not find").await;
+    let refusal = |name: &str, why: &str| format!("Name parameter invalid: \\\"{name}\\\": {why}");
+    check(
+        &format!("{maps}/.."),
+        400,
+        &refusal("..", "may not be '..'"),
+    )
+    .await;
+    check(&format!("{maps}/%2e"), 400, &refusal(".", "may not be '.'")).await;
+    check(
+        &format!("{maps}/a%25b"),
+        400,
+        &refusal("a%b", "may not contain '%'"),
+    )
+    .await;
+    check(&format!("{maps}/../secrets"), 404, "could not find").await;
+    check(&format!("{maps}/a%00"), 404, "not found").await;
+    check(&format!("{maps}/"), 200, "ConfigMapList").await;
+    // Pieces of a query that cannot be read are not there.
+    check(&format!("{maps}?limit=%zz"), 200, "ConfigMapList").await;
+    check(&format!("{maps}?limit=x;y"), 200, "ConfigMapList").await;
+    check(&format!("{maps}?limit=1&limit=x"), 200, "ConfigMapList").await;
+    check(&format!("{maps}?limit=x"), 400, "strconv.ParseInt").await;
+    let put = cluster.put("/version", json!({})).await;
+    assert_eq!(put.code, 405);
+}

@@ -310,7 +310,8 @@ impl Checker<'_> {
         if let (Some(target), None) = (target, namespace) {
             found.push(self.expression(target));
         }
-        if !(target.is_none() && is_operator(name)) && !signatures::exists(&full) {
+        let operator = target.is_none() && is_operator(name);
+        if !operator && !signatures::exists(&full) {
             self.undeclared(at, full.trim_start_matches('.'));
             return (Type::Dyn, 0);
         }

@@ -71,9 +71,9 @@ fn write(out: &mut Vec<u8>, value: &Value, message: &Message) {
             single => put(out, *tag, single, form),
         },
         Message::OrReference(reference, _) if value.get("$ref").is_some() => {
-            put(out, 2, value, &As::One(*reference));
+            put(out, 2, value, &As::One(reference));
         }
-        Message::OrReference(_, other) => put(out, 1, value, &As::One(*other)),
+        Message::OrReference(_, other) => put(out, 1, value, &As::One(other)),
         Message::By(member, forms) => {
             let text = value[member].as_str().unwrap_or_default();
             let named = forms.iter().find(|(name, ..)| *name == text);
@@ -82,7 +82,7 @@ fn write(out: &mut Vec<u8>, value: &Value, message: &Message) {
             }
         }
         Message::OrFlag(_) if value.is_boolean() => put(out, 2, value, &As::Flag),
-        Message::OrFlag(schema) => put(out, 1, value, &As::One(*schema)),
+        Message::OrFlag(schema) => put(out, 1, value, &As::One(schema)),
         Message::Scalar => match value {
             Value::Number(_) => put(out, 1, value, &As::Double),
             Value::Bool(_) => put(out, 2, value, &As::Flag),

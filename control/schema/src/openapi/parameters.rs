@@ -224,7 +224,7 @@ pub(super) fn queries(form: Form, parameters: &[Parameter]) -> Vec<Value> {
 }
 
 /// Takes out what every list has, bodies aside.
-pub(super) fn take_common<'a>(mut lists: Vec<&'a mut Vec<Value>>) -> Vec<Value> {
+pub(super) fn take_common(mut lists: Vec<&mut Vec<Value>>) -> Vec<Value> {
     let Some(first) = lists.first() else {
         return Vec::new();
     };
