@@ -111,6 +111,8 @@ fn build() -> Result<(), String> {
     }
     let built = target_dir.join(TARGET).join(PROFILE).join(BINARY);
     let embedded = out_dir.join(BINARY);
+    // Another target directory may share the file by a hard link: it keeps what it has.
+    let _ = std::fs::remove_file(&embedded);
     std::fs::copy(&built, &embedded).map_err(|error| {
         format!(
             "cannot copy {} to {}: {error}",

@@ -178,7 +178,8 @@ fn take_note(skb: *mut __sk_buff, scratch: &mut Scratch) -> u32 {
     let exact = find(&address, port, protocol, false, &mut scratch.frontend);
     let of_a_node = || {
         network_of(&address) & network_flags::CLUSTER != 0
-            || (address.is_v4() && tunnel_source(skb) == Some(address.v4_be()))
+            // A tunnel's MAC names its node by IPv4 only; of its IPv6 address a node is believed.
+            || tunnel_source(skb).is_some_and(|node| !address.is_v4() || node == address.v4_be())
     };
     if !exact && (!of_a_node() || !find_node_port(&address, port, protocol, &mut scratch.frontend))
     {
