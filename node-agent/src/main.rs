@@ -269,6 +269,11 @@ fn main() -> Result<()> {
         )
         .with_writer(std::io::stderr)
         .init();
+    // The allocator asks for huge pages, and a huge page of which little is used counts as a whole: a third of what an idle
+    // agent holds.
+    if let Err(error) = nix::sys::prctl::set_thp_disable(true) {
+        warn!(%error, "memory comes in huge pages");
+    }
     // Both `ring` and others may be linked in; say which one TLS uses.
     if rustls::crypto::ring::default_provider()
         .install_default()

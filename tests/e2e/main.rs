@@ -10,6 +10,7 @@ mod first_session;
 mod healing;
 mod manifests;
 mod network;
+mod node;
 mod rollout;
 mod workloads;
 
@@ -84,6 +85,11 @@ const STORIES: &[(&str, Tell)] = &[
     ),
     ("Jobs end, give up, and come by schedule", workloads::jobs),
     ("a drain respects a disruption budget", workloads::drain),
+    ("exec, logs and a watch over WebSockets", node::websockets),
+    ("what a pod is told of its surroundings", node::facts),
+    ("a taint drives pods away", node::taints),
+    ("the resources of a running pod change", node::resize),
+    ("110 pods on one node", node::crowd),
     (
         "a rolling update under load fails no request",
         rollout::under_load,
@@ -106,6 +112,10 @@ const STORIES: &[(&str, Tell)] = &[
         healing::undialled,
     ),
     ("a dead node's pods run elsewhere", healing::node),
+    (
+        "a node is gone for good, with its volumes",
+        node::gone_for_good,
+    ),
 ];
 
 /// What a story is given.

@@ -4,6 +4,7 @@
 //! Read first: `cluster.rs`, then `../e2e/main.rs`.
 #![forbid(unsafe_code)]
 
+pub mod api;
 pub mod client;
 pub mod cluster;
 pub mod histogram;

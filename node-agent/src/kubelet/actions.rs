@@ -898,6 +898,14 @@ pub fn status_patch(uid: &str, base: &PodStatus, wanted: &PodStatus) -> Value {
             let old = old.get("conditions").and_then(Value::as_array);
             for c in old.into_iter().flatten() {
                 let kind = c["type"].as_str().unwrap_or_default();
+                // Why it was not so is no longer why it is.
+                if let Some(new) = conditions.iter_mut().find(|new| new["type"] == kind) {
+                    for key in ["reason", "message"] {
+                        if !c[key].is_null() && new[key].is_null() {
+                            new[key] = Value::Null;
+                        }
+                    }
+                }
                 let ended = status::RESIZE_CONDITIONS.contains(&kind)
                     && !conditions.iter().any(|c| c["type"] == kind);
                 if ended {

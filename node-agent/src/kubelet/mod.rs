@@ -447,7 +447,9 @@ impl Kubelet {
         });
     }
 
-    fn desire(&mut self, pod: Pod) {
+    fn desire(&mut self, mut pod: Pod) {
+        // Who wrote what is half of an object, and nothing to a kubelet.
+        pod.metadata.managed_fields = None;
         if static_pods::is_mirror(&pod) {
             // Only shown by the API, not run from there.
             self.mirrors.insert(full_name(&pod), Arc::new(pod));

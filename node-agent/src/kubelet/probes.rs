@@ -29,6 +29,8 @@ use crate::runtime::{PodRef, Runtime};
 /// As much of an answer as a message can use.
 const MAX_BODY: usize = 10 * 1024;
 const MAX_REDIRECTS: usize = 10;
+/// Docker's word in place of what a command would print.
+const NOT_RUN: &str = "OCI runtime exec failed";
 /// A runtime that takes longer to say anything is the reason why a command takes so long.
 const RUNTIME_ANSWERS: Duration = Duration::from_secs(2);
 
@@ -154,6 +156,7 @@ impl Target {
             self.count(which, &outcome, begun.elapsed());
             if let Outcome::Unknown(e) = &outcome {
                 debug!(id = self.id, error = e, "a probe could not be made");
+                self.tell_error(which, e).await;
                 sleep_until(next).await;
                 continue;
             }
@@ -183,6 +186,20 @@ impl Target {
                 }
             }
             sleep_until(next).await;
+        }
+    }
+
+    /// A command that cannot be run is its author's business; a runtime that is away is not.
+    async fn tell_error(&self, which: Which, error: &str) {
+        let answers = timeout(RUNTIME_ANSWERS, self.runtime.inspect(&self.id)).await;
+        if matches!(answers, Ok(Ok(_))) {
+            let message = format!(
+                "{} probe errored and resulted in unknown state: {error}",
+                which.name()
+            );
+            let id = self.id.clone();
+            // Nobody is there to hear it only when the pod's worker has ended.
+            let _ = self.reports.send(Report::Failed { id, message }).await;
         }
     }
 
@@ -217,6 +234,10 @@ impl Target {
         let line = command.join(" ");
         match exec(&*self.runtime, &self.id, command, limit).await {
             Ok(Some((0, _))) => Outcome::Good,
+            // There is no such command: that says nothing about the container.
+            Ok(Some((126 | 127, output))) if output.starts_with(NOT_RUN) => {
+                Outcome::Unknown(output.trim().into())
+            }
             Ok(Some((_, output))) => Outcome::Bad(output),
             Err(e) => Outcome::Unknown(e),
             // Slow because of the command, or because of a runtime that hangs?

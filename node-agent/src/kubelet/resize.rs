@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{Container, Pod, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use serde::Serialize;
 
 use super::{pod, resources};
 use crate::runtime::ResourceLimits;
@@ -153,6 +154,41 @@ pub fn actual(
     out
 }
 
+/// What an event about a resize says: `Pod resize started: {…}`.
+pub fn told(what: &str, pod: &Pod, error: Option<&str>) -> String {
+    #[derive(Serialize)]
+    struct Amount<'a> {
+        name: &'a str,
+        resources: ResourceRequirements,
+    }
+    #[derive(Serialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Summary<'a> {
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        init_containers: Vec<Amount<'a>>,
+        containers: Vec<Amount<'a>>,
+        generation: i64,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        error: Option<&'a str>,
+    }
+    fn amount(c: &Container) -> Amount<'_> {
+        Amount {
+            name: &c.name,
+            resources: c.resources.clone().unwrap_or_default(),
+        }
+    }
+    let spec = pod::spec(pod);
+    let init = spec.init_containers.iter().flatten();
+    let summary = Summary {
+        init_containers: init.map(amount).collect(),
+        containers: spec.containers.iter().map(amount).collect(),
+        generation: pod.metadata.generation.unwrap_or_default(),
+        error,
+    };
+    let details = serde_json::to_string(&summary).unwrap_or_default();
+    format!("Pod resize {what}: {details}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -206,6 +242,14 @@ mod tests {
             check(&less, &list("9", "9Gi")),
             Decision::Allocate(wanted(&less))
         );
+    }
+
+    #[test]
+    fn events_say_what_is_asked_for() {
+        let text = r#"Pod resize started: {"containers":[{"name":"c","resources":{"requests":{"cpu":"1","memory":"1Gi"}}}],"generation":0}"#;
+        assert_eq!(told("started", &pod("1", "1Gi"), None), text);
+        let text = told("Deferred", &pod("1", "1Gi"), Some("why"));
+        assert!(text.ends_with(r#""generation":0,"error":"why"}"#), "{text}");
     }
 
     #[test]

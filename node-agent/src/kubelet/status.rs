@@ -19,6 +19,9 @@ use super::shutdown::TERMINATED;
 use super::{resize, resources};
 use crate::runtime::{Observed, State};
 
+/// All termination messages of a pod together: upstream's `MaxPodTerminationMessageLogLength`.
+const MAX_MESSAGES: usize = 12 << 10;
+
 /// Why a pod failed that the node could not keep.
 pub const EVICTED: &str = "Evicted";
 
@@ -70,9 +73,13 @@ pub fn status(input: &Input<'_>) -> PodStatus {
             .map(|(kind, c)| container_status(input, *kind, c, over))
             .collect()
     };
-    let init = of(&[Kind::Init, Kind::Sidecar]);
-    let main = of(&[Kind::Main]);
-    let ephemeral = of(&[Kind::Ephemeral]);
+    let mut init = of(&[Kind::Init, Kind::Sidecar]);
+    let mut main = of(&[Kind::Main]);
+    let mut ephemeral = of(&[Kind::Ephemeral]);
+    let share = MAX_MESSAGES / containers.len().max(1);
+    for status in init.iter_mut().chain(&mut main).chain(&mut ephemeral) {
+        shorten(status, share);
+    }
     let phase = phase(input, &containers, &init, &main, over);
 
     let mut out = PodStatus {
@@ -113,6 +120,20 @@ pub fn status(input: &Input<'_>) -> PodStatus {
     out.container_statuses = some(main);
     out.ephemeral_container_statuses = some(ephemeral);
     out
+}
+
+/// Of many containers none may say much.
+fn shorten(status: &mut ContainerStatus, most: usize) {
+    for state in [&mut status.state, &mut status.last_state] {
+        let ended = state.as_mut().and_then(|s| s.terminated.as_mut());
+        if let Some(message) = ended.and_then(|t| t.message.as_mut()) {
+            let mut end = most.min(message.len());
+            while !message.is_char_boundary(end) {
+                end -= 1;
+            }
+            message.truncate(end);
+        }
+    }
 }
 
 fn some<T>(list: Vec<T>) -> Option<Vec<T>> {
@@ -167,22 +188,19 @@ fn container_status(
         last_state: Some(ContainerState::default()),
         ..Default::default()
     };
-    if kind != Kind::Ephemeral {
-        out.resources = container
-            .resources
-            .clone()
-            .filter(|r| r.limits.is_some() || r.requests.is_some());
+    if matches!(kind, Kind::Main | Kind::Sidecar) {
+        // Also when there are none: what can be resized says what it has.
+        out.resources = Some(container.resources.clone().unwrap_or_default());
         out.allocated_resources = container
             .resources
             .as_ref()
             .and_then(|r| r.requests.clone());
     }
     if let Some(current) = found.first().filter(|o| o.state == State::Running)
-        && kind != Kind::Ephemeral
+        && matches!(kind, Kind::Main | Kind::Sidecar)
     {
         let wanted = resources::container_limits(input.pod, container, 0);
-        out.resources = Some(resize::actual(container, &wanted, &current.limits))
-            .filter(|r| r.limits.is_some() || r.requests.is_some());
+        out.resources = Some(resize::actual(container, &wanted, &current.limits));
     }
     out.volume_mounts = some(volume_mounts(container));
     out.user = found.first().and_then(|o| {

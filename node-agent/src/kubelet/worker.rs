@@ -9,7 +9,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{LinuxContainerUser, ObjectReference, Pod, PodStatus};
+use k8s_openapi::api::core::v1::{
+    LinuxContainerUser, ObjectReference, Pod, PodCondition, PodStatus,
+};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
@@ -89,6 +91,8 @@ struct Worker {
     allocated: Option<Allocated>,
     /// The newest object with what was allocated instead of what it asks for.
     effective: Option<Arc<Pod>>,
+    /// What was allocated has not reached every container yet.
+    resizing: bool,
     /// The newest object seen; kept after the API has forgotten it only as `None`.
     pod: Option<Arc<Pod>>,
     observed: Vec<Observed>,
@@ -139,6 +143,7 @@ impl Worker {
             wake,
             allocated: None,
             effective: None,
+            resizing: false,
             pod,
             observed: Vec::new(),
             memory: Memory::default(),
@@ -567,7 +572,15 @@ impl Worker {
         match resize::decide(&pod, allocated, &ctx.allocatable.read(), &used) {
             resize::Decision::Settled => self.memory.resize_pending = None,
             resize::Decision::Pending(reason, message) => {
-                self.memory.resize_pending = Some((reason, message));
+                let pending = Some((reason, message));
+                if let Some((_, message)) = &pending
+                    && self.memory.resize_pending != pending
+                {
+                    let text = resize::told(reason, &pod, Some(message));
+                    let event = format!("Resize{reason}");
+                    ctx.recorder.warning(&reference(&pod, None), &event, text);
+                }
+                self.memory.resize_pending = pending;
             }
             resize::Decision::Allocate(fresh) => {
                 info!(uid = self.shared.who.uid, "resizing the pod");
@@ -578,6 +591,10 @@ impl Worker {
                     warn!(file = %file.display(), error = %e, "cannot keep what was allocated");
                 }
                 *allocated = fresh;
+                let text = resize::told("started", &pod, None);
+                ctx.recorder
+                    .normal(&reference(&pod, None), "ResizeStarted", text);
+                self.resizing = true;
                 self.memory.resize_pending = None;
                 self.memory.resize_failure = None;
             }
@@ -686,6 +703,11 @@ impl Worker {
             }
             Outcome::Resized(Ok(())) => memory.resize_failure = None,
             Outcome::Resized(Err(message)) => {
+                if let Some(pod) = &self.effective {
+                    let text = resize::told("error", pod, Some(&message));
+                    let recorder = &self.shared.ctx.recorder;
+                    recorder.warning(&reference(pod, None), "ResizeError", text);
+                }
                 let failure = retry(memory.resize_failure.as_ref(), "Error", message);
                 memory.resize_failure = Some(failure);
             }
@@ -917,6 +939,13 @@ impl Worker {
             let counters = &self.shared.ctx.counters;
             counters.running(took.unwrap_or_default());
         }
+        let under_way = |c: &PodCondition| c.type_ == "PodResizeInProgress";
+        if self.resizing && !wanted.conditions.iter().flatten().any(under_way) {
+            self.resizing = false;
+            let text = resize::told("completed", &pod, None);
+            let recorder = &self.shared.ctx.recorder;
+            recorder.normal(&reference(&pod, None), "ResizeCompleted", text);
+        }
         self.computed = Some(wanted.clone());
         let current = self.sent.as_ref() == Some(&wanted);
         self.memory.status_written = current && !self.writing && self.write_failure.is_none();
@@ -953,7 +982,8 @@ impl Worker {
     fn written(&mut self, done: Result<Result<Pod, kube::Error>, tokio::task::JoinError>) {
         self.writing = false;
         match done {
-            Ok(Ok(pod)) => {
+            Ok(Ok(mut pod)) => {
+                pod.metadata.managed_fields = None;
                 self.answered = Some(pod);
                 self.write_failure = None;
             }

@@ -222,7 +222,7 @@ fn merge(target: &mut Value, patch: &Value) {
                         continue;
                     }
                     match list.iter_mut().find(|c| c["type"] == condition["type"]) {
-                        Some(slot) => *slot = condition.clone(),
+                        Some(slot) => merge(slot, condition),
                         None => list.push(condition.clone()),
                     }
                 }

@@ -214,6 +214,12 @@ async fn environment_and_commands() {
             &["args"],
         ),
         case(
+            "Containers should be able to override the image's default command",
+            json!({"containers": [{"name": "c", "image": IMAGE, "imagePullPolicy": "Never",
+                "command": ["/bin/busybox", "echo", "another"]}]}),
+            &["another"],
+        ),
+        case(
             "Kubelet should write entries to /etc/hosts",
             pod(
                 "cat /etc/hosts",
@@ -246,6 +252,131 @@ async fn environment_and_commands() {
             &["got=one two", "none="],
         ),
     ];
+    check(cases, config).await;
+}
+
+/// The same for `configMap`, `secret` and `downwardAPI` volumes as such and in projected ones: as root and not,
+/// with items and without, with modes and `fsGroup`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn configuration_in_every_kind_of_volume() {
+    let source = |kind: &str, projected: bool, items: bool| {
+        let name = match (kind, projected) {
+            ("secret", false) => "secretName",
+            _ => "name",
+        };
+        let mut source = json!({name: if kind == "secret" { "s" } else { "m" }});
+        if items {
+            source["items"] = json!([{"key": "data-1", "path": "path/to/data", "mode": 0o400}]);
+        }
+        source
+    };
+    let volume = |kind: &str, projected: bool, mut source: Value, mode: i32| match projected {
+        true => {
+            json!([{"name": "v", "projected": {"defaultMode": mode, "sources": [{kind: source}]}}])
+        }
+        false => {
+            source["defaultMode"] = json!(mode);
+            json!([{"name": "v", kind: source}])
+        }
+    };
+    let mounts = json!({"volumeMounts": [{"name": "v", "mountPath": "/v"}]});
+    let at_sub_path = json!({"volumeMounts": [{"name": "v", "mountPath": "/sub/file", "subPath": "data-1"},
+        {"name": "v", "mountPath": "/v"}]});
+    let user = json!({"runAsUser": 1000});
+    let group = json!({"runAsUser": 1000, "fsGroup": 1001});
+    let mut cases = Vec::new();
+    for (kind, projected) in [
+        ("configMap", false),
+        ("configMap", true),
+        ("secret", false),
+        ("secret", true),
+    ] {
+        let with = |script: &str, container: &Value, items: bool, mode: i32, security: &Value| {
+            let source = source(kind, projected, items);
+            let volumes = volume(kind, projected, source, mode);
+            pod(
+                script,
+                container.clone(),
+                json!({"volumes": volumes, "securityContext": security}),
+            )
+        };
+        let show = "cat /v/data-1; echo; stat -Lc '%a %u:%g' /v/data-1; stat -c %a /v";
+        let show_item = "cat /v/path/to/data; echo; stat -Lc %a /v/path/to/data; ls /v";
+        cases.push(case(
+            "consumable from pods in volume, with defaultMode, as root",
+            with(show, &mounts, false, 0o400, &json!({})),
+            &["value-1", "400 0:0", "777"],
+        ));
+        cases.push(case(
+            "consumable from pods in volume as non-root",
+            with(show, &mounts, false, 0o644, &user),
+            &["value-1", "644 0:0"],
+        ));
+        cases.push(case(
+            "consumable as non-root with defaultMode and fsGroup set",
+            with(show, &mounts, false, 0o440, &group),
+            &["value-1", "440 0:1001"],
+        ));
+        cases.push(case(
+            "consumable with mappings and Item mode set",
+            with(show_item, &mounts, true, 0o644, &json!({})),
+            &["value-1", "400", "path"],
+        ));
+        cases.push(case(
+            "Atomic writer volumes should support subpaths",
+            with(
+                "cat /sub/file; echo; ls /sub; readlink /v/data-1",
+                &at_sub_path,
+                false,
+                0o644,
+                &json!({}),
+            ),
+            &["value-1", "file", "..data/data-1"],
+        ));
+    }
+    let resource = |path: &str, resource: &str, divisor: &str| json!({"path": path, "resourceFieldRef": {"containerName": "c", "resource": resource, "divisor": divisor}});
+    let items = json!([
+        {"path": "podname", "mode": 0o400, "fieldRef": {"fieldPath": "metadata.name"}},
+        {"path": "labels", "fieldRef": {"fieldPath": "metadata.labels"}},
+        resource("cpu_limit", "limits.cpu", "1m"), resource("memory_limit", "limits.memory", "1Mi"),
+        resource("cpu_request", "requests.cpu", "1m"), resource("memory_request", "requests.memory", "1"),
+    ]);
+    let unlimited = json!([
+        resource("cpu_limit", "limits.cpu", "0"),
+        resource("memory_limit", "limits.memory", "0")
+    ]);
+    let with_resources = json!({"volumeMounts": mounts["volumeMounts"],
+        "resources": {"requests": {"cpu": "250m", "memory": "32Mi"}, "limits": {"cpu": "1250m", "memory": "64Mi"}}});
+    let downward = "for f in cpu_limit memory_limit cpu_request memory_request; do echo $f $(cat /v/$f); done; \
+        case $(cat /sub) in app=\\\"case-*) echo labels;; esac; stat -Lc '%a' /v/podname /v/labels";
+    let mut at_sub = with_resources.clone();
+    at_sub["volumeMounts"] = json!([{"name": "v", "mountPath": "/v"}, {"name": "v", "mountPath": "/sub", "subPath": "labels"}]);
+    for projected in [false, true] {
+        let volumes =
+            |items: &Value| volume("downwardAPI", projected, json!({"items": items}), 0o440);
+        cases.push(case(
+            "Downward API volume should provide podname, limits and requests, with modes and subpaths",
+            pod(downward, at_sub.clone(), json!({"volumes": volumes(&items)})),
+            &[
+                "cpu_limit 1250",
+                "memory_limit 64",
+                "cpu_request 250",
+                "memory_request 33554432",
+                "labels",
+                "400",
+                "440",
+            ],
+        ));
+        cases.push(case(
+            "Downward API volume should provide node allocatable as default limits",
+            pod(
+                "test $(cat /v/cpu_limit) -ge 1 && test $(cat /v/memory_limit) -gt 1000000 && echo node",
+                mounts.clone(),
+                json!({"volumes": volumes(&unlimited)}),
+            ),
+            &["node"],
+        ));
+    }
     check(cases, config).await;
 }
 
@@ -526,6 +657,22 @@ async fn scratch_space() {
                 memory.clone(),
             ),
             &["f"],
+        ),
+        case(
+            "pod should support shared volumes between containers",
+            {
+                let mut spec = pod(
+                    "until cat /v/said; do sleep 0.1; done 2>/dev/null",
+                    at("/v"),
+                    disk.clone(),
+                );
+                let mut other =
+                    container("echo from the other > /v/tmp; mv /v/tmp /v/said", at("/v"));
+                other["name"] = json!("other");
+                spec["containers"].as_array_mut().unwrap().push(other);
+                spec
+            },
+            &["from the other"],
         ),
         case(
             "hostPath Directory",

@@ -70,7 +70,8 @@ fn import_image(socket: &Path) {
         .expect("in memory");
     for applet in [
         "sh", "sleep", "cat", "echo", "kill", "ls", "id", "test", "true", "false", "stat", "nc",
-        "httpd", "wget", "hostname", "ps", "mount", "grep", "touch", "date", "stty", "tar",
+        "httpd", "wget", "hostname", "ps", "mount", "grep", "touch", "date", "stty", "tar", "mv",
+        "readlink",
     ] {
         let mut header = tar::Header::new_gnu();
         header.set_entry_type(tar::EntryType::Symlink);
@@ -425,7 +426,8 @@ impl Daemon {
         let path = |name: &str| dir.join(name).display().to_string();
         Command::new("dockerd")
             .args(["--iptables=false", "--ip-masq=false", "--bridge=none"])
-            .args(["--live-restore", "--data-root", &path("data")])
+            .args(["--live-restore", "--max-download-attempts=1"])
+            .args(["--data-root", &path("data")])
             .args(["--exec-root", &path("exec"), "--pidfile", &path("pid")])
             .args(["-H", &format!("unix://{}", path("sock"))])
             .stdout(log.try_clone().expect("a second handle"))

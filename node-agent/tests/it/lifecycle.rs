@@ -139,6 +139,15 @@ async fn resources_change_in_place() {
         })
         .await;
     assert_eq!(id(&pod, "a"), a, "in place");
+    for (reason, text) in [
+        (
+            "ResizeStarted",
+            "Pod resize started: {\"containers\":[{\"name\":\"a\",\"resources\":{\"limits\":{\"cpu\":\"200m\"",
+        ),
+        ("ResizeCompleted", "Pod resize completed: {"),
+    ] {
+        node.wait_event("sized", reason, text).await;
+    }
     assert_ne!(id(&pod, "b"), b, "its policy asks for a restart");
     assert_eq!(
         status(&pod, "a")["allocatedResources"],
@@ -176,6 +185,8 @@ async fn resources_change_in_place() {
             })
     };
     node.wait_pod("sized", "infeasible", infeasible).await;
+    node.wait_event("sized", "ResizeInfeasible", "Pod resize Infeasible: {")
+        .await;
     // What was given is remembered over a restart of the agent.
     node.restart().await;
     let pod = node.wait_pod("sized", "infeasible still", infeasible).await;
@@ -205,8 +216,19 @@ async fn containers_end_as_they_should() {
             container("file", "echo -n DONE > /tmp/custom", custom),
             container("log", "echo -n DONE; exit 1", logs.clone()),
             container("quiet", "echo DONE", logs.clone()),
-            container("both", "echo log; echo -n OK > /dev/termination-log; exit 1", logs),
+            container("both", "echo log; echo -n OK > /dev/termination-log; exit 1", logs.clone()),
+            container("kept", "echo -n OK > /dev/termination-log", logs),
         ]}),
+    );
+    // All of them together may say 12 KiB.
+    let much =
+        "i=0; while [ $i -lt 300 ]; do echo 0123456789; i=$((i+1)); done > /dev/termination-log";
+    let many: Vec<Value> = (0..20)
+        .map(|i| container(&format!("c{i}"), much, json!({})))
+        .collect();
+    node.create(
+        "talkative",
+        json!({"restartPolicy": "Never", "containers": many}),
     );
     node.create(
         "init-fails",
@@ -252,6 +274,13 @@ async fn containers_end_as_they_should() {
     assert_eq!(message("log"), "DONE");
     assert_eq!(message("quiet"), Value::Null);
     assert_eq!(message("both"), "OK");
+    assert_eq!(message("kept"), "OK");
+    let pod = node.wait_phase("talkative", "Succeeded").await;
+    for i in 0..20 {
+        let ended = &status(&pod, &format!("c{i}"))["state"]["terminated"];
+        let message = ended["message"].as_str().unwrap_or_default();
+        assert_eq!(message.len(), (12 << 10) / 20, "{ended}");
+    }
 
     let pod = node.wait_phase("init-fails", "Failed").await;
     assert_eq!(status(&pod, "one")["state"]["terminated"]["exitCode"], 1);
@@ -266,6 +295,10 @@ async fn containers_end_as_they_should() {
     assert_eq!(
         condition(&pod, "Initialized")["reason"],
         "ContainersNotInitialized"
+    );
+    assert_eq!(
+        condition(&pod, "Initialized")["message"],
+        "containers with incomplete status: [one two]"
     );
     let pod = node
         .wait_pod("init-again", "restarted", |pod| {
@@ -304,6 +337,144 @@ async fn containers_end_as_they_should() {
 
     node.wait_event("post-start", "FailedPostStartHook", "PostStartHook failed")
         .await;
+}
+
+/// "Container Runtime blackbox test when starting a container that exits should run with the expected status",
+/// "Kubelet when scheduling a busybox command that always fails in a pod should be possible to delete".
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn restart_policies_decide() {
+    let Some(node) = Node::start().await else {
+        return;
+    };
+    // The first run fails, the second ends well, the third goes on.
+    let script = format!(
+        "echo x >> /v/runs; case $(grep -c x /v/runs) in 1) exit 1;; 2) exit 0;; esac; {FOREVER}"
+    );
+    for policy in ["Always", "OnFailure", "Never"] {
+        let mounts = json!({"volumeMounts": [{"name": "v", "mountPath": "/v"}]});
+        node.create(
+            &policy.to_lowercase(),
+            json!({"restartPolicy": policy, "volumes": [{"name": "v", "emptyDir": {}}],
+                "containers": [container("c", &script, mounts)]}),
+        );
+    }
+    node.create(
+        "hopeless",
+        json!({"containers": [container("c", "exit 1", json!({}))]}),
+    );
+    let is = |phase: &'static str, restarts: i64, ready: bool| {
+        move |pod: &Value| {
+            let c = status(pod, "c");
+            pod["status"]["phase"] == phase && c["restartCount"] == restarts && c["ready"] == ready
+        }
+    };
+    let never = node
+        .wait_pod("never", "failed", is("Failed", 0, false))
+        .await;
+    assert_eq!(status(&never, "c")["state"]["terminated"]["exitCode"], 1);
+    assert_eq!(status(&never, "c")["started"], false);
+    let done = node
+        .wait_pod("onfailure", "succeeded", is("Succeeded", 1, false))
+        .await;
+    let ended = &status(&done, "c")["state"]["terminated"];
+    assert_eq!(
+        (&ended["reason"], &ended["exitCode"]),
+        (&json!("Completed"), &json!(0))
+    );
+    node.wait_pod("always", "running", is("Running", 2, true))
+        .await;
+    node.wait_pod("hopeless", "waiting", |pod| {
+        status(pod, "c")["state"]["waiting"]["reason"] == "CrashLoopBackOff"
+            && status(pod, "c")["lastState"]["terminated"]["reason"] == "Error"
+    })
+    .await;
+    for name in ["always", "onfailure", "never", "hopeless"] {
+        node.delete(name);
+    }
+    for name in ["always", "onfailure", "never", "hopeless"] {
+        node.wait_gone(name).await;
+    }
+    assert_eq!(node.containers().await, 0);
+}
+
+/// "Variable Expansion should verify that a failing subpath expansion can be modified during the lifecycle of a
+/// container", "should succeed in writing subpaths in container".
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_expansion_of_a_sub_path_can_be_mended() {
+    let Some(node) = Node::start().await else {
+        return;
+    };
+    let more = json!({
+        "env": [{"name": "POD_NAME", "value": "foo"},
+            {"name": "ANNOTATION", "valueFrom": {"fieldRef": {"fieldPath": "metadata.annotations['mysubpath']"}}}],
+        "volumeMounts": [{"name": "v", "mountPath": "/subpath_mount", "subPathExpr": "$(ANNOTATION)/$(POD_NAME)"},
+            {"name": "v", "mountPath": "/volume_mount"}]});
+    node.create(
+        "mended",
+        json!({"volumes": [{"name": "v", "emptyDir": {}}], "containers": [container("c", FOREVER, more)]}),
+    );
+    node.wait_pod("mended", "refused", |pod| {
+        status(pod, "c")["state"]["waiting"]["reason"] == "CreateContainerConfigError"
+    })
+    .await;
+    let annotate = |value: &str| {
+        node.change("mended", |pod| {
+            pod["metadata"]["annotations"] = json!({"mysubpath": value});
+        });
+    };
+    annotate("mypath");
+    let pod = node.wait_phase("mended", "Running").await;
+    let id = id(&pod, "c");
+    docker(&["exec", &id, "touch", "/volume_mount/mypath/foo/test.log"]);
+    docker(&["exec", &id, "test", "-f", "/subpath_mount/test.log"]);
+    // What runs keeps what it has.
+    annotate("mynewpath");
+    docker(&["exec", &id, "test", "-f", "/subpath_mount/test.log"]);
+    node.delete("mended");
+    node.wait_gone("mended").await;
+    assert_eq!(node.containers().await, 0);
+}
+
+/// "EmptyDir wrapper volumes should not conflict", "should not cause race condition when used for configmaps".
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_volumes_do_not_conflict() {
+    let Some(node) = Node::start().await else {
+        return;
+    };
+    const MAPS: usize = 50;
+    for i in 0..MAPS {
+        node.api.put(
+            &format!("/api/v1/configmaps/default/m{i}"),
+            json!({"metadata": {"name": format!("m{i}"), "namespace": "default"}, "data": {"data-1": format!("value-{i}")}}),
+        );
+    }
+    let volumes: Vec<Value> = (0..MAPS)
+        .map(|i| {
+            json!({"name": format!("v{i}"), "configMap": {"name": format!("m{i}"),
+            "items": [{"key": "data-1", "path": "data-1"}]}})
+        })
+        .collect();
+    let mounts: Vec<Value> = (0..MAPS)
+        .map(|i| json!({"name": format!("v{i}"), "mountPath": format!("/etc/config-{i}")}))
+        .collect();
+    let script = format!(
+        "i=0; while [ $i -lt {MAPS} ]; do [ $(cat /etc/config-$i/data-1) = value-$i ] || exit 1; i=$((i+1)); done"
+    );
+    let pods = ["one", "two", "three"];
+    for name in pods {
+        node.create(
+            name,
+            json!({"restartPolicy": "Never", "volumes": volumes,
+                "containers": [container("c", &script, json!({"volumeMounts": mounts}))]}),
+        );
+    }
+    for name in pods {
+        node.wait_phase(name, "Succeeded").await;
+        node.delete(name);
+    }
+    for name in pods {
+        node.wait_gone(name).await;
+    }
 }
 
 /// Ephemeral containers, and the order in which sidecars start and end.

@@ -13,4 +13,5 @@ mod logs;
 mod outage;
 mod pods;
 mod probing;
+mod registry;
 mod shutdown;

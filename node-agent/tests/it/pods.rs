@@ -132,7 +132,14 @@ async fn init_containers_and_sidecars_run_in_order() {
     assert_eq!(order, "one\nside\ntwo\nmain\n");
     let init = &pod["status"]["initContainerStatuses"];
     assert_eq!(init[0]["state"]["terminated"]["reason"], "Completed");
+    assert_eq!(init[0]["ready"], true);
     assert_eq!(init[1]["started"], true);
+    // What can be resized says what it has, be it nothing.
+    assert_eq!(init[1]["resources"], json!({}));
+    assert_eq!(
+        pod["status"]["containerStatuses"][0]["resources"],
+        json!({})
+    );
     node.delete("ordered");
     node.wait_gone("ordered").await;
 }
@@ -340,6 +347,13 @@ async fn probes_and_hooks_decide() {
         p["status"]["containerStatuses"][0]["ready"] == true
     })
     .await;
+    // Why it was not ready is said no more.
+    node.wait_pod("probed", "told to be ready", |p| {
+        let conditions = p["status"]["conditions"].as_array().into_iter().flatten();
+        let mut ready = conditions.filter(|c| c["type"] == "Ready");
+        ready.any(|c| c["status"] == "True" && c["reason"].is_null() && c["message"].is_null())
+    })
+    .await;
     docker(&["exec", &id, "touch", "/tmp/dead"]);
     node.wait_event(
         "probed",
@@ -385,6 +399,13 @@ async fn a_probe_that_is_too_slow_leaves_no_process() {
     let metrics = node.ctx.as_ref().unwrap().probes.text();
     let line = "probe_type=\"Readiness\",result=\"failed\"} 1";
     assert!(metrics.contains(line), "{metrics}");
-    node.delete("slow");
-    node.wait_gone("slow").await;
+    let mut c = sh("c", FOREVER);
+    c["readinessProbe"] = json!({"exec": {"command": ["/no/such/command"]}, "periodSeconds": 1});
+    node.create("impossible", json!({"containers": [c]}));
+    let text = "Readiness probe errored and resulted in unknown state: ";
+    node.wait_event("impossible", "Unhealthy", text).await;
+    for name in ["slow", "impossible"] {
+        node.delete(name);
+        node.wait_gone(name).await;
+    }
 }

@@ -128,7 +128,8 @@ pub(super) async fn build(
                 user,
             };
             files.insert(s.path.clone(), content);
-        } else {
+        } else if source.cluster_trust_bundle.is_some() || source.pod_certificate.is_some() {
+            // Off by default in Kubernetes 1.36, which drops them; here the pod says why it waits.
             return Err(
                 "projected: this node supports configMap, secret, downwardAPI and \
                         serviceAccountToken sources"
