@@ -101,8 +101,8 @@ impl Figure {
     fn judgement(&self) -> String {
         let (wanted, met) = match self.target {
             None => return String::new(),
-            Some(Target::AtLeast(least)) => (format!(">= {least}"), self.median >= least),
-            Some(Target::AtMost(most)) => (format!("<= {most}"), self.median <= most),
+            Some(Target::AtLeast(least)) => (format!(">= {least:.2}"), self.median >= least),
+            Some(Target::AtMost(most)) => (format!("<= {most:.2}"), self.median <= most),
         };
         format!("  {wanted} {}", if met { "met" } else { "missed" })
     }
