@@ -3,14 +3,13 @@
 use std::fs;
 use std::net::IpAddr;
 
-use nix::sched::{CloneFlags, unshare};
 use skep_datapath::layout::TCP;
 use skep_datapath::layout::reason::Reason;
 use skep_datapath::services::{Endpoint, FrontendAddress, ServicePort};
 use skep_datapath::{Datapath, Error, Verdict, cleanup};
 
 use crate::frame::frame;
-use crate::scratch::scratch;
+use crate::scratch::{scratch, shell};
 
 fn service(number: u16) -> ServicePort {
     let endpoint = Endpoint {
@@ -145,19 +144,10 @@ fn a_full_flow_table_refuses_new_flows_and_keeps_the_live_ones() {
     let Some(mut scratch) = scratch("flows") else {
         return;
     };
-    unshare(CloneFlags::CLONE_NEWNET).unwrap();
-    for arguments in [
-        "link set lo up",
-        "link add up0 index 102 type veth peer name up0x",
-        "link set up0 up",
-        "link set up0x up",
-        "addr add 192.0.2.10/24 dev up0",
-    ] {
-        let status = std::process::Command::new("ip")
-            .args(arguments.split(' '))
-            .status();
-        assert!(status.unwrap().success(), "{arguments}");
-    }
+    shell("link add up0 index 102 type veth peer name up0x");
+    shell("link set up0 up");
+    shell("link set up0x up");
+    shell("addr add 192.0.2.10/24 dev up0");
     scratch.config.uplink_ifindex = Some(UPLINK);
     scratch.config.limits.flows = 16;
     let datapath = scratch.open();

@@ -2,10 +2,8 @@
 //! verdict and a frame out. Runs in a network namespace of its own, with an uplink that leads nowhere.
 
 use std::net::IpAddr;
-use std::process::Command;
 
 use ipnet::IpNet;
-use nix::sched::{CloneFlags, unshare};
 use skep_datapath::layout::reason::Reason;
 use skep_datapath::layout::{ICMP, TCP, UDP};
 use skep_datapath::services::{Endpoint, Forwarding, FrontendAddress, ServicePort};
@@ -15,7 +13,7 @@ use crate::frame::{
     ACK, FIN, Frame, RST, frame, has_good_icmpv6_checksum, header_checksum, neighbour_solicitation,
     read_unreachable, unreachable,
 };
-use crate::scratch::{Scratch, scratch};
+use crate::scratch::{Scratch, scratch, shell};
 
 pub(crate) const CLIENT: &str = "198.51.100.9:4444";
 pub(crate) const POD: &str = "10.244.1.5";
@@ -66,14 +64,6 @@ pub(crate) fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
 
-pub(crate) fn shell(arguments: &str) {
-    let status = Command::new("ip")
-        .args(arguments.split(' '))
-        .status()
-        .unwrap();
-    assert!(status.success(), "ip {arguments}");
-}
-
 pub(crate) fn node_port(protocol: u8, port: u16, backends: &[(&str, u16, bool)]) -> ServicePort {
     let v6 = backends.iter().any(|(address, _, _)| address.contains(':'));
     let endpoints: Vec<Endpoint> = backends
@@ -102,9 +92,7 @@ pub(crate) fn node_port(protocol: u8, port: u16, backends: &[(&str, u16, bool)])
 /// pods. `None`, after saying why, where the test cannot run.
 pub(crate) fn bench(name: &str) -> Option<(Bench, Scratch)> {
     let mut scratch = scratch(name)?;
-    // Programs look routes up in it.
-    unshare(CloneFlags::CLONE_NEWNET).unwrap();
-    shell("link set lo up");
+    // Programs look routes up.
     for (index, name) in [
         (UPLINK, "up0"),
         (POD_IFINDEX, "pod0"),

@@ -1,9 +1,11 @@
-//! A cgroup, a bpffs folder and a loaded datapath of this test's own, gone when it ends.
+//! A cgroup, a bpffs folder, a network namespace and a loaded datapath of this test's own, gone when it ends.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use nix::sched::{CloneFlags, unshare};
 use skep_datapath::{Datapath, DatapathConfig, Limits, TcHook, XdpMode, cleanup, ensure_bpffs};
 
 pub(crate) struct Scratch {
@@ -19,6 +21,9 @@ pub(crate) fn scratch(name: &str) -> Option<Scratch> {
         eprintln!("skipped: {name} needs root to load eBPF programs");
         return None;
     }
+    // Whatever the programs fail to translate: no packet of a test leaves the machine.
+    unshare(CloneFlags::CLONE_NEWNET).unwrap();
+    shell("link set lo up");
     let id = format!(
         "skep-dptest-{}-{}-{name}",
         std::process::id(),
@@ -49,6 +54,12 @@ pub(crate) fn scratch(name: &str) -> Option<Scratch> {
         cgroup,
         bpf_parent,
     })
+}
+
+/// Runs `ip` in this thread's namespace.
+pub(crate) fn shell(arguments: &str) {
+    let status = Command::new("ip").args(arguments.split(' ')).status();
+    assert!(status.unwrap().success(), "ip {arguments}");
 }
 
 impl Scratch {
