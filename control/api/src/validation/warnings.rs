@@ -29,7 +29,7 @@ pub fn pod_warnings(pod: &Pod, old: Option<&Pod>) -> Warnings {
 }
 
 /// A name that becomes part of pods' and does not do for a hostname.
-pub fn name_warnings(meta: &ObjectMeta, use_: &str) -> Warnings {
+fn name_warnings(meta: &ObjectMeta, use_: &str) -> Warnings {
     let messages = super::text::dns1123_label(meta.name.text());
     if messages.is_empty() {
         return Warnings::new();
@@ -38,6 +38,21 @@ pub fn name_warnings(meta: &ObjectMeta, use_: &str) -> Warnings {
         "metadata.name: this is used in {use_}, which can result in surprising behavior; a DNS label is recommended: [{}]",
         messages.join(" ")
     )]
+}
+
+/// Of a controller whose name begins those of its pods, and of its template.
+pub fn template_owner_warnings(
+    template: Option<&PodTemplateSpec>,
+    meta: &ObjectMeta,
+    old: Option<&ObjectMeta>,
+    path: &str,
+) -> Warnings {
+    let mut warnings = match old {
+        Some(_) => Warnings::new(),
+        None => name_warnings(meta, "Pod names and hostnames"),
+    };
+    warnings.extend(pod_template_warnings(template, meta, old, path));
+    warnings
 }
 
 /// Of a controller's template: of a new one, and of one whose generation an update changes.

@@ -11,7 +11,7 @@ use crate::{
         template::{
             validate_required_selector, validate_selector_unchanged, validate_workload_template,
         },
-        warnings::{name_warnings, pod_template_warnings},
+        warnings::template_owner_warnings,
     },
     zero::set,
 };
@@ -69,17 +69,7 @@ impl Kind for ReplicaSet {
     fn warnings(&self, old: Option<&Self>) -> Warnings {
         let template = self.spec.as_ref().and_then(|spec| spec.template.as_ref());
         let old = old.map(|old| &old.metadata);
-        let mut warnings = Warnings::new();
-        if old.is_none() {
-            warnings = name_warnings(&self.metadata, "Pod names and hostnames");
-        }
-        warnings.extend(pod_template_warnings(
-            template,
-            &self.metadata,
-            old,
-            "spec.template",
-        ));
-        warnings
+        template_owner_warnings(template, &self.metadata, old, "spec.template")
     }
 
     fn printer() -> std::sync::Arc<dyn crate::printer::Printer> {

@@ -9,10 +9,7 @@ use crate::{
     field::{Bad, Errors, Path},
     kinds::{Generation, Kind, Rules},
     strategy::Warnings,
-    validation::{
-        numbers::validate_non_negative,
-        warnings::{name_warnings, pod_template_warnings},
-    },
+    validation::{numbers::validate_non_negative, warnings::template_owner_warnings},
     zero::{Flag, Text, fill, set},
 };
 
@@ -42,12 +39,8 @@ impl Kind for CronJob {
         let job = self.spec.job_template.spec.as_ref();
         let template = job.map(|job| &job.template);
         let old = old.map(|old| &old.metadata);
-        let mut warnings = Warnings::new();
-        if old.is_none() {
-            warnings = name_warnings(&self.metadata, "Pod names and hostnames");
-        }
         let path = "spec.jobTemplate.spec.template";
-        warnings.extend(pod_template_warnings(template, &self.metadata, old, path));
+        let mut warnings = template_owner_warnings(template, &self.metadata, old, path);
         if self.spec.schedule.contains("TZ") {
             warnings.push("cannot use TZ or CRON_TZ in spec.schedule, use spec.timeZone instead, see https://kubernetes.io/docs/concepts/workloads/controllers/cron-jobs/#time-zones for more details".to_owned());
         }

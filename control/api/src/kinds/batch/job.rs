@@ -19,7 +19,7 @@ use crate::{
         numbers::validate_non_negative,
         template::validate_template,
         text,
-        warnings::{name_warnings, pod_template_warnings},
+        warnings::template_owner_warnings,
     },
     zero::{Flag, List, Text, fill, set},
 };
@@ -105,13 +105,7 @@ impl Kind for Job {
     fn warnings(&self, old: Option<&Self>) -> Warnings {
         let template = self.spec.as_ref().map(|spec| &spec.template);
         let old = old.map(|old| &old.metadata);
-        let mut warnings = Warnings::new();
-        if old.is_none() {
-            warnings = name_warnings(&self.metadata, "Pod names and hostnames");
-        }
-        let path = "spec.template";
-        warnings.extend(pod_template_warnings(template, &self.metadata, old, path));
-        warnings
+        template_owner_warnings(template, &self.metadata, old, "spec.template")
     }
 
     fn printer() -> std::sync::Arc<dyn crate::printer::Printer> {

@@ -10,7 +10,7 @@ use crate::{
     validation::{
         numbers::{validate_non_negative, validate_replica_counts},
         template::validate_workload_template,
-        warnings::{name_warnings, pod_template_warnings},
+        warnings::template_owner_warnings,
     },
     zero::set,
 };
@@ -103,17 +103,7 @@ impl Kind for ReplicationController {
     fn warnings(&self, old: Option<&Self>) -> Warnings {
         let template = self.spec.as_ref().and_then(|spec| spec.template.as_ref());
         let old = old.map(|old| &old.metadata);
-        let mut warnings = Warnings::new();
-        if old.is_none() {
-            warnings = name_warnings(&self.metadata, "Pod names and hostnames");
-        }
-        warnings.extend(pod_template_warnings(
-            template,
-            &self.metadata,
-            old,
-            "spec.template",
-        ));
-        warnings
+        template_owner_warnings(template, &self.metadata, old, "spec.template")
     }
 
     fn printer() -> std::sync::Arc<dyn crate::printer::Printer> {
