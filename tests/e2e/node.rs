@@ -410,7 +410,7 @@ pub(crate) fn resize(story: &Story<'_>) -> Result<()> {
     settled(&wanted, 3)?;
 
     // Many changes, one after the other.
-    const CHANGES: i64 = 500;
+    const CHANGES: i64 = 100;
     let path = format!("{pods}/sized");
     for number in 0..CHANGES {
         let deadline = 1_000_000 - number;
