@@ -243,37 +243,15 @@ fn cannot(operator: &str) -> Error {
 
 fn can(left: &Value, operator: &str) -> bool {
     use Value::{Bytes, Duration, Float, Int, List, String, Timestamp, UInt};
+    let number = matches!(left, Int(_) | UInt(_) | Float(_));
+    let text = matches!(left, String(_) | Bytes(_));
+    let time = matches!(left, Duration(_) | Timestamp(_));
     match operator {
-        operators::ADD => matches!(
-            left,
-            Int(_)
-                | UInt(_)
-                | Float(_)
-                | String(_)
-                | Bytes(_)
-                | List(_)
-                | Duration(_)
-                | Timestamp(_)
-        ),
-        operators::SUBSTRACT => {
-            matches!(
-                left,
-                Int(_) | UInt(_) | Float(_) | Duration(_) | Timestamp(_)
-            )
-        }
-        operators::MULTIPLY | operators::DIVIDE => matches!(left, Int(_) | UInt(_) | Float(_)),
+        operators::ADD => number || text || time || matches!(left, List(_)),
+        operators::SUBSTRACT => number || time,
+        operators::MULTIPLY | operators::DIVIDE => number,
         operators::MODULO => matches!(left, Int(_) | UInt(_)),
-        _ => matches!(
-            left,
-            Int(_)
-                | UInt(_)
-                | Float(_)
-                | String(_)
-                | Bytes(_)
-                | Value::Bool(_)
-                | Duration(_)
-                | Timestamp(_)
-        ),
+        _ => number || text || time || matches!(left, Value::Bool(_)),
     }
 }
 

@@ -405,6 +405,17 @@ fn selectable_servers(webhook: &Webhook) -> Value {
     definition
 }
 
+/// A cluster that serves [`selectable_servers`] in both versions.
+async fn selectable_cluster() -> (Webhook, Cluster) {
+    let webhook = webhook(addresses).await;
+    let cluster = Cluster::start().await;
+    let definition = selectable_servers(&webhook);
+    cluster.post(DEFINITIONS, definition).await.expect(201);
+    established(&cluster, "servers.example.com").await;
+    until(&cluster, V2, |code, _| code == 200).await;
+    (webhook, cluster)
+}
+
 fn names(list: &Value) -> Vec<&str> {
     let items = list["items"].as_array().into_iter().flatten();
     items
@@ -415,12 +426,7 @@ fn names(list: &Value) -> Vec<&str> {
 /// Selectors see what the client sees: fields that the stored form has not, labels that the webhook gives.
 #[tokio::test]
 async fn lists_select_converted_objects() {
-    let webhook = webhook(addresses).await;
-    let cluster = Cluster::start().await;
-    let definition = selectable_servers(&webhook);
-    cluster.post(DEFINITIONS, definition).await.expect(201);
-    established(&cluster, "servers.example.com").await;
-    until(&cluster, V2, |code, _| code == 200).await;
+    let (_webhook, cluster) = selectable_cluster().await;
     for number in 0..450 {
         let host = if number % 90 == 7 { "rare" } else { "common" };
         let server = json!({
@@ -506,12 +512,7 @@ async fn watched(cluster: &Cluster, path: &str) -> Vec<String> {
 
 #[tokio::test]
 async fn watches_select_converted_objects() {
-    let webhook = webhook(addresses).await;
-    let cluster = Cluster::start().await;
-    let definition = selectable_servers(&webhook);
-    cluster.post(DEFINITIONS, definition).await.expect(201);
-    established(&cluster, "servers.example.com").await;
-    until(&cluster, V2, |code, _| code == 200).await;
+    let (_webhook, cluster) = selectable_cluster().await;
     let server = |name: &str, address: &str| json!({"metadata": {"name": name}, "spec": {"address": address}});
     cluster.post(V1, server("a", "x:1")).await.expect(201);
     let before = cluster.post(V1, server("b", "y:2")).await.expect(201);
@@ -560,12 +561,7 @@ async fn watches_select_converted_objects() {
 /// A watch that begins with many objects does not ask for each by itself.
 #[tokio::test]
 async fn initial_events_are_converted_by_the_hundred() {
-    let webhook = webhook(addresses).await;
-    let cluster = Cluster::start().await;
-    let definition = selectable_servers(&webhook);
-    cluster.post(DEFINITIONS, definition).await.expect(201);
-    established(&cluster, "servers.example.com").await;
-    until(&cluster, V2, |code, _| code == 200).await;
+    let (webhook, cluster) = selectable_cluster().await;
     for number in 0..300 {
         let server = json!({
             "metadata": {"name": format!("s{number:03}")}, "spec": {"address": format!("x:{number}")},
