@@ -568,6 +568,8 @@ async fn run(options: Options) -> Result<()> {
         evictions: Default::default(),
         shutdown: Default::default(),
         layers: Default::default(),
+        accounts: Default::default(),
+        pulled: docker.then(|| kubelet::pulled::Pulled::open(&options.state_dir)),
         counters: Default::default(),
         probes: Default::default(),
         pods: parking_lot::RwLock::default(),
@@ -653,18 +655,20 @@ async fn cleanup(options: Options) -> Result<()> {
     if let Err(e) = logs::clear(&options.log_dir, &options.state_dir) {
         failures.push(format!("cannot remove the logs of containers: {e}"));
     }
-    let pods = options.state_dir.join("pods");
-    if let Err(e) = namespace.unmount_below(&pods) {
-        failures.push(format!(
-            "cannot unmount what is below {}: {e}",
-            pods.display()
-        ));
-    }
-    match std::fs::remove_dir_all(&pods) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-            failures.push(format!("cannot remove {}: {e}", pods.display()));
+    for folder in Volumes::folders(&options.state_dir) {
+        if let Err(e) = namespace.unmount_below(&folder) {
+            failures.push(format!(
+                "cannot unmount what is below {}: {e}",
+                folder.display()
+            ));
+            continue;
         }
-        _ => {}
+        match std::fs::remove_dir_all(&folder) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                failures.push(format!("cannot remove {}: {e}", folder.display()));
+            }
+            _ => {}
+        }
     }
     let group = format!("{}/kubepods", options.cgroup_parent.trim_end_matches('/'));
     if let Err(e) = cgroup::Cgroups::discover().remove(&group) {

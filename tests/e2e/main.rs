@@ -8,10 +8,13 @@ mod clients;
 mod errors;
 mod first_session;
 mod healing;
+mod kinds;
 mod manifests;
 mod network;
 mod node;
 mod rollout;
+mod storage;
+mod streams;
 mod workloads;
 
 use std::panic::AssertUnwindSafe;
@@ -79,6 +82,7 @@ const STORIES: &[(&str, Tell)] = &[
         "members of a StatefulSet keep their names and data",
         workloads::stateful,
     ),
+    ("volumes are claimed, kept and given back", storage::claims),
     (
         "a DaemonSet runs on every node and is replaced",
         workloads::on_every_node,
@@ -86,6 +90,16 @@ const STORIES: &[(&str, Tell)] = &[
     ("Jobs end, give up, and come by schedule", workloads::jobs),
     ("a drain respects a disruption budget", workloads::drain),
     ("exec, logs and a watch over WebSockets", node::websockets),
+    (
+        "logs, commands, files, ports and figures of a node",
+        streams::served,
+    ),
+    (
+        "every kind of nodes, pods and storage lives its life in the API",
+        kinds::lives,
+    ),
+    ("pods are refused for what they ask for", kinds::refusals),
+    ("a pod's life, as the API shows it", kinds::pods),
     ("what a pod is told of its surroundings", node::facts),
     ("a taint drives pods away", node::taints),
     ("the resources of a running pod change", node::resize),

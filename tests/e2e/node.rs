@@ -96,8 +96,8 @@ pub(crate) fn websockets(story: &Story<'_>) -> Result<()> {
     ensure!(said.concat() == "Y29udGFpbmVyIGlzIGFsaXZlCg==", "{said:?}");
 
     let watch = format!("{pods}?watch=true&fieldSelector=metadata.name=streams");
-    let first = api.messages(&watch, None, 1)?;
-    let event: Value = serde_json::from_str(first.first().context("no event")?.to_text()?)?;
+    let events = api.events(&watch, |_| true)?;
+    let event = events.first().context("no event")?;
     ensure!(
         event["type"] == "ADDED" && event["object"]["metadata"]["name"] == "streams",
         "{event}"
@@ -409,6 +409,8 @@ pub(crate) fn resize(story: &Story<'_>) -> Result<()> {
     wanted[0]["requests"]["cpu"] = json!("30m");
     settled(&wanted, 3)?;
 
+    guaranteed(story, &api)?;
+
     // Many changes, one after the other.
     const CHANGES: i64 = 100;
     let path = format!("{pods}/sized");
@@ -430,6 +432,81 @@ pub(crate) fn resize(story: &Story<'_>) -> Result<()> {
         deleted["metadata"]
     );
     await_gone(&story.kubectl, &["pod", "sized"])
+}
+
+/// Three containers whose requests are their limits: some grow and some shrink, and the pod as a whole with them.
+fn guaranteed(story: &Story<'_>, api: &Api) -> Result<()> {
+    let amounts = |cpu: u32, mib: u32| {
+        let amounts = json!({"cpu": format!("{cpu}m"), "memory": format!("{mib}Mi")});
+        json!({"requests": amounts, "limits": amounts})
+    };
+    let sized = |steps: [(u32, u32); 3]| -> Vec<Value> {
+        let names = ["c1", "c2", "c3"].into_iter().zip(steps);
+        names
+            .map(|(name, (cpu, mib))| json!({"name": name, "resources": amounts(cpu, mib)}))
+            .collect()
+    };
+    let mut pod = idle_pod("guaranteed", None);
+    let begun = sized([(20, 24), (20, 24), (20, 24)]);
+    pod["spec"]["containers"] = json!(begun);
+    for container in pod["spec"]["containers"]
+        .as_array_mut()
+        .into_iter()
+        .flatten()
+    {
+        container["image"] = json!(BUSYBOX);
+        container["command"] = json!(["sleep", "3600"]);
+    }
+    story.apply(&[pod])?;
+    let pod = await_ready(&story.kubectl, "guaranteed")?;
+    ensure!(
+        pod["status"]["qosClass"] == "Guaranteed",
+        "{}",
+        pod["status"]
+    );
+    let path = format!("{}/guaranteed/resize", pods(story));
+    for steps in [
+        // More on the whole, less on the whole, and some of each.
+        [(30, 30), (30, 30), (15, 20)],
+        [(35, 32), (20, 24), (10, 18)],
+        [(40, 32), (15, 28), (20, 24)],
+    ] {
+        let wanted = sized(steps);
+        api.call(
+            Method::PATCH,
+            &path,
+            &json!({"spec": {"containers": wanted}}),
+        )?;
+        wait_for("the containers to have it", SOON, || {
+            let pod = story.kubectl.get(&["pod", "guaranteed"])?;
+            let statuses = pod["status"]["containerStatuses"].as_array();
+            for (status, wanted) in statuses.into_iter().flatten().zip(&wanted) {
+                ensure!(
+                    status["resources"] == wanted["resources"] && status["restartCount"] == 0,
+                    "{status}"
+                );
+            }
+            Ok(())
+        })?;
+        // What the kernel says of each: memory in bytes, processor in microseconds of 100 ms.
+        for (name, (cpu, mib)) in ["c1", "c2", "c3"].into_iter().zip(steps) {
+            let script = "cd /sys/fs/cgroup; cat memory/memory.limit_in_bytes cpu/cpu.cfs_quota_us 2>/dev/null \
+                || { cat memory.max; cut -d' ' -f1 cpu.max; }";
+            let said =
+                story
+                    .kubectl
+                    .run(&["exec", "guaranteed", "-c", name, "--", "sh", "-c", script])?;
+            let expected = format!("{}\n{}", u64::from(mib) << 20, cpu * 100);
+            ensure!(
+                said.trim() == expected,
+                "{name}: {said:?}, not {expected:?}"
+            );
+        }
+    }
+    story
+        .kubectl
+        .run(&["delete", "pod", "guaranteed", "--wait=false"])
+        .map(drop)
 }
 
 /// What a node has of its pods, apart from Docker's own: containers, links, folders, cgroups.

@@ -74,6 +74,26 @@ impl Api {
         protocol: Option<&'static str>,
         enough: usize,
     ) -> Result<Vec<Message>> {
+        self.read(path, protocol, |messages| messages.len() >= enough)
+    }
+
+    /// The events of a watch, up to the one that is the last.
+    pub fn events(&self, path: &str, is_last: impl Fn(&Value) -> bool) -> Result<Vec<Value>> {
+        let event =
+            |message: &Message| -> Result<Value> { Ok(serde_json::from_str(message.to_text()?)?) };
+        let messages = self.read(path, None, |messages| {
+            let last = messages.last().map(event);
+            last.is_some_and(|last| last.is_ok_and(|last| is_last(&last)))
+        })?;
+        messages.iter().map(event).collect()
+    }
+
+    fn read(
+        &self,
+        path: &str,
+        protocol: Option<&'static str>,
+        is_all: impl Fn(&[Message]) -> bool,
+    ) -> Result<Vec<Message>> {
         let read = async {
             let url = &self.config.cluster_url;
             let host = url.host().context("no host")?;
@@ -91,7 +111,7 @@ impl Api {
             }
             let (mut socket, _) = tokio_tungstenite::client_async(request, stream).await?;
             let mut messages = Vec::new();
-            while messages.len() < enough
+            while !is_all(&messages)
                 && let Some(message) = socket.next().await
             {
                 match message? {

@@ -1,6 +1,6 @@
 //! The command lines that people use: the real kubectl, and skep's own.
 
-use std::io::Read as _;
+use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -33,6 +33,13 @@ pub struct Outcome {
 pub struct Serving(Child);
 
 impl Serving {
+    /// Writes to its standard input, which stays open.
+    pub fn give(&mut self, text: &str) -> Result<()> {
+        let input = self.0.stdin.as_mut().context("its input was taken")?;
+        input.write_all(text.as_bytes())?;
+        Ok(input.flush()?)
+    }
+
     /// The next line that it prints; an error when it ends instead.
     pub fn line(&mut self) -> Result<String> {
         let output = self.0.stdout.as_mut().context("its output was taken")?;
@@ -103,6 +110,7 @@ impl Client {
     pub fn start(&self, arguments: &[&str]) -> Result<Serving> {
         let child = self
             .completed(Command::new(&self.program), arguments)
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
             .with_context(|| format!("cannot run {}", self.program.display()))?;

@@ -278,7 +278,15 @@ fn plan(
         == Some("WaitForFirstConsumer");
     if waits {
         let node = annotation(&claim.metadata, SELECTED_NODE);
+        let spec = claim.spec.as_ref();
+        let is_block = spec.and_then(|spec| spec.volume_mode.as_deref()) == Some("Block");
         return match (node, class) {
+            (Some(_), Some(class)) if class.provisioner == LOCAL_PATH && is_block => Plan::Wait {
+                reason: "ProvisioningFailed",
+                message: format!(
+                    "{LOCAL_PATH} makes folders: a claim with volumeMode: Block needs a local volume of a block device"
+                ),
+            },
             (Some(node), Some(class)) if class.provisioner == LOCAL_PATH => Plan::Provision {
                 node: node.to_owned(),
             },
@@ -873,6 +881,13 @@ mod tests {
         assert_eq!(
             plan(&chosen, Some(&waiting), &[]),
             Plan::Provision { node: "n1".into() }
+        );
+        let block = claim(
+            json!({ "metadata": { "annotations": { SELECTED_NODE: "n1" } }, "spec": { "volumeMode": "Block" } }),
+        );
+        assert_eq!(
+            reason(plan(&block, Some(&waiting), &[])),
+            "ProvisioningFailed"
         );
         let other = class("example.com/disk", "WaitForFirstConsumer");
         assert_eq!(

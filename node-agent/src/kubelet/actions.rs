@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
-use k8s_openapi::api::core::v1::{ConfigMap, Container, ObjectReference, Pod, PodStatus, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, Container, Pod, PodStatus, Secret};
 use kube::Api;
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use serde_json::{Value, json};
@@ -20,9 +20,11 @@ use super::plan::Action;
 use super::pod::{self, Kind};
 use super::volumes::{MountNamespace, VolumePaths, Volumes};
 use super::worker::{Shared, reference};
-use super::{Context, hooks, images, logs, objects, resources, spec, status};
+use super::{Context, hooks, logs, objects, pull, resources, spec, status};
 use crate::network::PodIdentity;
-use crate::runtime::{Image, Observed, ResourceLimits, Runtime, State, label};
+use crate::runtime::{
+    ContainerSpec, Image, Observed, ResourceLimits, Runtime, RuntimeError, State, label,
+};
 
 const DRAIN_MAX: Duration = Duration::from_secs(2);
 const DRAIN_LOOK: Duration = Duration::from_millis(10);
@@ -94,7 +96,7 @@ pub async fn perform(shared: Shared, pod: Option<Arc<Pod>>, action: Action) -> O
             let result = match find(&pod, &container) {
                 Some((_, c)) => {
                     let about = reference(&pod, Some(&container));
-                    ensure_image(&shared, &pod, &c, &about).await
+                    pull::ensure(&shared, &pod, &c, &about).await
                 }
                 None => Err((
                     "ErrImagePull".into(),
@@ -279,7 +281,7 @@ async fn image_volumes(
         };
         let about = reference(pod, None);
         let image =
-            ensure_image(shared, pod, &wanted, &about)
+            pull::ensure(shared, pod, &wanted, &about)
                 .await
                 .map_err(|(reason, message)| {
                     let text = format!("Error: {reason}");
@@ -436,105 +438,6 @@ async fn attach(shared: &Shared, pod: &Pod, sandbox: &str) -> Result<Vec<IpAddr>
     })
 }
 
-async fn ensure_image(
-    shared: &Shared,
-    pod: &Pod,
-    c: &Container,
-    about: &ObjectReference,
-) -> Result<Image, Refusal> {
-    let ctx = &shared.ctx;
-    let name = c.image.as_deref().unwrap_or_default();
-    let reference = images::normalize(name).map_err(|message| {
-        ctx.recorder
-            .warning(about, "InspectFailed", message.clone());
-        ("InvalidImageName".to_string(), message)
-    })?;
-    let present = ctx.runtime.image(&reference).await.map_err(|e| {
-        let message = format!("Failed to inspect image \"{name}\": {e}");
-        ctx.recorder
-            .warning(about, "InspectFailed", message.clone());
-        ("ImageInspectError".to_string(), message)
-    })?;
-    match (
-        images::pull_policy(c.image_pull_policy.as_deref(), &reference),
-        present,
-    ) {
-        ("IfNotPresent" | "Never", Some(image)) => {
-            let text = format!(
-                "Container image \"{name}\" already present on machine and can be accessed by the pod"
-            );
-            ctx.recorder.normal(about, "Pulled", text);
-            return Ok(image);
-        }
-        ("Never", None) => {
-            let message =
-                format!("Container image \"{name}\" is not present with pull policy of Never");
-            ctx.recorder
-                .warning(about, "ErrImageNeverPull", message.clone());
-            return Err(("ErrImageNeverPull".into(), message));
-        }
-        _ => {}
-    }
-    ctx.recorder
-        .normal(about, "Pulling", format!("Pulling image \"{name}\""));
-    let began = Instant::now();
-    let mut secrets = Vec::new();
-    let mut missing = Vec::new();
-    for secret in pod::spec(pod).image_pull_secrets.iter().flatten() {
-        // A missing one is not fatal: the registry may not need it.
-        match ctx
-            .objects
-            .get::<Secret>(Some(&shared.who.namespace), &secret.name)
-            .await
-        {
-            Ok(Some(found)) => secrets.push(found),
-            Ok(None) => missing.push(secret.name.as_str()),
-            Err(message) => {
-                debug!(message, secret = secret.name, "cannot read a pull secret");
-                missing.push(secret.name.as_str());
-            }
-        }
-    }
-    if !missing.is_empty() {
-        let text = format!(
-            "Unable to retrieve some image pull secrets ({}); attempting to pull the image may not \
-             succeed.",
-            missing.join(", ")
-        );
-        ctx.recorder
-            .warning(about, "FailedToRetrieveImagePullSecret", text);
-    }
-    let mut tries: Vec<_> = images::credentials(&reference, &secrets)
-        .into_iter()
-        .map(Some)
-        .collect();
-    tries.push(None);
-    let mut failure = String::new();
-    for auth in tries {
-        match ctx.runtime.pull(&reference, auth.as_ref()).await {
-            Err(e) => failure = e.to_string(),
-            Ok(()) => {
-                let image = ctx.runtime.image(&reference).await.ok().flatten();
-                let Some(image) = image else {
-                    failure = format!("the image {reference} is gone again after its pull");
-                    continue;
-                };
-                let seconds = began.elapsed().as_millis() as f64 / 1000.0;
-                let text = format!(
-                    "Successfully pulled image \"{name}\" in {seconds}s ({seconds}s including waiting). \
-                     Image size: {} bytes.",
-                    image.size_bytes
-                );
-                ctx.recorder.normal(about, "Pulled", text);
-                return Ok(image);
-            }
-        }
-    }
-    let text = format!("Failed to pull image \"{name}\": {failure}");
-    ctx.recorder.warning(about, "Failed", text.clone());
-    Err(("ErrImagePull".into(), failure))
-}
-
 /// Which start of a container this is, and where.
 struct Begin<'a> {
     attempt: u32,
@@ -600,7 +503,7 @@ async fn start(
     let empty = Image::default();
     let own = MountNamespace::own();
     let namespace_of_mounts = ctx.volumes.as_ref().map_or(&own, Volumes::namespace);
-    let mut wanted = spec::container(&spec::Made {
+    let made = spec::Made {
         config: &ctx.config,
         pod,
         kind,
@@ -614,8 +517,8 @@ async fn start(
         node: &node,
         memory_capacity: ctx.memory_capacity,
         dir,
-    })
-    .map_err(bad_config)?;
+    };
+    let mut wanted = spec::container(&made).map_err(bad_config)?;
 
     wanted
         .labels
@@ -625,9 +528,7 @@ async fn start(
     }
 
     let permit = ctx.starts.acquire().await;
-    let id = ctx
-        .runtime
-        .create_container(sandbox, &wanted)
+    let id = create(shared, sandbox, wanted, &made)
         .await
         .map_err(|e| ("CreateContainerError".to_string(), e.to_string()))?;
     ctx.recorder.normal(&about, "Created", "Container created");
@@ -675,6 +576,36 @@ async fn start(
         }
     }
     Ok(())
+}
+
+/// Makes a container whose process has the groups that it should.
+///
+/// Those may depend on files of the image, which only a container of it shows: the first one of an image is made twice.
+async fn create(
+    shared: &Shared,
+    sandbox: &str,
+    mut wanted: ContainerSpec,
+    made: &spec::Made<'_>,
+) -> Result<String, RuntimeError> {
+    let runtime = &*shared.ctx.runtime;
+    let (question, image) = (made.question(), made.image.id.as_str());
+    if !question.needs_accounts(&wanted.security) {
+        return runtime.create_container(sandbox, &wanted).await;
+    }
+    let known = &shared.ctx.accounts;
+    if let Some(accounts) = known.get(image) {
+        wanted.security = question.answer(&wanted.security, &accounts);
+        return runtime.create_container(sandbox, &wanted).await;
+    }
+    let id = runtime.create_container(sandbox, &wanted).await?;
+    let accounts = known.read(runtime, &id, image).await?;
+    let security = question.answer(&wanted.security, &accounts);
+    if security == wanted.security {
+        return Ok(id);
+    }
+    runtime.remove(&id).await?;
+    wanted.security = security;
+    runtime.create_container(sandbox, &wanted).await
 }
 
 /// The container whose processes an ephemeral container is to see, if it names one.

@@ -113,13 +113,6 @@ fn sysctls(input: &Input<'_>) -> Result<(), Rejection> {
 fn security(input: &Input<'_>) -> Result<(), Rejection> {
     let spec = pod::spec(input.pod);
     let shared = spec.security_context.as_ref();
-    if shared.and_then(|s| s.supplemental_groups_policy.as_deref()) == Some("Strict") {
-        // Docker adds the groups that the image gives its user.
-        return reject(
-            "SupplementalGroupsPolicyNotSupported",
-            "SupplementalGroupsPolicy=Strict is not supported in this node",
-        );
-    }
     let own = spec
         .init_containers
         .iter()

@@ -6,6 +6,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use k8s_openapi::api::core::v1::Secret;
 use serde::Deserialize;
+use sha2::{Digest, Sha256};
 
 use crate::runtime::RegistryAuth;
 
@@ -24,11 +25,8 @@ pub fn normalize(image: &str) -> Result<String, String> {
         Some((name, digest)) => (name, Some(digest)),
         None => (image, None),
     };
-    // The first part is a registry when it looks like a host.
     let (host, path) = match name.split_once('/') {
-        Some((host, path)) if host.contains(['.', ':']) || host == "localhost" => {
-            (Some(host), path)
-        }
+        Some((host, path)) if is_registry(host) => (Some(host), path),
         _ => (None, name),
     };
     let (path, tag) = match path.rsplit_once(':') {
@@ -36,7 +34,13 @@ pub fn normalize(image: &str) -> Result<String, String> {
         None => (path, None),
     };
     if path.bytes().any(|b| b.is_ascii_uppercase()) {
-        return bad(": repository name must be lowercase");
+        let library = match host.is_none() && !path.contains('/') {
+            true => "library/",
+            false => "",
+        };
+        return bad(&format!(
+            ": repository name ({library}{path}) must be lowercase"
+        ));
     }
     let component = |part: &str| {
         let edge =
@@ -100,22 +104,59 @@ struct Entry {
     identitytoken: String,
 }
 
+/// The first part of a name is a registry when it looks like a host; a repository's name is in lower case.
+fn is_registry(part: &str) -> bool {
+    part.contains(['.', ':']) || part == "localhost" || part.bytes().any(|b| b.is_ascii_uppercase())
+}
+
 /// The registry of a reference as credentials name it.
 fn registry(image: &str) -> &str {
     match image.split_once('/') {
-        Some((host, _)) if host.contains(['.', ':']) || host == "localhost" => host,
+        Some((host, _)) if is_registry(host) => host,
         _ => "docker.io",
     }
 }
 
+/// A reference without its tag and digest.
+pub fn repository(image: &str) -> &str {
+    let name = image.split_once('@').map_or(image, |(name, _)| name);
+    match name.rsplit_once(':') {
+        // A port is followed by a path.
+        Some((repository, tag)) if !tag.contains('/') => repository,
+        _ => name,
+    }
+}
+
+/// What opens a registry, and the secret that says so.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Credential {
+    pub secret_uid: String,
+    pub auth: RegistryAuth,
+}
+
+impl Credential {
+    /// The same for the same credential in another secret.
+    pub fn hash(&self) -> String {
+        let auth = &self.auth;
+        let parts = [&auth.username, &auth.password, &auth.identity_token];
+        let mut digest = Sha256::new();
+        for part in parts {
+            digest.update(part.len().to_le_bytes());
+            digest.update(part);
+        }
+        let hash = digest.finalize();
+        hash.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
 /// Every credential of `secrets` that fits the image, the most specific first.
-pub fn credentials(image: &str, secrets: &[Secret]) -> Vec<RegistryAuth> {
+pub fn credentials(image: &str, secrets: &[Secret]) -> Vec<Credential> {
     let host = registry(image);
     let path = image
         .strip_prefix(host)
         .unwrap_or(image)
         .trim_start_matches('/');
-    let mut found: Vec<(usize, RegistryAuth)> = Vec::new();
+    let mut found: Vec<(usize, Credential)> = Vec::new();
     for secret in secrets {
         let data = secret.data.as_ref();
         let config = data
@@ -150,15 +191,14 @@ pub fn credentials(image: &str, secrets: &[Secret]) -> Vec<RegistryAuth> {
                         .map(|(u, p)| (u.to_string(), p.to_string()))
                 })
                 .unwrap_or((entry.username.clone(), entry.password.clone()));
-            found.push((
-                server_path.len(),
-                RegistryAuth {
-                    username,
-                    password,
-                    server: server.clone(),
-                    identity_token: entry.identitytoken.clone(),
-                },
-            ));
+            let auth = RegistryAuth {
+                username,
+                password,
+                server: server.clone(),
+                identity_token: entry.identitytoken.clone(),
+            };
+            let secret_uid = secret.metadata.uid.clone().unwrap_or_default();
+            found.push((server_path.len(), Credential { secret_uid, auth }));
         }
     }
     found.sort_by_key(|(length, _)| std::cmp::Reverse(*length));
@@ -193,6 +233,17 @@ mod tests {
     }
 
     #[test]
+    fn a_repository_has_no_tag() {
+        for (image, expected) in [
+            ("nginx:1", "nginx"),
+            ("localhost:5000/a", "localhost:5000/a"),
+            ("localhost:5000/a:1@sha256:0", "localhost:5000/a"),
+        ] {
+            assert_eq!(repository(image), expected);
+        }
+    }
+
+    #[test]
     fn the_most_specific_credential_comes_first() {
         let json = serde_json::json!({"auths": {
             "https://index.docker.io/v1/": {"auth": STANDARD.encode("hub:h")},
@@ -207,7 +258,7 @@ mod tests {
             let found = credentials(image, std::slice::from_ref(&secret));
             found
                 .into_iter()
-                .map(|a| format!("{}/{}", a.username, a.password))
+                .map(|c| format!("{}/{}", c.auth.username, c.auth.password))
                 .collect()
         };
         assert_eq!(users("nginx:1"), ["hub/h"]);

@@ -4,6 +4,7 @@
 //! events (what changed), and a periodic relist (what the events missed). All of them only wake the
 //! worker of the pod concerned. Read `plan.rs` first.
 
+pub mod accounts;
 pub mod actions;
 pub mod admit;
 pub mod bootstrap;
@@ -23,6 +24,8 @@ pub mod objects;
 pub mod plan;
 pub mod pod;
 pub mod probes;
+pub mod pull;
+pub mod pulled;
 pub mod reserved;
 pub mod resize;
 pub mod resources;
@@ -141,6 +144,9 @@ pub struct Context {
     pub evictions: eviction::Evictions,
     pub shutdown: shutdown::Shutdown,
     pub layers: disk::Layers,
+    pub accounts: accounts::Known,
+    /// `None` where nothing is really pulled.
+    pub pulled: Option<pulled::Pulled>,
     pub counters: counters::Counters,
     pub probes: Arc<probes::metrics::Metrics>,
     /// Pods as the workers see them, for the agent's server.

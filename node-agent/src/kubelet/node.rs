@@ -9,7 +9,8 @@ use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::api::core::v1::{
     ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints,
-    NodeStatus, NodeSystemInfo, ObjectReference,
+    NodeFeatures, NodeRuntimeHandler, NodeRuntimeHandlerFeatures, NodeStatus, NodeSystemInfo,
+    ObjectReference,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference, Time};
@@ -300,7 +301,23 @@ async fn status(
             ..Default::default()
         }),
         images: Some(runtime.images.clone()),
+        // A hollow node confines nothing.
+        features: ctx.volumes.as_ref().map(|_| NodeFeatures {
+            supplemental_groups_policy: Some(true),
+        }),
+        runtime_handlers: ctx.volumes.as_ref().map(|_| vec![default_handler()]),
         ..Default::default()
+    }
+}
+
+/// What the one runtime that there is can do. The default handler has no name.
+fn default_handler() -> NodeRuntimeHandler {
+    NodeRuntimeHandler {
+        name: Some(String::new()),
+        features: Some(NodeRuntimeHandlerFeatures {
+            recursive_read_only_mounts: Some(true),
+            user_namespaces: Some(false),
+        }),
     }
 }
 

@@ -101,8 +101,12 @@ impl Failure {
         }
     }
 
-    pub fn retry_at(&self) -> Timestamp {
-        self.backoff.until(self.at)
+    /// Until when the next try has to wait, if it has to.
+    pub fn waits_until(&self, now: Timestamp) -> Option<Timestamp> {
+        // A clock that was set back must not make it wait for as long.
+        let set_back = now < self.at;
+        let until = self.backoff.until(self.at);
+        (until > now && !set_back).then_some(until)
     }
 }
 
@@ -135,6 +139,7 @@ pub struct Memory {
     pub image_failures: BTreeMap<String, Failure>,
     /// Errors before a container existed (configuration, create).
     pub start_failures: BTreeMap<String, Failure>,
+    /// By [`backoff_key`].
     pub crash_backoff: BTreeMap<String, Backoff>,
     pub probes: BTreeMap<String, ProbeResults>,
     /// Containers to be killed and restarted, by id.
@@ -281,7 +286,7 @@ pub struct Plan {
     pub waiting: BTreeMap<String, String>,
     /// Containers killed now in order to be replaced, by id.
     pub replaced: Vec<String>,
-    /// Containers that restart now after they ended at this time: their back-off grows one step.
+    /// Containers, by [`backoff_key`], that restart now after they ended at this time: their back-off grows one step.
     pub crashed: BTreeMap<String, Timestamp>,
 }
 
@@ -299,12 +304,12 @@ impl Plan {
 
     /// True when `failure` forbids a retry now.
     fn waits_for(&mut self, failure: Option<&Failure>, now: Timestamp) -> bool {
-        match failure {
-            Some(failure) if failure.retry_at() > now => {
-                self.wake(failure.retry_at());
+        match failure.and_then(|failure| failure.waits_until(now)) {
+            Some(until) => {
+                self.wake(until);
                 true
             }
-            _ => false,
+            None => false,
         }
     }
 }
@@ -593,19 +598,30 @@ fn run(input: &Input<'_>, pod: &Pod, plan: &mut Plan) {
     if let Some(o) = epoch.begun_by
         && plan.actions.iter().any(starts)
     {
+        let key = backoff_key(pod, &o.name);
         plan.crashed
-            .insert(o.name.clone(), o.finished_at.unwrap_or(o.created_at));
+            .insert(key, o.finished_at.unwrap_or(o.created_at));
     }
+}
+
+/// A container whose image changes begins with a new back-off.
+pub fn backoff_key(pod: &Pod, name: &str) -> String {
+    let all = pod::containers(pod);
+    let of = all.iter().find(|(_, c)| c.name == name);
+    let hash = of.map(|(_, c)| pod::hash(c)).unwrap_or_default();
+    format!("{name}/{hash}")
 }
 
 /// True while the back-off of a container that has ended forbids its restart.
 fn waits_after_crash(input: &Input<'_>, plan: &mut Plan, pod: &Pod, o: &Observed) -> bool {
-    let Some(backoff) = input.memory.crash_backoff.get(&o.name) else {
+    let key = backoff_key(pod, &o.name);
+    let Some(backoff) = input.memory.crash_backoff.get(&key) else {
         return false;
     };
     let ended = o.finished_at.unwrap_or(o.created_at);
     let until = backoff.until(ended);
-    if until <= input.now || backoff.expired(ended, BACKOFF_MAX) {
+    // It ends in the future where the clock was set back since, which must not make it wait for as long.
+    if until <= input.now || ended > input.now || backoff.expired(ended, BACKOFF_MAX) {
         return false;
     }
     plan.wake(until);
@@ -733,8 +749,9 @@ fn one(input: &Input<'_>, plan: &mut Plan, situation: &Situation<'_>) {
         None => known_restarts(pod, name),
     };
     if let Some(o) = latest.filter(|o| o.state == State::Exited) {
+        let key = backoff_key(pod, name);
         plan.crashed
-            .insert(name.clone(), o.finished_at.unwrap_or(o.created_at));
+            .insert(key, o.finished_at.unwrap_or(o.created_at));
     }
     let action = Action::StartContainer {
         container: name.clone(),

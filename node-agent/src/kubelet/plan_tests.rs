@@ -486,6 +486,47 @@ fn a_crashing_container_waits_longer_each_time() {
 }
 
 #[test]
+fn a_new_image_does_not_wait_for_the_one_that_crashed() {
+    let mut model = Model::new(shapes().swap_remove(0));
+    for _ in 0..3 {
+        model.settle();
+        let running = model.containers.iter();
+        let mut running = running.filter(|o| o.state == State::Running && o.name == "a");
+        let id = running.next().unwrap().id.clone();
+        model.end(&id, 1);
+    }
+    assert!(model.plan().wake_at.is_some(), "it waits for its restart");
+    let spec = model.pod.as_mut().unwrap().spec.as_mut().unwrap();
+    spec.containers[0].image = Some("another".into());
+    let before = model.now;
+    model.settle();
+    assert_eq!(model.now, before, "it waited");
+}
+
+#[test]
+fn a_clock_that_was_set_back_makes_nobody_wait() {
+    let hour = SignedDuration::from_hours(1);
+    let mut model = Model::new(shapes().swap_remove(0));
+    for _ in 0..3 {
+        model.settle();
+        let running = model.containers.iter();
+        let mut running = running.filter(|o| o.state == State::Running && o.name == "a");
+        let id = running.next().unwrap().id.clone();
+        model.end(&id, 1);
+    }
+    assert!(model.plan().wake_at.is_some(), "it waits for its restart");
+    model.now -= hour;
+    let before = model.now;
+    model.settle();
+    assert_eq!(model.now, before, "it waited");
+
+    let now = model.now;
+    let failure = |at| Failure::new(None, "R", "m".into(), BACKOFF_FIRST, BACKOFF_MAX, at);
+    assert!(failure(now).waits_until(now).is_some());
+    assert_eq!(failure(now + hour).waits_until(now), None);
+}
+
+#[test]
 fn a_second_deletion_with_less_patience_overtakes_the_first() {
     let mut model = Model::new(shapes().swap_remove(0));
     model.settle();

@@ -59,18 +59,33 @@ pub enum Report {
         which: Which,
         good: bool,
     },
-    /// One try failed; for an event.
-    Failed { id: String, message: String },
+    /// One try failed, or was good with a reservation; for an event.
+    Told {
+        id: String,
+        reason: &'static str,
+        message: String,
+    },
 }
+
+const UNHEALTHY: &str = "Unhealthy";
+const WARNING: &str = "ProbeWarning";
 
 /// What one try says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Outcome {
     Good,
+    /// Good, but its author may have meant something else.
+    Doubtful(String),
     Bad(String),
     /// The container could not be asked (the runtime does not answer): as if the try had not been
     /// made. A runtime that is away says nothing about the containers that go on without it.
     Unknown(String),
+}
+
+impl Outcome {
+    fn is_good(&self) -> bool {
+        matches!(self, Self::Good | Self::Doubtful(_))
+    }
 }
 
 impl From<Result<(), String>> for Outcome {
@@ -160,18 +175,18 @@ impl Target {
                 sleep_until(next).await;
                 continue;
             }
-            let good = outcome == Outcome::Good;
+            let good = outcome.is_good();
             run = if last == Some(good) { run + 1 } else { 1 };
             last = Some(good);
-            if let Outcome::Bad(message) = outcome {
-                let message = format!("{} probe failed: {message}", which.name());
-                let report = Report::Failed {
-                    id: self.id.clone(),
-                    message,
-                };
-                if self.reports.send(report).await.is_err() {
-                    return;
-                }
+            let told = match outcome {
+                Outcome::Bad(message) => Some((UNHEALTHY, format!("failed: {message}"))),
+                Outcome::Doubtful(message) => Some((WARNING, format!("warning: {message}"))),
+                Outcome::Good | Outcome::Unknown(_) => None,
+            };
+            if let Some((reason, text)) = told
+                && self.tell(which, reason, &text).await.is_err()
+            {
+                return;
             }
             let reached = if good { run >= success } else { run >= failure };
             if reached && verdict != Some(good) {
@@ -193,14 +208,24 @@ impl Target {
     async fn tell_error(&self, which: Which, error: &str) {
         let answers = timeout(RUNTIME_ANSWERS, self.runtime.inspect(&self.id)).await;
         if matches!(answers, Ok(Ok(_))) {
-            let message = format!(
-                "{} probe errored and resulted in unknown state: {error}",
-                which.name()
-            );
-            let id = self.id.clone();
+            let text = format!("errored and resulted in unknown state: {error}");
             // Nobody is there to hear it only when the pod's worker has ended.
-            let _ = self.reports.send(Report::Failed { id, message }).await;
+            let _ = self.tell(which, UNHEALTHY, &text).await;
         }
+    }
+
+    async fn tell(
+        &self,
+        which: Which,
+        reason: &'static str,
+        text: &str,
+    ) -> Result<(), mpsc::error::SendError<Report>> {
+        let told = Report::Told {
+            id: self.id.clone(),
+            reason,
+            message: format!("{} probe {text}", which.name()),
+        };
+        self.reports.send(told).await
     }
 
     fn count(&self, which: Which, outcome: &Outcome, took: Duration) {
@@ -212,7 +237,7 @@ impl Target {
             pod_uid: self.pod.uid.clone(),
         };
         let result = match outcome {
-            Outcome::Good => metrics::Result::Successful,
+            Outcome::Good | Outcome::Doubtful(_) => metrics::Result::Successful,
             Outcome::Bad(_) => metrics::Result::Failed,
             Outcome::Unknown(_) => metrics::Result::Unknown,
         };
@@ -226,7 +251,31 @@ impl Target {
                 self.exec(action.command.clone().unwrap_or_default(), limit)
                     .await
             }
-            None => self.over_the_network(probe, limit).await.into(),
+            None => match &probe.http_get {
+                Some(action) => self.http(action, limit).await,
+                None => self.over_the_network(probe, limit).await.into(),
+            },
+        }
+    }
+
+    async fn http(&self, action: &HTTPGetAction, limit: Duration) -> Outcome {
+        let ip = self.ip.map(|ip| ip.to_string()).unwrap_or_default();
+        let (url, headers) = match url(action, &self.container, &ip) {
+            Ok(found) => found,
+            Err(message) => return Outcome::Bad(message),
+        };
+        match timeout(limit, http_get(&url, &headers)).await {
+            Err(_) => Outcome::Bad(format!(
+                "Get \"{url}\": context deadline exceeded (Client.Timeout exceeded while awaiting headers)"
+            )),
+            Ok(Err(e)) => Outcome::Bad(format!("Get \"{url}\": {e}")),
+            Ok(Ok((status, _))) if (200..300).contains(&status) => Outcome::Good,
+            Ok(Ok((status, body))) if (300..400).contains(&status) => {
+                Outcome::Doubtful(format!("Probe terminated redirects, Response body: {body}"))
+            }
+            Ok(Ok((status, _))) => {
+                Outcome::Bad(format!("HTTP probe failed with statuscode: {status}"))
+            }
         }
     }
 
@@ -254,17 +303,6 @@ impl Target {
 
     async fn over_the_network(&self, probe: &Probe, limit: Duration) -> Result<(), String> {
         let ip = self.ip.map(|ip| ip.to_string()).unwrap_or_default();
-        if let Some(action) = &probe.http_get {
-            let (url, headers) = url(action, &self.container, &ip)?;
-            return match timeout(limit, http_get(&url, &headers)).await {
-                Err(_) => Err(format!(
-                    "Get \"{url}\": context deadline exceeded (Client.Timeout exceeded while awaiting headers)"
-                )),
-                Ok(Err(e)) => Err(format!("Get \"{url}\": {e}")),
-                Ok(Ok((status, _))) if (200..400).contains(&status) => Ok(()),
-                Ok(Ok((status, _))) => Err(format!("HTTP probe failed with statuscode: {status}")),
-            };
-        }
         if let Some(action) = &probe.tcp_socket {
             let port = port(&action.port, &self.container)?;
             let host = action
@@ -613,7 +651,7 @@ mod tests {
         );
         assert_eq!(
             check(get("/away")).await,
-            Outcome::Good,
+            Outcome::Doubtful("Probe terminated redirects, Response body: ".into()),
             "another host is not asked"
         );
         assert_eq!(

@@ -6,18 +6,20 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::core::v1::{
-    AppArmorProfile, Container, Pod, PodSecurityContext, SeccompProfile,
+    AppArmorProfile, Container, Pod, PodSecurityContext, SeccompProfile, VolumeMount,
 };
 
 use tracing::warn;
 
+use super::accounts::Question;
 use super::env::{NodeFacts, expand};
 use super::pod::{self, Kind};
-use super::volumes::{MountNamespace, VolumePaths, sub_path};
+use super::volumes::{self, MountNamespace, VolumePaths, read_only_folder, sub_path};
 use super::{Config, admit, plan, resources};
 use crate::network::{HostPort, PodNetworkSpec};
 use crate::runtime::{
-    ContainerSpec, Image, MountSpec, Namespace, Propagation, SandboxSpec, Security, label,
+    ContainerSpec, DeviceSpec, Image, MountSpec, Namespace, Propagation, SandboxSpec, Security,
+    label,
 };
 
 pub const TERMINATION_LOG: &str = "/dev/termination-log";
@@ -142,8 +144,6 @@ pub struct Made<'a> {
     pub attempt: u32,
     pub sandbox: &'a str,
     pub image: &'a Image,
-    /// What to give the runtime as the image: an id, so that a tag that moves meanwhile cannot
-    /// change what was checked.
     pub env: Vec<(String, String)>,
     pub volumes: &'a VolumePaths,
     /// Where volumes are mounted.
@@ -152,6 +152,22 @@ pub struct Made<'a> {
     pub memory_capacity: i64,
     /// The pod's folder.
     pub dir: PathBuf,
+}
+
+impl Made<'_> {
+    fn pod_uid(&self) -> &str {
+        self.pod.metadata.uid.as_deref().unwrap_or_default()
+    }
+
+    /// What the image's own files decide of the container's groups.
+    pub fn question(&self) -> Question<'_> {
+        let security = pod::spec(self.pod).security_context.as_ref();
+        let policy = security.and_then(|s| s.supplemental_groups_policy.as_deref());
+        Question {
+            image_user: &self.image.user,
+            strict: policy == Some("Strict"),
+        }
+    }
 }
 
 /// # Errors
@@ -224,6 +240,7 @@ pub fn container(made: &Made<'_>) -> Result<ContainerSpec, String> {
         env: made.env.clone(),
         working_dir: c.working_dir.clone().unwrap_or_default(),
         mounts,
+        devices: devices(made)?,
         labels,
         cgroup_parent: cgroup(made.config, pod),
         pid: match (spec.host_pid, spec.share_process_namespace) {
@@ -243,28 +260,13 @@ pub fn container(made: &Made<'_>) -> Result<ContainerSpec, String> {
 
 fn mounts(made: &Made<'_>) -> Result<Vec<MountSpec>, String> {
     let mut out = Vec::new();
-    if made
-        .container
-        .volume_devices
-        .as_ref()
-        .is_some_and(|d| !d.is_empty())
-    {
-        return Err("volumeDevices: raw block volumes are not supported on this node".into());
-    }
-    for mount in made.container.volume_mounts.iter().flatten() {
+    for (index, mount) in made.container.volume_mounts.iter().flatten().enumerate() {
         let volume = made.volumes.get(&mount.name).ok_or_else(|| {
             format!(
                 "cannot find volume \"{}\" to mount into container \"{}\"",
                 mount.name, made.container.name
             )
         })?;
-        if mount.recursive_read_only.as_deref() == Some("Enabled") {
-            return Err(format!(
-                "volume mount \"{}\" needs recursive read-only mounts, which this runtime does not \
-                 support",
-                mount.name
-            ));
-        }
         let value = |name: &str| {
             made.env
                 .iter()
@@ -312,10 +314,22 @@ fn mounts(made: &Made<'_>) -> Result<Vec<MountSpec>, String> {
             }
             None => volume.clone(),
         };
+        let source = match is_read_only_throughout(mount)? {
+            true => {
+                let copy = read_only_folder(&made.config.state_dir, made.pod_uid())
+                    .join(&made.container.name)
+                    .join(index.to_string());
+                let mounted = made.namespace.mount_read_only(&source, &copy);
+                mounted
+                    .map_err(|e| format!("cannot make volume \"{}\" read-only: {e}", mount.name))?;
+                copy
+            }
+            false => source,
+        };
         out.push(MountSpec {
             host_path: source.to_string_lossy().into_owned(),
             container_path: absolute(&mount.mount_path),
-            read_only: mount.read_only == Some(true) || is_image(made.pod, &mount.name),
+            read_only: mount.read_only == Some(true) || is_read_only(made.pod, &mount.name),
             propagation: match mount.mount_propagation.as_deref() {
                 Some("HostToContainer") => Propagation::HostToContainer,
                 Some("Bidirectional") => Propagation::Bidirectional,
@@ -326,10 +340,66 @@ fn mounts(made: &Made<'_>) -> Result<Vec<MountSpec>, String> {
     Ok(out)
 }
 
-/// What comes out of an image is never written to.
-fn is_image(pod: &Pod, volume: &str) -> bool {
+/// The block devices that the container sees as such.
+fn devices(made: &Made<'_>) -> Result<Vec<DeviceSpec>, String> {
+    let devices = made.container.volume_devices.iter().flatten();
+    devices
+        .map(|device| {
+            let path = &device.device_path;
+            if !path.starts_with('/') {
+                return Err(format!(
+                    "error DevicePath `{path}` must be an absolute path"
+                ));
+            }
+            let volume = made.volumes.get(&device.name).ok_or_else(|| {
+                format!(
+                    "cannot find volume \"{}\" to pass into container \"{}\"",
+                    device.name, made.container.name
+                )
+            })?;
+            Ok(DeviceSpec {
+                host_path: volume.to_string_lossy().into_owned(),
+                container_path: path.clone(),
+                read_only: is_read_only(made.pod, &device.name),
+            })
+        })
+        .collect()
+}
+
+/// Volumes that no container writes to, whatever its mount says.
+fn is_read_only(pod: &Pod, name: &str) -> bool {
     let mut volumes = pod::spec(pod).volumes.iter().flatten();
-    volumes.any(|v| v.name == volume && v.image.is_some())
+    let volume = volumes.find(|v| v.name == name);
+    volume.is_some_and(|v| {
+        let claim = v.persistent_volume_claim.as_ref();
+        v.image.is_some()
+            || volumes::is_written(v)
+            || claim.is_some_and(|claim| claim.read_only == Some(true))
+    })
+}
+
+/// Whether what is mounted below a volume is to be read-only too (KEP-3857).
+pub fn is_read_only_throughout(mount: &VolumeMount) -> Result<bool, String> {
+    if !matches!(
+        mount.recursive_read_only.as_deref(),
+        Some("Enabled" | "IfPossible")
+    ) {
+        return Ok(false);
+    }
+    if mount.read_only != Some(true) {
+        return Err(format!(
+            "volume \"{}\" requested recursive read-only mode, but it is not read-only",
+            mount.name
+        ));
+    }
+    match mount.mount_propagation.as_deref() {
+        None | Some("None") => Ok(true),
+        Some(other) => Err(format!(
+            "volume \"{}\" requested recursive read-only mode, but it is not compatible with \
+             propagation \"{other}\"",
+            mount.name
+        )),
+    }
 }
 
 fn absolute(path: &str) -> String {
@@ -629,6 +699,12 @@ pub fn unsupported(pod: &Pod) -> Option<String> {
     if spec.host_users == Some(false) {
         return Some("hostUsers: false: user namespaces are not supported with Docker".into());
     }
+    if let Some(claim) = spec.resource_claims.iter().flatten().next() {
+        return Some(format!(
+            "resourceClaims: {}: this node has no DRA drivers",
+            claim.name
+        ));
+    }
     None
 }
 
@@ -648,6 +724,20 @@ mod tests {
             cluster_dns: Some([10, 96, 0, 10].into()),
             ..Config::for_tests()
         }
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_with_a_word() {
+        let why = |spec| unsupported(&pod(spec)).unwrap_or_default();
+        assert_eq!(why(serde_json::json!({"containers": []})), "");
+        let users = why(serde_json::json!({"containers": [], "hostUsers": false}));
+        assert!(
+            users.contains("user namespaces are not supported"),
+            "{users}"
+        );
+        let claims = serde_json::json!([{"name": "gpu", "resourceClaimName": "c"}]);
+        let claims = why(serde_json::json!({"containers": [], "resourceClaims": claims}));
+        assert_eq!(claims, "resourceClaims: gpu: this node has no DRA drivers");
     }
 
     #[test]

@@ -16,7 +16,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use super::plan::{self, Key, Memory, Plan, attempts, has_started, live_sandbox};
 use super::pod::{self, Kind};
 use super::shutdown::TERMINATED;
-use super::{resize, resources};
+use super::{resize, resources, spec};
 use crate::runtime::{Observed, State};
 
 /// All termination messages of a pod together: upstream's `MaxPodTerminationMessageLogLength`.
@@ -318,8 +318,10 @@ fn volume_mounts(container: &Container) -> Vec<VolumeMountStatus> {
             name: m.name.clone(),
             mount_path: m.mount_path.clone(),
             read_only: m.read_only.filter(|on| *on),
-            // Docker makes only the mount itself read-only, not those below it.
-            recursive_read_only: (m.read_only == Some(true)).then(|| "Disabled".into()),
+            recursive_read_only: (m.read_only == Some(true)).then(|| {
+                let throughout = spec::is_read_only_throughout(m) == Ok(true);
+                if throughout { "Enabled" } else { "Disabled" }.into()
+            }),
             ..Default::default()
         })
         .collect()

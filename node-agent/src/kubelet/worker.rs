@@ -217,9 +217,10 @@ impl Worker {
         let now = Timestamp::now();
         let sleep = [
             wake_at.map(|at| Duration::try_from(at.duration_since(now)).unwrap_or_default()),
-            self.write_failure
-                .as_ref()
-                .map(|f| Duration::try_from(f.retry_at().duration_since(now)).unwrap_or_default()),
+            self.write_failure.as_ref().map(|f| {
+                let until = f.waits_until(now).unwrap_or(now);
+                Duration::try_from(until.duration_since(now)).unwrap_or_default()
+            }),
             retry,
             self.pod
                 .as_ref()
@@ -269,12 +270,15 @@ impl Worker {
 
     fn adopt(&mut self) {
         let next = self.desired.borrow_and_update().clone();
-        let shown = |pod: &Option<Arc<Pod>>| {
-            let meta = &pod.as_ref()?.metadata;
-            Some((meta.labels.clone(), meta.annotations.clone()))
+        let differs = |before: &Pod, after: &Pod| {
+            before.metadata.labels != after.metadata.labels
+                || before.metadata.annotations != after.metadata.annotations
+                || before.spec != after.spec
         };
-        if shown(&self.pod) != shown(&next) {
-            // Volumes may show them.
+        if let (Some(before), Some(after)) = (&self.pod, &next)
+            && differs(before, after)
+        {
+            // Volumes may show labels, annotations and resources.
             self.refresh_at = tokio::time::Instant::now();
         }
         self.pod = next;
@@ -428,15 +432,15 @@ impl Worker {
         if plan.ending {
             self.memory.ending_since.get_or_insert(now);
         }
-        for (name, ended) in &plan.crashed {
+        for (key, ended) in &plan.crashed {
             let next = Backoff::next(
-                self.memory.crash_backoff.get(name),
+                self.memory.crash_backoff.get(key),
                 BACKOFF_FIRST,
                 BACKOFF_MAX,
                 *ended,
                 now,
             );
-            self.memory.crash_backoff.insert(name.clone(), next);
+            self.memory.crash_backoff.insert(key.clone(), next);
         }
         self.memory.replaced.extend(plan.replaced.iter().cloned());
         if matches!(self.memory.resize_pending, Some(("Deferred", _))) {
@@ -740,8 +744,9 @@ impl Worker {
     fn show_back_off(&mut self, now: Timestamp) {
         let Some(pod) = self.pod.clone() else { return };
         for (name, failure) in &mut self.memory.image_failures {
-            let shown = Duration::try_from(now.duration_since(failure.at)).unwrap_or_default();
-            if failure.reason != "ErrImagePull" || shown < PULL_ERROR_SHOWN {
+            // Negative where the clock was set back: shown for long enough.
+            let shown = Duration::try_from(now.duration_since(failure.at));
+            if failure.reason != "ErrImagePull" || shown.is_ok_and(|s| s < PULL_ERROR_SHOWN) {
                 continue;
             }
             let image = pod::containers(&pod)
@@ -786,13 +791,14 @@ impl Worker {
         let Some(pod) = self.pod.clone() else { return };
         let find = |id: &str| self.observed.iter().find(|o| o.id == id);
         match report {
-            Report::Failed { id, message } => {
+            Report::Told {
+                id,
+                reason,
+                message,
+            } => {
                 if let Some(o) = find(&id).filter(|o| o.state == State::Running) {
                     let about = reference(&pod, Some(&o.name));
-                    self.shared
-                        .ctx
-                        .recorder
-                        .warning(&about, "Unhealthy", message);
+                    self.shared.ctx.recorder.warning(&about, reason, message);
                 }
             }
             Report::Verdict { id, which, good } => {
@@ -952,7 +958,7 @@ impl Worker {
         let waits = self
             .write_failure
             .as_ref()
-            .is_some_and(|f| f.retry_at() > now);
+            .is_some_and(|f| f.waits_until(now).is_some());
         let uid = match pod::is_static(&pod) {
             true => self.shared.mirror_uid.lock().clone(),
             false => Some(self.shared.who.uid.clone()),

@@ -239,6 +239,10 @@ impl Runtime for HollowRuntime {
         Ok(())
     }
 
+    async fn read_file(&self, id: &str, _path: &str) -> Result<Option<Vec<u8>>> {
+        self.inspect(id).await.map(|_| None)
+    }
+
     async fn image(&self, reference: &str) -> Result<Option<Image>> {
         Ok(Some(Image {
             id: format!("sha256:{reference}"),

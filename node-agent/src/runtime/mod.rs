@@ -166,6 +166,14 @@ pub struct MountSpec {
     pub propagation: Propagation,
 }
 
+/// A device of the node, inside a container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceSpec {
+    pub host_path: String,
+    pub container_path: String,
+    pub read_only: bool,
+}
+
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ResourceLimits {
     pub cpu_shares: Option<i64>,
@@ -206,6 +214,7 @@ pub struct ContainerSpec {
     pub env: Vec<(String, String)>,
     pub working_dir: String,
     pub mounts: Vec<MountSpec>,
+    pub devices: Vec<DeviceSpec>,
     pub labels: BTreeMap<String, String>,
     pub cgroup_parent: String,
     pub pid: Namespace,
@@ -328,6 +337,8 @@ pub trait Runtime: Send + Sync + 'static {
     /// Asks to stop, waits `grace`, then kills; returns when the container has stopped.
     async fn stop(&self, id: &str, grace: Duration) -> Result<()>;
     async fn remove(&self, id: &str) -> Result<()>;
+    /// A small file of a container's own file system, be it running or not. `None`: it has no such file.
+    async fn read_file(&self, id: &str, path: &str) -> Result<Option<Vec<u8>>>;
 
     async fn image(&self, reference: &str) -> Result<Option<Image>>;
     async fn images(&self) -> Result<Vec<Image>>;

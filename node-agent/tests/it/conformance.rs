@@ -209,6 +209,13 @@ async fn environment_and_commands() {
             &["command args"],
         ),
         case(
+            "Variable Expansion should allow substituting values in a container's args",
+            json!({"containers": [{"name": "c", "image": IMAGE, "imagePullPolicy": "Never",
+                "env": [{"name": "TEST_VAR", "value": "test-value"}],
+                "command": ["sh", "-c"], "args": ["TEST_VAR=wrong; echo $(TEST_VAR)"]}]}),
+            &["test-value"],
+        ),
+        case(
             "Containers should be able to override the image's default arguments",
             json!({"containers": [{"name": "c", "image": IMAGE, "imagePullPolicy": "Never", "args": ["echo", "args"]}]}),
             &["args"],
@@ -259,14 +266,14 @@ async fn environment_and_commands() {
 /// with items and without, with modes and `fsGroup`.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn configuration_in_every_kind_of_volume() {
-    let source = |kind: &str, projected: bool, items: bool| {
+    let source = |kind: &str, projected: bool, item_mode: Option<i32>| {
         let name = match (kind, projected) {
             ("secret", false) => "secretName",
             _ => "name",
         };
         let mut source = json!({name: if kind == "secret" { "s" } else { "m" }});
-        if items {
-            source["items"] = json!([{"key": "data-1", "path": "path/to/data", "mode": 0o400}]);
+        if let Some(mode) = item_mode {
+            source["items"] = json!([{"key": "data-1", "path": "path/to/data", "mode": mode}]);
         }
         source
     };
@@ -291,8 +298,12 @@ async fn configuration_in_every_kind_of_volume() {
         ("secret", false),
         ("secret", true),
     ] {
-        let with = |script: &str, container: &Value, items: bool, mode: i32, security: &Value| {
-            let source = source(kind, projected, items);
+        let with = |script: &str,
+                    container: &Value,
+                    item_mode: Option<i32>,
+                    mode: i32,
+                    security: &Value| {
+            let source = source(kind, projected, item_mode);
             let volumes = volume(kind, projected, source, mode);
             pod(
                 script,
@@ -304,30 +315,35 @@ async fn configuration_in_every_kind_of_volume() {
         let show_item = "cat /v/path/to/data; echo; stat -Lc %a /v/path/to/data; ls /v";
         cases.push(case(
             "consumable from pods in volume, with defaultMode, as root",
-            with(show, &mounts, false, 0o400, &json!({})),
+            with(show, &mounts, None, 0o400, &json!({})),
             &["value-1", "400 0:0", "777"],
         ));
         cases.push(case(
             "consumable from pods in volume as non-root",
-            with(show, &mounts, false, 0o644, &user),
+            with(show, &mounts, None, 0o644, &user),
             &["value-1", "644 0:0"],
         ));
         cases.push(case(
             "consumable as non-root with defaultMode and fsGroup set",
-            with(show, &mounts, false, 0o440, &group),
+            with(show, &mounts, None, 0o440, &group),
             &["value-1", "440 0:1001"],
         ));
         cases.push(case(
             "consumable with mappings and Item mode set",
-            with(show_item, &mounts, true, 0o644, &json!({})),
+            with(show_item, &mounts, Some(0o400), 0o644, &json!({})),
             &["value-1", "400", "path"],
+        ));
+        cases.push(case(
+            "consumable with mappings as non-root",
+            with(show_item, &mounts, Some(0o444), 0o600, &user),
+            &["value-1", "444", "path"],
         ));
         cases.push(case(
             "Atomic writer volumes should support subpaths",
             with(
                 "cat /sub/file; echo; ls /sub; readlink /v/data-1",
                 &at_sub_path,
-                false,
+                None,
                 0o644,
                 &json!({}),
             ),
@@ -423,11 +439,11 @@ async fn configuration_in_volumes() {
         case(
             "ConfigMap binary data should be reflected in volume",
             pod(
-                "test $(stat -Lc %s /v/bytes) = 4 && echo bytes",
+                "test $(stat -Lc %s /v/bytes) = 4 && cat /v/data-1 && echo && echo bytes",
                 at("/v"),
                 volume(json!({"configMap": {"name": "m"}})),
             ),
-            &["bytes"],
+            &["value-1", "bytes"],
         ),
         case(
             "Secrets should be consumable as non-root with defaultMode and fsGroup set",
@@ -493,14 +509,25 @@ async fn configuration_in_volumes() {
             &["600 1000", "a.b.c"],
         ),
         case(
-            "Secrets should be consumable in multiple volumes",
+            "Secrets and ConfigMaps should be consumable in multiple volumes, also projected ones",
             pod(
-                "cat /a/data-1 /b/data-1; echo",
-                json!({"volumeMounts": [{"name": "a", "mountPath": "/a"}, {"name": "b", "mountPath": "/b"}]}),
-                json!({"volumes": [{"name": "a", "secret": {"secretName": "s"}},
-                    {"name": "b", "secret": {"secretName": "s"}}]}),
+                "for v in a b c d e f; do echo $v $(cat /$v/data-1) $(touch /$v/new 2>/dev/null || echo readonly); done",
+                json!({"volumeMounts": ["a", "b", "c", "d", "e", "f"].map(|name| json!({"name": name, "mountPath": format!("/{name}")}))}),
+                json!({"volumes": [
+                    {"name": "a", "secret": {"secretName": "s"}}, {"name": "b", "secret": {"secretName": "s"}},
+                    {"name": "c", "configMap": {"name": "m"}}, {"name": "d", "configMap": {"name": "m"}},
+                    {"name": "e", "projected": {"sources": [{"secret": {"name": "s"}}]}},
+                    {"name": "f", "projected": {"sources": [{"configMap": {"name": "m"}}]}}]}),
             ),
-            &["value-1value-1"],
+            // Nobody writes into them, whatever the mount says.
+            &[
+                "a value-1 readonly",
+                "b value-1 readonly",
+                "c value-1 readonly",
+                "d value-1 readonly",
+                "e value-1 readonly",
+                "f value-1 readonly",
+            ],
         ),
         case(
             "Atomic writer volumes should support subpaths, at an existing file too",
@@ -588,7 +615,8 @@ async fn scratch_space() {
         spec
     };
     let user = json!({"runAsUser": 1000});
-    let write = "stat -c %a /v; touch /v/f && chmod 640 /v/f && stat -c '%a %u' /v/f";
+    let write = "stat -c %a /v; for mode in 644 666 777; do \
+        echo text > /v/$mode && chmod $mode /v/$mode && stat -c '%a %u' /v/$mode && cat /v/$mode; done";
     let host = tempfile::tempdir().unwrap();
     std::fs::create_dir(host.path().join("d")).unwrap();
     std::os::unix::fs::symlink("/etc", host.path().join("out")).unwrap();
@@ -604,12 +632,12 @@ async fn scratch_space() {
         case(
             "EmptyDir (root,default)",
             pod(write, at("/v"), disk.clone()),
-            &["777", "640 0"],
+            &["777", "644 0", "666 0", "777 0", "text"],
         ),
         case(
             "EmptyDir (non-root,default)",
             pod(write, at("/v"), with(&disk, user.clone())),
-            &["777", "640 1000"],
+            &["777", "644 1000", "666 1000", "777 1000", "text"],
         ),
         case(
             "EmptyDir (root,tmpfs)",
@@ -620,12 +648,12 @@ async fn scratch_space() {
                 at("/v"),
                 memory.clone(),
             ),
-            &["777", "640 0", "tmpfs tmpfs", "full"],
+            &["777", "644 0", "666 0", "777 0", "tmpfs tmpfs", "full"],
         ),
         case(
             "EmptyDir (non-root,tmpfs)",
             pod(write, at("/v"), with(&memory, user.clone())),
-            &["777", "640 1000"],
+            &["777", "644 1000", "666 1000", "777 1000", "text"],
         ),
         case(
             "EmptyDir with fsGroup",
@@ -729,6 +757,25 @@ async fn security() {
             &["1001 2002 2002 1234 5678"],
         ),
         case(
+            "supplementalGroupsPolicy Merge: the image's groups of its user are added",
+            pod(
+                "echo $(id -u) $(id -g) $(id -G)",
+                json!({}),
+                json!({"securityContext": {"runAsUser": 1100, "runAsGroup": 2002, "supplementalGroups": [1234]}}),
+            ),
+            &["1100 2002 2002 1234 50000"],
+        ),
+        case(
+            "supplementalGroupsPolicy Strict: they are not",
+            pod(
+                "echo $(id -u) $(id -g) $(id -G)",
+                json!({}),
+                json!({"securityContext": {"runAsUser": 1100, "supplementalGroups": [1234],
+                    "supplementalGroupsPolicy": "Strict"}}),
+            ),
+            &["1100 1500 1500 1234"],
+        ),
+        case(
             "unprivileged when false",
             pod(
                 "mount -t tmpfs x /tmp 2>/dev/null || echo unprivileged",
@@ -774,6 +821,42 @@ async fn security() {
             &["CapEff:\t0000000000002000"],
         ),
         case(
+            "procMount Unmasked",
+            pod(
+                "grep -c ' /proc/' /proc/mounts",
+                context(json!({"procMount": "Unmasked"})),
+                json!({}),
+            ),
+            &["0"],
+        ),
+        case(
+            "procMount Default: paths are masked and read-only",
+            pod(
+                "test $(grep -c ' /proc/' /proc/mounts) -gt 3 && echo masked; (echo -n >> /proc/sysrq-trigger) 2>/dev/null || echo refused",
+                json!({}),
+                json!({}),
+            ),
+            &["masked", "refused"],
+        ),
+        case(
+            "privileged when true",
+            pod(
+                "mount -t tmpfs x /tmp && echo mounted; test $(ls /dev | wc -l) -gt 20 && echo devices",
+                context(json!({"privileged": true})),
+                json!({}),
+            ),
+            &["mounted", "devices"],
+        ),
+        case(
+            "hostPID, hostIPC and hostNetwork",
+            pod(
+                "for n in ipc net pid; do test $(readlink /proc/self/ns/$n) = $(readlink /proc/1/ns/$n) && echo $n; done",
+                context(json!({"privileged": true})),
+                json!({"hostPID": true, "hostIPC": true, "hostNetwork": true}),
+            ),
+            &["ipc", "net", "pid"],
+        ),
+        case(
             "seccomp RuntimeDefault and Unconfined",
             pod(
                 "grep Seccomp: /proc/self/status",
@@ -781,6 +864,15 @@ async fn security() {
                 json!({"securityContext": {"seccompProfile": {"type": "RuntimeDefault"}}}),
             ),
             &["Seccomp:\t2"],
+        ),
+        case(
+            "seccomp Localhost: a profile of the node's",
+            pod(
+                "touch /tmp/x; chmod 600 /tmp/x 2>/dev/null || echo refused",
+                json!({}),
+                json!({"securityContext": {"seccompProfile": {"type": "Localhost", "localhostProfile": "no/chmod.json"}}}),
+            ),
+            &["refused"],
         ),
         case(
             "without a seccomp profile",
@@ -807,7 +899,15 @@ async fn security() {
             &["busybox", "readonly"],
         ),
     ];
-    check(cases, |_| ()).await;
+    check(cases, |node| {
+        let folder = node.dir.path().join("seccomp/no");
+        std::fs::create_dir_all(&folder).expect("a folder");
+        let calls = ["chmod", "fchmod", "fchmodat", "fchmodat2"];
+        let profile = json!({"defaultAction": "SCMP_ACT_ALLOW",
+            "syscalls": [{"names": calls, "action": "SCMP_ACT_ERRNO"}]});
+        std::fs::write(folder.join("chmod.json"), profile.to_string()).expect("written");
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -823,7 +923,7 @@ async fn refused_pods_and_failing_containers() {
     let with = |mount: Value| {
         pod(
             "sleep 1000",
-            json!({"env": [{"name": "ABS", "value": "/tmp"}, {"name": "TICKS", "value": "`x`"}],
+            json!({"env": [{"name": "ABS", "value": "/tmp"}, {"name": "UP", "value": ".."}],
                 "volumeMounts": [mount]}),
             json!({"volumes": [{"name": "v", "emptyDir": {}}]}),
         )
@@ -838,7 +938,7 @@ async fn refused_pods_and_failing_containers() {
     );
     node.create(
         "up",
-        with(json!({"name": "v", "mountPath": "/v", "subPath": "a/../../x"})),
+        with(json!({"name": "v", "mountPath": "/v", "subPathExpr": "a/$(UP)"})),
     );
     let root = json!({"securityContext": {"runAsNonRoot": true}});
     node.create("root", pod("true", root, json!({})));
@@ -869,7 +969,7 @@ async fn refused_pods_and_failing_containers() {
         ("missing", "missing value for \"NONE\""),
         (
             "up",
-            "unable to provision SubPath `a/../../x`: must not contain '..'",
+            "unable to provision SubPath `a/..`: must not contain '..'",
         ),
         (
             "root",

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use skep_agent::kubelet::volumes::{MountNamespace, Volumes};
 use skep_agent::kubelet::{
-    Config, Context, Kubelet, cgroup, events, eviction, logs, node, objects, watches,
+    Config, Context, Kubelet, cgroup, events, eviction, logs, node, objects, pulled, watches,
 };
 use skep_agent::network::HollowNetwork;
 use skep_agent::runtime::Runtime;
@@ -86,6 +86,20 @@ fn import_image(socket: &Path) {
         header.set_size(0);
         header.set_mode(0o777);
         tar.append_data(&mut header, folder, std::io::empty())
+            .expect("in memory");
+    }
+    // A user whom only the image knows, and a group that it is in.
+    for (path, text) in [
+        (
+            "etc/passwd",
+            "root:x:0:0::/:/bin/sh\nfred:x:1100:1500::/:/bin/sh\n",
+        ),
+        ("etc/group", "root:x:0:\nown:x:1500:\nmore:x:50000:fred\n"),
+    ] {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(text.len() as u64);
+        header.set_mode(0o644);
+        tar.append_data(&mut header, path, text.as_bytes())
             .expect("in memory");
     }
     let bytes = tar.into_inner().expect("in memory");
@@ -213,6 +227,8 @@ impl Node {
             evictions: Default::default(),
             shutdown: Default::default(),
             layers: Default::default(),
+            accounts: Default::default(),
+            pulled: Some(pulled::Pulled::open(self.dir.path())),
             counters: Default::default(),
             probes: Default::default(),
             pods: parking_lot::RwLock::default(),

@@ -58,9 +58,14 @@ async fn volumes_show_what_changes() {
         {"name": "map", "configMap": {"name": "m"}},
         {"name": "secret", "secret": {"secretName": "later", "optional": true}},
         {"name": "all", "projected": {"sources": [{"configMap": {"name": "m"}},
-            {"downwardAPI": {"items": [{"path": "labels", "fieldRef": {"fieldPath": "metadata.labels"}}]}}]}}]);
+            {"secret": {"name": "later", "optional": true}},
+            {"downwardAPI": {"items": [{"path": "labels", "fieldRef": {"fieldPath": "metadata.labels"}},
+                {"path": "notes", "fieldRef": {"fieldPath": "metadata.annotations"}}]}}]}},
+        {"name": "down", "downwardAPI": {"items": [
+            {"path": "labels", "fieldRef": {"fieldPath": "metadata.labels"}},
+            {"path": "notes", "fieldRef": {"fieldPath": "metadata.annotations"}}]}}]);
     let mounts = json!([{"name": "map", "mountPath": "/map"}, {"name": "secret", "mountPath": "/secret"},
-        {"name": "all", "mountPath": "/all"}]);
+        {"name": "all", "mountPath": "/all"}, {"name": "down", "mountPath": "/down"}]);
     node.create(
         "shows",
         json!({"volumes": volumes, "containers": [container("c", FOREVER, json!({"volumeMounts": mounts}))]}),
@@ -73,23 +78,39 @@ async fn volumes_show_what_changes() {
             &id,
             "sh",
             "-c",
-            "cat /map/k /secret/* /all/k /all/labels 2>/dev/null || true",
+            "cat /map/* /secret/* /all/* /down/* 2>/dev/null || true",
         ])
     };
-    assert_eq!(show(), "oldoldapp=\"shows\"");
+    assert_eq!(show(), "oldoldapp=\"shows\"app=\"shows\"");
     config(&node, "new");
     node.api.put(
         "/api/v1/secrets/default/later",
         json!({"metadata": {"name": "later", "namespace": "default"}, "data": {"s": "c2VjcmV0"}}),
     );
     node.change("shows", |pod| {
-        pod["metadata"]["labels"]["app"] = json!("changed")
+        pod["metadata"]["labels"]["app"] = json!("changed");
+        pod["metadata"]["annotations"] = json!({"noted": "yes"});
     });
-    node.wait("what has changed", || match show().as_str() {
-        "newsecretnewapp=\"changed\"" => Ok(()),
-        other => Err(other.to_string()),
-    })
+    let told = "app=\"changed\"noted=\"yes\"";
+    let shows = async |what: &str, expected: String| {
+        node.wait(what, || match show() {
+            found if found == expected => Ok(()),
+            other => Err(other),
+        })
+        .await;
+    };
+    shows(
+        "what has changed",
+        format!("newsecretnew{told}secret{told}"),
+    )
     .await;
+    // What may be missing goes, and a key that is no more.
+    node.api.remove("/api/v1/secrets/default/later");
+    node.api.put(
+        "/api/v1/configmaps/default/m",
+        json!({"metadata": {"name": "m", "namespace": "default"}, "data": {"other": "else"}}),
+    );
+    shows("what is gone", format!("else{told}else{told}")).await;
 
     // What a pod waits for appears.
     node.create(
@@ -330,8 +351,11 @@ async fn containers_end_as_they_should() {
     assert_eq!(status(&pod, "c")["state"]["terminated"]["exitCode"], 3);
 
     // It exits with 0 when it is told to end, and comes back all the same.
-    node.wait_pod("ill", "restarted", |pod| {
-        pod["status"]["phase"] == "Running" && status(pod, "c")["restartCount"].as_u64() >= Some(1)
+    let most = std::cell::Cell::new(0);
+    node.wait_pod("ill", "restarted twice", |pod| {
+        let count = status(pod, "c")["restartCount"].as_u64().unwrap_or(0);
+        assert!(count >= most.replace(count), "it went down to {count}");
+        pod["status"]["phase"] == "Running" && count >= 2
     })
     .await;
 

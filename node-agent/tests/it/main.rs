@@ -10,6 +10,7 @@ mod faults;
 mod harness;
 mod lifecycle;
 mod logs;
+mod mounts;
 mod outage;
 mod pods;
 mod probing;

@@ -196,7 +196,8 @@ async fn bad_pods_say_what_is_wrong() {
         (
             "name",
             "InvalidImageName",
-            "Failed to apply default image tag",
+            "Failed to apply default image tag \"UPPER CASE\": couldn't parse image name \"UPPER CASE\": invalid \
+             reference format: repository name (library/UPPER CASE) must be lowercase",
         ),
         (
             "config",
@@ -354,6 +355,8 @@ async fn probes_and_hooks_decide() {
         ready.any(|c| c["status"] == "True" && c["reason"].is_null() && c["message"].is_null())
     })
     .await;
+    let pod = node.api.get(&node.path("probed")).unwrap();
+    assert_eq!(pod["status"]["containerStatuses"][0]["restartCount"], 0);
     docker(&["exec", &id, "touch", "/tmp/dead"]);
     node.wait_event(
         "probed",

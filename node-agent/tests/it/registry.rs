@@ -5,6 +5,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -16,8 +18,13 @@ const MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 /// Of a layer, before the connection is cut.
 const SENT: usize = 100_000;
 
+/// User and password that a registry wants.
+const LOGIN: &str = "fred:secret";
+
 /// The test's image as a registry has it, and whether its layers come whole.
 struct Registry {
+    /// Host and port, as credentials name it.
+    server: String,
     reference: String,
     cuts: Arc<AtomicBool>,
     layers_asked: Arc<AtomicUsize>,
@@ -30,7 +37,8 @@ fn digest(bytes: &[u8]) -> String {
 }
 
 impl Registry {
-    async fn start(name: &str, socket: &Path) -> Self {
+    /// `private`: for nobody without the [`LOGIN`].
+    async fn start(name: &str, socket: &Path, private: bool) -> Self {
         // What Docker saves is what a registry serves, but for the manifest.
         let folder = tempfile::tempdir().expect("a folder");
         let tar = folder.path().join("image.tar");
@@ -81,6 +89,7 @@ impl Registry {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let port = listener.local_addr().expect("its address").port();
         let registry = Self {
+            server: format!("127.0.0.1:{port}"),
             reference: format!("127.0.0.1:{port}/{name}"),
             cuts: Arc::new(AtomicBool::new(true)),
             layers_asked: Arc::default(),
@@ -92,7 +101,7 @@ impl Registry {
                 let (cuts, asked, blobs) = (cuts.clone(), asked.clone(), blobs.clone());
                 // A client that goes away is none of the test's business.
                 tokio::spawn(async move {
-                    let _ = answer(stream, &blobs, &cuts, &asked).await;
+                    let _ = answer(stream, &blobs, private, &cuts, &asked).await;
                 });
             }
         });
@@ -116,6 +125,7 @@ fn own_layer(name: &str) -> Vec<u8> {
 async fn answer(
     mut stream: TcpStream,
     blobs: &BTreeMap<String, Vec<u8>>,
+    private: bool,
     cuts: &AtomicBool,
     asked: &AtomicUsize,
 ) -> std::io::Result<()> {
@@ -133,6 +143,17 @@ async fn answer(
     let method = words.next().unwrap_or_default();
     let path = words.next().unwrap_or_default();
     let name = path.rsplit('/').next().unwrap_or_default();
+    let login = format!("Basic {}", STANDARD.encode(LOGIN));
+    let is_known = text.lines().any(|line| {
+        let (name, value) = line.split_once(": ").unwrap_or_default();
+        name.eq_ignore_ascii_case("authorization") && value.trim() == login
+    });
+    if private && !is_known {
+        let head = "HTTP/1.1 401 Unauthorized\r\nwww-authenticate: Basic realm=\"test\"\r\n\
+            content-type: application/json\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}";
+        stream.write_all(head.as_bytes()).await?;
+        return stream.shutdown().await;
+    }
     let (status, body): (&str, &[u8]) = match (path, blobs.get(name)) {
         ("/v2/", _) => ("200 OK", b"{}"),
         (_, Some(blob)) => ("200 OK", blob),
@@ -173,7 +194,7 @@ async fn a_pull_that_fails_half_way_is_tried_again() {
         return;
     };
     let node = Node::start_at(&daemon.socket()).await;
-    let registry = Registry::start("half-way", &daemon.socket()).await;
+    let registry = Registry::start("half-way", &daemon.socket(), false).await;
     let reference = registry.reference.as_str();
     let script = "trap 'exit 0' TERM; while :; do sleep 0.1; done";
     node.create(
@@ -218,6 +239,84 @@ async fn a_pull_that_fails_half_way_is_tried_again() {
     }
     for pod in ["pulled", "mounted"] {
         node.wait_gone(pod).await;
+    }
+    assert_eq!(node.containers().await, 0);
+}
+
+/// A private image is for those who have a secret that opens its registry, also once it is on the node: pods of others
+/// do not get it. Upstream: "Ensure Credential Pulled Images".
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_private_image_is_for_those_who_may_pull_it() {
+    let Some(daemon) = Daemon::start() else {
+        return;
+    };
+    let mut node = Node::start_at(&daemon.socket()).await;
+    let registry = Registry::start("private", &daemon.socket(), true).await;
+    registry.cuts.store(false, Ordering::SeqCst);
+    for (name, login) in [
+        ("right", LOGIN),
+        ("right-too", LOGIN),
+        ("wrong", "fred:guessed"),
+    ] {
+        let auths = json!({"auths": {&registry.server: {"auth": STANDARD.encode(login)}}});
+        node.api.put(
+            &format!("/api/v1/secrets/default/{name}"),
+            json!({"metadata": {"name": name, "namespace": "default"}, "type": "kubernetes.io/dockerconfigjson",
+                "data": {".dockerconfigjson": STANDARD.encode(auths.to_string())}}),
+        );
+    }
+    let script = "trap 'exit 0' TERM; while :; do sleep 0.1; done";
+    let pod = |policy: &str, secret: Option<&str>| {
+        let secrets: Vec<Value> = secret.iter().map(|name| json!({"name": name})).collect();
+        json!({"imagePullSecrets": secrets, "containers": [{"name": "c", "image": &registry.reference,
+            "imagePullPolicy": policy, "command": ["sh", "-c", script]}]})
+    };
+    let waiting = |pod: &Value| pod["status"]["containerStatuses"][0]["state"]["waiting"].clone();
+    let refused = async |node: &Node, name: &str, reason: &str, text: &str| {
+        let pod = node
+            .wait_pod(name, reason, |pod| waiting(pod)["reason"] == reason)
+            .await;
+        let message = waiting(&pod)["message"].to_string();
+        assert!(message.contains(text), "{name}: {message}");
+    };
+    node.create("nobody", pod("IfNotPresent", None));
+    refused(&node, "nobody", "ErrImagePull", "no basic auth credentials").await;
+    node.create("guessing", pod("IfNotPresent", Some("wrong")));
+    refused(&node, "guessing", "ErrImagePull", "unauthorized").await;
+    node.wait_event("guessing", "Failed", "Failed to pull image")
+        .await;
+    node.create("owner", pod("IfNotPresent", Some("right")));
+    node.wait_phase("owner", "Running").await;
+    // It is on the node now, and the agent does not forget for whom.
+    node.restart().await;
+    node.create("late", pod("IfNotPresent", None));
+    refused(&node, "late", "ErrImagePull", "no basic auth credentials").await;
+    node.create("never", pod("Never", None));
+    let text = "is not present with pull policy of Never";
+    refused(&node, "never", "ErrImageNeverPull", text).await;
+    for (name, policy, secret) in [
+        ("again", "Never", "right"),
+        ("same-login", "Never", "right-too"),
+        ("always", "Always", "right"),
+    ] {
+        node.create(name, pod(policy, Some(secret)));
+        node.wait_phase(name, "Running").await;
+    }
+    let all = [
+        "nobody",
+        "guessing",
+        "owner",
+        "late",
+        "never",
+        "again",
+        "same-login",
+        "always",
+    ];
+    for name in all {
+        node.delete(name);
+    }
+    for name in all {
+        node.wait_gone(name).await;
     }
     assert_eq!(node.containers().await, 0);
 }

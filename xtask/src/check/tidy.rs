@@ -49,6 +49,8 @@ const PURE: [&str; 5] = [
     "control/cel/",
     "ebpf/common/",
 ];
+/// Which test shows which behaviour of Kubernetes' conformance suite.
+const BEHAVIOURS: &str = "tests/conformance.md";
 const IO: [&str; 6] = ["tokio", "hyper", "axum", "kube", "nix", "bollard"];
 
 pub(super) fn run() -> Result<()> {
@@ -70,6 +72,10 @@ pub(super) fn run() -> Result<()> {
             continue;
         };
         check_file(file, &text, &mut problems);
+        if *file == BEHAVIOURS {
+            let read = |test: &str| std::fs::read_to_string(workspace::root().join(test)).ok();
+            check_behaviours(&text, read, &mut problems);
+        }
         if file.ends_with("Cargo.toml") && *file != "Cargo.toml" {
             check_manifest(file, &text, &mut problems);
         }
@@ -176,6 +182,28 @@ fn check_manifest(file: &str, text: &str, problems: &mut Vec<String>) {
         let pure = PURE.iter().any(|folder| file.starts_with(folder));
         if pure && section == "[dependencies]" && IO.contains(&name) {
             problems.push(format!("{file}: does no I/O, so it has no use for {name}"));
+        }
+    }
+}
+
+/// Headings name a file and a function in it, and the list below each what that function shows: nothing twice.
+fn check_behaviours(text: &str, read: impl Fn(&str) -> Option<String>, problems: &mut Vec<String>) {
+    let mut shown = std::collections::BTreeSet::new();
+    for line in text.lines() {
+        if let Some(heading) = line.strip_prefix("## ") {
+            let mut words = heading.split('`').skip(1).step_by(2);
+            let file = words.next().unwrap_or_default();
+            let function = words.next().unwrap_or_default();
+            let test = read(file).unwrap_or_default();
+            if function.is_empty() || !test.contains(&format!("fn {function}(")) {
+                problems.push(format!(
+                    "{BEHAVIOURS}: there is no `{function}` in `{file}`"
+                ));
+            }
+        } else if let Some(behaviour) = line.strip_prefix("- ")
+            && !shown.insert(behaviour)
+        {
+            problems.push(format!("{BEHAVIOURS}: {behaviour:?} stands there twice"));
         }
     }
 }
@@ -297,6 +325,16 @@ mod tests {
             problems(|found| check_manifest("x/Cargo.toml", "", found)).len(),
             6
         );
+    }
+
+    #[test]
+    fn behaviours_are_shown_by_tests_that_exist() {
+        let read = |file: &str| (file == "a.rs").then(|| "async fn one() {}".to_owned());
+        let found = |text: &str| problems(|found| check_behaviours(text, read, found)).len();
+        assert_eq!(found("# Title\n\n## `a.rs` `one`\n\n- x\n- y\n"), 0);
+        assert_eq!(found("## `a.rs` `two`\n"), 1);
+        assert_eq!(found("## `b.rs` `one`\n"), 1);
+        assert_eq!(found("## `a.rs` `one`\n- x\n- x\n"), 1);
     }
 
     #[test]

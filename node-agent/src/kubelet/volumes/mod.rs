@@ -29,6 +29,7 @@ use super::objects::Objects;
 use super::{pod, resources};
 use crate::runtime::{BoxStream, RuntimeError};
 pub use mounts::MountNamespace;
+pub(super) use payload::is_written;
 
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("MountVolume.SetUp failed for volume \"{volume}\" : {message}")]
@@ -38,6 +39,11 @@ pub struct VolumeError {
 }
 
 const MAX_ENV_FILE: u64 = 64 << 10;
+/// Of the state folder: what is made for each pod, by its uid.
+const PODS: &str = "pods";
+/// Of the state folder, by the pod's uid: read-only copies of mounts. Not in the pod's own folder, whose files are
+/// counted as the pod's.
+const READ_ONLY: &str = "read-only-mounts";
 const PROVISIONED_BY: &str = "pv.kubernetes.io/provisioned-by";
 /// The provisioner of node-local folders; it lives in the controllers.
 const LOCAL_PATH: &str = "skep.io/local-path";
@@ -45,8 +51,14 @@ const LOCAL_PATH: &str = "skep.io/local-path";
 /// Where each volume of a pod is, by its name.
 pub type VolumePaths = BTreeMap<String, PathBuf>;
 
+/// Where the read-only copies of a pod's mounts are.
+pub(super) fn read_only_folder(state_dir: &Path, uid: &str) -> PathBuf {
+    state_dir.join(READ_ONLY).join(uid)
+}
+
 pub struct Volumes {
     pods: PathBuf,
+    read_only: PathBuf,
     /// A file for each local volume that was made here: its name, and in it where it is.
     local: PathBuf,
     objects: Objects,
@@ -57,12 +69,18 @@ pub struct Volumes {
 impl Volumes {
     pub fn new(state_dir: &Path, objects: Objects, namespace: MountNamespace) -> Self {
         Self {
-            pods: state_dir.join("pods"),
+            pods: state_dir.join(PODS),
+            read_only: state_dir.join(READ_ONLY),
             local: state_dir.join("local-volumes"),
             objects,
             namespace,
             tokens: Mutex::default(),
         }
+    }
+
+    /// All that is there only for pods, mounts in it included.
+    pub fn folders(state_dir: &Path) -> [PathBuf; 2] {
+        [READ_ONLY, PODS].map(|name| state_dir.join(name))
     }
 
     /// What a file of a volume says, if it is there. Containers write it: no link leads out of the volume.
@@ -146,6 +164,13 @@ impl Volumes {
         let own = self.pod_dir(uid).join("volumes").join(&volume.name);
         let group = fs_group(pod);
         if let Some(source) = &volume.empty_dir {
+            if let Some(medium) = &source.medium
+                && medium.starts_with("HugePages")
+            {
+                return Err(format!(
+                    "emptyDir: this node has no volumes of the medium {medium}"
+                ));
+            }
             self.empty_dir(pod, &own, source, group)
                 .map_err(|e| e.to_string())?;
             return Ok(own);
@@ -166,13 +191,14 @@ impl Volumes {
             }
             (None, None) => {
                 return Err(
-                    "no volume plugin matched: this node supports emptyDir, hostPath, \
-                            configMap, secret, downwardAPI, projected and local persistent volumes"
+                    "no volume plugin matched: this node supports emptyDir, hostPath, configMap, secret, \
+                     downwardAPI, projected and image volumes, claims and ephemeral claims for volumes of this \
+                     node; it has no CSI drivers"
                         .into(),
                 );
             }
         };
-        self.claim(pod, &claim, owned).await
+        self.claim(pod, &volume.name, &claim, owned).await
     }
 
     /// Writes changed config maps, secrets, labels and expiring tokens.
@@ -234,7 +260,13 @@ impl Volumes {
     }
 
     /// `owned`: the claim was made for this pod alone.
-    async fn claim(&self, pod: &Pod, name: &str, owned: bool) -> Result<PathBuf, String> {
+    async fn claim(
+        &self,
+        pod: &Pod,
+        of_pod: &str,
+        name: &str,
+        owned: bool,
+    ) -> Result<PathBuf, String> {
         let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
         let claim: PersistentVolumeClaim = self
             .objects
@@ -265,18 +297,15 @@ impl Volumes {
             .await?
             .ok_or_else(|| format!("persistentvolume \"{volume}\" not found"))?;
         let spec = pv.spec.unwrap_or_default();
+        let is_block = spec.volume_mode.as_deref() == Some("Block");
+        used_by_its_mode(pod, of_pod, is_block)?;
         if let Some(local) = spec.local {
-            let path = PathBuf::from(&local.path);
-            return match path.is_dir() {
-                true => {
-                    ownership::give(&path, pod).map_err(|e| e.to_string())?;
-                    Ok(path)
-                }
-                false => Err(format!(
-                    "local volume path \"{}\" does not exist",
-                    local.path
-                )),
-            };
+            return local_volume(&local.path, is_block, pod);
+        }
+        if is_block {
+            return Err(format!(
+                "no block volume plugin matched: persistentvolume \"{volume}\" is not local"
+            ));
         }
         if let Some(source) = spec.host_path {
             let made_for_us = pv.metadata.annotations.as_ref();
@@ -328,13 +357,16 @@ impl Volumes {
 
     /// Unmounts and removes everything of a pod. Missing is success.
     pub fn clean_up(&self, uid: &str) -> io::Result<()> {
-        let dir = self.pod_dir(uid);
-        self.namespace.unmount_below(&dir)?;
         self.tokens.lock().retain(|(owner, _, _), _| owner != uid);
-        match fs::remove_dir_all(&dir) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-            other => other,
+        // The pod's own folder last: it tells that there is something left.
+        for dir in [self.read_only.join(uid), self.pod_dir(uid)] {
+            self.namespace.unmount_below(&dir)?;
+            match fs::remove_dir_all(&dir) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+                _ => {}
+            }
         }
+        Ok(())
     }
 
     /// Pods that left something behind: their uids.
@@ -366,6 +398,44 @@ impl Volumes {
 fn fs_group(pod: &Pod) -> Option<u32> {
     let group = pod::spec(pod).security_context.as_ref()?.fs_group?;
     u32::try_from(group).ok()
+}
+
+/// A block device is no folder, and the other way round.
+fn used_by_its_mode(pod: &Pod, volume: &str, is_block: bool) -> Result<(), String> {
+    let containers = pod::containers(pod);
+    let mut all = containers.iter().map(|(_, c)| c);
+    let (mode, wrong, is_wrong) = match is_block {
+        true => (
+            "Block",
+            "volumeMounts",
+            all.any(|c| c.volume_mounts.iter().flatten().any(|m| m.name == volume)),
+        ),
+        false => (
+            "Filesystem",
+            "volumeDevices",
+            all.any(|c| c.volume_devices.iter().flatten().any(|d| d.name == volume)),
+        ),
+    };
+    match is_wrong {
+        true => Err(format!(
+            "volume {volume} has volumeMode {mode}, but is specified in {wrong}"
+        )),
+        false => Ok(()),
+    }
+}
+
+fn local_volume(path: &str, is_block: bool, pod: &Pod) -> Result<PathBuf, String> {
+    let Ok(found) = fs::metadata(path) else {
+        return Err(format!("local volume path \"{path}\" does not exist"));
+    };
+    let wrong = |what: &str| Err(format!("local volume path \"{path}\" is not a {what}"));
+    match (is_block, found.file_type()) {
+        (true, kind) if !kind.is_block_device() => return wrong("block device"),
+        (true, _) => {}
+        (false, kind) if !kind.is_dir() => return wrong("directory"),
+        (false, _) => ownership::give(Path::new(path), pod).map_err(|e| e.to_string())?,
+    }
+    Ok(path.into())
 }
 
 /// A folder that was provisioned for a claim: whoever the pod runs as may write there.

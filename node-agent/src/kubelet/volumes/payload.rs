@@ -24,16 +24,17 @@ pub(super) struct Token {
 }
 
 impl Token {
-    /// At 80 % of its life, and at least once a day.
+    /// Until 80 % of its life have passed, and for a day at most. How old it is, a clock that was set back does not tell.
     fn is_fresh(&self, now: Timestamp) -> bool {
         let age = now.duration_since(self.issued_at);
-        age < self.lifetime * 4 / 5 && age < SignedDuration::from_hours(24)
+        let young = age < self.lifetime * 4 / 5 && age < SignedDuration::from_hours(24);
+        young && !age.is_negative()
     }
 }
 
 pub(super) type Tokens = Mutex<BTreeMap<(String, String, String), Token>>;
 
-pub(super) fn is_written(volume: &Volume) -> bool {
+pub(in crate::kubelet) fn is_written(volume: &Volume) -> bool {
     volume.config_map.is_some()
         || volume.secret.is_some()
         || volume.downward_api.is_some()
@@ -53,30 +54,14 @@ pub(super) async fn build(
         let optional = source.optional == Some(true);
         let mode = source.default_mode.unwrap_or(DEFAULT_MODE);
         let data = config_map(objects, namespace, &source.name, optional).await?;
-        return select(
-            "configmap",
-            namespace,
-            &source.name,
-            data,
-            &source.items,
-            mode,
-            optional,
-        );
+        return select("configmap", data, &source.items, mode, optional);
     }
     if let Some(source) = &volume.secret {
         let optional = source.optional == Some(true);
         let mode = source.default_mode.unwrap_or(DEFAULT_MODE);
         let name = source.secret_name.as_deref().unwrap_or_default();
         let data = secret(objects, namespace, name, optional).await?;
-        return select(
-            "secret",
-            namespace,
-            name,
-            data,
-            &source.items,
-            mode,
-            optional,
-        );
+        return select("secret", data, &source.items, mode, optional);
     }
     if let Some(source) = &volume.downward_api {
         let mode = source.default_mode.unwrap_or(DEFAULT_MODE);
@@ -91,22 +76,11 @@ pub(super) async fn build(
         if let Some(s) = &source.config_map {
             let optional = s.optional == Some(true);
             let data = config_map(objects, namespace, &s.name, optional).await?;
-            let part = select(
-                "configmap",
-                namespace,
-                &s.name,
-                data,
-                &s.items,
-                mode,
-                optional,
-            )?;
-            files.extend(part);
+            files.extend(select("configmap", data, &s.items, mode, optional)?);
         } else if let Some(s) = &source.secret {
             let optional = s.optional == Some(true);
             let data = secret(objects, namespace, &s.name, optional).await?;
-            files.extend(select(
-                "secret", namespace, &s.name, data, &s.items, mode, optional,
-            )?);
+            files.extend(select("secret", data, &s.items, mode, optional)?);
         } else if let Some(s) = &source.downward_api {
             files.extend(downward(
                 pod,
@@ -204,9 +178,7 @@ fn missing(kind: &str, name: &str, optional: bool) -> Result<Data, String> {
 
 fn select(
     kind: &str,
-    namespace: &str,
-    name: &str,
-    mut data: Data,
+    data: Data,
     items: &Option<Vec<KeyToPath>>,
     mode: i32,
     optional: bool,
@@ -229,7 +201,8 @@ fn select(
     };
     let mut files = Files::new();
     for item in items {
-        match data.remove(&item.key) {
+        // Several files may show the same key.
+        match data.get(&item.key).cloned() {
             Some(bytes) => {
                 let mode = item.mode.unwrap_or(mode).unsigned_abs();
                 files.insert(
@@ -243,12 +216,11 @@ fn select(
             }
             None if optional => {}
             None => {
-                let what = if kind == "secret" {
-                    "references non-existent secret key"
-                } else {
-                    "references non-existent config key"
+                let what = match kind {
+                    "secret" => "references non-existent secret key",
+                    _ => "configmap references non-existent config key",
                 };
-                return Err(format!("{kind} {namespace}/{name} {what}: {}", item.key));
+                return Err(format!("{what}: {}", item.key));
             }
         }
     }
@@ -340,4 +312,64 @@ async fn token(
     };
     tokens.lock().insert(key, token);
     Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_renewed_in_time() {
+        let issued_at = Timestamp::from_second(1_000_000).unwrap();
+        let fresh = |hours: i64, after: i64| {
+            let token = Token {
+                text: String::new(),
+                issued_at,
+                lifetime: SignedDuration::from_hours(hours),
+            };
+            token.is_fresh(issued_at + SignedDuration::from_mins(after))
+        };
+        assert!(fresh(1, 47) && !fresh(1, 48));
+        assert!(fresh(100, 24 * 60 - 1) && !fresh(100, 24 * 60));
+        assert!(!fresh(1, -1), "the clock was set back");
+    }
+
+    #[test]
+    fn a_key_may_be_shown_twice_and_must_be_there() {
+        let data = || Data::from([("k".to_owned(), b"v".to_vec())]);
+        let items = |keys: &[(&str, &str)]| {
+            let item = |(key, path): &(&str, &str)| KeyToPath {
+                key: (*key).into(),
+                path: (*path).into(),
+                mode: None,
+            };
+            Some(keys.iter().map(item).collect::<Vec<_>>())
+        };
+        let both = select(
+            "secret",
+            data(),
+            &items(&[("k", "a"), ("k", "b")]),
+            0o600,
+            false,
+        );
+        assert_eq!(both.unwrap().len(), 2);
+        let none = items(&[("none", "a")]);
+        assert_eq!(
+            select("secret", data(), &none, 0o600, false)
+                .err()
+                .as_deref(),
+            Some("references non-existent secret key: none")
+        );
+        assert_eq!(
+            select("configmap", data(), &none, 0o600, false)
+                .err()
+                .as_deref(),
+            Some("configmap references non-existent config key: none")
+        );
+        assert!(
+            select("configmap", data(), &none, 0o600, true)
+                .unwrap()
+                .is_empty()
+        );
+    }
 }

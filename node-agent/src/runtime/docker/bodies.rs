@@ -3,15 +3,15 @@
 use std::collections::HashMap;
 
 use bollard::models::{
-    ContainerCreateBody, HostConfig, HostConfigLogConfig, Mount, MountBindOptions,
+    ContainerCreateBody, DeviceMapping, HostConfig, HostConfigLogConfig, Mount, MountBindOptions,
     MountBindOptionsPropagationEnum, MountType,
 };
 
 use super::DockerRuntime;
 use super::daemon::HostNetwork;
 use crate::runtime::{
-    ContainerSpec, MountSpec, Namespace, Propagation, Result, RuntimeError, SandboxSpec, label,
-    pause,
+    ContainerSpec, DeviceSpec, MountSpec, Namespace, Propagation, Result, RuntimeError,
+    SandboxSpec, label, pause,
 };
 
 /// Rotation of the daemon's own log files, kubelet's `containerLogMaxSize` and `MaxFiles`.
@@ -130,6 +130,7 @@ impl DockerRuntime {
                 .map(|score| score.max(self.least_oom_score)),
             pids_limit: limits.pids,
             mounts: Some(spec.mounts.iter().map(mount).collect()),
+            devices: some(&spec.devices.iter().map(device).collect::<Vec<_>>()),
             privileged: Some(security.privileged),
             readonly_rootfs: Some(security.read_only_rootfs),
             cap_add: some(&security.add_capabilities),
@@ -183,9 +184,19 @@ fn mount(spec: &MountSpec) -> Mount {
                 Propagation::HostToContainer => Some(MountBindOptionsPropagationEnum::RSLAVE),
                 Propagation::Bidirectional => Some(MountBindOptionsPropagationEnum::RSHARED),
             },
+            // Docker 25 and later would make what is mounted below it read-only too.
+            read_only_non_recursive: spec.read_only.then_some(true),
             ..Default::default()
         }),
         ..Default::default()
+    }
+}
+
+fn device(spec: &DeviceSpec) -> DeviceMapping {
+    DeviceMapping {
+        path_on_host: Some(spec.host_path.clone()),
+        path_in_container: Some(spec.container_path.clone()),
+        cgroup_permissions: Some(if spec.read_only { "r" } else { "mrw" }.into()),
     }
 }
 

@@ -8,6 +8,7 @@ mod bodies;
 mod daemon;
 
 use std::collections::{BTreeMap, HashMap};
+use std::io::Read as _;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -39,6 +40,8 @@ use super::{
 /// when it is slow; a hung daemon is noticed at the end of it.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(120);
 const RECONNECT_MAX: Duration = Duration::from_secs(10);
+/// Of a file that is read out of a container.
+const MAX_FILE: usize = 4 << 20;
 #[derive(Clone)]
 pub struct DockerRuntime {
     docker: Docker,
@@ -377,6 +380,40 @@ impl Runtime for DockerRuntime {
             Err(RuntimeError::NotFound(_) | RuntimeError::Conflict(_)) => Ok(()),
             other => other,
         }
+    }
+
+    async fn read_file(&self, id: &str, path: &str) -> Result<Option<Vec<u8>>> {
+        let options = query::DownloadFromContainerOptionsBuilder::new()
+            .path(path)
+            .build();
+        let mut pieces = Box::pin(self.docker.download_from_container(id, Some(options)));
+        let mut archive = Vec::new();
+        while let Some(piece) = pieces.next().await {
+            match piece.map_err(error) {
+                Err(RuntimeError::NotFound(message)) => {
+                    // Of the file, or of the container?
+                    return match self.inspect(id).await {
+                        Ok(_) => Ok(None),
+                        Err(_) => Err(RuntimeError::NotFound(message)),
+                    };
+                }
+                piece => archive.extend_from_slice(&piece?),
+            }
+            if archive.len() > MAX_FILE {
+                return Err(RuntimeError::Refused(format!("{path} is too long")));
+            }
+        }
+        let unreadable = |e: std::io::Error| RuntimeError::Refused(format!("{path}: {e}"));
+        let mut archive = tar::Archive::new(archive.as_slice());
+        for entry in archive.entries().map_err(unreadable)? {
+            let mut entry = entry.map_err(unreadable)?;
+            if entry.header().entry_type().is_file() {
+                let mut bytes = Vec::new();
+                entry.read_to_end(&mut bytes).map_err(unreadable)?;
+                return Ok(Some(bytes));
+            }
+        }
+        Ok(None)
     }
 
     async fn image(&self, reference: &str) -> Result<Option<Image>> {

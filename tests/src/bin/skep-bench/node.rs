@@ -9,7 +9,7 @@ use skep_tests::cluster::TestCluster;
 use xtask::cluster::Store;
 use xtask::cluster::images::BUSYBOX;
 
-use crate::{Figure, memory};
+use crate::{Figure, Target, memory};
 
 /// Each round makes and removes one pod.
 const PODS_PER_ROUND: usize = 4;
@@ -19,23 +19,20 @@ pub(crate) fn measure(store: Store, rounds: usize) -> Result<Vec<Figure>> {
     let cluster = TestCluster::up("bench-node", 1, store, &[])?;
     let mut figures = memory::of_cluster(&cluster.state, "idle")?;
     let client = cluster.skep("default");
-    let (mut running, mut gone) = (Vec::new(), Vec::new());
+    let mut lives = Vec::new();
     for number in 0..rounds * PODS_PER_ROUND {
-        let name = format!("pod-{number}");
-        let (started, ended) = life(&cluster, &client, &name)?;
-        running.push(started.as_secs_f64() * 1e3);
-        gone.push(ended.as_secs_f64() * 1e3);
+        lives.push(life(&cluster, &client, &format!("pod-{number}"))?);
     }
-    figures.push(Figure::of(
-        "pod create to Running, as seen by a client",
-        "ms",
-        running,
-    )?);
-    figures.push(Figure::of(
-        "pod delete to gone, as seen by a client",
-        "ms",
-        gone,
-    )?);
+    for (what, most, of) in [
+        ("create to Running", 450.0, 0),
+        ("create to Ready", 600.0, 1),
+        ("delete to gone", 300.0, 2),
+    ] {
+        let samples = lives.iter().map(|life| life[of].as_secs_f64() * 1e3);
+        let name = format!("pod {what}, as seen by a client");
+        let figure = Figure::of(name, "ms", samples.collect())?;
+        figures.push(figure.wanted(Target::AtMost(most)));
+    }
     figures.push(Figure::of(
         "one `get` by that client, part of both",
         "ms",
@@ -56,16 +53,19 @@ fn crowd(cluster: &TestCluster, client: &Client) -> Result<Vec<Figure>> {
     await_ready(client, IDLE)?;
     settle();
     let share = memory::cpu_share(agent, WATCHED)?;
-    figures.push(Figure::of(
+    let figure = Figure::of(
         format!("agent with {IDLE} idle pods, of a core"),
         "%",
         vec![share],
-    )?);
-    figures.push(Figure::of(
+    )?;
+    figures.push(figure.wanted(Target::AtMost(1.0)));
+    let figure = Figure::of(
         format!("memory of the agent with {IDLE} idle pods"),
         "MiB",
         vec![memory::resident_mib(agent)?],
-    )?);
+    )?;
+    // 40 MB.
+    figures.push(figure.wanted(Target::AtMost(40e6 / f64::from(1 << 20))));
     figures.push(Figure::of(
         "of it tables of the kernel",
         "MiB",
@@ -79,8 +79,7 @@ fn crowd(cluster: &TestCluster, client: &Client) -> Result<Vec<Figure>> {
     remove_all(client)?;
 
     let probed = |number: usize| {
-        let probe =
-            json!({"readinessProbe": {"periodSeconds": 1, "httpGet": {"port": 8080, "path": "/"}}});
+        let probe = json!({"readinessProbe": {"periodSeconds": 1, "httpGet": {"port": 8080, "path": "/etc/passwd"}}});
         pod(&format!("probed-{number}"), SERVE, probe)
     };
     let begun = Instant::now();
@@ -94,11 +93,12 @@ fn crowd(cluster: &TestCluster, client: &Client) -> Result<Vec<Figure>> {
     )?);
     settle();
     let share = memory::cpu_share(agent, WATCHED)?;
-    figures.push(Figure::of(
+    let figure = Figure::of(
         format!("agent that probes {MANY} pods every second, of a core"),
         "%",
         vec![share],
-    )?);
+    )?;
+    figures.push(figure.wanted(Target::AtMost(5.0)));
     remove_all(client)?;
     figures.push(Figure::of(
         "Docker alone, two containers in place of a pod",
@@ -143,12 +143,7 @@ fn await_ready(client: &Client, count: usize) -> Result<()> {
             .as_array()
             .map(Vec::as_slice)
             .unwrap_or_default();
-        let ready = items.iter().filter(|pod| {
-            let conditions = pod["status"]["conditions"].as_array().into_iter().flatten();
-            let mut ready = conditions.filter(|c| c["type"] == "Ready");
-            ready.any(|c| c["status"] == "True")
-        });
-        let ready = ready.count();
+        let ready = items.iter().filter(|pod| is_ready(pod)).count();
         if ready == count {
             return Ok(());
         }
@@ -158,6 +153,12 @@ fn await_ready(client: &Client, count: usize) -> Result<()> {
         );
         std::thread::sleep(Duration::from_millis(200));
     }
+}
+
+fn is_ready(pod: &Value) -> bool {
+    let conditions = pod["status"]["conditions"].as_array().into_iter().flatten();
+    let mut ready = conditions.filter(|c| c["type"] == "Ready");
+    ready.any(|c| c["status"] == "True")
 }
 
 fn remove_all(client: &Client) -> Result<()> {
@@ -220,7 +221,8 @@ fn docker_rate() -> Result<f64> {
     Ok((STARTERS * EACH) as f64 / 2.0 / took)
 }
 
-fn life(cluster: &TestCluster, client: &Client, name: &str) -> Result<(Duration, Duration)> {
+/// How long it takes until a pod runs, until it is ready, and until it is gone.
+fn life(cluster: &TestCluster, client: &Client, name: &str) -> Result<[Duration; 3]> {
     let pod = json!({
         "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name},
         "spec": {"containers": [{
@@ -239,10 +241,12 @@ fn life(cluster: &TestCluster, client: &Client, name: &str) -> Result<(Duration,
         Ok(pod["status"]["phase"] == "Running")
     })?;
     let running = created.elapsed();
+    poll(|| Ok(is_ready(&client.get(&["pod", name])?)))?;
+    let ready = created.elapsed();
     let deleted = Instant::now();
     client.run(&["delete", "pod", name, "--wait=false"])?;
     poll(|| Ok(!client.attempt(&["get", "pod", name])?.succeeded))?;
-    Ok((running, deleted.elapsed()))
+    Ok([running, ready, deleted.elapsed()])
 }
 
 /// Without a pause: it would be part of the figure.
