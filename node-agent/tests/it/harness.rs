@@ -54,6 +54,26 @@ pub fn docker_at(socket: &Path, arguments: &[&str]) -> String {
     String::from_utf8_lossy(&output.stdout).trim().to_string()
 }
 
+/// Whether Docker may give a container all there is: not where it has not got all itself.
+pub fn may_be_privileged() -> bool {
+    ensure_image();
+    let run = [
+        "run",
+        "--rm",
+        "--privileged",
+        "--network",
+        "none",
+        IMAGE,
+        "true",
+    ];
+    let able = Command::new("docker").args(run).output();
+    let able = able.is_ok_and(|output| output.status.success());
+    if !able {
+        eprintln!("no privileged container: Docker starts none here");
+    }
+    able
+}
+
 /// A static busybox with its applets, made from the machine's own.
 pub fn ensure_image() {
     static ONCE: Once = Once::new();
