@@ -36,6 +36,7 @@ pub mod service_cidr;
 pub mod stateful_set;
 pub mod taint_eviction;
 pub mod validating_policy;
+pub mod volume_attributes_class;
 
 use std::sync::Arc;
 
@@ -82,6 +83,7 @@ pub async fn lead(config: Arc<Config>, term: CancellationToken) {
     tasks.spawn(service_account::run(context.clone()));
     tasks.spawn(service_cidr::run(context.clone()));
     tasks.spawn(persistent_volume::run(context.clone()));
+    tasks.spawn(volume_attributes_class::run(context.clone()));
     tasks.spawn(resource_quota::run(context.clone()));
     tasks.spawn(cluster_role::run(context.clone()));
     tasks.spawn(mirroring::run(context.clone()));

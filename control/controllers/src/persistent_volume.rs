@@ -375,6 +375,35 @@ fn local_volume(
         .map_err(|error| Error::Invalid(format!("cannot describe a local volume: {error}")))
 }
 
+/// Adds or removes one finalizer.
+pub(crate) async fn set_finalizer<K>(
+    api: &kube::Api<K>,
+    object: &K,
+    finalizer: &str,
+    wanted: bool,
+) -> Result<(), Error>
+where
+    K: Resource + Clone + serde::de::DeserializeOwned + std::fmt::Debug,
+{
+    let meta = object.meta();
+    let mut finalizers = meta.finalizers.clone().unwrap_or_default();
+    finalizers.retain(|own| own != finalizer);
+    if wanted {
+        finalizers.push(finalizer.to_owned());
+    }
+    let patch = json!({ "metadata": { "uid": meta.uid, "resourceVersion": meta.resource_version,
+        "finalizers": finalizers } });
+    let name = meta.name.as_deref().unwrap_or_default();
+    match api
+        .patch(name, &PatchParams::default(), &Patch::Merge(patch))
+        .await
+    {
+        Ok(_) => Ok(()),
+        Err(error) if writes::is_not_found(&error) => Ok(()),
+        Err(error) => Err(error).doing("change a protection finalizer"),
+    }
+}
+
 impl Controller {
     async fn reconcile_claim(&self, key: ObjectKey) -> Result<Action, Error> {
         let Some(claim) = self.claims.get(&key) else {
@@ -394,14 +423,12 @@ impl Controller {
                 .iter()
                 .any(|pod| !pods::is_finished(pod) && used_claims(pod).contains(&key));
             if has_protection && !in_use {
-                self.set_finalizers(&api, claim.as_ref(), CLAIM_PROTECTION, false)
-                    .await?;
+                set_finalizer(&api, claim.as_ref(), CLAIM_PROTECTION, false).await?;
             }
             return Ok(Action::done());
         }
         if !has_protection {
-            self.set_finalizers(&api, claim.as_ref(), CLAIM_PROTECTION, true)
-                .await?;
+            set_finalizer(&api, claim.as_ref(), CLAIM_PROTECTION, true).await?;
             return Ok(Action::done());
         }
         let phase = claim
@@ -562,35 +589,6 @@ impl Controller {
         }
     }
 
-    async fn set_finalizers<K>(
-        &self,
-        api: &kube::Api<K>,
-        object: &K,
-        finalizer: &str,
-        wanted: bool,
-    ) -> Result<(), Error>
-    where
-        K: Resource + Clone + serde::de::DeserializeOwned + std::fmt::Debug,
-    {
-        let meta = object.meta();
-        let mut finalizers = meta.finalizers.clone().unwrap_or_default();
-        finalizers.retain(|own| own != finalizer);
-        if wanted {
-            finalizers.push(finalizer.to_owned());
-        }
-        let patch = json!({ "metadata": { "uid": meta.uid, "resourceVersion": meta.resource_version,
-            "finalizers": finalizers } });
-        let name = meta.name.as_deref().unwrap_or_default();
-        match api
-            .patch(name, &PatchParams::default(), &Patch::Merge(patch))
-            .await
-        {
-            Ok(_) => Ok(()),
-            Err(error) if writes::is_not_found(&error) => Ok(()),
-            Err(error) => Err(error).doing("change a protection finalizer"),
-        }
-    }
-
     async fn reconcile_volume(&self, key: ObjectKey) -> Result<Action, Error> {
         let Some(volume) = self.volumes.get(&key) else {
             return Ok(Action::done());
@@ -616,13 +614,11 @@ impl Controller {
                         .warning(volume.as_ref(), "VolumeFailedDelete", message);
                     return Ok(Action::requeue(FOLDER_RETRY));
                 }
-                self.set_finalizers(&api, volume.as_ref(), VOLUME_PROTECTION, false)
-                    .await?;
+                set_finalizer(&api, volume.as_ref(), VOLUME_PROTECTION, false).await?;
                 return Ok(Action::done());
             }
         } else if !has_protection {
-            self.set_finalizers(&api, volume.as_ref(), VOLUME_PROTECTION, true)
-                .await?;
+            set_finalizer(&api, volume.as_ref(), VOLUME_PROTECTION, true).await?;
             return Ok(Action::done());
         }
         let Some(reserved) = &spec.claim_ref else {

@@ -32,11 +32,13 @@ struct Inner {
 
 impl FakeApi {
     pub fn new() -> Self {
+        // Nodes of one process share a Docker daemon: the uids of their pods, made of revisions, must differ.
+        static FIRST: AtomicU64 = AtomicU64::new(1);
         let (events, _) = broadcast::channel(4096);
         let inner = Inner {
             objects: Mutex::default(),
             events,
-            revision: AtomicU64::new(1),
+            revision: AtomicU64::new(FIRST.fetch_add(1 << 32, Ordering::SeqCst)),
         };
         Self {
             inner: Arc::new(inner),
