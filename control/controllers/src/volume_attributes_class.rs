@@ -100,3 +100,25 @@ impl Controller {
         claims.any(|named| named == name) || volumes.any(|named| named == name)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_claim_names_what_it_wants_has_and_is_changed_to() {
+        let claim = json!({"spec": {"volumeAttributesClassName": "wanted"}, "status": {
+            "currentVolumeAttributesClassName": "had",
+            "modifyVolumeStatus": {"status": "InProgress", "targetVolumeAttributesClassName": "next"}}});
+        let claim = serde_json::from_value(claim).expect("a claim");
+        assert_eq!(named_by_claim(&claim), ["wanted", "had", "next"]);
+        let empty = json!({"spec": {"volumeAttributesClassName": ""}});
+        let empty = serde_json::from_value(empty).expect("a claim");
+        assert!(named_by_claim(&empty).is_empty());
+        let volume = json!({"spec": {"volumeAttributesClassName": "fast"}});
+        let volume = serde_json::from_value(volume).expect("a volume");
+        assert_eq!(named_by_volume(&volume).as_deref(), Some("fast"));
+    }
+}
