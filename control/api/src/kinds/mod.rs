@@ -158,14 +158,7 @@ pub struct Selectable {
 /// What a built-in kind does with its objects, in its own type. The object's status, generation and metadata are dealt
 /// with by [`Typed`] before these are called.
 pub trait Kind:
-    Metadata<Ty = ObjectMeta>
-    + Serialize
-    + DeserializeOwned
-    + Clone
-    + PartialEq
-    + Send
-    + Sync
-    + 'static
+    Metadata<Ty = ObjectMeta> + Serialize + DeserializeOwned + Clone + PartialEq + Send + Sync + 'static
 {
     const RULES: Rules;
 
