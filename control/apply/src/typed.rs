@@ -178,8 +178,15 @@ impl Comparison {
     }
 
     fn put(&mut self, step: Step, below: Comparison) {
-        self.modified.put(step.clone(), below.modified);
-        self.removed.put(step.clone(), below.removed);
+        // Nearly always there is one of the three.
+        for (set, below) in [
+            (&mut self.modified, below.modified),
+            (&mut self.removed, below.removed),
+        ] {
+            if !below.is_empty() {
+                set.put(step.clone(), below);
+            }
+        }
         self.added.put(step, below.added);
     }
 

@@ -158,7 +158,7 @@ pub struct Selectable {
 /// What a built-in kind does with its objects, in its own type. The object's status, generation and metadata are dealt
 /// with by [`Typed`] before these are called.
 pub trait Kind:
-    Metadata<Ty = ObjectMeta> + Serialize + DeserializeOwned + Send + Sync + 'static
+    Metadata<Ty = ObjectMeta> + Serialize + DeserializeOwned + Clone + PartialEq + Send + Sync + 'static
 {
     const RULES: Rules;
 
@@ -326,9 +326,12 @@ impl<T: Kind> Strategy for Typed<T> {
             return;
         }
         // What cannot be read is refused by `create` and `update`, which can say why.
-        if let Ok(mut typed) = Self::read(object) {
+        if let Ok(given) = Self::read(object) {
+            let mut typed = given.clone();
             typed.set_defaults();
-            let _refused_later = self.write(&typed, object);
+            if typed != given {
+                let _refused_later = self.write(&typed, object);
+            }
         }
     }
 
@@ -337,7 +340,8 @@ impl<T: Kind> Strategy for Typed<T> {
             remove(object, "status");
         }
         gates::drop_disabled(self.gates, object, None);
-        let mut typed = Self::read(object)?;
+        let given = Self::read(object)?;
+        let mut typed = given.clone();
         let meta = typed.metadata_mut();
         meta.deletion_timestamp = None;
         meta.deletion_grace_period_seconds = None;
@@ -367,7 +371,10 @@ impl<T: Kind> Strategy for Typed<T> {
             return Err(errors.0);
         }
         let warnings = typed.warnings(None);
-        self.write(&typed, object)?;
+        // Writing costs as much as all the rest.
+        if typed != given {
+            self.write(&typed, object)?;
+        }
         Ok(warnings)
     }
 

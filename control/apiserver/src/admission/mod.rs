@@ -194,6 +194,13 @@ pub fn objects(api: &Api, group: &str, plural: &str, namespace: &str) -> Vec<Val
     snapshot.iter().filter_map(decode).collect()
 }
 
+/// Where an object is stored, if there is such a resource.
+fn key(api: &Api, group: &str, plural: &str, namespace: &str, name: &str) -> Option<Arc<str>> {
+    let registry = api.registry.load();
+    let resource = registry.any_version(group, plural)?;
+    Some(resource.key(namespace, name))
+}
+
 /// One stored object; looked up in the store when the cache does not have it.
 pub async fn object(
     api: &Api,
@@ -202,9 +209,8 @@ pub async fn object(
     namespace: &str,
     name: &str,
 ) -> Result<Option<Value>> {
-    let registry = api.registry.load_full();
-    let Some(resource) = registry.any_version(group, plural) else {
-        return Ok(None);
-    };
-    api.storage.find_value(&resource.key(namespace, name)).await
+    match key(api, group, plural, namespace, name) {
+        Some(key) => api.storage.find_value(&key).await,
+        None => Ok(None),
+    }
 }

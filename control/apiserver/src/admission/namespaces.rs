@@ -1,8 +1,9 @@
 //! NamespaceLifecycle: no content without a namespace, none in one that is going away, and some namespaces stay.
 
 use async_trait::async_trait;
+use serde::Deserialize;
 
-use super::{Attributes, Operation, Plugin, forbidden, object};
+use super::{Attributes, Operation, Plugin, forbidden, key};
 use crate::{
     context::Api,
     status::{Cause, Result, Status},
@@ -33,10 +34,14 @@ impl Plugin for NamespaceLifecycle {
         if namespace.is_empty() || attributes.operation == Operation::Delete {
             return Ok(());
         }
-        let Some(found) = object(api, "", "namespaces", "", namespace).await? else {
+        let found = match key(api, "", "namespaces", "", namespace) {
+            Some(key) => api.storage.find(&key).await?,
+            None => None,
+        };
+        let Some(found) = found else {
             return Err(Status::not_found("", "namespaces", namespace));
         };
-        if attributes.operation != Operation::Create || found["status"]["phase"] != "Terminating" {
+        if attributes.operation != Operation::Create || !is_terminating(&found.bytes()) {
             return Ok(());
         }
         let why = format!(
@@ -48,4 +53,20 @@ impl Plugin for NamespaceLifecycle {
             field: "metadata.namespace".into(),
         }]))
     }
+}
+
+/// Every create asks, so nothing else of the namespace is read.
+fn is_terminating(namespace: &[u8]) -> bool {
+    #[derive(Default, Deserialize)]
+    struct Status {
+        #[serde(default)]
+        phase: String,
+    }
+    #[derive(Deserialize)]
+    struct Namespace {
+        #[serde(default)]
+        status: Status,
+    }
+    let read = serde_json::from_slice::<Namespace>(namespace);
+    read.is_ok_and(|namespace| namespace.status.phase == "Terminating")
 }

@@ -3,7 +3,7 @@
 //! A manager is known by its name, the operation (`Apply` or `Update`), the subresource, and for updates the API
 //! version. Its set of fields is what it last applied, or what its updates changed and nobody changed since.
 
-use std::{collections::BTreeMap, fmt::Write};
+use std::{collections::BTreeMap, fmt::Write, sync::LazyLock};
 
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
@@ -27,19 +27,24 @@ const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 const MAX_ANNOTATION_BYTES: usize = 256 * 1024;
 
 /// Nobody owns these: they belong to the server or identify the object.
-const UNOWNED: [&str; 11] = [
-    "apiVersion",
-    "kind",
-    "metadata",
-    "metadata.creationTimestamp",
-    "metadata.generation",
-    "metadata.managedFields",
-    "metadata.name",
-    "metadata.namespace",
-    "metadata.resourceVersion",
-    "metadata.selfLink",
-    "metadata.uid",
-];
+static UNOWNED: LazyLock<FieldSet> = LazyLock::new(|| {
+    FieldSet::of_fields(&[
+        "apiVersion",
+        "kind",
+        "metadata",
+        "metadata.creationTimestamp",
+        "metadata.generation",
+        "metadata.managedFields",
+        "metadata.name",
+        "metadata.namespace",
+        "metadata.resourceVersion",
+        "metadata.selfLink",
+        "metadata.uid",
+    ])
+});
+
+static MANAGED_FIELDS: LazyLock<FieldSet> =
+    LazyLock::new(|| FieldSet::of_fields(&["metadata.managedFields"]));
 
 /// Who writes, through what, when.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -359,7 +364,7 @@ fn rfc3339(time: Timestamp) -> String {
 
 fn compare(live: &Value, new: &Value, ty: &TypeRef, reset: &[&str]) -> Comparison {
     let mut compared = typed::compare(live, new, Ty::of(ty.node()));
-    compared.without_trees(&FieldSet::of_fields(&["metadata.managedFields"]));
+    compared.without_trees(&MANAGED_FIELDS);
     if !reset.is_empty() {
         compared.without_trees(&FieldSet::of_fields(reset));
     }
@@ -370,7 +375,7 @@ fn compare(live: &Value, new: &Value, ty: &TypeRef, reset: &[&str]) -> Compariso
 fn record(managers: &mut Managers, compared: Comparison, writer: &Writer) {
     let mut own = compared.added;
     own.union(&compared.modified);
-    own.subtract(&FieldSet::of_fields(&UNOWNED));
+    own.subtract(&UNOWNED);
     if own.is_empty() {
         return;
     }
@@ -631,7 +636,7 @@ fn apply_once(
     let mut set = typed::to_set(applied, node);
     set.subtract_trees(&FieldSet::of_fields(reset));
     let mut owned = set.clone();
-    owned.subtract(&FieldSet::of_fields(&UNOWNED));
+    owned.subtract(&UNOWNED);
     let last = managers.0.insert(
         id.clone(),
         Entry {
@@ -657,7 +662,7 @@ fn apply_once(
         return Err(ApplyError::Conflicts(conflicts));
     }
     if let Some(entry) = managers.0.get_mut(&id) {
-        entry.set.subtract(&FieldSet::of_fields(&UNOWNED));
+        entry.set.subtract(&UNOWNED);
         if entry.set.is_empty() {
             managers.0.remove(&id);
         }

@@ -321,6 +321,12 @@ proptest! {
     }
 
     #[test]
+    fn a_value_conforms_as_its_text_decodes(value in any_json()) {
+        let text = serde_json::to_vec(&value).expect("encodes");
+        prop_assert_eq!(conform(value, &pod()), decode_json(&text, &pod()));
+    }
+
+    #[test]
     fn untyped_json_keeps_its_value(value in any_json()) {
         let text = serde_json::to_vec(&value).expect("encodes");
         let decoded = decode_untyped(&text).expect("decodes").value;

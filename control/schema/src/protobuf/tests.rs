@@ -3,7 +3,7 @@ use serde_json::{Map, Value, json};
 
 use super::*;
 use crate::{
-    TypeRef, builtin, conform,
+    TypeRef, builtin, conform, decode_json,
     table::{Node, Shape, builtin_table},
 };
 
@@ -190,13 +190,53 @@ fn without_empty(value: Value) -> Value {
     }
 }
 
-#[test]
-fn every_kind_round_trips() {
+/// Numbers that are the same each time.
+fn seeds() -> impl FnMut() -> u32 {
     let mut state = 1u32;
-    let mut seed = move || {
+    move || {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         state >> 8
+    }
+}
+
+/// Empties some places.
+fn hollow(value: &mut Value, seed: &mut dyn FnMut() -> u32) {
+    let empty = match value {
+        Value::Object(_) => json!({}),
+        Value::Array(_) => json!([]),
+        Value::String(text) if text.starts_with('s') => json!(""),
+        Value::Number(_) => json!(0),
+        Value::Bool(_) => json!(false),
+        _ => json!(null),
     };
+    match seed() % 16 {
+        0 => *value = json!(null),
+        1 => *value = empty,
+        _ => {}
+    }
+    match value {
+        Value::Object(map) => map.values_mut().for_each(|value| hollow(value, seed)),
+        Value::Array(list) => list.iter_mut().for_each(|item| hollow(item, seed)),
+        _ => {}
+    }
+}
+
+#[test]
+fn every_kind_conforms_as_its_text_decodes() {
+    let mut seed = seeds();
+    for (_, ty) in kinds() {
+        for _ in 0..20 {
+            let mut value = generate(ty.node(), &mut seed, 0);
+            hollow(&mut value, &mut seed);
+            let text = serde_json::to_vec(&value).expect("encodes");
+            assert_eq!(conform(value, &ty), decode_json(&text, &ty), "{ty:?}");
+        }
+    }
+}
+
+#[test]
+fn every_kind_round_trips() {
+    let mut seed = seeds();
     for (api_version, ty) in kinds() {
         let kind = ty.node().ty().kinds[0].2.clone();
         for _ in 0..5 {
