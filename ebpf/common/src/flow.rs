@@ -1,9 +1,23 @@
-//! The flow table: address translation and connection tracking in one hash.
+//! The flow table: address translation and connection tracking in one hash a family.
 //!
 //! An entry is keyed by the tuple as it arrives and carries the tuple to leave with, so that no
 //! entry depends on another or on a Service that still exists. Every translated connection has
 //! two: one per direction. They are removed by the agent's sweep, never by the kernel: a full
 //! table refuses new flows and keeps the live ones.
+//!
+//! [`FlowKey`] and [`Flow`] hold both families and are what the map of IPv6, a hash of the kernel's, has.
+//! What a new flow costs is mostly the waits for memory that nobody has touched lately, and the locks of
+//! the kernel's hash. So IPv4 has a hash of its own in an array: [`FlowKey4`] and [`Flow4`] say the same
+//! in half the bytes, and lie in buckets.
+//!
+//! ```text
+//! FLOWS4  array   FlowBucket {tags of the slots, slots {key, flow}}
+//! ```
+//! A key has two buckets ([`FlowHash::places`]) and goes into the emptier one; with [`BUCKET_SLOTS`] slots
+//! for two flows on the average, both are full about never. A slot is taken by an atomic exchange of
+//! its bucket's tags, and found when the second word of its key is written, last of all. It is given
+//! back by the exchange of that word for 0, and then of its tag. Whoever has found a slot may be about to
+//! use it when it becomes another flow's, as with the kernel's hash.
 
 use crate::{Address, PortBe};
 
@@ -85,6 +99,199 @@ impl Flow {
     }
 }
 
+/// A [`FlowKey`] of IPv4 in two words: the addresses; the ports, and the protocol, which is never 0.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Eq)]
+pub struct FlowKey4(pub [u64; 2]);
+
+impl PartialEq for FlowKey4 {
+    // As of `Address`.
+    #[inline(always)]
+    fn eq(&self, other: &Self) -> bool {
+        self.0[0] == other.0[0] && self.0[1] == other.0[1]
+    }
+}
+
+impl FlowKey4 {
+    /// Meaningless of another family's.
+    #[inline(always)]
+    pub const fn of(key: &FlowKey) -> Self {
+        Self([
+            key.source.v4_be() as u64 | (key.destination.v4_be() as u64) << 32,
+            key.source_port.0 as u64
+                | (key.destination_port.0 as u64) << 16
+                | (key.protocol as u64) << 32,
+        ])
+    }
+
+    #[inline(always)]
+    pub const fn widened(&self) -> FlowKey {
+        let [addresses, rest] = self.0;
+        FlowKey {
+            source: Address::from_v4_be(addresses as u32),
+            destination: Address::from_v4_be((addresses >> 32) as u32),
+            source_port: PortBe(rest as u16),
+            destination_port: PortBe((rest >> 16) as u16),
+            protocol: (rest >> 32) as u8,
+            _pad: [0; 3],
+        }
+    }
+}
+
+/// How keys of IPv4 are spread over the buckets. The seed is this node's own: nobody outside can fill a
+/// bucket on purpose.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FlowHash {
+    pub seed: u64,
+    /// Buckets, a power of two, less one.
+    pub mask: u32,
+    pub _pad: u32,
+}
+
+/// Where a key may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FlowPlaces {
+    pub buckets: [u32; 2],
+    /// What its slot has in [`FlowBucket::tags`]: odd.
+    pub tag: u64,
+}
+
+impl FlowHash {
+    // The finaliser of MurmurHash3, for two words.
+    #[inline(always)]
+    pub const fn places(&self, key: &FlowKey4) -> FlowPlaces {
+        let mut hash = key.0[0] ^ self.seed;
+        hash = (hash ^ hash >> 33).wrapping_mul(0xff51_afd7_ed55_8ccd);
+        hash = (hash ^ hash >> 33 ^ key.0[1]).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+        hash = (hash ^ hash >> 33).wrapping_mul(0xff51_afd7_ed55_8ccd);
+        hash ^= hash >> 33;
+        FlowPlaces {
+            buckets: [hash as u32 & self.mask, (hash >> 32) as u32 & self.mask],
+            tag: hash >> (64 - TAG_BITS) | 1,
+        }
+    }
+}
+
+pub const BUCKET_SLOTS: usize = 5;
+pub const TAG_BITS: u32 = 12;
+pub const TAG_MASK: u64 = (1 << TAG_BITS) - 1;
+/// The lowest bit of every tag.
+const TAG_ONES: u64 = 0x1_0010_0100_1001;
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct FlowSlot {
+    pub key: FlowKey4,
+    pub flow: Flow4,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct FlowBucket {
+    /// [`TAG_BITS`] of each slot; 0: free.
+    pub tags: u64,
+    pub _pad: u64,
+    pub slots: [FlowSlot; BUCKET_SLOTS],
+}
+
+/// How many slots are taken.
+#[inline(always)]
+pub const fn taken(tags: u64) -> u64 {
+    // The product's highest such digit is the sum of all.
+    (tags & TAG_ONES).wrapping_mul(TAG_ONES) >> (TAG_BITS * (BUCKET_SLOTS as u32 - 1)) & TAG_MASK
+}
+
+/// The lowest bit of the first slot with this tag; 0: there is none.
+#[inline(always)]
+pub const fn first_matching(tags: u64, tag: u64) -> u64 {
+    let differing = tags ^ tag.wrapping_mul(TAG_ONES);
+    // The highest bit of each tag that was 0 before the subtraction, and perhaps of some above it.
+    let same = differing.wrapping_sub(TAG_ONES) & !differing & TAG_ONES << (TAG_BITS - 1);
+    (same & same.wrapping_neg()) >> (TAG_BITS - 1)
+}
+
+/// How many slots there are before the one with this lowest bit.
+#[inline(always)]
+pub const fn taken_below(lowest: u64) -> u64 {
+    taken(lowest.wrapping_sub(1))
+}
+
+/// The lowest bit of the first free slot; 0: all are taken.
+#[inline(always)]
+pub const fn first_free(tags: u64) -> u64 {
+    let free = !tags & TAG_ONES;
+    free & free.wrapping_neg()
+}
+
+/// The tag of a slot.
+#[inline(always)]
+pub const fn tag_of(tags: u64, slot: usize) -> u64 {
+    tags >> (TAG_BITS * slot as u32) & TAG_MASK
+}
+
+/// Buckets for so many flows.
+pub const fn buckets_for(flows: u32) -> u32 {
+    let half = flows.div_ceil(2);
+    if half < 4 {
+        4
+    } else {
+        half.next_power_of_two()
+    }
+}
+
+/// A [`Flow`] of IPv4.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Flow4 {
+    pub source: u32,
+    pub destination: u32,
+    pub source_port: PortBe,
+    pub destination_port: PortBe,
+    pub flags: u16,
+    /// Of [`crate::service::MAX_SERVICES`].
+    pub service: u16,
+    pub seen: u32,
+    pub backend: u32,
+    pub policy_generation: u32,
+    pub via: u32,
+}
+
+impl Flow4 {
+    /// Meaningless of another family's.
+    #[inline(always)]
+    pub const fn of(flow: &Flow) -> Self {
+        Self {
+            source: flow.source.v4_be(),
+            destination: flow.destination.v4_be(),
+            source_port: flow.source_port,
+            destination_port: flow.destination_port,
+            flags: flow.flags as u16,
+            service: flow.service as u16,
+            seen: flow.seen,
+            backend: flow.backend,
+            policy_generation: flow.policy_generation,
+            via: flow.via,
+        }
+    }
+
+    #[inline(always)]
+    pub const fn widened(&self) -> Flow {
+        Flow {
+            source: Address::from_v4_be(self.source),
+            destination: Address::from_v4_be(self.destination),
+            source_port: self.source_port,
+            destination_port: self.destination_port,
+            flags: self.flags as u32,
+            seen: self.seen,
+            service: self.service as u32,
+            backend: self.backend,
+            policy_generation: self.policy_generation,
+            via: self.via,
+        }
+    }
+}
+
 pub mod flow_flags {
     /// Runs from the answering side to the asking side.
     pub const REVERSE: u32 = 1 << 0;
@@ -104,7 +311,11 @@ pub mod flow_flags {
     /// comes in has one entry, of the asking direction; the backend's node has a pair whose keys
     /// are each other's reverse, because the packet arrives there translated.
     pub const DIRECT: u32 = 1 << 7;
+    /// The asking side has closed first: TIME_WAIT is its own, and the answering side soon remembers
+    /// nothing. (Of two that close at the same moment both remember; that is rare.)
+    pub const ASKER_FIRST: u32 = 1 << 8;
     pub const CLOSING: u32 = FIN | RESET | PEER_FIN;
+    const _: () = assert!(ASKER_FIRST <= u16::MAX as u32, "see `Flow4`");
 }
 
 /// First fragments tell the ports of the later ones (RFC 791 §3.2).
@@ -136,7 +347,9 @@ pub const RETURN_OPTION: [u8; 2] = [0x9e, 8];
 pub const RETURN_HEADER: [u8; 5] = [2, 1, 0, 0x1e, 18];
 pub const RETURN_HEADER_LEN: u32 = 24;
 
+/// Of each family.
 pub const MAX_FLOWS: u32 = 131_072;
+pub const MAX_BUCKETS: u32 = buckets_for(MAX_FLOWS);
 pub const MAX_FRAGMENTS: u32 = 4_096;
 
 /// Where a port for a translated source is looked for when its own is taken: all that a server may
@@ -155,6 +368,10 @@ pub const fn nat_port(index: u32) -> u16 {
     }
 }
 
+/// Counters of the ports given out, a power of two. Each remote address and port has one, which it may
+/// share: a port comes round when all others have.
+pub const MAX_NEXT_PORTS: u32 = 4_096;
+
 pub const FIRST_UNPRIVILEGED_PORT: u16 = 1_024;
 /// The API server's default `--service-node-port-range`.
 pub const NODE_PORT_FIRST: u16 = 30_000;
@@ -163,10 +380,68 @@ pub const NODE_PORT_LAST: u16 = 32_767;
 /// How long Linux remembers a closed connection (`TCP_TIMEWAIT_LEN`, 60 s), in the programs' clock
 /// and with a margin: so long a port stays its last user's.
 pub const TIME_WAIT_SECONDS: u32 = 62;
+/// How long the side that closed last waits for the acknowledgement of that: a packet or two.
+pub const LAST_ACK_SECONDS: u32 = 3;
 
 const _: () = {
     assert!(size_of::<FlowKey>() == 40);
     assert!(size_of::<Flow>() == 60);
+    assert!(size_of::<FlowKey4>() == 16);
+    assert!(size_of::<Flow4>() == 32);
+    // Four lines of the cache, the tags in the first.
+    assert!(size_of::<FlowBucket>() == 256);
+    assert!(TAG_BITS as usize * BUCKET_SLOTS <= 64);
+    assert!(taken(0) == 0 && taken(TAG_ONES) == 5 && taken(TAG_MASK << 24 | 1) == 2);
+    assert!(first_free(0) == 1 && first_free(TAG_ONES) == 0 && first_free(0x7001) == 1 << 24);
+    assert!(first_matching(0x12_3045, 0x123) == 1 << 12 && first_matching(0x12_3045, 0x125) == 0);
+    assert!(taken_below(1) == 0 && taken_below(1 << 12) == 1 && taken_below(1 << 48) == 4);
+    assert!(crate::service::MAX_SERVICES - 1 <= u16::MAX as u32);
     assert!(size_of::<FragmentKey>() == 40);
+    assert!(MAX_NEXT_PORTS.is_power_of_two());
     assert!(nat_port(0) == FIRST_UNPRIVILEGED_PORT && nat_port(NAT_PORT_COUNT - 1) == u16::MAX);
 };
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use std::vec;
+
+    use super::*;
+
+    #[test]
+    fn buckets_take_more_flows_than_there_may_be() {
+        let key = |number: u32, answer: bool| {
+            let asked = FlowKey {
+                source: Address::from_v4_be((0xc612_0000 | number >> 8).to_be()),
+                destination: Address::from_v4_be(0xc000_020au32.to_be()),
+                source_port: PortBe::new(40_000 + (number & 0xff) as u16),
+                destination_port: PortBe::new(30_080),
+                protocol: 6,
+                _pad: [0; 3],
+            };
+            FlowKey4::of(&if answer { asked.reversed() } else { asked })
+        };
+        for (seed, flows) in [(0, 16_384), (1, MAX_FLOWS), (0x5ce9_5ce9_5ce9, 100_000)] {
+            let buckets = buckets_for(flows);
+            let hash = FlowHash {
+                seed,
+                mask: buckets - 1,
+                _pad: 0,
+            };
+            let mut tags = vec![0u64; buckets as usize];
+            for number in 0..flows {
+                let key = key(number / 2, number % 2 == 1);
+                assert_eq!(FlowKey4::of(&key.widened()), key);
+                let FlowPlaces { buckets, tag } = hash.places(&key);
+                let emptier = buckets
+                    .into_iter()
+                    .min_by_key(|bucket| taken(tags[*bucket as usize]));
+                let tags = &mut tags[emptier.map_or(0, |bucket| bucket as usize)];
+                let free = (0..BUCKET_SLOTS).find(|slot| tag_of(*tags, *slot) == 0);
+                let free = free.expect("a slot");
+                *tags |= tag << (TAG_BITS * free as u32);
+                assert_eq!(tag_of(*tags, free), tag);
+            }
+        }
+    }
+}

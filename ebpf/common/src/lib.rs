@@ -2,8 +2,9 @@
 //! drop reasons. No I/O, no allocation, no dependency.
 //!
 //! Every address is 128 bits, IPv4 in its mapped form (`::ffff:a.b.c.d`, RFC 4291 §2.5.5.2), so
-//! that one set of maps and one code path serve both families. Network byte order lives in
-//! [`Address`] and [`PortBe`]; a bare integer is in host order.
+//! that one set of maps and one code path serve both families; only flows, of which there are many,
+//! have a map a family. Network byte order lives in [`Address`] and [`PortBe`]; a bare integer is in
+//! host order.
 //!
 //! Read `service` first, then `flow`.
 #![no_std]
@@ -21,7 +22,7 @@ pub use address::{Address, PortBe};
 /// Every map and the version of its layout, which is part of its pin's name: an agent of another
 /// layout never opens it. Raise a map's with every change of its key or value; the others keep what
 /// they hold over an upgrade.
-pub const LAYOUTS: [(&str, u32); 22] = [
+pub const LAYOUTS: [(&str, u32); 25] = [
     ("FRONTENDS", 1),
     ("SLOTS", 1),
     ("BACKENDS", 1),
@@ -30,7 +31,10 @@ pub const LAYOUTS: [(&str, u32); 22] = [
     ("SOCKETS", 1),
     ("STREAMS", 1),
     ("PEERS", 1),
-    ("FLOWS", 1),
+    ("FLOWS4", 1),
+    ("FLOW_HASH", 1),
+    ("FLOWS6", 1),
+    ("NEXT_PORTS", 1),
     ("FRAGMENTS", 1),
     ("CONFIG", 2),
     ("PODS", 1),

@@ -104,6 +104,11 @@ pub const MAX_ANNOUNCED: u32 = 1_024;
 /// First bytes of a tunnel device's MAC: locally administered, "skep" as far as it goes.
 pub const TUNNEL_MAC_PREFIX: [u8; 2] = [0x0a, 0x5c];
 
+/// The tunnel is VXLAN (RFC 7348). The port is Linux' own choice before the IANA's 4789, and that of
+/// other pod networks.
+pub const TUNNEL_VNI: u32 = 0x5ce9;
+pub const TUNNEL_PORT: u16 = 8_472;
+
 /// The MAC of the tunnel device of the node with this IPv4 address: the address itself, so that no
 /// node has to be asked.
 pub const fn tunnel_mac(node: [u8; 4]) -> [u8; 6] {

@@ -1,5 +1,5 @@
 //! Read-modify-write of shared words (Linux 5.12). LLVM's BPF target has it; Rust's says that it does
-//! not, so it is written out.
+//! not, so it is written out. And a word that the compiler knows nothing of.
 
 use core::arch::asm;
 
@@ -9,7 +9,17 @@ use core::arch::asm;
 /// `word` points into an element of a map and is aligned.
 #[inline(always)]
 pub unsafe fn take(word: *mut u64, value: u64) -> bool {
-    let mut found = 0u64;
+    // SAFETY: the caller's.
+    unsafe { exchange(word, 0, value) }
+}
+
+/// Makes a word of `expected` `value`. False: it was another, and stays.
+///
+/// # Safety
+/// As for [`take`].
+#[inline(always)]
+pub unsafe fn exchange(word: *mut u64, expected: u64, value: u64) -> bool {
+    let mut found = expected;
     // SAFETY: the caller's; r0 is both the value expected and the one found.
     unsafe {
         asm!(
@@ -19,7 +29,21 @@ pub unsafe fn take(word: *mut u64, value: u64) -> bool {
             inout("r0") found,
         );
     }
-    found == 0
+    found == expected
+}
+
+/// # Safety
+/// As for [`take`].
+#[inline(always)]
+pub unsafe fn clear(word: *mut u64, bits: u64) {
+    // SAFETY: the caller's.
+    unsafe {
+        asm!(
+            "lock *(u64 *)({word} + 0) &= {rest}",
+            word = in(reg) word,
+            rest = in(reg) !bits,
+        );
+    }
 }
 
 /// # Safety
@@ -34,4 +58,14 @@ pub unsafe fn increment(word: *mut u64) {
             one = in(reg) 1u64,
         );
     }
+}
+
+/// The same, and the compiler does not know it.
+// VERIFIER: what it computed from what it knows, LLVM would turn into branches, and use a register
+// whose bounds were never checked.
+#[inline(always)]
+pub fn opaque(mut word: u64) -> u64 {
+    // SAFETY: changes nothing. (Without an instruction, its line would be that of the next.)
+    unsafe { asm!("{word} = {word}", word = inout(reg) word) };
+    word
 }

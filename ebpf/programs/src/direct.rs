@@ -17,6 +17,9 @@ const ETH: usize = ETH_LEN as usize;
 /// More fragments, and the fragment's offset.
 const FRAGMENT: u16 = 0x3fffu16.to_be();
 
+/// Explicit congestion notification (RFC 3168 §5).
+const CONGESTION: u8 = 3;
+
 /// # Safety
 /// The verifier has seen a check that `at + size_of::<T>()` is inside the packet. The address is
 /// even, not aligned: BPF loads any.
@@ -29,7 +32,7 @@ unsafe fn get<T: Copy>(at: usize) -> T {
 /// # Safety
 /// As for [`get`].
 #[inline(always)]
-unsafe fn put<T: Copy>(at: usize, value: T) {
+pub unsafe fn put<T: Copy>(at: usize, value: T) {
     // SAFETY: the caller's.
     unsafe { (at as *mut T).write_volatile(value) };
 }
@@ -46,11 +49,12 @@ pub fn parse_plain<C: Context>(context: C, packet: &mut Packet) -> bool {
     let ip = start + ETH;
     if kind == IPV4 {
         // SAFETY: as above.
-        let (version, len, fragment, word): (u8, u16, u16, u16) =
+        let (first, len, fragment, word): (u16, u16, u16, u16) =
             unsafe { (get(ip), get(ip + 2), get(ip + 6), get(ip + 8)) };
-        if version != 0x45 || fragment & FRAGMENT != 0 {
+        if first as u8 != 0x45 || fragment & FRAGMENT != 0 {
             return false;
         }
+        packet.congestion = (first >> 8) as u8 & CONGESTION;
         // SAFETY: as above.
         unsafe {
             packet.key.source = Address::from_v4_be(get(ip + 12));
@@ -67,13 +71,17 @@ pub fn parse_plain<C: Context>(context: C, packet: &mut Packet) -> bool {
     }
     // SAFETY: inside, by the check above.
     unsafe {
-        let len: u16 = get(ip + 4);
-        let word: u16 = get(ip + 6);
+        let (first, len, word): (u16, u16, u16) = (get(ip), get(ip + 4), get(ip + 6));
+        packet.congestion = (first >> 12) as u8 & CONGESTION;
         packet.len = V6_LEN as u32 + u16::from_be(len) as u32;
         packet.key.protocol = word as u8;
         packet.hop_limit = (word >> 8) as u8;
         packet.key.source = Address([get(ip + 8), get(ip + 12), get(ip + 16), get(ip + 20)]);
         packet.key.destination = Address([get(ip + 24), get(ip + 28), get(ip + 32), get(ip + 36)]);
+    }
+    if packet.key.source.is_v4() || packet.key.destination.is_v4() {
+        // See `packet`: not for the short way.
+        return false;
     }
     packet.l4 = ETH_LEN + V6_LEN as u32;
     transport(ip + V6_LEN, end, packet)
@@ -138,7 +146,7 @@ fn checksum_at(protocol: u8) -> usize {
 
 /// The ones' complement sum in 16 bits (RFC 1071 §2).
 #[inline(always)]
-fn fold(sum: u64) -> u16 {
+pub fn fold(sum: u64) -> u16 {
     let sum = (sum >> 32) + (sum & 0xffff_ffff);
     let sum = (sum >> 16) + (sum & 0xffff);
     let sum = (sum >> 16) + (sum & 0xffff);

@@ -1,11 +1,12 @@
 //! The flow table: following a known flow, creating the two entries of a new one, and finding the
 //! flow that an ICMP error is about.
 
+use core::mem::zeroed;
 use core::ptr::addr_of;
 
 use aya_ebpf::bindings::{
-    __sk_buff, BPF_F_PSEUDO_HDR, BPF_NOEXIST, bpf_sock_tuple,
-    bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2,
+    __sk_buff, BPF_F_PSEUDO_HDR, bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1,
+    bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2,
 };
 use aya_ebpf::helpers::generated::{
     bpf_csum_diff, bpf_get_prandom_u32, bpf_l3_csum_replace, bpf_l4_csum_replace,
@@ -17,15 +18,16 @@ use skep_ebpf_common::{Address, ICMP, ICMPV6, PortBe, TCP, UDP};
 
 use crate::context::Context;
 use crate::count::now;
-use crate::maps::{FLOWS, Scratch, config};
+use crate::maps::{NEXT_PORTS, Room, Scratch, config, room};
 use crate::packet::{ACK, ETH_LEN, FIN, Packet, RST, SYN, Tuple, load, store};
-use crate::service::{alive, flow_hash};
+use crate::service::remote_hash;
+use crate::table::{self, Entry};
 
 const EEXIST: i32 = -17;
 
-/// Attempts to find a free port before giving up; at half-full port space 1 in 65,536 flows fails.
+/// Attempts to find a free port before one is taken that is not free for long, or none.
 const PORT_ATTEMPTS: u32 = 16;
-/// Coprime to [`NAT_PORT_COUNT`], so that attempts never repeat a port.
+/// From one port to the next. Coprime to [`NAT_PORT_COUNT`]: none comes again before all have.
 const PORT_STRIDE: u32 = 7_919;
 /// What [`left_over`] says of an entry that nobody needs.
 const FREE: u32 = u32::MAX;
@@ -50,17 +52,34 @@ pub fn follow(packet: &mut Packet, new: &mut Tuple) -> Option<Followed> {
     follow_here(packet, new, now())
 }
 
-/// The same without a call, for the shortest ways through the programs.
+/// The same without a call (of IPv4), for the shortest ways through the programs.
 #[inline(always)]
 pub fn follow_here(packet: &mut Packet, new: &mut Tuple, now: u32) -> Option<Followed> {
-    let flow = FLOWS.get_ptr_mut(&packet.key)?;
-    // SAFETY: an element of the map; fields are updated by plain stores, a lost race delays a
-    // timestamp or a state bit until the next packet.
-    let flow = unsafe { &mut *flow };
-    let flags = flow.flags;
+    if packet.key.source.is_v4() {
+        let entry = table::entry4(&packet.key)?;
+        follow_entry(entry, packet, new, now)
+    } else {
+        follow6(packet, new, now)
+    }
+}
+
+#[inline(never)]
+fn follow6(packet: &mut Packet, new: &mut Tuple, now: u32) -> Option<Followed> {
+    let entry = table::entry6(&packet.key)?;
+    follow_entry(entry, packet, new, now)
+}
+
+#[inline(always)]
+fn follow_entry(
+    flow: &mut impl Entry,
+    packet: &mut Packet,
+    new: &mut Tuple,
+    now: u32,
+) -> Option<Followed> {
+    let flags = flow.flags();
     if opens(packet) && flags & flow_flags::REVERSE == 0 {
-        if backend_gone(flow) {
-            forget(&packet.key, flow);
+        if flow.has_lost_backend() {
+            forget(&packet.key);
             return None;
         }
         if packet.key.protocol == TCP && flags & flow_flags::CLOSING != 0 {
@@ -68,12 +87,15 @@ pub fn follow_here(packet: &mut Packet, new: &mut Tuple, now: u32) -> Option<Fol
             return None;
         }
     }
-    if flow.seen != now {
-        flow.seen = now;
+    if flow.seen() != now {
+        flow.set_seen(now);
     }
     let mut state = flags;
     if packet.tcp_flags & FIN != 0 {
         state |= flow_flags::FIN;
+        if flags & (flow_flags::REVERSE | flow_flags::PEER_FIN) == 0 {
+            state |= flow_flags::ASKER_FIRST;
+        }
     }
     if packet.tcp_flags & RST != 0 {
         state |= flow_flags::RESET;
@@ -83,17 +105,14 @@ pub fn follow_here(packet: &mut Packet, new: &mut Tuple, now: u32) -> Option<Fol
         state |= flow_flags::ANSWERED;
     }
     if state != flags {
-        flow.flags = state;
-        tell_twin(&packet.key, flow, state);
+        flow.set_flags(state);
+        tell_twin(&packet.key, state);
     }
-    new.source = flow.source;
-    new.destination = flow.destination;
-    new.source_port = flow.source_port;
-    new.destination_port = flow.destination_port;
+    flow.tuple(new);
     Some(Followed {
         flags: state,
-        policy_generation: flow.policy_generation,
-        via: flow.via,
+        policy_generation: flow.policy_generation(),
+        via: flow.via(),
     })
 }
 
@@ -114,16 +133,14 @@ pub fn tells(followed: &Followed, packet: &Packet) -> bool {
 /// pods and clients keep their ports behind the node's address where they are free.
 #[inline(always)]
 pub fn answer_taken(key: &FlowKey) -> bool {
-    // SAFETY: copied at once.
-    match unsafe { FLOWS.get(key.reversed()) } {
-        Some(flow) => flow.destination != key.source || flow.destination_port != key.source_port,
-        None => false,
-    }
+    table::receiver(&key.reversed())
+        .is_some_and(|(address, port)| address != key.source || port != key.source_port)
 }
 
 /// Answers of the flow that this packet belongs to go back through the node `via` from now on.
-#[inline(always)]
-pub fn return_via(packet: &Packet, new: &Tuple, via: u32) {
+// VERIFIER: a frame of its own, or the caller's is too large.
+#[inline(never)]
+pub fn return_via(packet: &Packet, new: &Tuple, via: u32) -> u32 {
     let key = FlowKey {
         source: new.destination,
         destination: new.source,
@@ -132,43 +149,71 @@ pub fn return_via(packet: &Packet, new: &Tuple, via: u32) {
         protocol: packet.key.protocol,
         _pad: [0; 3],
     };
-    if let Some(answer) = FLOWS.get_ptr_mut(&key) {
-        // SAFETY: an element of the map; a plain store.
-        unsafe { (*answer).via = via };
-    }
+    table::set_via(&key, via);
+    0
 }
 
+// VERIFIER: global functions, as those of `table`, are verified once and not wherever they are called.
+
+/// Forgets both directions of a flow.
 #[inline(always)]
-fn backend_gone(flow: &Flow) -> bool {
-    flow.service != 0
-        && !alive(flow.backend, flow.service)
-            .is_some_and(|backend| backend.address == flow.destination)
+fn forget(key: &FlowKey) {
+    // SAFETY: it outlives the call.
+    unsafe { flow_forget(key) };
 }
 
-/// The other direction learns of FIN, RST and the first answer.
+/// # Safety
+/// It is valid or null.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn tell_twin(key: &FlowKey, flow: &Flow, state: u32) -> u32 {
-    if let Some(twin) = FLOWS.get_ptr_mut(&flow.reverse_key(key)) {
-        // SAFETY: an element of the map, as in `follow`.
-        if !unsafe { (*twin).answers(key) } {
-            return 0;
-        }
-        let mut told = state & (flow_flags::RESET | flow_flags::ANSWERED);
-        if state & flow_flags::FIN != 0 {
-            told |= flow_flags::PEER_FIN;
-        }
-        // SAFETY: an element of the map, as in `follow`.
-        unsafe { (*twin).flags |= told };
+unsafe extern "C" fn flow_forget(key: *const FlowKey) -> u32 {
+    // SAFETY: the caller's.
+    let (
+        Some(key),
+        Some(Room {
+            flow,
+            key: twin_key,
+        }),
+    ) = (unsafe { key.as_ref() }, room())
+    else {
+        return 0;
+    };
+    if table::read(key, flow) != 0 {
+        *twin_key = flow.reverse_key(key);
+        // Either may be gone already.
+        table::remove(twin_key);
+        table::remove(key);
     }
     0
 }
 
+/// The other direction learns of FIN, RST and the first answer.
+#[inline(always)]
+fn tell_twin(key: &FlowKey, flags: u32) {
+    // SAFETY: it outlives the call.
+    unsafe { flow_tell_twin(key, flags) };
+}
+
+/// # Safety
+/// It is valid or null.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn forget(key: &FlowKey, flow: &Flow) -> u32 {
-    let twin = flow.reverse_key(key);
-    // Either may be gone already.
-    let _ = FLOWS.remove(&twin);
-    let _ = FLOWS.remove(key);
+unsafe extern "C" fn flow_tell_twin(key: *const FlowKey, flags: u32) -> u32 {
+    // SAFETY: the caller's.
+    let (
+        Some(key),
+        Some(Room {
+            flow,
+            key: twin_key,
+        }),
+    ) = (unsafe { key.as_ref() }, room())
+    else {
+        return 0;
+    };
+    if table::read_here(key, flow) {
+        *twin_key = flow.reverse_key(key);
+        table::tell(twin_key, key, flags);
+    }
     0
 }
 
@@ -187,6 +232,23 @@ pub struct Wanted {
     pub answer_via: u32,
 }
 
+/// Has the memory of the answer's entry of `scratch.wanted` fetched, if it will be where it most often
+/// is, while something else is done.
+#[inline(always)]
+pub fn expect_answer(scratch: &Scratch) {
+    let Scratch { packet, wanted, .. } = scratch;
+    if packet.key.source.is_v4() {
+        let _ = table::entry4(&FlowKey {
+            source: wanted.destination,
+            destination: wanted.source,
+            source_port: wanted.destination_port,
+            destination_port: packet.key.source_port,
+            protocol: packet.key.protocol,
+            _pad: [0; 3],
+        });
+    }
+}
+
 /// Creates both entries of `scratch.wanted` for the packet and leaves its tuple in `scratch.new`.
 /// The answer's entry goes first and only if its key is free: that is what allocates a port, per
 /// remote address and port. 0 = done, else the reason plus one.
@@ -194,9 +256,11 @@ pub struct Wanted {
 /// A client keeps its own source port where that is free: when it takes a port again, its SYN
 /// finds the receiver's old connection with sequence numbers that only grow, and is accepted. A
 /// port that another client has just used would meet that connection in TIME_WAIT and lose a
-/// second, so it is taken last, and the longest unused one first.
+/// second, so it is taken last, and the longest unused one first: ports of a server are given out in
+/// turn, and are free at once where the client closes first.
 #[inline(never)]
 pub fn create<C: Context>(context: C, scratch: &mut Scratch) -> u32 {
+    let now = scratch.now();
     let Scratch {
         packet,
         wanted,
@@ -207,7 +271,6 @@ pub fn create<C: Context>(context: C, scratch: &mut Scratch) -> u32 {
         ..
     } = scratch;
     let key = &packet.key;
-    let now = now();
     let generation = config().map_or(0, |config| config.policy_generation);
     if wanted.flags & flow_flags::DIRECT != 0 {
         // No answer comes by here, so there is no port to allocate.
@@ -235,24 +298,23 @@ pub fn create<C: Context>(context: C, scratch: &mut Scratch) -> u32 {
         || key.protocol == ICMP
         || key.protocol == ICMPV6
         || (may_keep(key.source_port.get()) && taken_by_node(context, answer_key) == 0);
+    // `flow` is written later.
     if packet.again
-        // SAFETY: read at once.
-        && let Some(before) = unsafe { FLOWS.get(key) }
-        && before.flags & flow_flags::REVERSE == 0
-        && before.source == wanted.source
-        && before.destination == wanted.destination
-        && before.destination_port == wanted.destination_port
+        && table::read(key, flow) != 0
+        && flow.flags & flow_flags::REVERSE == 0
+        && flow.source == wanted.source
+        && flow.destination == wanted.destination
+        && flow.destination_port == wanted.destination_port
     {
         // The port that this client had towards this backend: still its own.
         keep_port = true;
-        answer_key.destination_port = before.source_port;
+        answer_key.destination_port = flow.source_port;
     }
     let attempts = if wanted.flags & flow_flags::TRACK_ONLY != 0 {
         1
     } else {
         PORT_ATTEMPTS
     };
-    let mut start = 0;
     let mut chosen = false;
     let mut longest_unused = 0;
     let mut its_port = PortBe(0);
@@ -261,27 +323,22 @@ pub fn create<C: Context>(context: C, scratch: &mut Scratch) -> u32 {
             break;
         }
         if attempt > 0 || !keep_port {
-            if start == 0 {
-                // SAFETY: no arguments.
-                start = (flow_hash(key) ^ unsafe { bpf_get_prandom_u32() }) | 1;
-            }
-            let index = start.wrapping_add(attempt.wrapping_mul(PORT_STRIDE)) % NAT_PORT_COUNT;
-            answer_key.destination_port = PortBe::new(nat_port(index));
+            answer_key.destination_port = PortBe::new(nat_port(next_port(answer_key)));
             if taken_by_node(context, answer_key) != 0 {
                 continue;
             }
         }
-        match FLOWS.insert(&*answer_key, &*answer, BPF_NOEXIST as u64) {
-            Ok(()) => {
+        match table::put_new(answer_key, answer) {
+            0 => {
                 chosen = true;
                 break;
             }
-            Err(EEXIST) => {}
-            Err(_) => return Reason::FlowTableFull as u32 + 1,
+            EEXIST => {}
+            _ => return Reason::FlowTableFull as u32 + 1,
         }
-        let unused = left_over(answer_key, answer, now);
+        let unused = left_over(answer_key, answer, flow, now);
         if unused == FREE {
-            if replace(answer_key, answer) != 0 {
+            if replace(answer_key, answer, flow) {
                 chosen = true;
                 break;
             }
@@ -292,7 +349,7 @@ pub fn create<C: Context>(context: C, scratch: &mut Scratch) -> u32 {
     }
     if !chosen && longest_unused != 0 {
         answer_key.destination_port = its_port;
-        chosen = replace(answer_key, answer) != 0;
+        chosen = replace(answer_key, answer, flow);
     }
     if !chosen {
         return Reason::NoPort as u32 + 1;
@@ -300,7 +357,7 @@ pub fn create<C: Context>(context: C, scratch: &mut Scratch) -> u32 {
     let port = answer_key.destination_port;
     let published = publish(key, wanted, port, now, generation, flow, new);
     if published != 0 {
-        let _ = FLOWS.remove(&*answer_key);
+        table::remove(answer_key);
     }
     published
 }
@@ -326,7 +383,7 @@ fn publish(
     flow.backend = wanted.backend;
     flow.policy_generation = generation;
     flow.via = 0;
-    if FLOWS.insert(key, &*flow, 0).is_err() {
+    if table::put(key, flow) != 0 {
         return Reason::FlowTableFull as u32 + 1;
     }
     new.source = flow.source;
@@ -341,6 +398,7 @@ fn publish(
 /// is there now.
 #[inline(never)]
 pub fn create_direct(scratch: &mut Scratch, frontend: &Address, port: PortBe) -> u32 {
+    let now = scratch.now();
     let Scratch {
         packet,
         answer_key,
@@ -349,19 +407,15 @@ pub fn create_direct(scratch: &mut Scratch, frontend: &Address, port: PortBe) ->
         ..
     } = scratch;
     let key = &packet.key;
-    let now = now();
     *answer_key = key.reversed();
+    // `answer` is written later.
     if key.protocol != TCP
-        && let Some(existing) = FLOWS.get_ptr_mut(&*answer_key)
+        && table::read(answer_key, answer) != 0
+        && answer.flags & flow_flags::DIRECT != 0
+        && answer.source == *frontend
+        && answer.source_port == port
     {
-        // SAFETY: an element of the map, as in `follow`.
-        let existing = unsafe { &mut *existing };
-        if existing.flags & flow_flags::DIRECT != 0
-            && existing.source == *frontend
-            && existing.source_port == port
-        {
-            return 1;
-        }
+        return 1;
     }
     answer.source = *frontend;
     answer.destination = key.source;
@@ -384,16 +438,54 @@ pub fn create_direct(scratch: &mut Scratch, frontend: &Address, port: PortBe) ->
     // Policy has not judged it yet.
     flow.policy_generation = answer.policy_generation.wrapping_sub(1);
     flow.via = 0;
-    (FLOWS.insert(&*answer_key, &*answer, 0).is_ok() && FLOWS.insert(key, &*flow, 0).is_ok()) as u32
+    (table::put(answer_key, answer) == 0 && table::put(key, flow) == 0) as u32
 }
 
 /// Forgets what [`create`] has just made: policy does not let the connection begin, and its next
 /// packet must not find it begun.
 #[inline(never)]
 pub fn forget_created(scratch: &Scratch) -> u32 {
-    let _ = FLOWS.remove(scratch.answer.reverse_key(&scratch.answer_key));
-    let _ = FLOWS.remove(&scratch.answer_key);
+    table::remove(&scratch.answer.reverse_key(&scratch.answer_key));
+    table::remove(&scratch.answer_key);
     0
+}
+
+/// Which of the [`NAT_PORT_COUNT`] ports to try next for answers from this remote address and port.
+#[inline(always)]
+fn next_port(answer: &FlowKey) -> u32 {
+    // SAFETY: it outlives the call. The rest is for the verifier.
+    (unsafe { flow_next_port(answer) }) % NAT_PORT_COUNT
+}
+
+/// # Safety
+/// It is valid or null.
+#[unsafe(no_mangle)]
+#[inline(never)]
+unsafe extern "C" fn flow_next_port(answer: *const FlowKey) -> u32 {
+    // SAFETY: the caller's.
+    let Some(answer) = (unsafe { answer.as_ref() }) else {
+        return 0;
+    };
+    // SAFETY: no arguments.
+    let random = unsafe { bpf_get_prandom_u32() };
+    // Nobody should guess the port of a datagram (RFC 6056 §3.1); a connection is guarded by its
+    // sequence numbers.
+    if answer.protocol != TCP {
+        return random;
+    }
+    let of_remote = remote_hash(answer) & (MAX_NEXT_PORTS - 1);
+    let Some(next) = NEXT_PORTS.get_ptr_mut(of_remote) else {
+        return random;
+    };
+    // SAFETY: an element of the map. Of two CPUs that count at once both may get the same port, and
+    // one of them finds it taken.
+    let number = match unsafe { *next } {
+        0 => random >> 1,
+        number => number,
+    };
+    // SAFETY: as above.
+    unsafe { *next = number.wrapping_add(1) };
+    ((number as u64 * PORT_STRIDE as u64) % NAT_PORT_COUNT as u64) as u32
 }
 
 /// Ports that a client may keep behind the node's address: no server's, no NodePort's.
@@ -408,7 +500,7 @@ fn taken_by_node<C: Context>(context: C, answer: &FlowKey) -> u32 {
     /// The namespace of the packet's interface.
     const CURRENT_NETNS: u64 = u64::MAX;
     // SAFETY: all-zero is a valid value.
-    let mut tuple: bpf_sock_tuple = unsafe { core::mem::zeroed() };
+    let mut tuple: bpf_sock_tuple = unsafe { zeroed() };
     let len = if answer.source.is_v4() {
         tuple.__bindgen_anon_1.ipv4 = bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 {
             saddr: answer.source.v4_be(),
@@ -443,15 +535,32 @@ fn taken_by_node<C: Context>(context: C, answer: &FlowKey) -> u32 {
 
 /// How long the existing entry of this key has been of no use: 0 = in use, [`FREE`] = this very
 /// flow's own left-over, or nobody remembers its connection any more, else seconds since it was
-/// closed, plus one.
+/// closed, plus one. `existing` is room for the entry.
+#[inline(always)]
+fn left_over(key: &FlowKey, answer: &Flow, existing: &mut Flow, now: u32) -> u32 {
+    // SAFETY: all outlive the call.
+    unsafe { flow_left_over(key, answer, existing, now) }
+}
+
+/// # Safety
+/// All are valid or null.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn left_over(key: &FlowKey, answer: &Flow, now: u32) -> u32 {
-    let Some(existing) = FLOWS.get_ptr_mut(key) else {
-        // Gone meanwhile; `replace` finds out.
-        return FREE;
+unsafe extern "C" fn flow_left_over(
+    key: *const FlowKey,
+    answer: *const Flow,
+    existing: *mut Flow,
+    now: u32,
+) -> u32 {
+    // SAFETY: the caller's.
+    let given = unsafe { (key.as_ref(), answer.as_ref(), existing.as_mut()) };
+    let (Some(key), Some(answer), Some(existing)) = given else {
+        return 0;
     };
-    // SAFETY: copied at once.
-    let existing = unsafe { *existing };
+    if table::read(key, existing) == 0 {
+        // Gone meanwhile; who takes its place finds out.
+        return FREE;
+    }
     if existing.source == answer.source
         && existing.destination == answer.destination
         && existing.source_port == answer.source_port
@@ -465,88 +574,106 @@ fn left_over(key: &FlowKey, answer: &Flow, now: u32) -> u32 {
         return 0;
     }
     let unused = now.wrapping_sub(existing.seen);
-    if existing.flags & flow_flags::RESET != 0 || unused >= TIME_WAIT_SECONDS {
+    let remembered = if existing.flags & flow_flags::ASKER_FIRST != 0 {
+        LAST_ACK_SECONDS
+    } else {
+        TIME_WAIT_SECONDS
+    };
+    if existing.flags & flow_flags::RESET != 0 || unused >= remembered {
         return FREE;
     }
     unused + 1
 }
 
-/// Puts `answer` in the place of an entry that is left over. Of two that try, one succeeds.
+/// Puts `answer` in the place of an entry that is left over. Of two that try, one succeeds. `existing`
+/// is room for an entry.
+#[inline(always)]
+fn replace(key: &FlowKey, answer: &Flow, existing: &mut Flow) -> bool {
+    // SAFETY: both outlive the call.
+    (unsafe { flow_make_way(key, existing) }) == 0 && table::put_new(key, answer) == 0
+}
+
+/// Removes what is left over under this key. Not 0: another did.
+///
+/// # Safety
+/// Both are valid or null.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn replace(key: &FlowKey, answer: &Flow) -> u32 {
-    if let Some(existing) = FLOWS.get_ptr_mut(key) {
-        // SAFETY: copied at once.
-        let twin_key = unsafe { (*existing).reverse_key(key) };
-        if FLOWS.remove(key).is_err() {
-            return 0;
-        }
-        // SAFETY: read at once.
-        if unsafe { FLOWS.get(twin_key) }.is_some_and(|twin| twin.answers(key)) {
-            let _ = FLOWS.remove(&twin_key);
-        }
+unsafe extern "C" fn flow_make_way(key: *const FlowKey, existing: *mut Flow) -> i32 {
+    // SAFETY: the caller's.
+    let (Some(key), Some(existing)) = (unsafe { (key.as_ref(), existing.as_mut()) }) else {
+        return EEXIST;
+    };
+    if table::read(key, existing) == 0 {
+        return 0;
     }
-    FLOWS.insert(key, answer, BPF_NOEXIST as u64).is_ok() as u32
+    let twin_key = existing.reverse_key(key);
+    let removed = table::remove(key);
+    if removed == 0 && table::read(&twin_key, existing) != 0 && existing.answers(key) {
+        table::remove(&twin_key);
+    }
+    removed
 }
 
 /// Translates an ICMP error to what its receiver sent: the quoted packet is one that left after
 /// translation, so the entry of its answer says how to turn both headers back. The transport
 /// checksum inside the quote stays as it is: it may be cut off, and no receiver looks at it.
 ///
-/// 0 = no flow known, 1 = translated, 2 = failed half-way.
+/// 0 = no flow known, 1 = translated, 2 = failed half-way. `answer_key` and `flow` are room for those.
 #[inline(never)]
-pub fn translate_icmp_error(skb: *mut __sk_buff, packet: &mut Packet) -> u32 {
+pub fn translate_icmp_error(
+    skb: *mut __sk_buff,
+    packet: &mut Packet,
+    answer_key: &mut FlowKey,
+    flow: &mut Flow,
+) -> u32 {
     let quote = packet.l4 + 8;
     let v4 = packet.key.source.is_v4();
-    let mut quoted = FlowKey {
-        source: Address::ANY,
-        destination: Address::ANY,
-        source_port: PortBe(0),
-        destination_port: PortBe(0),
-        protocol: 0,
-        _pad: [0; 3],
-    };
+    let quoted_protocol;
     let inner_l4;
     if v4 {
         let Some(header) = load::<[u32; 5]>(skb, quote) else {
             return 0;
         };
-        quoted.source = Address::from_v4_be(header[3]);
-        quoted.destination = Address::from_v4_be(header[4]);
-        quoted.protocol = (u32::from_be(header[2]) >> 16) as u8;
+        answer_key.destination = Address::from_v4_be(header[3]);
+        answer_key.source = Address::from_v4_be(header[4]);
+        quoted_protocol = (u32::from_be(header[2]) >> 16) as u8;
         inner_l4 = quote + ((u32::from_be(header[0]) >> 24) & 0x0f) * 4;
     } else {
         let Some(header) = load::<[u32; 10]>(skb, quote) else {
             return 0;
         };
-        quoted.source = Address([header[2], header[3], header[4], header[5]]);
-        quoted.destination = Address([header[6], header[7], header[8], header[9]]);
-        quoted.protocol = (u32::from_be(header[1]) >> 8) as u8;
+        answer_key.destination = Address([header[2], header[3], header[4], header[5]]);
+        answer_key.source = Address([header[6], header[7], header[8], header[9]]);
+        quoted_protocol = (u32::from_be(header[1]) >> 8) as u8;
         inner_l4 = quote + 40;
     }
     let Some(words) = load::<[u16; 4]>(skb, inner_l4) else {
         return 0;
     };
-    let echo = quoted.protocol == ICMP || quoted.protocol == ICMPV6;
-    if echo {
-        // Only a request is worth translating.
-        quoted.source_port = PortBe(words[2]);
+    let echo = quoted_protocol == ICMP || quoted_protocol == ICMPV6;
+    // Of an echo only a request is worth translating.
+    let (quoted_source_port, quoted_destination_port) = if echo {
+        (PortBe(words[2]), PortBe(0))
     } else {
-        quoted.source_port = PortBe(words[0]);
-        quoted.destination_port = PortBe(words[1]);
-    }
-    // SAFETY: copied at once.
-    let Some(flow) = (unsafe { FLOWS.get(quoted.reversed()) }).copied() else {
-        return 0;
+        (PortBe(words[0]), PortBe(words[1]))
     };
+    answer_key.source_port = quoted_destination_port;
+    answer_key.destination_port = quoted_source_port;
+    answer_key.protocol = quoted_protocol;
+    answer_key._pad = [0; 3];
+    if table::read(answer_key, flow) == 0 {
+        return 0;
+    }
 
     let new_quote = [flow.destination, flow.source];
-    let old_quote = [quoted.source, quoted.destination];
-    let new_destination = if packet.key.destination == quoted.source {
+    let old_quote = [answer_key.destination, answer_key.source];
+    let new_destination = if packet.key.destination == answer_key.destination {
         flow.destination
     } else {
         packet.key.destination
     };
-    let new_source = if packet.key.source == quoted.destination {
+    let new_source = if packet.key.source == answer_key.source {
         flow.source
     } else {
         packet.key.source
@@ -562,7 +689,7 @@ pub fn translate_icmp_error(skb: *mut __sk_buff, packet: &mut Packet) -> u32 {
             0,
         )
     };
-    let old_ports = [quoted.source_port, quoted.destination_port];
+    let old_ports = [quoted_source_port, quoted_destination_port];
     let new_ports = if echo {
         [flow.destination_port, PortBe(0)]
     } else {

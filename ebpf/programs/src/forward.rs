@@ -189,13 +189,13 @@ pub struct Way {
     _pad: [u8; 3],
     /// The pod's, else 0.
     pub pod_flags: u32,
+    pub policy: u32,
 }
 
-/// The way of the packet once it has the addresses of `scratch.new`. `None`: the stack, or the
+/// The way of a packet of this length once it has the addresses of `new`. `None`: the stack, or the
 /// slower of our programs, knows better.
 #[inline(always)]
-pub fn way_of<C: Context>(context: C, scratch: &Scratch) -> Option<&'static Way> {
-    let Scratch { packet, new, .. } = scratch;
+pub fn way_of<C: Context>(context: C, len: u32, new: &Tuple) -> Option<&'static Way> {
     // SAFETY: no arguments.
     let moment = (unsafe { bpf_jiffies64() } >> TICKS) as u32;
     let generation = config()?.policy_generation;
@@ -210,9 +210,9 @@ pub fn way_of<C: Context>(context: C, scratch: &Scratch) -> Option<&'static Way>
     {
         way.moment = moment;
         way.policy_generation = generation;
-        find_way(context, packet.len, new, way);
+        find_way(context, len, new, way);
     }
-    (packet.len <= way.mtu).then_some(way)
+    (len <= way.mtu).then_some(way)
 }
 
 #[inline(never)]
@@ -227,6 +227,7 @@ fn find_way<C: Context>(context: C, len: u32, new: &Tuple, way: &mut Way) -> u32
         way.ifindex = pod.ifindex;
         way.macs = pod_macs(pod);
         way.pod_flags = pod.flags;
+        way.policy = pod.policy;
         return 0;
     }
     way.is_pod = false;
@@ -297,7 +298,7 @@ fn forward_followed(
     if followed.via != 0 || tells(followed, &scratch.packet) {
         return None;
     }
-    let way = way_of(skb, scratch)?;
+    let way = way_of(skb, scratch.packet.len, &scratch.new)?;
     if way.pod_flags & pod_flags::INGRESS_ISOLATED != 0 && !policy::settled(followed) {
         return None;
     }

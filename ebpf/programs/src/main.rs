@@ -40,7 +40,9 @@ mod policy;
 mod refuse;
 mod service;
 mod socket;
+mod table;
 mod too_big;
+mod tunnel;
 mod xdp;
 
 #[panic_handler]

@@ -16,6 +16,7 @@ use crate::count::now;
 use crate::flow::Wanted;
 use crate::forward::{NextHop, WAYS_BITS, Way};
 use crate::packet::{Packet, Tuple};
+use crate::policy::{VERDICT_BITS, Verdict};
 
 /// `BPF_F_MMAPABLE`: the agent writes these through memory.
 const MMAPABLE: usize = 1 << 10;
@@ -39,8 +40,15 @@ pub static SOCKETS: SkStorage<SocketRecord> = SkStorage::new();
 #[btf_map]
 pub static STREAMS: SkStorage<StreamRecord> = SkStorage::new();
 
+/// These three are `table`'s.
 #[btf_map]
-pub static FLOWS: HashMap<FlowKey, Flow, { MAX_FLOWS as usize }> = HashMap::new();
+pub static FLOWS4: Array<FlowBucket, { MAX_BUCKETS as usize }, MMAPABLE> = Array::new();
+#[btf_map]
+pub static FLOW_HASH: Array<FlowHash, 1> = Array::new();
+#[btf_map]
+pub static FLOWS6: HashMap<FlowKey, Flow, { MAX_FLOWS as usize }> = HashMap::new();
+#[btf_map]
+pub static NEXT_PORTS: Array<u32, { MAX_NEXT_PORTS as usize }> = Array::new();
 #[btf_map]
 pub static FRAGMENTS: LruHashMap<FragmentKey, FragmentPorts, { MAX_FRAGMENTS as usize }> =
     LruHashMap::new();
@@ -80,7 +88,26 @@ pub static EVENTS: RingBuf<FlowEvent, { EVENT_RING_BYTES as usize }> = RingBuf::
 pub static WAYS: PerCpuArray<Way, { 1 << WAYS_BITS }> = PerCpuArray::new();
 
 #[btf_map]
+pub static VERDICTS: PerCpuArray<Verdict, { 1 << VERDICT_BITS }> = PerCpuArray::new();
+
+#[btf_map]
 static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
+
+#[btf_map]
+static ROOM: PerCpuArray<Room, 1> = PerCpuArray::new();
+
+/// For a flow and the key of its other direction: as [`Scratch`], which who calls for them is using.
+#[repr(C)]
+pub struct Room {
+    pub flow: Flow,
+    pub key: FlowKey,
+}
+
+#[inline(always)]
+pub fn room() -> Option<&'static mut Room> {
+    // SAFETY: this CPU's only element, used by one function at a time.
+    ROOM.get_ptr_mut(0).map(|room| unsafe { &mut *room })
+}
 
 /// Working memory of a packet program: 512 bytes of stack are not enough, and the verifier tracks
 /// every stack slot in every state where it takes map memory as it is. Packet programs run with

@@ -84,7 +84,7 @@ fn arrived(skb: *mut __sk_buff, scratch: &mut Scratch, new_flow: bool) -> i32 {
         return to_local_pod(skb, scratch, pod);
     }
     if packet.is(Shape::IcmpError) {
-        return match translate_icmp_error(skb, packet) {
+        return match translate_icmp_error(skb, packet, &mut scratch.answer_key, &mut scratch.flow) {
             0 => PASS,
             1 => {
                 count(Reason::IcmpTranslated);
@@ -123,6 +123,7 @@ fn arrived(skb: *mut __sk_buff, scratch: &mut Scratch, new_flow: bool) -> i32 {
             SERVED => {}
             REFUSED => {
                 let service = scratch.frontend.service;
+                service_refused(service);
                 report(
                     &scratch.packet.key,
                     Reason::NoBackend,
@@ -219,7 +220,10 @@ pub const FAILED: u32 = 2;
 pub fn report_failure<C: Context>(context: C, hook: Hook, scratch: &Scratch, code: u32) {
     let reason = match code - FAILED {
         code if code == Reason::SourceRange as u32 => Reason::SourceRange,
-        code if code == Reason::NoLocalBackend as u32 => Reason::NoLocalBackend,
+        code if code == Reason::NoLocalBackend as u32 => {
+            service_refused(scratch.frontend.service);
+            Reason::NoLocalBackend
+        }
         code if code == Reason::SctpPort as u32 => Reason::SctpPort,
         code if code == Reason::NoPort as u32 => Reason::NoPort,
         _ => Reason::FlowTableFull,
@@ -235,14 +239,24 @@ pub fn report_failure<C: Context>(context: C, hook: Hook, scratch: &Scratch, cod
 }
 
 /// A new connection from outside to a Service: chooses a backend and creates the flow.
-#[inline(never)]
+#[inline(always)]
 pub fn serve<C: Context>(context: C, hook: Hook, scratch: &mut Scratch) -> u32 {
+    match plan(scratch) {
+        SERVED => start(context, hook, scratch),
+        code => code,
+    }
+}
+
+/// Chooses a backend for a new connection from outside and says in `scratch.wanted` what its flow
+/// should be. Nothing has happened yet, but that a client is tied to a backend if it wants to be.
+#[inline(never)]
+pub fn plan(scratch: &mut Scratch) -> u32 {
     let Scratch {
         packet,
         wanted,
         frontend,
         ..
-    } = &mut *scratch;
+    } = scratch;
     let key = &packet.key;
     let service = frontend.service;
     if frontend.flags & frontend_flags::SOURCE_RANGES != 0
@@ -263,7 +277,6 @@ pub fn serve<C: Context>(context: C, hook: Hook, scratch: &mut Scratch) -> u32 {
         &key.source,
         local_only,
     ) else {
-        service_refused(service);
         return if frontend.flags & frontend_flags::EXTERNAL_DROP != 0 {
             FAILED + Reason::NoLocalBackend as u32
         } else {
@@ -281,31 +294,43 @@ pub fn serve<C: Context>(context: C, hook: Hook, scratch: &mut Scratch) -> u32 {
     wanted.service = service;
     wanted.backend = chosen.index;
     wanted.answer_via = 0;
-    if backend.flags & backend_flags::LOCAL == 0 {
-        // The answer must come back through this node.
-        let Some(config) = config() else {
-            return REFUSED;
+    if backend.flags & backend_flags::LOCAL != 0 {
+        return SERVED;
+    }
+    // The answer must come back through this node.
+    let Some(config) = config() else {
+        return REFUSED;
+    };
+    let v4 = backend.address.is_v4();
+    let tunnelled = is_tunnelled(&backend.address);
+    if frontend.flags & frontend_flags::DIRECT_RETURN != 0 {
+        wanted.flags = flow_flags::DIRECT;
+    } else if tunnelled
+        && config.flags & config_flags::TUNNEL_KEEPS_CLIENT != 0
+        && frontend.flags & frontend_flags::SOURCE_NAT == 0
+    {
+        // The backend's node sends it back to where the packet came from.
+    } else {
+        wanted.source = match (tunnelled, v4) {
+            (false, true) => config.node_v4,
+            (false, false) => config.node_v6,
+            (true, true) => config.tunnel_v4,
+            (true, false) => config.tunnel_v6,
         };
-        let v4 = backend.address.is_v4();
-        let tunnelled = is_tunnelled(&backend.address);
-        if frontend.flags & frontend_flags::DIRECT_RETURN != 0 {
-            wanted.flags = flow_flags::DIRECT;
-            count(Reason::DirectReturn);
-        } else if tunnelled
-            && config.flags & config_flags::TUNNEL_KEEPS_CLIENT != 0
-            && frontend.flags & frontend_flags::SOURCE_NAT == 0
-        {
-            // The backend's node sends it back to where the packet came from.
-        } else {
-            wanted.source = match (tunnelled, v4) {
-                (false, true) => config.node_v4,
-                (false, false) => config.node_v6,
-                (true, true) => config.tunnel_v4,
-                (true, false) => config.tunnel_v6,
-            };
-            count(Reason::SourceTranslated);
-        }
-    } else if network_of(&key.source) & network_flags::CLUSTER != 0 {
+    }
+    SERVED
+}
+
+/// Creates the flow of [`plan`].
+#[inline(never)]
+pub fn start<C: Context>(context: C, hook: Hook, scratch: &mut Scratch) -> u32 {
+    let Scratch { packet, wanted, .. } = &mut *scratch;
+    let service = wanted.service;
+    if wanted.flags & flow_flags::DIRECT != 0 {
+        count(Reason::DirectReturn);
+    } else if wanted.source != packet.key.source {
+        count(Reason::SourceTranslated);
+    } else if network_of(&packet.key.source) & network_flags::CLUSTER != 0 {
         set_tracked(&wanted.destination);
     }
     match create(context, scratch) {
@@ -487,10 +512,12 @@ fn leaving(skb: *mut __sk_buff, scratch: &mut Scratch) -> i32 {
         packet,
         wanted,
         new,
+        answer_key,
+        flow,
         ..
     } = &mut *scratch;
     if packet.is(Shape::IcmpError) {
-        if translate_icmp_error(skb, packet) == 1 {
+        if translate_icmp_error(skb, packet, answer_key, flow) == 1 {
             count(Reason::IcmpTranslated);
         }
         return PASS;

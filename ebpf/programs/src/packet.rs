@@ -26,9 +26,14 @@ pub const SYN: u8 = 0x02;
 pub const RST: u8 = 0x04;
 pub const ACK: u8 = 0x10;
 
-/// IPv6's (RFC 8200 §4.5 and §4.6).
+/// IPv6's (RFC 8200 §4).
+const HOP_BY_HOP: u8 = 0;
+const ROUTING: u8 = 43;
 const FRAGMENT_HEADER: u8 = 44;
 const DESTINATION_OPTIONS: u8 = 60;
+/// Of those that are passed over before a fragment's header or the transport's: as many as RFC 8200
+/// §4.1 has there, and one more.
+const MAX_EXTENSIONS: u32 = 4;
 
 /// Room between the IP header and what follows (`enum bpf_adj_room_mode`).
 const BPF_ADJ_ROOM_NET: u32 = 0;
@@ -45,6 +50,8 @@ pub struct Packet {
     pub tcp_flags: u8,
     pub hop_limit: u8,
     pub shape: Shape,
+    /// Of a plain packet: the two bits that the network marks it with.
+    pub congestion: u8,
     /// An ended connection of the same tuple is still in the flow table.
     pub again: bool,
 }
@@ -206,19 +213,16 @@ fn parse_v6(skb: *mut __sk_buff, packet: &mut Packet) -> Option<()> {
     packet.hop_limit = word as u8;
     packet.key.source = Address([header[2], header[3], header[4], header[5]]);
     packet.key.destination = Address([header[6], header[7], header[8], header[9]]);
+    if packet.key.source.is_v4() || packet.key.destination.is_v4() {
+        // Our own form of IPv4's, which no network carries (RFC 4291 §2.5.5.2).
+        return None;
+    }
     packet.key._pad = [0; 3];
     packet.l4 = ETH_LEN + 40;
     packet.len = 40 + (word >> 16);
     packet.tcp_flags = 0;
     packet.again = false;
-    // Other extension headers are left to the stack.
-    if protocol == DESTINATION_OPTIONS {
-        let header: [u32; 2] = load(skb, packet.l4)?;
-        if is_return_header(header) {
-            protocol = header[0] as u8;
-            packet.l4 += RETURN_HEADER_LEN;
-        }
-    }
+    protocol = pass_extensions(skb, packet, protocol)?;
     packet.key.protocol = protocol;
     if protocol != FRAGMENT_HEADER {
         return transport(skb, packet, protocol);
@@ -236,6 +240,25 @@ fn parse_v6(skb: *mut __sk_buff, packet: &mut Packet) -> Option<()> {
         first_fragment(packet, id);
     }
     Some(())
+}
+
+/// Moves `l4` past extension headers, the first of which is of the type `next`; returns what follows
+/// them. Others than these, and more of them, are left to the stack: the packet has no ports.
+#[inline(always)]
+fn pass_extensions(skb: *mut __sk_buff, packet: &mut Packet, mut next: u8) -> Option<u8> {
+    for _ in 0..MAX_EXTENSIONS {
+        if next != HOP_BY_HOP && next != ROUTING && next != DESTINATION_OPTIONS {
+            break;
+        }
+        let [following, len, _, segments_left]: [u8; 4] = load(skb, packet.l4)?;
+        if next == ROUTING && segments_left != 0 {
+            // The destination is a stop on the way: the transport checksum is another's.
+            break;
+        }
+        packet.l4 += (len as u32 + 1) * 8;
+        next = following;
+    }
+    Some(next)
 }
 
 #[inline(always)]
@@ -498,10 +521,14 @@ pub fn note(skb: *mut __sk_buff, packet: &Packet) -> Option<(Address, PortBe)> {
         return (option[0] == u16::from_ne_bytes(RETURN_OPTION))
             .then_some((address, PortBe(option[1])));
     }
-    if packet.l4 < ETH_LEN + 40 + RETURN_HEADER_LEN {
+    if packet.l4 < ETH_LEN + 40 + RETURN_HEADER_LEN || first_extension(skb)? != DESTINATION_OPTIONS
+    {
         return None;
     }
     let header: [u32; 6] = load(skb, ETH_LEN + 40)?;
+    if !is_return_header([header[0], header[1]]) {
+        return None;
+    }
     let address = Address([header[2], header[3], header[4], header[5]]);
     Some((address, PortBe((header[1] >> 16) as u16)))
 }
@@ -520,8 +547,13 @@ pub fn add_note(
         return add_option(skb, packet, &[kind | port, address.v4_be()]);
     }
     let [len, pad, padding, kind, room] = RETURN_HEADER;
+    let next = first_extension(skb)?;
+    if next == HOP_BY_HOP {
+        // Nothing may come before it.
+        return None;
+    }
     let header = [
-        u32::from_ne_bytes([next_header(packet), len, pad, padding]),
+        u32::from_ne_bytes([next, len, pad, padding]),
         u16::from_ne_bytes([kind, room]) as u32 | port,
         address.0[0],
         address.0[1],
@@ -545,13 +577,14 @@ pub fn remove_note(skb: *mut __sk_buff, packet: &mut Packet) -> Option<u32> {
         remove_option(skb, packet)?;
         return Some(OPTION_LEN);
     }
+    let next: u8 = load(skb, ETH_LEN + 40)?;
     // SAFETY: no pointers but the context.
     if unsafe { bpf_skb_adjust_room(skb, -(RETURN_HEADER_LEN as i32), BPF_ADJ_ROOM_NET, 0) } != 0 {
         return None;
     }
     packet.l4 -= RETURN_HEADER_LEN;
     packet.len -= RETURN_HEADER_LEN;
-    set_next_header(skb, packet, next_header(packet))?;
+    set_next_header(skb, packet, next)?;
     Some(RETURN_HEADER_LEN)
 }
 
@@ -562,14 +595,10 @@ fn is_return_header(header: [u32; 2]) -> bool {
         && header[1] as u16 == u16::from_ne_bytes([kind, room])
 }
 
-/// What follows the IPv6 header of a packet without a note.
+/// The type of what follows the IPv6 header.
 #[inline(always)]
-fn next_header(packet: &Packet) -> u8 {
-    if packet.l4 == ETH_LEN + 40 {
-        packet.key.protocol
-    } else {
-        FRAGMENT_HEADER
-    }
+fn first_extension(skb: *mut __sk_buff) -> Option<u8> {
+    load(skb, ETH_LEN + 6)
 }
 
 /// Makes type of the next header and length of an IPv6 header true.

@@ -85,7 +85,9 @@ fn sent(skb: *mut __sk_buff, scratch: &mut Scratch) -> i32 {
     if pod.ifindex != ifindex(skb) {
         return drop(skb, packet, Reason::Spoofed, Hook::FromPod, 0);
     }
-    if packet.is(Shape::IcmpError) && translate_icmp_error(skb, packet) == 1 {
+    if packet.is(Shape::IcmpError)
+        && translate_icmp_error(skb, packet, &mut scratch.answer_key, &mut scratch.flow) == 1
+    {
         count(Reason::IcmpTranslated);
     }
 

@@ -8,17 +8,23 @@ use skep_ebpf_common::node::{Pod, pod_flags};
 use skep_ebpf_common::policy::*;
 
 use crate::flow::{Followed, create};
-use crate::maps::{FLOWS, IDENTITIES, RULES, Scratch, config};
+use crate::maps::{IDENTITIES, RULES, Scratch, VERDICTS, config};
 use crate::packet::{Packet, Shape};
 use crate::service::is_node_address;
+use crate::table::set_policy_generation;
 
 /// Whether policy lets this packet into `pod`.
 #[inline(always)]
 pub fn allows_ingress(packet: &Packet, pod: &Pod, followed: Option<&Followed>) -> bool {
     pod.flags & pod_flags::INGRESS_ISOLATED == 0
         || exempt(packet, followed)
-        || is_node_address(&packet.key.source)
-        || judge(&packet.key, pod.policy, INGRESS) != 0
+        || admits(&packet.key, pod.policy)
+}
+
+/// Whether this policy set lets a connection in.
+#[inline(always)]
+pub fn admits(key: &FlowKey, policy: u32) -> bool {
+    judge(key, policy, INGRESS) != 0 || is_node_address(&key.source)
 }
 
 /// Whether policy lets `pod` send this packet (its destination already translated).
@@ -26,8 +32,8 @@ pub fn allows_ingress(packet: &Packet, pod: &Pod, followed: Option<&Followed>) -
 pub fn allows_egress(packet: &Packet, pod: &Pod, followed: Option<&Followed>) -> bool {
     pod.flags & pod_flags::EGRESS_ISOLATED == 0
         || exempt(packet, followed)
-        || is_node_address(&packet.key.destination)
         || judge(&packet.key, pod.policy, EGRESS) != 0
+        || is_node_address(&packet.key.destination)
 }
 
 /// Already judged under today's policy, an answer, or an error about something that was.
@@ -66,11 +72,8 @@ pub fn remember(skb: *mut __sk_buff, scratch: &mut Scratch) {
 #[inline(always)]
 pub fn renew(packet: &Packet, followed: &Followed) {
     let Some(config) = config() else { return };
-    if followed.policy_generation != config.policy_generation
-        && let Some(flow) = FLOWS.get_ptr_mut(&packet.key)
-    {
-        // SAFETY: an element of the map; a plain store.
-        unsafe { (*flow).policy_generation = config.policy_generation };
+    if followed.policy_generation != config.policy_generation {
+        set_policy_generation(&packet.key, config.policy_generation);
     }
 }
 
@@ -93,10 +96,66 @@ fn judge(key: &FlowKey, policy: u32, direction: u8) -> u32 {
         protocol,
         port,
     };
-    (allowed(rule(identity, key.protocol))
+    let asked = rule(identity, key.protocol);
+    let generation = config().map_or(0, |config| config.policy_generation);
+    let known = VERDICTS.get_ptr_mut(place_of(&asked));
+    if let Some(verdict) = known
+        // SAFETY: this CPU's element, used by one program at a time.
+        && unsafe { (*verdict).allows(&asked, generation) }
+    {
+        return 1;
+    }
+    let allowed = allowed(asked)
         || allowed(rule(IDENTITY_ANY, key.protocol))
         || allowed(rule(identity, 0))
-        || allowed(rule(IDENTITY_ANY, 0))) as u32
+        || allowed(rule(IDENTITY_ANY, 0));
+    if let Some(verdict) = known
+        && allowed
+    {
+        // SAFETY: as above.
+        unsafe {
+            *verdict = Verdict {
+                asked,
+                generation,
+                is_known: 1,
+            }
+        };
+    }
+    allowed as u32
+}
+
+/// Of the verdicts that a CPU remembers.
+pub const VERDICT_BITS: u32 = 8;
+
+/// What the policy of a generation allows. What it does not is asked each time: an agent that is
+/// about to allow it says so afterwards.
+#[repr(C)]
+pub struct Verdict {
+    asked: RuleKey,
+    generation: u32,
+    is_known: u32,
+}
+
+impl Verdict {
+    #[inline(always)]
+    fn allows(&self, asked: &RuleKey, generation: u32) -> bool {
+        self.is_known != 0
+            && self.generation == generation
+            && self.asked.policy == asked.policy
+            && self.asked.identity == asked.identity
+            && self.asked.direction == asked.direction
+            && self.asked.protocol == asked.protocol
+            && self.asked.port[0] == asked.port[0]
+            && self.asked.port[1] == asked.port[1]
+    }
+}
+
+#[inline(always)]
+fn place_of(asked: &RuleKey) -> u32 {
+    let [high, low] = asked.port;
+    let words = asked.policy ^ asked.identity.rotate_left(16);
+    let rest = (high as u32) << 8 | low as u32 | (asked.direction as u32) << 16;
+    (words ^ rest).wrapping_mul(0x9e37_79b1) >> (32 - VERDICT_BITS)
 }
 
 #[inline(always)]

@@ -159,6 +159,15 @@ pub fn flow_hash(key: &FlowKey) -> u32 {
     mix(hash ^ ports)
 }
 
+/// Of the address and port that a packet comes from.
+#[inline(always)]
+pub fn remote_hash(key: &FlowKey) -> u32 {
+    let mut hash = mix(key.source.0[0] ^ key.protocol as u32);
+    hash = mix(hash ^ key.source.0[1]);
+    hash = mix(hash ^ key.source.0[3]);
+    mix(hash ^ key.source_port.0 as u32)
+}
+
 /// The finaliser of MurmurHash3.
 #[inline(always)]
 fn mix(mut value: u32) -> u32 {

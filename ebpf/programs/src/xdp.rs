@@ -11,7 +11,7 @@ use aya_ebpf::helpers::generated::bpf_redirect;
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
 use skep_ebpf_common::event::Hook;
-use skep_ebpf_common::flow::flow_flags;
+use skep_ebpf_common::flow::{FlowKey, flow_flags};
 use skep_ebpf_common::node::pod_flags;
 use skep_ebpf_common::reason::Reason;
 use skep_ebpf_common::service::frontend_flags;
@@ -19,13 +19,14 @@ use skep_ebpf_common::service::frontend_flags;
 use crate::context::Context;
 use crate::count::{count, report};
 use crate::direct::{looks_unfinished, parse_plain, rewrite_plain};
-use crate::flow::{follow_here, forget_created, tells};
+use crate::flow::{expect_answer, follow_here, forget_created, tells};
 use crate::forward::way_of;
 use crate::maps::{Scratch, scratch};
-use crate::net::{FAILED, SERVED, report_failure, serve};
-use crate::pod::pod_at;
+use crate::net::{FAILED, REFUSED, SERVED, plan, report_failure, start};
+use crate::packet::{ACK, SYN};
 use crate::policy;
 use crate::service::find;
+use crate::tunnel;
 
 #[xdp(frags)]
 pub fn xdp_net(ctx: XdpContext) -> u32 {
@@ -45,6 +46,13 @@ fn arrived(frame: *mut xdp_md, scratch: &mut Scratch) -> u32 {
         return XDP_PASS;
     }
     let now = scratch.now();
+    // A new flow costs what it waits for memory that nobody has touched lately: one wait for both
+    // entries is half of one for each.
+    let opens = scratch.packet.tcp_flags & (SYN | ACK) == SYN;
+    let planned = if opens { begin(scratch) } else { NOT_OURS };
+    if planned == SERVED {
+        expect_answer(scratch);
+    }
     let followed = follow_here(&mut scratch.packet, &mut scratch.new, now);
     match &followed {
         // Back to the node where it came in; or with an option.
@@ -52,7 +60,7 @@ fn arrived(frame: *mut xdp_md, scratch: &mut Scratch) -> u32 {
             return XDP_PASS;
         }
         Some(_) => {}
-        None => match begin(frame, scratch) {
+        None => match start_planned(frame, scratch, opens, planned) {
             SERVED if scratch.wanted.flags & flow_flags::DIRECT != 0 => return XDP_PASS,
             SERVED => {}
             code if code < FAILED => return XDP_PASS,
@@ -62,11 +70,12 @@ fn arrived(frame: *mut xdp_md, scratch: &mut Scratch) -> u32 {
             }
         },
     }
-    let Some(way) = way_of(frame, scratch) else {
+    let Some(way) = way_of(frame, scratch.packet.len, &scratch.new) else {
         return XDP_PASS;
     };
     let isolated = way.pod_flags & pod_flags::INGRESS_ISOLATED != 0;
-    if isolated && !followed.as_ref().is_some_and(policy::settled) && !admitted(scratch) {
+    if isolated && !followed.as_ref().is_some_and(policy::settled) && !admitted(scratch, way.policy)
+    {
         if followed.is_none() {
             forget_created(scratch);
         }
@@ -79,14 +88,15 @@ fn arrived(frame: *mut xdp_md, scratch: &mut Scratch) -> u32 {
         );
         return XDP_DROP;
     }
-    // Any way but these is the stack's: it knows how to ask for a neighbour, to enter the tunnel,
-    // and what is the node's own.
-    let known = if way.is_pod {
-        way.pod_flags & pod_flags::TAKES_FRAMES != 0
-    } else {
-        way.ifindex == frame.ifindex()
-    };
-    if !known || !rewrite_plain(frame, &scratch.packet, &scratch.new, &way.macs) {
+    // Any way but these is the stack's: it knows how to ask for a neighbour, and what is the node's
+    // own.
+    if way.is_pod && way.pod_flags & pod_flags::TAKES_FRAMES == 0 {
+        return XDP_PASS;
+    }
+    if !way.is_pod && way.ifindex != frame.ifindex() {
+        return tunnel::enter(frame, scratch, way);
+    }
+    if !rewrite_plain(frame, &scratch.packet, &scratch.new, &way.macs) {
         return XDP_PASS;
     }
     if !way.is_pod {
@@ -99,10 +109,12 @@ fn arrived(frame: *mut xdp_md, scratch: &mut Scratch) -> u32 {
     (unsafe { bpf_redirect(way.ifindex, 0) }) as u32
 }
 
-/// A new flow; as [`serve`] says, and anything below [`FAILED`] is not for this program.
-#[inline(always)]
-fn begin(frame: *mut xdp_md, scratch: &mut Scratch) -> u32 {
-    const NOT_OURS: u32 = 1;
+const NOT_OURS: u32 = REFUSED;
+
+/// What a new flow should be; as [`plan`] says, and anything below [`FAILED`] but [`SERVED`] is not for
+/// this program.
+#[inline(never)]
+fn begin(scratch: &mut Scratch) -> u32 {
     let key = &scratch.packet.key;
     let found = find(
         &key.destination,
@@ -117,22 +129,29 @@ fn begin(frame: *mut xdp_md, scratch: &mut Scratch) -> u32 {
     {
         return NOT_OURS;
     }
-    serve(frame, Hook::Xdp, scratch)
+    plan(scratch)
 }
 
-/// Whether policy lets the packet into the pod as it will be.
+#[inline(always)]
+fn start_planned(frame: *mut xdp_md, scratch: &mut Scratch, is_planned: bool, planned: u32) -> u32 {
+    let planned = if is_planned { planned } else { begin(scratch) };
+    match planned {
+        SERVED => start(frame, Hook::Xdp, scratch),
+        code => code,
+    }
+}
+
+/// Whether this policy set lets the packet in as it will be.
 #[inline(never)]
-fn admitted(scratch: &mut Scratch) -> bool {
+fn admitted(scratch: &Scratch, policy: u32) -> bool {
     let Scratch { packet, new, .. } = scratch;
-    let Some(pod) = pod_at(&new.destination) else {
-        return false;
+    let key = FlowKey {
+        source: new.source,
+        destination: new.destination,
+        source_port: new.source_port,
+        destination_port: new.destination_port,
+        protocol: packet.key.protocol,
+        _pad: [0; 3],
     };
-    let arrived = packet.key;
-    packet.key.source = new.source;
-    packet.key.destination = new.destination;
-    packet.key.source_port = new.source_port;
-    packet.key.destination_port = new.destination_port;
-    let allowed = policy::allows_ingress(packet, pod, None);
-    packet.key = arrived;
-    allowed
+    policy::admits(&key, policy)
 }

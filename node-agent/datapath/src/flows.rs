@@ -4,11 +4,12 @@
 use std::collections::HashSet;
 use std::net::IpAddr;
 
-use skep_ebpf_common::flow::{Flow, FlowKey, TIME_WAIT_SECONDS, flow_flags};
+use skep_ebpf_common::flow::{Flow, Flow4, FlowKey, FlowKey4, TIME_WAIT_SECONDS, flow_flags};
 use skep_ebpf_common::node::seconds;
 use skep_ebpf_common::{Address, TCP, UDP};
 
 use crate::error::Error;
+use crate::memory::FlowBuckets;
 use crate::table::Table;
 
 /// Above this share of the table, quiet flows go sooner.
@@ -20,6 +21,8 @@ pub struct Sweep {
     pub entries: usize,
     pub removed: usize,
     pub limit: u32,
+    /// Of its limit, of the family that has more of it.
+    pub percent: usize,
 }
 
 /// An entry of the flow table, for people.
@@ -35,45 +38,100 @@ pub struct FlowEntry {
     pub service: u32,
 }
 
-pub(crate) struct FlowTable(pub(crate) Table<FlowKey, Flow>);
+/// The kernel's map of each family.
+pub(crate) struct FlowTable {
+    pub(crate) v4: FlowBuckets,
+    pub(crate) v6: Table<FlowKey, Flow>,
+    /// Of each.
+    pub(crate) limit: u32,
+}
 
 impl Sweep {
     /// Whether the next sweep should come soon.
     pub fn is_high(&self) -> bool {
-        self.limit != 0 && self.entries * 100 >= self.limit as usize * HIGH_WATER_PERCENT
+        self.percent >= HIGH_WATER_PERCENT
     }
 }
 
 impl FlowTable {
+    fn get(&self, key: &FlowKey) -> Result<Option<Flow>, Error> {
+        if key.source.is_v4() {
+            let flow = self.v4.get(&FlowKey4::of(key))?;
+            return Ok(flow.map(|flow| flow.widened()));
+        }
+        self.v6.get(key)
+    }
+
+    fn remove(&self, key: &FlowKey) -> Result<(), Error> {
+        if key.source.is_v4() {
+            return self.v4.remove(&FlowKey4::of(key));
+        }
+        self.v6.remove(key)
+    }
+
+    fn for_each(&self, mut visit: impl FnMut(&FlowKey, &Flow)) -> Result<(), Error> {
+        self.v4
+            .for_each(|key, flow| visit(&key.widened(), &flow.widened()))?;
+        self.v6.for_each(visit)
+    }
+
+    /// Takes over the flows of an agent that had both families in one map, but for those that are
+    /// known already and, where the tables have become smaller, those for which there is no room.
+    pub(crate) fn take_over(&self, former: &Table<FlowKey, Flow>) -> Result<(), Error> {
+        let mut found = Vec::new();
+        former.for_each(|key, flow| found.push((*key, *flow)))?;
+        for (key, flow) in found {
+            let added = if key.source.is_v4() {
+                self.v4.add(&FlowKey4::of(&key), &Flow4::of(&flow))
+            } else {
+                self.v6.add(&key, &flow)
+            };
+            match added {
+                Ok(_) | Err(Error::Full { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
     /// # Errors
     /// The kernel refused; nothing is half done.
     pub(crate) fn sweep(&self, now: u32) -> Result<Sweep, Error> {
-        let mut entries = 0;
+        let (mut v4, mut v6) = (0, 0);
         let mut quiet: Vec<(FlowKey, Flow)> = Vec::new();
-        self.0.for_each(|key, flow| {
-            entries += 1;
+        self.for_each(|key, flow| {
+            if key.source.is_v4() {
+                v4 += 1;
+            } else {
+                v6 += 1;
+            }
             // The shortest time that any state allows at high water; judged exactly below.
             if idle(now, flow) >= 5 {
                 quiet.push((*key, *flow));
             }
         })?;
-        let limit = self.0.limit();
-        let hurry = entries * 100 >= limit as usize * HIGH_WATER_PERCENT;
+        let percent = |entries: usize, limit: u32| entries * 100 / (limit as usize).max(1);
+        let (percent_v4, percent_v6) = (percent(v4, self.limit), percent(v6, self.limit));
         let mut removed = HashSet::new();
         for (key, flow) in quiet {
-            let allowed = timeout(&key, &flow, hurry);
+            let percent = if key.source.is_v4() {
+                percent_v4
+            } else {
+                percent_v6
+            };
+            let allowed = timeout(&key, &flow, percent >= HIGH_WATER_PERCENT);
             if removed.contains(&key) || idle(now, &flow) < allowed {
                 continue;
             }
             // It may have been used since, or its other direction may be alive.
-            let Some(current) = self.0.get(&key)? else {
+            let Some(current) = self.get(&key)? else {
                 continue;
             };
             if idle(now, &current) < allowed {
                 continue;
             }
             let twin_key = current.reverse_key(&key);
-            let twin = self.0.get(&twin_key)?.filter(|twin| twin.answers(&key));
+            let twin = self.get(&twin_key)?.filter(|twin| twin.answers(&key));
             if twin.is_some_and(|twin| idle(now, &twin) < allowed) {
                 continue;
             }
@@ -86,15 +144,15 @@ impl FlowTable {
                 (true, false) => vec![key, twin_key],
             };
             for each in pair {
-                self.0.remove(&each)?;
+                self.remove(&each)?;
                 removed.insert(each);
             }
         }
-        let removed = removed.len();
         Ok(Sweep {
-            entries,
-            removed,
-            limit,
+            entries: v4 + v6,
+            removed: removed.len(),
+            limit: self.limit.saturating_mul(2),
+            percent: percent_v4.max(percent_v6),
         })
     }
 
@@ -105,7 +163,7 @@ impl FlowTable {
             .map(|(ip, port)| (Address::from(*ip), *port))
             .collect();
         let mut stale = Vec::new();
-        self.0.for_each(|key, flow| {
+        self.for_each(|key, flow| {
             let backend = (flow.destination, flow.destination_port.get());
             if key.protocol == UDP
                 && flow.service != 0
@@ -116,15 +174,15 @@ impl FlowTable {
             }
         })?;
         for (key, twin) in &stale {
-            self.0.remove(key)?;
-            self.0.remove(twin)?;
+            self.remove(key)?;
+            self.remove(twin)?;
         }
         Ok(stale.len())
     }
 
     pub(crate) fn list(&self) -> Result<Vec<FlowEntry>, Error> {
         let mut list = Vec::new();
-        self.0.for_each(|key, flow| {
+        self.for_each(|key, flow| {
             list.push(FlowEntry {
                 protocol: key.protocol,
                 source: (key.source.to_ip(), key.source_port.get()),
@@ -176,11 +234,14 @@ fn timeout(key: &FlowKey, flow: &Flow, hurry: bool) -> u32 {
     let direct = flow.flags & flow_flags::DIRECT != 0 && key.protocol == UDP;
     let answered = flow.flags & flow_flags::ANSWERED != 0 || direct;
     let reset = flow.flags & flow_flags::RESET != 0;
+    let asker_first = flow.flags & flow_flags::ASKER_FIRST != 0;
     let both_closed = flow.flags & (flow_flags::FIN | flow_flags::PEER_FIN)
         == flow_flags::FIN | flow_flags::PEER_FIN;
     let (normal, hurried) = match key.protocol {
         // The receiver may hold the connection in TIME_WAIT: nobody else gets the port.
-        TCP if both_closed && !reset && holds_port(key, flow) => (TIME_WAIT_SECONDS, 5),
+        TCP if both_closed && !reset && !asker_first && holds_port(key, flow) => {
+            (TIME_WAIT_SECONDS, 5)
+        }
         TCP if reset || both_closed => (10, 5),
         // A half-closed connection may still carry data for long (RFC 5382 REQ-5 names 4 minutes
         // for transitory states).

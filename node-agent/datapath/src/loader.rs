@@ -6,6 +6,7 @@
 //! ```
 
 use std::fs::File;
+use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -24,7 +25,7 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use parking_lot::Mutex;
-use skep_ebpf_common::flow::MAX_FLOWS;
+use skep_ebpf_common::flow::{FlowHash, MAX_FLOWS, buckets_for};
 use skep_ebpf_common::node::*;
 use skep_ebpf_common::policy::{MAX_IDENTITIES, MAX_RULES};
 use skep_ebpf_common::reason::MAX_REASONS;
@@ -37,8 +38,8 @@ use crate::error::Error;
 use crate::events::EventReader;
 use crate::flows::{FlowEntry, FlowTable, Sweep, now};
 use crate::links::{Links, TcHook, remove_filters};
-use crate::memory::{BackendArray, CountArray, SlotArray};
-use crate::pins::Pins;
+use crate::memory::{BackendArray, CountArray, FlowBuckets, SlotArray};
+use crate::pins::{FORMER_FLOWS, Pins};
 use crate::pods::{NodeTables, PodLink};
 use crate::policy::{PolicyState, PolicyTables};
 use crate::services::ServiceTables;
@@ -52,7 +53,8 @@ static PROGRAMS: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/
 /// its size until `cleanup`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Entries of the flow table; every translated connection has two. About 150 bytes each.
+    /// Entries of the flow table for each family; every translated connection has two. 128 to 256
+    /// bytes each of IPv4 and 160 of IPv6.
     pub flows: u32,
     pub frontends: u32,
     /// A power of two.
@@ -176,7 +178,8 @@ impl Datapath {
         }
         loader
             .override_global("HAS_SET_RETVAL", &has_set_retval, true)
-            .map_max_entries("FLOWS", config.limits.flows)
+            .map_max_entries("FLOWS4", buckets_for(config.limits.flows))
+            .map_max_entries("FLOWS6", config.limits.flows)
             .map_max_entries("FRONTENDS", config.limits.frontends)
             .map_max_entries("SLOTS", config.limits.slots)
             .map_max_entries("BACKENDS", config.limits.backends)
@@ -225,7 +228,13 @@ impl Datapath {
             rules: table(&ebpf, "RULES", MAX_RULES)?,
             identities: table(&ebpf, "IDENTITIES", MAX_IDENTITIES)?,
         };
-        let flows = FlowTable(table(&ebpf, "FLOWS", max_entries(&ebpf, "FLOWS")?)?);
+        let flows = flow_table(&ebpf)?;
+        let former_flows = pins
+            .former(FORMER_FLOWS, 1)
+            .map(|map| Table::new(FORMER_FLOWS, MAX_FLOWS, map));
+        if let Some(former) = &former_flows {
+            flows.take_over(former)?;
+        }
         let affinities = table(&ebpf, "AFFINITIES", MAX_AFFINITIES)?;
         let counters = Counters {
             reasons: table(&ebpf, "REASONS", MAX_REASONS)?,
@@ -255,6 +264,11 @@ impl Datapath {
         datapath.attach_sockets(&config.cgroup)?;
         if let Some(ifindex) = config.uplink_ifindex {
             datapath.set_uplink(ifindex, config.uplink_mac)?;
+        }
+        if let Some(former) = &former_flows {
+            // All programs must look where the others do; and what has begun meanwhile is moved, too.
+            datapath.replace_device_programs()?;
+            datapath.flows.take_over(former)?;
         }
         // No program of ours is left that uses them, but those of pods, which hold on to their own
         // until they are replaced.
@@ -348,6 +362,24 @@ impl Datapath {
     pub fn attach_pod(&self, ips: &[IpAddr], link: &PodLink) -> Result<(), Error> {
         self.attach_pair("pod", link.ifindex, "from_pod", "to_pod")?;
         self.node.add_pod(ips, link)
+    }
+
+    /// Gives every pod and tunnel that a predecessor attached this agent's programs, at once.
+    fn replace_device_programs(&self) -> Result<(), Error> {
+        for name in self.links.names()? {
+            let mut words = name.split('-');
+            let (kind, ifindex) = (words.next(), words.next());
+            let Some(ifindex) = ifindex.and_then(|index| index.parse().ok()) else {
+                continue;
+            };
+            // One whose device has gone is forgotten later, by who knows what there should be.
+            let _ = match kind {
+                Some("pod") => self.attach_pair("pod", ifindex, "from_pod", "to_pod"),
+                Some("tunnel") => self.attach_pair("tunnel", ifindex, "from_net", "to_net"),
+                _ => Ok(()),
+            };
+        }
+        Ok(())
     }
 
     /// Gives a pod that a predecessor attached this agent's programs.
@@ -860,6 +892,23 @@ fn table<K: Plain, V: Plain>(
         .try_clone_to_owned()
         .map_err(|error| Error::kernel("duplicate", name, error))?;
     Ok(Table::new(name, limit, fd))
+}
+
+/// What a predecessor has spread by a seed stays where it is.
+fn flow_table(ebpf: &Ebpf) -> Result<FlowTable, Error> {
+    let buckets = max_entries(ebpf, "FLOWS4")?;
+    let hashes: Table<u32, FlowHash> = table(ebpf, "FLOW_HASH", 1)?;
+    let mut hash = hashes.get(&0)?.unwrap_or_default();
+    if hash.seed == 0 {
+        hash.seed = RandomState::new().hash_one(buckets) | 1;
+    }
+    hash.mask = buckets.saturating_sub(1);
+    hashes.set(&0, &hash)?;
+    let v4 = FlowBuckets::new(table_fd(ebpf, "FLOWS4")?, buckets, hash)
+        .map_err(|error| Error::kernel("map into memory", "FLOWS4", error))?;
+    let limit = max_entries(ebpf, "FLOWS6")?;
+    let v6 = table(ebpf, "FLOWS6", limit)?;
+    Ok(FlowTable { v4, v6, limit })
 }
 
 fn kernel_at_least(major: u32, minor: u32) -> bool {

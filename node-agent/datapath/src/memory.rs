@@ -8,6 +8,7 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 use parking_lot::Mutex;
+use skep_ebpf_common::flow::*;
 use skep_ebpf_common::service::{Backend, BackendCount, Slot};
 
 use crate::error::Error;
@@ -15,6 +16,8 @@ use crate::table::Plain;
 
 /// Elements that are mapped together: whole pages of them, whatever their size.
 const WINDOW: u32 = 8_192;
+/// Of those that are larger than others.
+const BUCKET_WINDOW: u32 = 512;
 /// Windows of a map that are mapped at a time. A mapped page counts as this process's memory, and
 /// mapping a window costs some microseconds: what is used together lies together.
 const WINDOWS: usize = 8;
@@ -22,7 +25,7 @@ const PAGE: usize = 4_096;
 
 /// An array of the kernel's, of which the windows that were used last are mapped.
 #[derive(Debug)]
-struct Mapping<T> {
+struct Mapping<T, const LEN: u32 = WINDOW> {
     name: &'static str,
     map: OwnedFd,
     len: u32,
@@ -49,7 +52,7 @@ impl<T> Drop for Window<T> {
     }
 }
 
-impl<T: Plain> Mapping<T> {
+impl<T: Plain, const LEN: u32> Mapping<T, LEN> {
     fn new(name: &'static str, map: BorrowedFd<'_>, len: u32) -> io::Result<Self> {
         let mapping = Self {
             name,
@@ -63,8 +66,8 @@ impl<T: Plain> Mapping<T> {
     }
 
     fn map(&self, number: u32) -> io::Result<Window<T>> {
-        let first = number * WINDOW;
-        let elements = (self.len - first).min(WINDOW) as usize;
+        let first = number * LEN;
+        let elements = (self.len - first).min(LEN) as usize;
         // The last window ends with the map's last page.
         let bytes = (elements * size_of::<T>()).next_multiple_of(PAGE);
         let offset = first as usize * size_of::<T>();
@@ -96,7 +99,7 @@ impl<T: Plain> Mapping<T> {
         if index >= self.len {
             return Err(failed(io::Error::other("outside the map")));
         }
-        let number = index / WINDOW;
+        let number = index / LEN;
         let mut mapped = self.mapped.lock();
         let known = mapped.iter().rposition(|window| window.number == number);
         let start = match known {
@@ -112,7 +115,7 @@ impl<T: Plain> Mapping<T> {
             }
         };
         // SAFETY: inside the window, which has as many elements.
-        Ok(access(unsafe { start.add((index % WINDOW) as usize) }))
+        Ok(access(unsafe { start.add((index % LEN) as usize) }))
     }
 
     /// `None`: outside the map, or not to be mapped.
@@ -207,6 +210,161 @@ impl CountArray {
             // SAFETY: aligned and inside the mapping, which only atomics write.
             unsafe { AtomicU64::from_ptr(count.as_ptr()) }.store(0, Ordering::Relaxed);
         })
+    }
+}
+
+/// The flows of IPv4 (see [`skep_ebpf_common::flow`]). Programs take and give back slots meanwhile.
+#[derive(Debug)]
+pub(crate) struct FlowBuckets {
+    buckets: Mapping<FlowBucket, BUCKET_WINDOW>,
+    hash: FlowHash,
+}
+
+impl FlowBuckets {
+    pub(crate) fn new(map: BorrowedFd<'_>, len: u32, hash: FlowHash) -> io::Result<Self> {
+        let buckets = Mapping::new("FLOWS4", map, len)?;
+        Ok(Self { buckets, hash })
+    }
+
+    pub(crate) fn get(&self, key: &FlowKey4) -> Result<Option<Flow4>, Error> {
+        self.find(key, |bucket, slot| bucket.flow(slot))
+    }
+
+    /// Missing is success.
+    pub(crate) fn remove(&self, key: &FlowKey4) -> Result<(), Error> {
+        self.find(key, |bucket, slot| bucket.give_back(slot, key))
+            .map(drop)
+    }
+
+    /// Puts in what is not there yet; false: it is there.
+    ///
+    /// # Errors
+    /// `Full`: both buckets of the key are.
+    pub(crate) fn add(&self, key: &FlowKey4, flow: &Flow4) -> Result<bool, Error> {
+        if self.get(key)?.is_some() {
+            return Ok(false);
+        }
+        let FlowPlaces { buckets, tag } = self.hash.places(key);
+        let mut emptier = buckets;
+        let taken_in = |index| self.buckets.with(index, |at| taken(Bucket(at).tags()));
+        if taken_in(buckets[1])? < taken_in(buckets[0])? {
+            emptier.reverse();
+        }
+        for index in emptier {
+            if self
+                .buckets
+                .with(index, |at| Bucket(at).take(tag, key, flow))?
+            {
+                return Ok(true);
+            }
+        }
+        Err(Error::Full {
+            table: "FLOWS4",
+            limit: self.buckets.len,
+            hint: "raise the limit of this table",
+        })
+    }
+
+    /// Calls `visit` for every flow. One that comes or goes meanwhile may be seen or not.
+    pub(crate) fn for_each(&self, mut visit: impl FnMut(&FlowKey4, &Flow4)) -> Result<(), Error> {
+        for index in 0..self.buckets.len {
+            self.buckets.with(index, |at| {
+                let bucket = Bucket(at);
+                let tags = bucket.tags();
+                for slot in (0..BUCKET_SLOTS).filter(|slot| tag_of(tags, *slot) != 0) {
+                    let key = bucket.key(slot);
+                    if key.0[1] != 0 {
+                        visit(&key, &bucket.flow(slot));
+                    }
+                }
+            })?;
+        }
+        Ok(())
+    }
+
+    fn find<R>(
+        &self,
+        key: &FlowKey4,
+        found: impl Fn(&Bucket, usize) -> R,
+    ) -> Result<Option<R>, Error> {
+        let FlowPlaces { buckets, tag } = self.hash.places(key);
+        for index in buckets {
+            let result = self.buckets.with(index, |at| {
+                let bucket = Bucket(at);
+                let tags = bucket.tags();
+                (0..BUCKET_SLOTS)
+                    .find(|slot| tag_of(tags, *slot) == tag && bucket.key(*slot) == *key)
+                    .map(|slot| found(&bucket, slot))
+            })?;
+            if result.is_some() {
+                return Ok(result);
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// A bucket that is mapped.
+struct Bucket(NonNull<FlowBucket>);
+
+impl Bucket {
+    fn word(&self) -> &AtomicU64 {
+        // SAFETY: aligned and inside the mapping; programs write it by atomics, too.
+        unsafe { AtomicU64::from_ptr(&raw mut (*self.0.as_ptr()).tags) }
+    }
+
+    fn tags(&self) -> u64 {
+        self.word().load(Ordering::Acquire)
+    }
+
+    fn slot(&self, slot: usize) -> *mut FlowSlot {
+        // SAFETY: inside the mapping; only what is in it is pointed to.
+        unsafe { &raw mut (*self.0.as_ptr()).slots[slot] }
+    }
+
+    fn key(&self, slot: usize) -> FlowKey4 {
+        // SAFETY: inside the mapping; any bytes are a value.
+        unsafe { (&raw const (*self.slot(slot)).key).read_volatile() }
+    }
+
+    fn flow(&self, slot: usize) -> Flow4 {
+        // SAFETY: as above.
+        unsafe { (&raw const (*self.slot(slot)).flow).read_volatile() }
+    }
+
+    fn rest_of_key(&self, slot: usize) -> &AtomicU64 {
+        // SAFETY: aligned and inside the mapping.
+        unsafe { AtomicU64::from_ptr(&raw mut (*self.slot(slot)).key.0[1]) }
+    }
+
+    /// Of two that remove it one gives it back.
+    fn give_back(&self, slot: usize, key: &FlowKey4) {
+        let rest = self.rest_of_key(slot);
+        let mine = rest.compare_exchange(key.0[1], 0, Ordering::AcqRel, Ordering::Relaxed);
+        if mine.is_ok() {
+            let tag = TAG_MASK << (TAG_BITS * slot as u32);
+            self.word().fetch_and(!tag, Ordering::AcqRel);
+        }
+    }
+
+    /// False: the bucket is full.
+    fn take(&self, tag: u64, key: &FlowKey4, flow: &Flow4) -> bool {
+        let free = |tags: u64| (0..BUCKET_SLOTS).find(|slot| tag_of(tags, *slot) == 0);
+        let taken = self
+            .word()
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |tags| {
+                free(tags).map(|slot| tags | tag << (TAG_BITS * slot as u32))
+            });
+        let Some(slot) = taken.ok().and_then(free) else {
+            return false;
+        };
+        // SAFETY: inside the mapping, and this thread's slot until the key is whole.
+        unsafe {
+            (&raw mut (*self.slot(slot)).flow).write_volatile(*flow);
+            (&raw mut (*self.slot(slot)).key.0[0]).write_volatile(key.0[0]);
+        }
+        self.rest_of_key(slot).store(key.0[1], Ordering::Release);
+        true
     }
 }
 

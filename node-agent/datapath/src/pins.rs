@@ -22,6 +22,8 @@ use crate::table::Prefix;
 /// The only folder of agents that gave all maps one version; their maps are today's of version 1.
 const FORMER_FOLDER: &str = "maps-v2";
 const FORMER_FOLDERS: &str = "maps-v";
+/// Both families' flows in one map, of version 1.
+pub(crate) const FORMER_FLOWS: &str = "FLOWS";
 
 pub(crate) struct Pins {
     bpf_dir: PathBuf,
@@ -62,7 +64,8 @@ impl Pins {
     /// Maps whose layout is still today's are kept, with the connections in them.
     fn take_over_former(&self) -> Result<(), Error> {
         let former = self.bpf_dir.join(FORMER_FOLDER);
-        for (name, _) in LAYOUTS {
+        let names = LAYOUTS.iter().map(|(name, _)| *name);
+        for name in names.chain([FORMER_FLOWS]) {
             let (from, to) = (former.join(name), self.path(name, 1));
             if from.exists() && !to.exists() {
                 fs::rename(&from, &to).map_err(|error| Error::file("take over", from, error))?;
@@ -130,7 +133,10 @@ fn sizes(name: &str) -> Option<(usize, usize)> {
         "SOCKETS" => of::<u32, SocketRecord>(),
         "PEERS" => of::<u32, Peer>(),
         "STREAMS" => of::<u32, StreamRecord>(),
-        "FLOWS" => of::<FlowKey, Flow>(),
+        "FLOWS4" => of::<u32, FlowBucket>(),
+        "FLOW_HASH" => of::<u32, FlowHash>(),
+        "FLOWS6" => of::<FlowKey, Flow>(),
+        "NEXT_PORTS" => of::<u32, u32>(),
         "FRAGMENTS" => of::<FragmentKey, FragmentPorts>(),
         "CONFIG" => of::<u32, Config>(),
         "PODS" => of::<Address, Pod>(),

@@ -137,7 +137,8 @@ struct Programmed {
     internal: Run,
     /// `None`: the same backends as `internal`, the same run.
     external: Option<Run>,
-    frontends: BTreeMap<FrontendKey, Frontend>,
+    /// Few, and many Services have one: a map of each would be most of what is remembered of it.
+    frontends: Vec<(FrontendKey, Frontend)>,
     source_ranges: HashSet<IpNet>,
 }
 
@@ -245,7 +246,7 @@ impl ServiceTables {
             self.adopted.insert(frontend.service, programmed);
         }
         if let Some(programmed) = self.adopted.get_mut(&frontend.service) {
-            programmed.frontends.insert(key, frontend);
+            programmed.frontends.push((key, frontend));
             self.owner.insert(key, frontend.service);
         }
     }
@@ -519,22 +520,26 @@ impl ServiceTables {
             );
         }
         for (key, frontend) in &frontends {
-            if port.frontends.get(key) != Some(frontend) || self.owner.get(key) != Some(&port.id) {
+            let known = port.frontends.iter().position(|(known, _)| known == key);
+            let same = known.is_some_and(|at| port.frontends[at].1 == *frontend);
+            if !same || self.owner.get(key) != Some(&port.id) {
                 self.frontends.set(key, frontend)?;
                 self.owner.insert(*key, port.id);
-                port.frontends.insert(*key, *frontend);
+                match known {
+                    Some(at) => port.frontends[at].1 = *frontend,
+                    None => port.frontends.push((*key, *frontend)),
+                }
             }
         }
-        let stale: Vec<FrontendKey> = port
+        while let Some(at) = port
             .frontends
-            .keys()
-            .filter(|key| !frontends.contains_key(key))
-            .copied()
-            .collect();
-        for key in stale {
-            self.remove_frontend(port.id, &key)?;
-            port.frontends.remove(&key);
+            .iter()
+            .position(|(key, _)| !frontends.contains_key(key))
+        {
+            self.remove_frontend(port.id, &port.frontends[at].0)?;
+            port.frontends.swap_remove(at);
         }
+        port.frontends.shrink_to_fit();
 
         // From here on nothing refers to what is no longer wanted.
         if shared && let Some(run) = port.external.take() {
@@ -705,9 +710,8 @@ impl ServiceTables {
     }
 
     fn erase(&mut self, mut port: Programmed) -> Result<(), Error> {
-        let keys: Vec<FrontendKey> = port.frontends.keys().copied().collect();
-        for key in keys {
-            self.remove_frontend(port.id, &key)?;
+        for (key, _) in &port.frontends {
+            self.remove_frontend(port.id, key)?;
         }
         self.write_source_ranges(&mut port, &[])?;
         self.discard_run(port.internal);

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use aya::maps::lpm_trie::Key as AyaLpmKey;
 use skep_ebpf_common::Address;
 use skep_ebpf_common::event::FlowEvent;
-use skep_ebpf_common::flow::{Flow, FlowKey};
+use skep_ebpf_common::flow::{Flow, FlowBucket, FlowHash, FlowKey};
 use skep_ebpf_common::node::{Config, Network, Pod, PodAddresses};
 use skep_ebpf_common::policy::RuleKey;
 use skep_ebpf_common::service::*;
@@ -40,6 +40,8 @@ plain!(
     ServiceCounters,
     FlowKey,
     Flow,
+    FlowBucket,
+    FlowHash,
     FlowEvent,
     Pod,
     PodAddresses,
@@ -98,23 +100,41 @@ impl<K: Plain, V: Plain> Table<K, V> {
     }
 
     pub(crate) fn set(&self, key: &K, value: &V) -> Result<(), Error> {
+        self.update(key, value, 0)
+            .map_err(|error| self.not_written(error))
+    }
+
+    /// Writes what is not there yet; false: it is there.
+    pub(crate) fn add(&self, key: &K, value: &V) -> Result<bool, Error> {
+        const BPF_NOEXIST: u64 = 1;
+        match self.update(key, value, BPF_NOEXIST) {
+            Ok(()) => Ok(true),
+            Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(false),
+            Err(error) => Err(self.not_written(error)),
+        }
+    }
+
+    fn update(&self, key: &K, value: &V, flags: u64) -> io::Result<()> {
         // SAFETY: key and value have the map's sizes.
-        let result = unsafe {
+        unsafe {
             sys::map_update(
                 self.fd.as_fd(),
                 std::ptr::from_ref(key).cast(),
                 std::ptr::from_ref(value).cast(),
-                0,
+                flags,
             )
-        };
-        result.map_err(|error| match error.raw_os_error() {
+        }
+    }
+
+    fn not_written(&self, error: io::Error) -> Error {
+        match error.raw_os_error() {
             Some(libc::E2BIG | libc::ENOSPC) => Error::Full {
                 table: self.name,
                 limit: self.limit,
                 hint: "raise the limit of this table and restart the agent",
             },
             _ => Error::kernel("write", self.name, error),
-        })
+        }
     }
 
     /// Missing is success.
@@ -189,10 +209,6 @@ impl<K: Plain, V: Plain> Table<K, V> {
                 Err(error) => return Err(Error::kernel("list", self.name, error)),
             }
         }
-    }
-
-    pub(crate) fn limit(&self) -> u32 {
-        self.limit
     }
 
     /// One value per possible CPU of a per-CPU array.

@@ -429,10 +429,11 @@ async fn sweep(datapath: Arc<Datapath>, stop: CancellationToken) {
         }
         let datapath = datapath.clone();
         match tokio::task::spawn_blocking(move || datapath.sweep_flows()).await {
-            Ok(Ok(sweep)) if sweep.entries * 10 >= sweep.limit as usize * 9 => {
+            Ok(Ok(sweep)) if sweep.percent >= 90 => {
                 warn!(
                     entries = sweep.entries,
                     limit = sweep.limit,
+                    percent = sweep.percent,
                     "the flow table is nearly full"
                 );
             }

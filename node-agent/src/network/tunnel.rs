@@ -7,14 +7,11 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use skep_datapath::layout::node::{TUNNEL_MAC_PREFIX, tunnel_mac};
+use skep_datapath::layout::node::{TUNNEL_MAC_PREFIX, TUNNEL_PORT, TUNNEL_VNI, tunnel_mac};
 
 use super::netlink::{Interface, Netlink, NetlinkError};
 
 const DEVICE: &str = "skep-vxlan";
-const VNI: u32 = 0x5ce9;
-/// Linux' own choice before the IANA's 4789, and that of other pod networks.
-const PORT: u16 = 8_472;
 
 /// Bytes that the tunnel adds to a packet: outer IP, UDP, VXLAN and inner Ethernet headers.
 pub(super) const fn overhead(node: IpAddr) -> u32 {
@@ -64,7 +61,9 @@ pub(super) async fn ensure_device(
         // Of another address of this node.
         netlink.remove(existing.index).await?;
     }
-    netlink.add_vxlan(DEVICE, VNI, local, PORT).await?;
+    netlink
+        .add_vxlan(DEVICE, TUNNEL_VNI, local, TUNNEL_PORT)
+        .await?;
     let device = netlink
         .interface(DEVICE)
         .await?

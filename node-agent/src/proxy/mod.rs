@@ -359,11 +359,11 @@ impl Proxy {
     ) -> Result<(), skep_datapath::Error> {
         let mut tables = self.datapath.services().lock();
         for (name, port) in ports {
-            if before.ports.get(name) != wanted.ports.get(name) {
+            if before.port(name) != wanted.port(name) {
                 tables.set(name, port)?;
             }
         }
-        let stale = before.ports.keys();
+        let stale = before.ports.iter().map(|(name, _)| &**name);
         for name in stale.filter(|name| !ports.contains_key(*name)) {
             tables.remove(name)?;
         }
@@ -404,7 +404,8 @@ impl Proxy {
 /// What was written of a plan, in little memory: enough to see what another plan changes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Written {
-    ports: BTreeMap<String, WrittenPort>,
+    /// Sorted by name.
+    ports: Box<[(Box<str>, WrittenPort)]>,
     health: Option<HealthPlan>,
 }
 
@@ -432,7 +433,7 @@ impl Written {
                 digest: hasher.finish(),
                 udp: udp.into_boxed_slice(),
             };
-            (name.clone(), written)
+            (name.as_str().into(), written)
         });
         Self {
             ports: ports.collect(),
@@ -440,12 +441,19 @@ impl Written {
         }
     }
 
+    fn port(&self, name: &str) -> Option<&WrittenPort> {
+        let found = self
+            .ports
+            .binary_search_by(|(known, _)| (**known).cmp(name));
+        found.ok().map(|at| &self.ports[at].1)
+    }
+
     fn lost_udp_backends(&self, wanted: &Self) -> Vec<SocketAddr> {
         let of = |written: &Self| -> HashSet<SocketAddr> {
             written
                 .ports
-                .values()
-                .flat_map(|port| port.udp.iter().copied())
+                .iter()
+                .flat_map(|(_, port)| port.udp.iter().copied())
                 .collect()
         };
         of(self).difference(&of(wanted)).copied().collect()

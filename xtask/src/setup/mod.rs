@@ -146,7 +146,7 @@ fn has_protobuf_types() -> bool {
 }
 
 pub(crate) use kernel::cgroup_mounts;
-pub(crate) use packages::unpack;
+pub use packages::unpack;
 
 /// Where cgroup2 is mounted.
 pub(crate) fn cgroup2_mount() -> Option<std::path::PathBuf> {

@@ -35,7 +35,10 @@ pub(super) fn install(packages: &[Package]) -> Result<()> {
 }
 
 /// Fetches packages without installing them, and unpacks them into a folder.
-pub(crate) fn unpack(names: &[&str], into: &Path) -> Result<()> {
+///
+/// # Errors
+/// There is no apt, or it cannot fetch them.
+pub fn unpack(names: &[&str], into: &Path) -> Result<()> {
     let archives = into.with_extension("debs");
     // apt's own user must be able to write here, or it warns.
     std::fs::create_dir_all(&archives)?;

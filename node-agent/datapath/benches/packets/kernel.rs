@@ -201,15 +201,19 @@ impl Attached {
 
     /// Nanoseconds and runs, as far as the kernel has counted (see [`enable_stats`]).
     pub(crate) fn cost(&self) -> io::Result<(u64, u64)> {
-        let mut info = [0u8; 232];
-        Attr::new()
-            .u32(0, number(&self.program))
-            .u32(4, info.len() as u32)
-            .u64(8, info.as_mut_ptr() as u64)
-            .call(INFO_BY_FD)?;
-        let field = |at: usize| u64::from_ne_bytes(info[at..at + 8].try_into().unwrap_or_default());
-        Ok((field(192), field(200)))
+        cost(&self.program)
     }
+}
+
+fn cost(program: &OwnedFd) -> io::Result<(u64, u64)> {
+    let mut info = [0u8; 232];
+    Attr::new()
+        .u32(0, number(program))
+        .u32(4, info.len() as u32)
+        .u64(8, info.as_mut_ptr() as u64)
+        .call(INFO_BY_FD)?;
+    let field = |at: usize| u64::from_ne_bytes(info[at..at + 8].try_into().unwrap_or_default());
+    Ok((field(192), field(200)))
 }
 
 fn attach(name: &str, hook: Hook, code: &[u64], ifindex: u32) -> io::Result<Attached> {
@@ -262,6 +266,26 @@ pub(crate) fn bare_redirect(hook: Hook, at: u32, to: u32) -> io::Result<Attached
         op(0x95, 0, 0, 0, 0),
     ];
     attach("bench_bare", hook, &code, at)
+}
+
+/// Nanoseconds that the kernel counts for a program that does nothing: its own looks at the clock.
+/// While [`enable_stats`] lives.
+pub(crate) fn empty_cost(hook: Hook, runs: u32) -> io::Result<f64> {
+    let (kind, attach_type) = match hook {
+        Hook::Xdp => (XDP, 37),
+        Hook::Tc => (SCHED_CLS, 46),
+    };
+    let code = [op(0xb7, 0, 0, 0, 2), op(0x95, 0, 0, 0, 0)];
+    let program = load("bench_empty", kind, attach_type, &code)?;
+    let frame = [0u8; 64];
+    Attr::new()
+        .u32(0, number(&program))
+        .u32(8, frame.len() as u32)
+        .u64(16, frame.as_ptr() as u64)
+        .u32(32, runs)
+        .call(TEST_RUN)?;
+    let (ns, runs) = cost(&program)?;
+    Ok(ns as f64 / runs.max(1) as f64)
 }
 
 /// Runs the generator on this CPU: real frames, until `count` are sent.

@@ -19,6 +19,8 @@ pub(crate) struct Frame {
     pub(crate) fragment: (u16, bool, u16),
     /// UDP without a checksum.
     pub(crate) unchecked: bool,
+    /// Of IPv6, before a fragment's: the type of each, and what it has after the type of the next.
+    pub(crate) extensions: Vec<(u8, Vec<u8>)>,
     pub(crate) payload: Vec<u8>,
 }
 
@@ -31,6 +33,7 @@ pub(crate) fn frame(protocol: u8, source: &str, destination: &str) -> Frame {
         hop_limit: 64,
         fragment: (0, false, 0),
         unchecked: false,
+        extensions: Vec::new(),
         payload: b"payload!".to_vec(),
     }
 }
@@ -136,6 +139,12 @@ impl Frame {
                 header.extend((offset << 3 | u16::from(more)).to_be_bytes());
                 header.extend(u32::from(id).to_be_bytes());
             }
+            for (kind, rest) in self.extensions.iter().rev() {
+                let mut extension = vec![std::mem::replace(&mut next, *kind)];
+                extension.extend(rest);
+                extension.extend(header);
+                header = extension;
+            }
             bytes.extend([0x86, 0xdd, 0x60, 0, 0, 0]);
             bytes.extend(((header.len() + l4.len()) as u16).to_be_bytes());
             bytes.extend([next, self.hop_limit]);
@@ -163,6 +172,7 @@ impl Frame {
     pub(crate) fn read(bytes: &[u8]) -> Self {
         let v4 = bytes[12..14] == [0x08, 0x00];
         let ip = &bytes[14..];
+        let mut extensions = Vec::new();
         let (source, destination, protocol, hop_limit, fragment, l4) = if v4 {
             assert_eq!(fold(sum(&ip[..20], 0)), 0xffff, "IPv4 header checksum");
             let address =
@@ -178,11 +188,17 @@ impl Frame {
             let address =
                 |at: usize| -> IpAddr { <[u8; 16]>::try_from(&ip[at..at + 16]).unwrap().into() };
             let word = |at: usize| u16::from_be_bytes([ip[at], ip[at + 1]]);
-            let (protocol, fragment, l4) = if ip[6] == 44 {
-                let fragment = (word(46), word(42) & 1 != 0, word(42) >> 3);
-                (ip[40], fragment, &ip[48..])
+            let (mut next, mut at) = (ip[6], 40);
+            while matches!(next, 0 | 43 | 60) {
+                let end = at + (usize::from(ip[at + 1]) + 1) * 8;
+                extensions.push((next, ip[at + 1..end].to_vec()));
+                (next, at) = (ip[at], end);
+            }
+            let (protocol, fragment, l4) = if next == 44 {
+                let fragment = (word(at + 6), word(at + 2) & 1 != 0, word(at + 2) >> 3);
+                (ip[at], fragment, &ip[at + 8..])
             } else {
-                (ip[6], (0, false, 0), &ip[40..])
+                (next, (0, false, 0), &ip[at..])
             };
             (address(8), address(24), protocol, ip[7], fragment, l4)
         };
@@ -216,6 +232,7 @@ impl Frame {
             hop_limit,
             fragment,
             unchecked,
+            extensions,
             payload: l4[header..].to_vec(),
         }
     }

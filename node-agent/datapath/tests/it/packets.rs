@@ -20,7 +20,7 @@ pub(crate) const POD: &str = "10.244.1.5";
 pub(crate) const POD_IFINDEX: u32 = 103;
 pub(crate) const UPLINK: u32 = 102;
 pub(crate) const OTHER_IFINDEX: u32 = 104;
-const TUNNEL: u32 = 105;
+pub(crate) const TUNNEL: u32 = 105;
 
 pub(crate) struct Bench {
     pub(crate) datapath: Datapath,
@@ -91,7 +91,13 @@ pub(crate) fn node_port(protocol: u8, port: u16, backends: &[(&str, u16, bool)])
 /// A node in a network namespace of this thread's own, with an uplink that leads nowhere and two
 /// pods. `None`, after saying why, where the test cannot run.
 pub(crate) fn bench(name: &str) -> Option<(Bench, Scratch)> {
+    bench_with(name, 4_096)
+}
+
+/// With so many flows of each family.
+pub(crate) fn bench_with(name: &str, flows: u32) -> Option<(Bench, Scratch)> {
     let mut scratch = scratch(name)?;
+    scratch.config.limits.flows = flows;
     // Programs look routes up.
     for (index, name) in [
         (UPLINK, "up0"),
@@ -170,6 +176,7 @@ fn packets_through_every_program() {
     errors_find_their_way_back(&bench);
     fragments_follow_their_first(&bench);
     fragments_of_ipv6_follow_their_first(&bench);
+    extension_headers_of_ipv6_are_passed_over(&bench);
     hop_limits_end_journeys(&bench);
     two_clients_never_share_a_port(&bench);
     clients_keep_their_port_while_it_is_free(&bench);
@@ -751,6 +758,58 @@ fn fragments_of_ipv6_follow_their_first(bench: &Bench) {
     let mut orphan = later.clone();
     orphan.fragment.0 = 78;
     assert_eq!(bench.run("from_net", UPLINK, &orphan).0, Verdict::Pass);
+}
+
+fn extension_headers_of_ipv6_are_passed_over(bench: &Bench) {
+    /// Types (RFC 8200 §4), and bytes after the type of the next: a length, and padding.
+    const HOP_BY_HOP: (u8, &[u8]) = (0, &[0, 1, 4, 0, 0, 0, 0]);
+    const OPTIONS: (u8, &[u8]) = (60, &[1, 1, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    const ROUTING: (u8, &[u8]) = (43, &[0, 4, 0, 0, 0, 0, 0]);
+    const UNFINISHED: (u8, &[u8]) = (43, &[0, 4, 1, 0, 0, 0, 0]);
+    bench.set(
+        "e6:tcp",
+        &node_port(TCP, 30_024, &[("fd00:1::5", 80, true)]),
+    );
+    let with = |extensions: &[(u8, &[u8])], port: u16| {
+        let client = format!("[2001:db8:1::9]:{port}");
+        let mut request = frame(TCP, &client, "[2001:db8::10]:30024");
+        let owned = extensions.iter().map(|(kind, rest)| (*kind, rest.to_vec()));
+        request.extensions = owned.collect();
+        request
+    };
+    let chains: [&[(u8, &[u8])]; 4] = [
+        &[HOP_BY_HOP],
+        &[OPTIONS],
+        &[HOP_BY_HOP, OPTIONS, ROUTING, OPTIONS],
+        &[ROUTING, OPTIONS],
+    ];
+    for (port, chain) in (6_000..).zip(chains) {
+        for fragment in [(0, false, 0), (78, true, 0)] {
+            let mut request = with(chain, port);
+            request.fragment = fragment;
+            let (verdict, passed) = bench.run_raw("xdp_net", UPLINK, &request.bytes());
+            assert_eq!((verdict, passed), (Verdict::Pass, request.bytes()));
+            let (verdict, inside) = bench.run("from_net", UPLINK, &request);
+            assert_eq!(verdict, Verdict::Redirect, "{chain:?}");
+            let mut expected = request.clone();
+            expected.destination = "[fd00:1::5]:80".parse().unwrap();
+            expected.hop_limit = 63;
+            assert_eq!(inside, expected);
+            let (verdict, outside) = bench.run("from_pod", POD_IFINDEX, &inside.answer());
+            assert_eq!(verdict, Verdict::Redirect);
+            assert_eq!(
+                (outside.source, outside.destination),
+                (request.destination, request.source)
+            );
+        }
+    }
+    // What is on its way to another address, and more than there is reason for.
+    let chains: [&[(u8, &[u8])]; 2] = [&[UNFINISHED], &[OPTIONS; 5]];
+    for chain in chains {
+        let request = with(chain, 6_100);
+        let (verdict, passed) = bench.run_raw("from_net", UPLINK, &request.bytes());
+        assert_eq!((verdict, passed), (Verdict::Pass, request.bytes()));
+    }
 }
 
 fn senders_are_told_what_is_too_big(bench: &Bench) {

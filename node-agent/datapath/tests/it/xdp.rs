@@ -6,10 +6,11 @@ use skep_datapath::layout::reason::Reason;
 use skep_datapath::layout::{ICMP, TCP, UDP};
 use skep_datapath::policy::{Direction, PodPolicy, PolicyState, Rule};
 
-use crate::frame::{ACK, FIN, Frame, frame, unreachable};
+use crate::frame::{ACK, FIN, Frame, frame, header_checksum, unreachable};
 use crate::packets::{
-    Bench, CLIENT, OTHER_IFINDEX, POD, POD_IFINDEX, UPLINK, bench, ip, node_port,
+    Bench, CLIENT, OTHER_IFINDEX, POD, POD_IFINDEX, TUNNEL, UPLINK, bench, ip, node_port,
 };
+use crate::scratch::shell;
 
 const GATEWAY_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0x99];
 const REMOTE: &str = "10.244.2.7";
@@ -45,6 +46,85 @@ fn plain_packets_before_the_stack() {
     refusals(&bench);
     without_a_known_neighbour(&bench);
     policy_holds(&bench);
+    into_the_tunnel(&bench);
+}
+
+fn into_the_tunnel(bench: &Bench) {
+    const TUNNELLED: &str = "10.244.3.7";
+    const OWN_END: [u8; 6] = [0x0a, 0x5c, 192, 0, 2, 10];
+    const OTHER_END: [u8; 6] = [0x0a, 0x5c, 192, 0, 2, 12];
+    shell("link set tun0 address 0a:5c:c0:00:02:0a");
+    shell("link set tun0 mtu 1450");
+    shell("addr add 10.99.0.1/24 dev tun0");
+    shell("route add 10.244.3.0/24 via 10.99.0.2 dev tun0");
+    shell("neigh add 10.99.0.2 lladdr 0a:5c:c0:00:02:0c dev tun0");
+    bench
+        .datapath
+        .set_networks(
+            &["10.244.0.0/16", "192.0.2.10/32", "192.0.2.12/32"].map(|net| net.parse().unwrap()),
+            &["10.96.0.0/16".parse().unwrap()],
+            &[("10.244.3.0/24".parse().unwrap(), ip("192.0.2.12"))],
+        )
+        .unwrap();
+    let own = [ip("10.244.1.1")];
+    bench.datapath.set_tunnel(TUNNEL, &own, true).unwrap();
+    bench.set("t:tcp", &node_port(TCP, 31_020, &[(TUNNELLED, 80, false)]));
+    bench.set("t:udp", &node_port(UDP, 31_020, &[(TUNNELLED, 53, false)]));
+
+    // Nobody knows the way to the other node yet: the stack asks for it.
+    let request = frame(TCP, "198.51.100.9:7000", "192.0.2.10:31020");
+    bench.xdp_leaves(&request.bytes());
+    shell("neigh add 192.0.2.12 lladdr 02:00:00:00:00:98 dev up0");
+    let before = bench.counted(Reason::Tunnelled);
+    for (protocol, port, congestion) in [(TCP, 80, 0), (TCP, 80, 3), (UDP, 53, 2)] {
+        // What is remembered of ways is so for a moment.
+        let mut request = frame(protocol, "198.51.100.9:7001", "192.0.2.10:31020");
+        request.payload = vec![7; 100];
+        let mut bytes = request.bytes();
+        bytes[15] = congestion;
+        bytes[24..26].copy_from_slice(&[0, 0]);
+        let checksum = header_checksum(&bytes[14..34]);
+        bytes[24..26].copy_from_slice(&checksum.to_be_bytes());
+        let sent = wait_for_return(bench, &bytes);
+        assert_eq!(sent.len(), bytes.len() + 50);
+        let (outer, inner) = sent.split_at(50);
+        assert_eq!(outer[..6], [2, 0, 0, 0, 0, 0x98]);
+        assert_eq!(outer[12..16], [0x08, 0x00, 0x45, congestion]);
+        let word = |at: usize| usize::from(u16::from_be_bytes([outer[at], outer[at + 1]]));
+        assert_eq!(word(16), sent.len() - 14, "length of the IPv4 packet");
+        assert_eq!(outer[22..24], [64, UDP]);
+        assert_eq!(header_checksum(&outer[14..34]), 0);
+        assert_eq!(outer[26..34], [192, 0, 2, 10, 192, 0, 2, 12]);
+        assert!(word(34) >= 49_152);
+        assert_eq!((word(36), word(38)), (8_472, sent.len() - 34));
+        assert_eq!(word(40), 0, "no checksum of UDP");
+        assert_eq!(outer[42..50], [0x08, 0, 0, 0, 0, 0x5c, 0xe9, 0]);
+        assert_eq!(inner[..12], [OTHER_END, OWN_END].concat());
+        assert_eq!(inner[15], congestion);
+        let inside = Frame::read(inner);
+        assert_eq!(inside.source, request.source, "the client is kept");
+        let backend = format!("{TUNNELLED}:{port}");
+        assert_eq!(inside.destination, backend.parse().unwrap());
+        assert_eq!((inside.hop_limit, inside.payload), (63, request.payload));
+    }
+    assert_eq!(bench.counted(Reason::Tunnelled), before + 3);
+    // The sender of what does not fit is told by tc.
+    let mut long = frame(UDP, "198.51.100.9:7001", "192.0.2.10:31020");
+    long.payload = vec![7; 1_440];
+    bench.xdp_leaves(&long.bytes());
+}
+
+/// A way that was not known is asked for again a moment later.
+fn wait_for_return(bench: &Bench, bytes: &[u8]) -> Vec<u8> {
+    let began = std::time::Instant::now();
+    loop {
+        let (verdict, sent) = bench.run_raw("xdp_net", UPLINK, bytes);
+        if verdict == Verdict::Return {
+            return sent;
+        }
+        assert!(began.elapsed().as_secs() < 10, "{verdict:?}");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
 }
 
 fn what_is_rare_is_left_to_tc(bench: &Bench) {

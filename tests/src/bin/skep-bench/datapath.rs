@@ -1,5 +1,5 @@
 //! Requests per second to nginx: direct, through the ClusterIP, through the NodePort; over kept and over new connections.
-//! And the programming of Services into the kernel.
+//! Bytes per second of one connection with iperf3. And the programming of Services into the kernel.
 
 use std::time::Duration;
 
@@ -11,6 +11,7 @@ use skep_tests::load::{Connections, Report};
 use skep_tests::wait::wait_for;
 use xtask::cluster::Store;
 use xtask::cluster::images::NGINX;
+use xtask::workspace;
 
 use crate::{Figure, Target, memory, programming};
 
@@ -23,6 +24,11 @@ const KEPT_TO_DIRECT: f64 = 0.97;
 const NEW_TO_DIRECT: f64 = 0.97;
 const KEPT_FROM_OUTSIDE: f64 = 0.95;
 const NEW_FROM_OUTSIDE: f64 = 0.9;
+const BYTES_TO_DIRECT: f64 = 0.99;
+const STREAM_SECONDS: &str = "2";
+/// Debian's, and what they need beyond the image's.
+const IPERF_PACKAGES: [&str; 3] = ["iperf3", "libiperf0", "libsctp1"];
+const IPERF_PORT: u16 = 5_201;
 const READY: Duration = Duration::from_secs(60);
 
 /// A way to the server, and the place to take it from.
@@ -151,12 +157,76 @@ fn of_requests(store: Store, rounds: usize) -> Result<Vec<Figure>> {
             }
         }
     }
+    figures.extend(of_bytes(&cluster, &kubectl, rounds)?);
     figures.extend(memory::of_cluster(&cluster.state, "after the load")?);
     Ok(figures)
 }
 
+/// One stream from pod to pod, direct and through a ClusterIP.
+fn of_bytes(cluster: &TestCluster, kubectl: &Client, rounds: usize) -> Result<Vec<Figure>> {
+    let programs = workspace::root().join("target/iperf3");
+    if !programs.join("usr/bin/iperf3").exists() {
+        xtask::setup::unpack(&IPERF_PACKAGES, &programs)?;
+    }
+    let iperf = |name: &str, arguments: Value| {
+        json!({
+            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": {"app": name}},
+            "spec": {
+                "terminationGracePeriodSeconds": 0,
+                "containers": [{
+                    "name": "main", "image": NGINX, "command": arguments,
+                    "env": [{"name": "LD_LIBRARY_PATH", "value": "/iperf/usr/lib/x86_64-linux-gnu"}],
+                    "volumeMounts": [{"name": "iperf", "mountPath": "/iperf", "readOnly": true}],
+                }],
+                "volumes": [{"name": "iperf", "hostPath": {"path": programs, "type": "Directory"}}],
+            },
+        })
+    };
+    let list = json!({"apiVersion": "v1", "kind": "List", "items": [
+        iperf("stream-server", json!(["/iperf/usr/bin/iperf3", "--server"])),
+        iperf("stream-client", json!(["sleep", "86400"])),
+        {
+            "apiVersion": "v1", "kind": "Service", "metadata": {"name": "stream-server"},
+            "spec": {"selector": {"app": "stream-server"}, "ports": [{"port": IPERF_PORT}]},
+        },
+    ]});
+    apply(cluster, kubectl, &list)?;
+    let direct = ready_address(kubectl, "stream-server")?;
+    ready_address(kubectl, "stream-client")?;
+    let service = kubectl.get(&["service", "stream-server"])?;
+    let through = text(&service, "/spec/clusterIP")?;
+    let stream = |target: &str| -> Result<f64> {
+        let client = ["exec", "stream-client", "--", "/iperf/usr/bin/iperf3"];
+        let options = ["--json", "--time", STREAM_SECONDS, "--client", target];
+        let report: Value = serde_json::from_str(&kubectl.run(&[&client[..], &options].concat())?)?;
+        let rate = report.pointer("/end/sum_received/bits_per_second");
+        let rate = rate.and_then(Value::as_f64);
+        rate.map(|rate| rate / 1e9)
+            .with_context(|| format!("iperf3 printed {report}"))
+    };
+    // The server may not listen yet. And this warms up.
+    wait_for("iperf3", READY, || stream(through))?;
+    let mut samples = [Vec::new(), Vec::new()];
+    for _ in 0..rounds {
+        for (samples, target) in samples.iter_mut().zip([direct.as_str(), through]) {
+            samples.push(stream(target)?);
+        }
+    }
+    let [direct, through] = samples;
+    Ok(vec![
+        Figure::of("one stream, pod to pod, direct", "Gbit/s", direct.clone())?,
+        Figure::of("one stream, pod to ClusterIP", "Gbit/s", through.clone())?,
+        Figure::ratio(
+            "one stream, ClusterIP : direct",
+            &through,
+            &direct,
+            Target::AtLeast(BYTES_TO_DIRECT),
+        )?,
+    ])
+}
+
 fn deploy(cluster: &TestCluster, kubectl: &Client) -> Result<()> {
-    let binaries = xtask::workspace::binaries();
+    let binaries = workspace::binaries();
     let pod = |name: &str, container: Value| {
         json!({
             "apiVersion": "v1", "kind": "Pod",
@@ -182,6 +252,10 @@ fn deploy(cluster: &TestCluster, kubectl: &Client) -> Result<()> {
             "spec": {"type": "NodePort", "selector": {"app": "server"}, "ports": [{"port": 80}]},
         },
     ]});
+    apply(cluster, kubectl, &list)
+}
+
+fn apply(cluster: &TestCluster, kubectl: &Client, list: &Value) -> Result<()> {
     let file = cluster.state.directory().join("bench.json");
     std::fs::write(&file, list.to_string())?;
     kubectl
@@ -223,7 +297,7 @@ fn load(cluster: &TestCluster, kubectl: &Client, way: &Way, kind: Connections) -
         cluster
             .state
             .outside()
-            .program(xtask::workspace::binary("skep-load"))?
+            .program(workspace::binary("skep-load"))?
             .args(arguments)
             .output()?
     };

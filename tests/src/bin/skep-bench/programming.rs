@@ -13,6 +13,7 @@ use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::{Path, Query, State};
 use axum::routing::{get, post};
+use axum::serve::ListenerExt as _;
 use futures::stream;
 use serde_json::{Value, json};
 use skep_agent::proxy::{self, ProxyConfig};
@@ -268,6 +269,10 @@ async fn serve(size: &str) -> Result<()> {
         .with_state(api);
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
     println!("{}", listener.local_addr()?);
+    // As the API server does: an event waits for no acknowledgement of the one before it.
+    let listener = listener.tap_io(|stream| {
+        let _ = stream.set_nodelay(true);
+    });
     axum::serve(listener, router).await?;
     Ok(())
 }
