@@ -3,11 +3,9 @@
 //! Stored objects begin with `{"kind":…,"apiVersion":…,"metadata":{`, always in this order, so that a list can drop
 //! kind and version, and a resource version can be put in, by offset and without parsing.
 
-use std::collections::HashSet;
-
 use bytes::{BufMut, Bytes, BytesMut};
-use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
+use skep_api::field::{FieldError, FieldErrorKind};
 use skep_schema::{DecodeError, Decoded, Problem, TypeRef, protobuf};
 
 use crate::{
@@ -15,6 +13,7 @@ use crate::{
     options::FieldValidation,
     registry::Resource,
     status::{Result, Status},
+    yaml,
 };
 
 const METADATA: &[u8] = b"\"metadata\":{";
@@ -149,18 +148,17 @@ pub fn decode_body(
     warnings: &mut Vec<String>,
 ) -> Result<Value> {
     let decoded = match encoding {
-        Encoding::Json => decode_json(body, expected)?,
+        Encoding::Json => decode_json(body, body, expected)?,
         Encoding::Yaml => {
-            let value: Value = yaml(body).map_err(|error| {
+            let value = yaml::parse(body).map_err(|error| {
                 Status::bad_request(format!(
-                    "the object provided is unrecognized (must be of type {}): couldn't get version/kind; \
-                     yaml parse error: {error} ({})",
+                    "the object provided is unrecognized (must be of type {}): {error} ({})",
                     expected.kind,
                     summary(body)
                 ))
             })?;
             if validation == FieldValidation::Strict
-                && let Some(why) = yaml_duplicate(body)
+                && let Some(why) = yaml::duplicate(body)
             {
                 let (kind, version) = (expected.kind, expected.version);
                 return Err(Status::bad_request(format!(
@@ -169,7 +167,7 @@ pub fn decode_body(
             }
             let json = serde_json::to_vec(&value)
                 .map_err(|error| Status::internal("re-encoding a YAML body", &error))?;
-            decode_json(&json, expected)?
+            decode_json(&json, body, expected)?
         }
         Encoding::Protobuf => {
             let value = protobuf::decode(body).map_err(|error| {
@@ -179,18 +177,16 @@ pub fn decode_body(
                     summary(body)
                 ))
             })?;
-            check_kind(&value, expected)?;
+            check_kind(&value, expected, &|| meta(&value, "name").to_owned())?;
             conform(value, expected)?
         }
     };
     let (kind, version) = (expected.kind, expected.version);
-    if !decoded.problems.is_empty() {
-        report(&decoded.problems, validation, warnings, |text| {
-            Status::bad_request(format!(
-                "{kind} in version {version:?} cannot be handled as a {kind}: {text}"
-            ))
-        })?;
-    }
+    report(&decoded.problems, validation, warnings, |text| {
+        Status::bad_request(format!(
+            "{kind} in version {version:?} cannot be handled as a {kind}: {text}"
+        ))
+    })?;
     let mut value = decoded.value;
     if !value.is_object() {
         value = Value::Object(Map::new());
@@ -213,6 +209,9 @@ pub fn report(
     warnings: &mut Vec<String>,
     failure: impl FnOnce(String) -> crate::status::Failure,
 ) -> Result<()> {
+    if problems.is_empty() {
+        return Ok(());
+    }
     match validation {
         FieldValidation::Ignore => Ok(()),
         FieldValidation::Warn => {
@@ -223,78 +222,44 @@ pub fn report(
     }
 }
 
-pub fn yaml(body: &[u8]) -> std::result::Result<Value, String> {
-    let text = std::str::from_utf8(body).map_err(|error| error.to_string())?;
-    if text.trim().is_empty() {
-        return Ok(Value::Null);
-    }
-    let options = serde_saphyr::options! {
-        duplicate_keys: serde_saphyr::options::DuplicateKeyPolicy::LastWins,
-    };
-    serde_saphyr::from_str_with_options(text, options).map_err(|error| error.to_string())
-}
-
-/// A key that stands twice in one mapping, in go-yaml's words.
-pub fn yaml_duplicate(body: &[u8]) -> Option<String> {
-    let text = std::str::from_utf8(body).ok()?;
-    let error = serde_saphyr::from_str::<Value>(text).err()?;
-    match error.without_snippet() {
-        serde_saphyr::Error::DuplicateMappingKey {
-            key: Some(key),
-            location,
-        } => Some(format!(
-            "yaml: unmarshal errors:\n  line {}: key {key:?} already set in map",
-            location.line()
-        )),
-        _ => None,
-    }
-}
-
-fn decode_json(body: &[u8], expected: &Expected<'_>) -> Result<Decoded> {
+/// `original` is what the client sent, for errors to quote.
+fn decode_json(body: &[u8], original: &[u8], expected: &Expected<'_>) -> Result<Decoded> {
     let unrecognized = |why: &str| {
         Status::bad_request(format!(
-            "the object provided is unrecognized (must be of type {}): couldn't get version/kind; \
-             json parse error: {why} ({})",
+            "the object provided is unrecognized (must be of type {}): {why} ({})",
             expected.kind,
-            summary(body)
+            summary(original)
         ))
     };
     let first = body.iter().find(|b| !b.is_ascii_whitespace());
     match serde_json::from_slice::<Peek>(body) {
         Ok(peek) if first == Some(&b'{') => {
             let value = serde_json::json!({"apiVersion": peek.api_version, "kind": peek.kind});
-            check_kind(&value, expected)?;
-        }
-        _ => {
-            if let Some(why) = go_syntax_error(body) {
-                return Err(unrecognized(&why));
-            }
-            let what = match first {
-                Some(b'[') => Some("array"),
-                Some(b'"') => Some("string"),
-                Some(b't' | b'f') => Some("bool"),
-                Some(b'-' | b'0'..=b'9') => Some("number"),
-                _ => None,
+            let name = || {
+                let read = skep_schema::decode_untyped(body).unwrap_or_default();
+                meta(&read.value, "name").to_owned()
             };
-            if let Some(what) = what {
-                return Err(unrecognized(&format!(
-                    "json: cannot unmarshal {what} into Go value of type struct {{ APIVersion string \
-                     \"json:\\\"apiVersion,omitempty\\\"\"; Kind string \"json:\\\"kind,omitempty\\\"\" }}"
-                )));
-            }
+            check_kind(&value, expected, &name)?;
+        }
+        // Rare, so that it may be read twice.
+        _ => {
+            let read = skep_schema::decode_untyped(body).map_err(|error| {
+                unrecognized(&format!(
+                    "couldn't get version/kind; json parse error: {error}"
+                ))
+            })?;
+            skep_schema::type_meta(&read.value)
+                .map_err(|error| unrecognized(&error.to_string()))?;
+            check_kind(&read.value, expected, &|| {
+                meta(&read.value, "name").to_owned()
+            })?;
         }
     }
     match expected.schema {
         Some(schema) => {
             skep_schema::decode_json(body, schema).map_err(|e| unreadable(&e, expected))
         }
-        None => match serde_json::from_slice(body) {
-            Ok(value) => Ok(Decoded {
-                value,
-                problems: Vec::new(),
-            }),
-            Err(error) => Err(unrecognized(&error.to_string())),
-        },
+        None => skep_schema::decode_untyped(body).map_err(|error| unrecognized(&error.to_string())),
     }
 }
 
@@ -326,7 +291,7 @@ struct Peek {
 }
 
 /// The object's own kind and version must be the expected ones where it names them.
-fn check_kind(value: &Value, expected: &Expected<'_>) -> Result<()> {
+fn check_kind(value: &Value, expected: &Expected<'_>, name: &dyn Fn() -> String) -> Result<()> {
     let kind = value["kind"].as_str().unwrap_or_default();
     let api_version = value["apiVersion"].as_str().unwrap_or_default();
     if (kind.is_empty() || kind == expected.kind)
@@ -334,146 +299,74 @@ fn check_kind(value: &Value, expected: &Expected<'_>) -> Result<()> {
     {
         return Ok(());
     }
-    let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
-    let (group, version) = if api_version.is_empty() {
-        (expected.group, expected.version)
-    } else {
-        (group, version)
-    };
+    let (group, version) = version_of(api_version, expected);
     let kind = if kind.is_empty() { expected.kind } else { kind };
-    if expected.custom {
-        return Err(Status::bad_request(format!(
-            "the API version in the data ({api_version}) does not match the expected API version ({})",
-            expected.api_version()
-        )));
-    }
-    if skep_schema::builtin(group, version, kind).is_none() {
-        return Err(Status::bad_request(format!(
-            "{kind} in version {version:?} cannot be handled as a {}: no kind {kind:?} is registered for version \
-             {:?} in scheme \"pkg/api/legacyscheme/scheme.go:30\"",
-            expected.kind,
-            crate::registry::api_version(group, version),
-        )));
-    }
-    if kind == expected.kind && group == expected.group {
-        return Err(Status::bad_request(format!(
+    let mismatch = || {
+        Status::bad_request(format!(
             "the API version in the data ({}) does not match the expected API version ({})",
             crate::registry::api_version(group, version),
             expected.api_version()
+        ))
+    };
+    if expected.custom && (group, version) == (expected.group, expected.version) {
+        // Read without a Go type, it is the validation that finds it.
+        let error = FieldError::new(
+            FieldErrorKind::Invalid,
+            "kind",
+            kind,
+            format!("must be {}", expected.kind),
+        );
+        return Err(Status::invalid(group, kind, &name(), &[error]));
+    }
+    if expected.custom {
+        return Err(mismatch());
+    }
+    if let Some(why) = other_kind(kind, api_version, expected) {
+        return Err(Status::bad_request(format!(
+            "{kind} in version {version:?} cannot be handled as a {}: {why}",
+            expected.kind
         )));
     }
-    let package = |group: &str| match group.split('.').next() {
-        None | Some("") => "core".to_owned(),
-        Some(first) => first.to_owned(),
+    Err(mismatch())
+}
+
+/// Group and version that an object names, or the expected ones.
+fn version_of<'a>(api_version: &'a str, expected: &Expected<'a>) -> (&'a str, &'a str) {
+    match api_version {
+        "" => (expected.group, expected.version),
+        _ => api_version.split_once('/').unwrap_or(("", api_version)),
+    }
+}
+
+/// What upstream's scheme says to an object that names another kind than the expected one, or one that is not there.
+/// Another version of the kind will do.
+pub fn other_kind(kind: &str, api_version: &str, expected: &Expected<'_>) -> Option<String> {
+    let kind = if kind.is_empty() { expected.kind } else { kind };
+    let (group, version) = version_of(api_version, expected);
+    if skep_schema::builtin(group, version, kind).is_none() {
+        return Some(format!(
+            "no kind {kind:?} is registered for version {:?} in scheme \"pkg/api/legacyscheme/scheme.go:30\"",
+            crate::registry::api_version(group, version),
+        ));
+    }
+    if kind == expected.kind && group == expected.group {
+        return None;
+    }
+    let package = match expected.group.split('.').next() {
+        None | Some("") => "core",
+        Some(first) => first,
     };
-    Err(Status::bad_request(format!(
-        "{kind} in version {version:?} cannot be handled as a {}: converting ({version}.{kind}) to ({}.{}): \
-         unknown conversion",
+    Some(format!(
+        "converting ({version}.{kind}) to ({package}.{}): unknown conversion",
         expected.kind,
-        package(expected.group),
-        expected.kind,
-    )))
+    ))
 }
 
 /// What Go's scanner says about bytes that are not JSON.
 pub fn go_syntax_error(body: &[u8]) -> Option<String> {
-    let schema = skep_schema::builtin("", "v1", "ConfigMap")?;
-    match skep_schema::decode_json(body, &schema) {
+    match skep_schema::decode_untyped(body) {
         Err(DecodeError::Syntax(text)) => Some(text),
         _ => None,
-    }
-}
-
-/// Keys that stand twice in one object of a document of any shape; nothing for what is not JSON.
-pub fn duplicate_fields(body: &[u8]) -> Vec<Problem> {
-    let mut found = Vec::new();
-    let mut deserializer = serde_json::Deserializer::from_slice(body);
-    let walk = DuplicateKeys {
-        path: String::new(),
-        found: &mut found,
-    };
-    match walk.deserialize(&mut deserializer) {
-        Ok(()) => found,
-        Err(_) => Vec::new(),
-    }
-}
-
-/// Walks a document without keeping it.
-struct DuplicateKeys<'a> {
-    path: String,
-    found: &'a mut Vec<Problem>,
-}
-
-impl<'de> DeserializeSeed<'de> for DuplicateKeys<'_> {
-    type Value = ();
-
-    fn deserialize<D: Deserializer<'de>>(
-        self,
-        deserializer: D,
-    ) -> std::result::Result<(), D::Error> {
-        deserializer.deserialize_any(self)
-    }
-}
-
-impl<'de> Visitor<'de> for DuplicateKeys<'_> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("any JSON")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<(), A::Error> {
-        let mut seen = HashSet::new();
-        while let Some(key) = map.next_key::<String>()? {
-            let path = if self.path.is_empty() {
-                key.clone()
-            } else {
-                format!("{}.{key}", self.path)
-            };
-            if !seen.insert(key) {
-                self.found.push(Problem::DuplicateField(path.clone()));
-            }
-            map.next_value_seed(DuplicateKeys {
-                path,
-                found: self.found,
-            })?;
-        }
-        Ok(())
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> std::result::Result<(), A::Error> {
-        let mut index = 0;
-        while let Some(()) = seq.next_element_seed(DuplicateKeys {
-            path: format!("{}[{index}]", self.path),
-            found: self.found,
-        })? {
-            index += 1;
-        }
-        Ok(())
-    }
-
-    fn visit_bool<E>(self, _: bool) -> std::result::Result<(), E> {
-        Ok(())
-    }
-
-    fn visit_i64<E>(self, _: i64) -> std::result::Result<(), E> {
-        Ok(())
-    }
-
-    fn visit_u64<E>(self, _: u64) -> std::result::Result<(), E> {
-        Ok(())
-    }
-
-    fn visit_f64<E>(self, _: f64) -> std::result::Result<(), E> {
-        Ok(())
-    }
-
-    fn visit_str<E>(self, _: &str) -> std::result::Result<(), E> {
-        Ok(())
-    }
-
-    fn visit_unit<E>(self) -> std::result::Result<(), E> {
-        Ok(())
     }
 }
 
@@ -518,22 +411,6 @@ mod tests {
         );
         let read: Value = serde_json::from_slice(&encode_object(&object)).expect("JSON");
         assert_eq!(read, object);
-    }
-
-    #[test]
-    fn duplicate_keys_are_found_at_any_depth() {
-        let found = |text: &str| -> Vec<String> {
-            duplicate_fields(text.as_bytes())
-                .iter()
-                .map(ToString::to_string)
-                .collect()
-        };
-        assert_eq!(found(r#"{"a":1,"b":{"a":1}}"#), Vec::<String>::new());
-        assert_eq!(
-            found(r#"{"a":[{"b":1,"b":null}],"c":"","c":true}"#),
-            ["duplicate field \"a[0].b\"", "duplicate field \"c\""]
-        );
-        assert_eq!(found("{"), Vec::<String>::new());
     }
 
     #[test]

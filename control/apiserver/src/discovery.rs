@@ -139,7 +139,7 @@ pub fn handle(ctx: &Ctx) -> Option<Result<Response>> {
         ("apis", Some(group), Some(version), None) => resources(ctx, group, version),
         _ => return None,
     };
-    if !matches!(ctx.method, http::Method::GET | http::Method::HEAD) {
+    if ctx.method != http::Method::GET {
         return Some(Err(Status::method_not_allowed()));
     }
     Some(answer)

@@ -37,6 +37,10 @@ impl User {
     }
 }
 
+/// Put into the extensions of an HTTP/1.1 request that names no host (RFC 9112 §3.2): it is refused.
+#[derive(Clone, Debug)]
+pub struct NoHost;
+
 /// The other end of the connection, put into every request's extensions by the accept loop.
 ///
 /// An in-process client has no connection: it puts a [`User`] into the extensions instead, and is that user.

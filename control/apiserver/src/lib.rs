@@ -40,6 +40,7 @@ pub mod subresources;
 pub mod tunnel;
 pub mod webhook;
 mod websocket;
+mod yaml;
 
 pub use server::{Config, Server, build, builtin_registry, start_cache};
 pub use service::ApiService;

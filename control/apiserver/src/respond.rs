@@ -18,6 +18,7 @@ use crate::{
     status::{Failure, Result, Status},
     storage::from_stored,
     stream::{self, Compression},
+    yaml,
 };
 
 /// An object to answer with, in the row's version.
@@ -506,11 +507,7 @@ fn encoded(
             (Encoding::Json, Bytes::from(text))
         }
         Encoding::Json => (Encoding::Json, codec::encode_object(value)),
-        Encoding::Yaml => {
-            let text = serde_saphyr::to_string(value)
-                .map_err(|error| Status::internal("encoding an answer", &error))?;
-            (Encoding::Yaml, Bytes::from(text))
-        }
+        Encoding::Yaml => (Encoding::Yaml, Bytes::from(yaml::to_string(value))),
         Encoding::Protobuf => {
             let bytes = schema.map(|schema| skep_schema::protobuf::encode(value, schema));
             match bytes {

@@ -10,7 +10,7 @@ use std::{
 
 use axum::{body::Body, response::Response};
 use futures::{FutureExt, future::BoxFuture};
-use http::{Method, Request, StatusCode, header};
+use http::{HeaderValue, Method, Request, StatusCode, header};
 use skep_api::resource::Verb;
 
 use crate::{
@@ -19,7 +19,7 @@ use crate::{
     authn::identify::{Identity, identify},
     context::{Api, Ctx, now},
     discovery, handlers, health,
-    identity::{Peer, User},
+    identity::{NoHost, Peer, User},
     node_metrics, openapi,
     options::is_escaped_well,
     registry::Resource,
@@ -61,6 +61,13 @@ pub async fn handle(api: Arc<Api>, request: Request<Body>) -> Response {
     let started = Instant::now();
     api.metrics.in_flight.fetch_add(1, Ordering::Relaxed);
     let _in_flight = InFlight(api.clone());
+    if request.extensions().get::<NoHost>().is_some() {
+        let why = "400 Bad Request: missing required Host header";
+        let mut refused = text(StatusCode::BAD_REQUEST, why);
+        let close = HeaderValue::from_static("close");
+        refused.headers_mut().insert(header::CONNECTION, close);
+        return refused;
+    }
     if !is_escaped_well(request.uri().path()) {
         // Go's server does not even ask who it is.
         return text(StatusCode::BAD_REQUEST, "400 Bad Request");
@@ -217,9 +224,7 @@ async fn route(ctx: &Ctx) -> Result<Response> {
         _ => {}
     }
     match ctx.info.path.as_str() {
-        "/version" | "/version/" if !matches!(ctx.method, Method::GET | Method::HEAD) => {
-            Err(Status::method_not_allowed())
-        }
+        "/version" | "/version/" if ctx.method != Method::GET => Err(Status::method_not_allowed()),
         "/version" | "/version/" => Ok(json_response(StatusCode::OK, &health::version())),
         "/metrics" => {
             let audit = ctx.api.audit.as_deref();
@@ -320,6 +325,10 @@ async fn resource(ctx: &Ctx) -> Result<Response> {
         (_, _, true) => Shape::Collection,
         (_, _, false) => Shape::Item,
     };
+    // go-restful's routes are for one method; custom resources and proxies have none.
+    if ctx.method == Method::HEAD && !resource.custom && info.subresource != "proxy" {
+        return Err(Status::method_not_allowed());
+    }
     let subresources = &resource.def.subresources;
     let sub = info.subresource.as_str();
     if sub.is_empty() || subresources.iter().any(|known| known.name == sub) {

@@ -29,23 +29,27 @@ fn unprocessable<T>(text: String) -> Result<T, PatchError> {
     Err(PatchError::Unprocessable(text))
 }
 
-/// The object after all operations, in order.
+/// The object after all operations, in order, as evanphx/json-patch applies them: a `replace` of a field that is not there
+/// adds it, a value that is missing is null, and what stands before the first slash of a path does not matter.
 ///
 /// # Errors
 /// `Malformed` if the patch is no list of operations, `Unprocessable` if one of them does not fit.
 pub fn json_patch(object: &Value, patch: &Value) -> Result<Value, PatchError> {
     let kind = match patch {
-        Value::Array(_) => "",
         Value::Object(_) => "object",
         Value::String(_) => "string",
         Value::Number(_) => "number",
         Value::Bool(_) => "bool",
-        Value::Null => "null",
+        Value::Array(_) | Value::Null => "",
     };
-    let Value::Array(operations) = patch else {
-        return Err(PatchError::Malformed(format!(
-            "error decoding patch: json: cannot unmarshal {kind} into Go value of type []handlers.jsonPatchOp"
-        )));
+    let operations = match patch {
+        Value::Array(operations) => operations.as_slice(),
+        Value::Null => &[],
+        _ => {
+            return Err(PatchError::Malformed(format!(
+                "json: cannot unmarshal {kind} into Go value of type jsonpatch.Patch"
+            )));
+        }
     };
     if operations.len() > MAX_OPERATIONS {
         return Err(PatchError::Malformed(format!(
@@ -60,28 +64,20 @@ pub fn json_patch(object: &Value, patch: &Value) -> Result<Value, PatchError> {
         let Some(path) = text("path") else {
             return unprocessable("missing path".to_owned());
         };
-        let value = || match operation.get("value") {
-            Some(value) => Ok(value.clone()),
-            None => unprocessable(format!("operation at {path:?} has no value")),
-        };
+        let from = || text("from").ok_or_else(|| unfit("missing from"));
+        let value = || operation.get("value").unwrap_or(&Value::Null);
         match text("op").unwrap_or("unknown") {
-            "add" => add(&mut patched, path, value()?)?,
+            "add" => add(&mut patched, path, value().clone())?,
             "remove" => {
                 remove(&mut patched, path)?;
             }
-            "replace" => *get_mut(&mut patched, path, "replace")? = value()?,
+            "replace" => replace(&mut patched, path, value())?,
             "move" => {
-                let Some(from) = text("from") else {
-                    return unprocessable("missing from".to_owned());
-                };
-                let moved = remove(&mut patched, from)?;
+                let moved = remove(&mut patched, from()?)?;
                 add(&mut patched, path, moved)?;
             }
             "copy" => {
-                let Some(from) = text("from") else {
-                    return unprocessable("missing from".to_owned());
-                };
-                let copy = get_mut(&mut patched, from, "copy")?.clone();
+                let copy = get(&patched, from()?)?.cloned().unwrap_or(Value::Null);
                 copied += copy.to_string().len();
                 if copied > MAX_COPIED_BYTES {
                     return unprocessable("copies add too much to the document".to_owned());
@@ -89,9 +85,11 @@ pub fn json_patch(object: &Value, patch: &Value) -> Result<Value, PatchError> {
                 add(&mut patched, path, copy)?;
             }
             "test" => {
-                let expected = operation.get("value").unwrap_or(&Value::Null);
-                let found = get_mut(&mut patched, path, "test").map_or(Value::Null, |v| v.clone());
-                if found != *expected {
+                let found = match path {
+                    "" => &patched,
+                    _ => get(&patched, path)?.unwrap_or(&Value::Null),
+                };
+                if found != value() {
                     return unprocessable(format!("testing value {path} failed: test failed"));
                 }
             }
@@ -101,60 +99,104 @@ pub fn json_patch(object: &Value, patch: &Value) -> Result<Value, PatchError> {
     Ok(patched)
 }
 
+fn unfit(text: &str) -> PatchError {
+    PatchError::Unprocessable(text.to_owned())
+}
+
+fn missing_path(path: &str) -> PatchError {
+    PatchError::Unprocessable(format!("doc is missing path: {path:?}"))
+}
+
 fn unescape(token: &str) -> String {
     token.replace("~1", "/").replace("~0", "~")
 }
 
-/// The parent's path and the last token; the whole document has neither.
-fn split(path: &str) -> Result<Option<(&str, String)>, PatchError> {
-    if path.is_empty() {
-        return Ok(None);
-    }
-    match path.rsplit_once('/') {
-        Some((parent, last)) if path.starts_with('/') => Ok(Some((parent, unescape(last)))),
-        _ => unprocessable(format!("path {path:?} does not start with /")),
+/// The tokens that lead to the parent, and the last one. The whole document has no parent.
+fn split(path: &str) -> Result<(Vec<String>, String), PatchError> {
+    let mut tokens: Vec<String> = path.split('/').skip(1).map(unescape).collect();
+    let last = tokens.pop().ok_or_else(|| missing_path(path))?;
+    Ok((tokens, last))
+}
+
+/// A place in a list of `length`; negative ones count from the end. `None` is beyond both ends.
+fn position(token: &str, length: usize) -> Result<Option<usize>, PatchError> {
+    let index: i64 = token
+        .parse()
+        .map_err(|_| unfit("value was not a proper array index"))?;
+    let from_end = || length.checked_sub(usize::try_from(index.unsigned_abs()).ok()?);
+    Ok(match usize::try_from(index) {
+        Ok(index) => Some(index),
+        Err(_) => from_end(),
+    })
+}
+
+fn child<'a>(at: &'a Value, token: &str) -> Option<&'a Value> {
+    match at {
+        Value::Object(map) => map.get(token),
+        Value::Array(list) => list.get(position(token, list.len()).ok()??),
+        _ => None,
     }
 }
 
-fn position(token: &str, length: usize) -> Option<usize> {
-    // Negative indices count from the end, as upstream's library allows.
-    match token.strip_prefix('-') {
-        Some(back) if !back.is_empty() => length.checked_sub(back.parse().ok()?),
-        _ => token.parse().ok(),
+fn child_mut<'a>(at: &'a mut Value, token: &str) -> Option<&'a mut Value> {
+    match at {
+        Value::Object(map) => map.get_mut(token),
+        Value::Array(list) => {
+            let index = position(token, list.len()).ok()??;
+            list.get_mut(index)
+        }
+        _ => None,
     }
 }
 
-fn get_mut<'a>(document: &'a mut Value, path: &str, op: &str) -> Result<&'a mut Value, PatchError> {
-    if path.is_empty() {
-        return Ok(document);
-    }
+/// What is at `path`; `None` for a field that a map lacks.
+fn get<'a>(document: &'a Value, path: &str) -> Result<Option<&'a Value>, PatchError> {
+    let (parents, last) = split(path)?;
+    let missing = || missing_path(path);
     let mut at = document;
-    for token in path.strip_prefix('/').unwrap_or(path).split('/') {
-        let token = unescape(token);
-        let found = match at {
-            Value::Object(map) => map.get_mut(&token),
-            Value::Array(list) => {
-                let index = position(&token, list.len());
-                index.and_then(|index| list.get_mut(index))
-            }
-            _ => None,
-        };
-        let Some(found) = found else {
-            return unprocessable(format!(
-                "{op} operation does not apply: doc is missing path: {path:?}"
-            ));
-        };
-        at = found;
+    for token in &parents {
+        at = child(at, token).ok_or_else(missing)?;
     }
-    Ok(at)
+    match at {
+        Value::Object(map) => Ok(map.get(&last)),
+        Value::Array(_) => child(at, &last).map(Some).ok_or_else(missing),
+        _ => Err(missing()),
+    }
+}
+
+fn parent_mut<'a>(
+    document: &'a mut Value,
+    path: &str,
+) -> Result<(&'a mut Value, String), PatchError> {
+    let (parents, last) = split(path)?;
+    let mut at = document;
+    for token in &parents {
+        at = child_mut(at, token).ok_or_else(|| missing_path(path))?;
+    }
+    Ok((at, last))
+}
+
+fn replace(document: &mut Value, path: &str, value: &Value) -> Result<(), PatchError> {
+    if path.is_empty() {
+        if !value.is_object() && !value.is_array() {
+            return Err(unfit("replace operation value must be object or array"));
+        }
+        *document = value.clone();
+        return Ok(());
+    }
+    let (parent, last) = parent_mut(document, path)?;
+    match parent {
+        Value::Object(map) => {
+            map.insert(last, value.clone());
+        }
+        list => *child_mut(list, &last).ok_or_else(|| missing_path(path))? = value.clone(),
+    }
+    Ok(())
 }
 
 fn add(document: &mut Value, path: &str, value: Value) -> Result<(), PatchError> {
-    let Some((parent, last)) = split(path)? else {
-        *document = value;
-        return Ok(());
-    };
-    match get_mut(document, parent, "add")? {
+    let (parent, last) = parent_mut(document, path)?;
+    match parent {
         Value::Object(map) => {
             map.insert(last, value);
             Ok(())
@@ -166,7 +208,7 @@ fn add(document: &mut Value, path: &str, value: Value) -> Result<(), PatchError>
         Value::Array(list) => {
             // -1 appends, unlike elsewhere.
             let length = list.len();
-            match position(&last, length + usize::from(last.starts_with('-'))) {
+            match position(&last, length + usize::from(last.starts_with('-')))? {
                 Some(index) if index <= length => {
                     list.insert(index, value);
                     Ok(())
@@ -174,29 +216,20 @@ fn add(document: &mut Value, path: &str, value: Value) -> Result<(), PatchError>
                 _ => unprocessable(format!("unable to access invalid index: {last}")),
             }
         }
-        _ => unprocessable(format!(
-            "add operation does not apply: doc is missing path: {path:?}"
-        )),
+        _ => Err(missing_path(path)),
     }
 }
 
 fn remove(document: &mut Value, path: &str) -> Result<Value, PatchError> {
-    let Some((parent, last)) = split(path)? else {
-        return Ok(document.take());
-    };
-    let removed = match get_mut(document, parent, "remove")? {
+    let (parent, last) = parent_mut(document, path)?;
+    let removed = match parent {
         Value::Object(map) => map.remove(&last),
-        Value::Array(list) => position(&last, list.len())
+        Value::Array(list) => position(&last, list.len())?
             .filter(|index| *index < list.len())
             .map(|index| list.remove(index)),
         _ => None,
     };
-    match removed {
-        Some(removed) => Ok(removed),
-        None => unprocessable(format!(
-            "remove operation does not apply: doc is missing path: {path:?}"
-        )),
-    }
+    removed.ok_or_else(|| missing_path(path))
 }
 
 /// RFC 7386. A null in the patch removes the field.
@@ -240,21 +273,32 @@ mod tests {
             {"op": "test", "path": "/d", "value": 3},
             {"op": "test", "path": "/none", "value": null},
             {"op": "remove", "path": "/a/b/-1"},
+            {"op": "replace", "path": "/new", "value": 4},
+            {"op": "add", "path": "/nothing"},
+            {"op": "copy", "from": "/none", "path": "/copy"},
         ]);
         let patched = json_patch(&object, &patch).expect("applies");
-        assert_eq!(patched, json!({"a": {"b": [0, 1, 2]}, "c": 0, "d": 3}));
+        let expected =
+            json!({"a": {"b": [0, 1, 2]}, "c": 0, "d": 3, "new": 4, "nothing": null, "copy": null});
+        assert_eq!(patched, expected);
+        let whole = json!([{"op": "test", "path": "", "value": {"a": 1}}, {"op": "replace", "path": "", "value": {}}]);
+        assert_eq!(json_patch(&json!({"a": 1}), &whole), Ok(json!({})));
     }
 
     #[test]
     fn what_does_not_fit_is_unprocessable() {
         for patch in [
             json!([{"op": "remove", "path": "/none"}]),
-            json!([{"op": "replace", "path": "/none", "value": 1}]),
+            json!([{"op": "replace", "path": "/none/x", "value": 1}]),
+            json!([{"op": "replace", "path": "/l/0", "value": 1}]),
+            json!([{"op": "replace", "path": "", "value": 1}]),
+            json!([{"op": "add", "path": "", "value": {}}]),
+            json!([{"op": "remove", "path": ""}]),
+            json!([{"op": "add", "path": "l", "value": 1}]),
             json!([{"op": "add", "path": "/none/x", "value": 1}]),
             json!([{"op": "add", "path": "/l/7", "value": 1}]),
             json!([{"op": "test", "path": "/l", "value": 1}]),
             json!([{"op": "frob", "path": "/l"}]),
-            json!([{"op": "add", "path": "/x"}]),
             json!([{"path": "/x"}]),
             json!([1]),
         ] {
@@ -268,7 +312,7 @@ mod tests {
             json_patch(&json!({}), &json!({"op": "add"}))
                 .expect_err("not a list")
                 .to_string(),
-            "error decoding patch: json: cannot unmarshal object into Go value of type []handlers.jsonPatchOp"
+            "json: cannot unmarshal object into Go value of type jsonpatch.Patch"
         );
     }
 

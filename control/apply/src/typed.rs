@@ -491,6 +491,10 @@ fn complain(value: &Value, ty: Ty<'_>, path: &mut String, found: &mut Vec<String
             let items = Ty::Known(node.at(*items), None);
             let mut seen = BTreeMap::new();
             for (at, item) in list.iter().enumerate() {
+                if let Some(why) = no_item(list_type, item) {
+                    found.push(format!("{path}: element {at}: {why}"));
+                    continue;
+                }
                 let step = match list_type {
                     ListType::Atomic => Some(Step::Index(at as u64)),
                     _ => item_step(items, list_type, item),
@@ -542,6 +546,27 @@ fn complain(value: &Value, ty: Ty<'_>, path: &mut String, found: &mut Vec<String
             ));
         }
         _ => {}
+    }
+}
+
+/// Why a value cannot be an item of an associative list.
+fn no_item(list_type: &ListType, item: &Value) -> Option<&'static str> {
+    match (list_type, item) {
+        (ListType::Map(_), Value::Null) => {
+            Some("associative list with keys may not have a null element")
+        }
+        (ListType::Map(_), Value::Object(_)) | (ListType::Atomic, _) => None,
+        (ListType::Map(_), _) => Some("associative list with keys may not have non-map elements"),
+        (ListType::Set, Value::Object(_)) => {
+            Some("associative list without keys has an element that's a map type")
+        }
+        (ListType::Set, Value::Array(_)) => {
+            Some("not supported: associative list with lists as elements")
+        }
+        (ListType::Set, Value::Null) => {
+            Some("associative list without keys has an element that's an explicit null")
+        }
+        (ListType::Set, _) => None,
     }
 }
 

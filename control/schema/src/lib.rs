@@ -13,6 +13,9 @@ pub mod protobuf;
 pub mod structural;
 pub mod table;
 
-pub use decode::{DecodeError, Decoded, Problem, complete, conform, decode_json, forget_empty};
+pub use decode::{
+    DecodeError, Decoded, Problem, complete, conform, decode_json, decode_untyped, forget_empty,
+    go_kind, go_name, type_meta,
+};
 pub use structural::structural;
 pub use table::{TypeRef, builtin};

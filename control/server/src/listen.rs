@@ -11,6 +11,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use axum::Router;
+use http::{Method, Version, header};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::{
@@ -20,7 +21,7 @@ use hyper_util::{
     service::TowerToHyperService,
 };
 use rustls::{ClientConfig, RootCertStore, ServerConfig, server::WebPkiClientVerifier};
-use skep_apiserver::identity::Peer;
+use skep_apiserver::identity::{NoHost, Peer};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -224,6 +225,12 @@ impl Connection {
             self.router
                 .map_request(move |mut request: http::Request<hyper::body::Incoming>| {
                     request.extensions_mut().insert(peer.clone());
+                    let names_host = request.headers().contains_key(header::HOST);
+                    let must = request.version() == Version::HTTP_11
+                        && request.method() != Method::CONNECT;
+                    if must && !names_host {
+                        request.extensions_mut().insert(NoHost);
+                    }
                     request.map(axum::body::Body::new)
                 });
         let mut builder = auto::Builder::new(TokioExecutor::new());
@@ -257,7 +264,7 @@ mod tests {
         time::Instant,
     };
 
-    use axum::{body::Body, routing::get};
+    use axum::{Extension, body::Body, routing::get};
     use futures::stream;
 
     use super::*;
@@ -295,6 +302,39 @@ mod tests {
             assert!(begun.elapsed() < DEADLINE, "{what}");
             std::thread::yield_now();
         }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_request_without_a_host_is_marked() {
+        let told = async |marked: Option<Extension<NoHost>>| match marked {
+            Some(_) => "nameless",
+            None => "named",
+        };
+        let router = Router::new().route("/", get(told));
+        let listener = bind("127.0.0.1:0".parse().expect("an address")).expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let shutdown = CancellationToken::new();
+        let serving = tokio::spawn(serve(listener, None, router, shutdown.clone()));
+        let client = tokio::task::spawn_blocking(move || {
+            for (head, expected) in [
+                ("GET / HTTP/1.1\r\nconnection: close\r\n\r\n", "nameless"),
+                (
+                    "GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n",
+                    "named",
+                ),
+                ("GET / HTTP/1.0\r\n\r\n", "named"),
+            ] {
+                let mut client = Client::connect(address).expect("a connection");
+                client.set_read_timeout(Some(DEADLINE)).expect("a timeout");
+                client.write_all(head.as_bytes()).expect("a request");
+                let mut answer = String::new();
+                client.read_to_string(&mut answer).expect("an answer");
+                assert!(answer.ends_with(expected), "{head} {answer}");
+            }
+        });
+        client.await.expect("a client");
+        shutdown.cancel();
+        serving.await.expect("a task").expect("a server");
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

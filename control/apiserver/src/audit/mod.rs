@@ -327,7 +327,7 @@ impl Record {
                     .map(|peek| json!({"metadata": peek.metadata}))
             }
             Form::Object(Encoding::Json) => serde_json::from_slice(&body).ok(),
-            Form::Object(Encoding::Yaml) | Form::Yaml => codec::yaml(&body).ok(),
+            Form::Object(Encoding::Yaml) | Form::Yaml => crate::yaml::parse(&body).ok(),
             Form::Object(Encoding::Protobuf) => skep_schema::protobuf::decode(&body).ok(),
         };
         let Some(mut object) = object else { return };

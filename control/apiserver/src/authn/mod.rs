@@ -32,6 +32,8 @@ pub enum Unauthorized {
     UnknownToken,
     #[error("the bearer token is not valid: {0}")]
     BadToken(String),
+    #[error("the service account's token is not valid: {0}")]
+    ServiceAccount(#[from] service_account::TokenError),
     #[error("the Authorization header is not readable")]
     BadHeader,
 }
@@ -74,34 +76,33 @@ impl Authenticator {
         audiences: &[String],
         now: Timestamp,
     ) -> Result<(User, Vec<String>), Unauthorized> {
-        let server_audiences = || {
+        // Only the tokens of service accounts know audiences: the others are for this server.
+        let for_server = |user: User| {
             let own = self.service_accounts.audiences();
-            audiences
+            let good_for: Vec<String> = audiences
                 .iter()
-                .filter(|a| own.contains(a))
+                .filter(|audience| own.contains(audience))
                 .cloned()
-                .collect::<Vec<_>>()
+                .collect();
+            match good_for.is_empty() {
+                true => Err(Unauthorized::UnknownToken),
+                false => Ok((with_authenticated(user), good_for)),
+            }
         };
         if let Some(user) = self.static_tokens.user(token) {
-            return Ok((with_authenticated(user), server_audiences()));
+            return for_server(user);
         }
         if let Some(parsed) = bootstrap_token::Token::parse(token) {
-            let user = parsed.authenticate(self.objects.as_ref(), now)?;
-            return Ok((with_authenticated(user), server_audiences()));
+            return for_server(parsed.authenticate(self.objects.as_ref(), now)?);
         }
         if service_account::looks_like_jwt(token) {
-            let claims = self
-                .service_accounts
-                .verify(token, audiences, now)
-                .map_err(|e| Unauthorized::BadToken(e.to_string()))?;
+            let claims = self.service_accounts.verify(token, audiences, now)?;
             let good_for = audiences
                 .iter()
                 .filter(|a| claims.aud.contains(a))
                 .cloned()
                 .collect();
-            let user = claims
-                .user(self.objects.as_ref())
-                .map_err(|e| Unauthorized::BadToken(e.to_string()))?;
+            let user = claims.user(self.objects.as_ref())?;
             return Ok((with_authenticated(user), good_for));
         }
         Err(Unauthorized::UnknownToken)

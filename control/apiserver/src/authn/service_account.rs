@@ -19,29 +19,39 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::Objects;
-use crate::identity::User;
+use crate::{codec::meta, identity::User};
 
 /// The clock of another control-plane machine may run this far ahead, in seconds.
 const LEEWAY_SECONDS: i64 = 10;
 
+/// `Display` is what a `TokenReview` tells, in upstream's words.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum TokenError {
-    #[error("it is not a JWT of this cluster")]
+    /// No JWT of this cluster.
+    #[error("invalid bearer token")]
     Malformed,
-    #[error("the signature does not verify")]
+    #[error("go-jose/go-jose: error in cryptographic primitive")]
     Signature,
-    #[error("it was issued by someone else")]
+    #[error("invalid bearer token")]
     Issuer,
-    #[error("it is for other audiences")]
-    Audience,
-    #[error("it has expired or is not valid yet")]
-    Time,
-    #[error("the {kind} {namespace}/{name} it is bound to is gone")]
-    Gone {
-        kind: &'static str,
-        namespace: String,
-        name: String,
+    #[error("token audiences {} is invalid for the target audiences {}", quoted(.of_token), quoted(.wanted))]
+    Audience {
+        of_token: Vec<String>,
+        wanted: Vec<String>,
     },
+    #[error("service account token has expired")]
+    Expired,
+    #[error("service account token is not valid yet")]
+    NotYet,
+    /// What it is bound to is not there, or is another one of that name.
+    #[error("{why}")]
+    Gone { kind: &'static str, why: String },
+}
+
+/// Go's `%q` of a list.
+fn quoted(texts: &[String]) -> String {
+    let texts: Vec<String> = texts.iter().map(|text| format!("{text:?}")).collect();
+    format!("[{}]", texts.join(" "))
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +61,8 @@ pub struct KeyError(String);
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ObjectReference {
     pub name: String,
+    /// Empty for the node of a pod that is not there.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub uid: String,
 }
 
@@ -103,14 +115,23 @@ impl Claims {
                 _ => format!("/registry/core/{plural}/{namespace}/{}", reference.name),
             };
             let found = objects.object(&key);
-            match found.filter(|o| o["metadata"]["uid"] == reference.uid.as_str()) {
-                Some(_) => Ok(()),
-                None => Err(TokenError::Gone {
-                    kind,
-                    namespace: namespace.clone(),
-                    name: reference.name.clone(),
-                }),
-            }
+            let uid = found.as_ref().map(|object| meta(object, "uid"));
+            let why = match (uid, kind) {
+                (Some(uid), _) if uid == reference.uid => return Ok(()),
+                (Some(uid), "ServiceAccount") => {
+                    let claimed = &reference.uid;
+                    format!("service account UID ({uid}) does not match claim ({claimed})")
+                }
+                (Some(uid), _) => {
+                    let (claimed, kind) = (&reference.uid, kind.to_lowercase());
+                    format!(
+                        "{kind} UID ({uid}) does not match service account {kind} ref claim ({claimed})"
+                    )
+                }
+                (None, "ServiceAccount") => format!("{plural} {:?} not found", reference.name),
+                (None, _) => "service account token has been invalidated".to_owned(),
+            };
+            Err(TokenError::Gone { kind, why })
         };
         if self.sub != username(namespace, &serviceaccount.name) {
             return Err(TokenError::Malformed);
@@ -135,7 +156,9 @@ impl Claims {
                 alive("Node", "nodes", node)?;
             }
             note("node-name", node.name.clone());
-            note("node-uid", node.uid.clone());
+            if !node.uid.is_empty() {
+                note("node-uid", node.uid.clone());
+            }
         }
         Ok(User {
             name: self.sub.clone(),
@@ -243,16 +266,22 @@ impl TokenKeys {
         if claims.iss != self.issuer {
             return Err(TokenError::Issuer);
         }
-        let now = now.as_second();
-        if now >= claims.exp || now + LEEWAY_SECONDS < claims.nbf {
-            return Err(TokenError::Time);
-        }
         if !claims
             .aud
             .iter()
             .any(|audience| audiences.contains(audience))
         {
-            return Err(TokenError::Audience);
+            return Err(TokenError::Audience {
+                of_token: claims.aud,
+                wanted: audiences.to_vec(),
+            });
+        }
+        let now = now.as_second();
+        if now >= claims.exp {
+            return Err(TokenError::Expired);
+        }
+        if now + LEEWAY_SECONDS < claims.nbf {
+            return Err(TokenError::NotYet);
         }
         Ok(claims)
     }
@@ -327,8 +356,14 @@ pub(crate) mod tests {
         let token = keys.issue(&claims("a", "robot", "u", at(0)));
         let verify = |now| keys.verify(&token, keys.audiences(), now);
         assert_eq!(verify(at(0)).unwrap().sub, "system:serviceaccount:a:robot");
-        assert_eq!(verify(at(3600)), Err(TokenError::Time));
-        assert_eq!(verify(at(-60)), Err(TokenError::Time));
+        assert_eq!(verify(at(3600)), Err(TokenError::Expired));
+        assert_eq!(verify(at(-60)), Err(TokenError::NotYet));
+        let other = keys.verify(&token, &["x".to_owned()], at(0));
+        let why = other.expect_err("for somebody else").to_string();
+        assert_eq!(
+            why,
+            format!("token audiences [{ISSUER:?}] is invalid for the target audiences [\"x\"]")
+        );
     }
 
     #[test]
@@ -377,13 +412,8 @@ pub(crate) mod tests {
             Err(TokenError::Gone { kind: "Pod", .. })
         ));
         stored.0.remove(&account);
-        assert!(matches!(
-            claims.user(&stored),
-            Err(TokenError::Gone {
-                kind: "ServiceAccount",
-                ..
-            })
-        ));
+        let why = claims.user(&stored).expect_err("it is gone").to_string();
+        assert_eq!(why, "serviceaccounts \"robot\" not found");
     }
 
     #[test]

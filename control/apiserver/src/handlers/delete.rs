@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     admission::{Attributes, Operation, Reinvocation},
-    codec::{self, meta},
+    codec::meta,
     context::Ctx,
     crd::{self, conversion},
     hooks::{self, Extra},
@@ -118,17 +118,19 @@ fn decode_options(body: &[u8], encoding: Encoding) -> Result<Value> {
     let value: Value = match encoding {
         Encoding::Protobuf => skep_schema::protobuf::decode(body)
             .map_err(|error| Status::bad_request(error.to_string()))?,
-        Encoding::Yaml => codec::yaml(body).map_err(Status::bad_request)?,
-        Encoding::Json => serde_json::from_slice(body).map_err(|error| {
-            let why = codec::go_syntax_error(body).unwrap_or_else(|| error.to_string());
-            Status::bad_request(format!(
-                "couldn't get version/kind; json parse error: {why}"
-            ))
-        })?,
+        Encoding::Yaml => crate::yaml::parse(body).map_err(Status::bad_request)?,
+        Encoding::Json => {
+            let read = skep_schema::decode_untyped(body).map_err(|error| {
+                Status::bad_request(format!(
+                    "couldn't get version/kind; json parse error: {error}"
+                ))
+            })?;
+            read.value
+        }
     };
-    let kind = value["kind"].as_str().unwrap_or_default();
+    let (version, kind) =
+        skep_schema::type_meta(&value).map_err(|error| Status::bad_request(error.to_string()))?;
     if !matches!(kind, "" | "DeleteOptions") {
-        let version = value["apiVersion"].as_str().unwrap_or_default();
         return Err(Status::bad_request(format!(
             "no kind {kind:?} is registered for version {version:?} in scheme \
              \"k8s.io/apimachinery/pkg/apis/meta/internalversion/scheme/register.go:27\""

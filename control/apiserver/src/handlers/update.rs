@@ -106,6 +106,7 @@ pub async fn change_object(
         .map(|entry| Current::from(entry.as_ref()));
     for _ in 0..ATTEMPTS {
         let Some(found) = current else {
+            check_precondition(target, "UID", uid, "")?;
             if !create {
                 return Err(Status::missing(resource, name));
             }
@@ -141,6 +142,31 @@ pub async fn change_object(
     Err(Status::modified(resource, name))
 }
 
+/// Of an update upstream asks for the UID before it looks whether there is an object. `wanted`: empty for no matter what.
+pub fn check_precondition(
+    target: Target<'_>,
+    field: &str,
+    wanted: &str,
+    found: &str,
+) -> Result<()> {
+    if wanted.is_empty() || wanted == found {
+        return Ok(());
+    }
+    let Target {
+        resource,
+        namespace,
+        name,
+        ..
+    } = target;
+    let key = resource.upstream_key(namespace, name);
+    let why = format!(
+        "StorageError: invalid object, Code: 4, Key: {key}, ResourceVersion: 0, AdditionalErrorMsg: \
+         Precondition failed: {field} in precondition: {wanted}, {field} in object meta: {found}"
+    );
+    let def = &resource.def;
+    Err(Status::conflict(&def.group, &def.plural, name, &why))
+}
+
 enum Attempt {
     Done(Object),
     /// Somebody else wrote meanwhile.
@@ -163,20 +189,7 @@ async fn attempt(
     } = target;
     let api = &ctx.api;
     let old = found.read(api, resource).await?;
-    let old_uid = meta(&old, "uid");
-    if !uid.is_empty() && uid != old_uid {
-        let key = resource.upstream_key(namespace, name);
-        let why = format!(
-            "StorageError: invalid object, Code: 4, Key: {key}, ResourceVersion: 0, AdditionalErrorMsg: \
-             Precondition failed: UID in precondition: {uid}, UID in object meta: {old_uid}"
-        );
-        return Err(Status::conflict(
-            &resource.def.group,
-            &resource.def.plural,
-            name,
-            &why,
-        ));
-    }
+    check_precondition(target, "UID", uid, meta(&old, "uid"))?;
     let mut warnings = Vec::new();
     let object = change(Some(&old), &mut warnings)?;
     match_name(&object, name)?;

@@ -11,8 +11,8 @@ use crate::{
     codec::{Expected, decode_body, meta},
     context::Ctx,
     handlers::{
-        update::change_object,
-        write::{Target, match_name, match_namespace},
+        update::{change_object, check_precondition},
+        write::{Target, match_namespace},
     },
     negotiate,
     options::{WriteKind, WriteOptions},
@@ -42,9 +42,6 @@ pub async fn create(ctx: &Ctx, resource: &Arc<Resource>) -> Result<Response> {
     )?;
     let namespace = ctx.info.namespace.as_str();
     match_namespace(&mut binding, namespace)?;
-    if !ctx.info.name.is_empty() {
-        match_name(&binding, &ctx.info.name)?;
-    }
     let name = meta(&binding, "name").to_owned();
     let admitted = Target {
         resource,
@@ -61,7 +58,15 @@ pub async fn create(ctx: &Ctx, resource: &Arc<Resource>) -> Result<Response> {
             binding,
         )
         .await?;
+    if !ctx.info.name.is_empty() && name != ctx.info.name {
+        return Err(Status::bad_request(
+            "name in URL does not match name in Binding object",
+        ));
+    }
     let node = check_target(&binding)?.to_owned();
+    if name.is_empty() {
+        return Err(Status::bad_request("Name parameter required."));
+    }
     let pods = ctx.registry.get("", "v1", "pods");
     let pods = pods.ok_or_else(Status::no_such_resource)?;
     let target = Target {
@@ -72,10 +77,12 @@ pub async fn create(ctx: &Ctx, resource: &Arc<Resource>) -> Result<Response> {
     };
     let change = |old: Option<&Value>, _: &mut Vec<String>| {
         let old = old.ok_or_else(|| Status::missing(pods, &name))?;
+        for (field, shown) in [("uid", "UID"), ("resourceVersion", "ResourceVersion")] {
+            check_precondition(target, shown, meta(&binding, field), meta(old, field))?;
+        }
         bound(old, &binding, &name, &node, ctx)
     };
-    let uid = meta(&binding, "uid");
-    change_object(ctx, target, &options, uid, false, &change).await?;
+    change_object(ctx, target, &options, "", false, &change).await?;
     ctx.value(StatusCode::CREATED, &created(), &out)
 }
 

@@ -14,7 +14,11 @@ use crate::{
     admission::Operation,
     codec::{Expected, decode_body, meta},
     context::Ctx,
-    handlers::{delete::delete_admitted, update::change_object, write::Target},
+    handlers::{
+        delete::delete_admitted,
+        update::change_object,
+        write::{Target, match_namespace},
+    },
     negotiate::{self, Encoding},
     options::{DeleteOptions, WriteKind, WriteOptions},
     registry::Resource,
@@ -38,7 +42,7 @@ pub async fn create(ctx: &Ctx, pods: &Arc<Resource>) -> Result<Response> {
         schema: schema.as_ref(),
         custom: false,
     };
-    let eviction = decode_body(
+    let mut eviction = decode_body(
         &as_v1(body, encoding),
         encoding,
         &expected,
@@ -46,6 +50,7 @@ pub async fn create(ctx: &Ctx, pods: &Arc<Resource>) -> Result<Response> {
         &mut ctx.warnings.lock(),
     )?;
     let (namespace, name) = (ctx.info.namespace.as_str(), ctx.info.name.as_str());
+    match_namespace(&mut eviction, namespace)?;
     if meta(&eviction, "name") != name {
         return Err(Status::bad_request(
             "name in URL does not match name in Eviction object",

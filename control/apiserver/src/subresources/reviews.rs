@@ -9,10 +9,11 @@ use skep_api::field::{Bad, FieldError, FieldErrorKind};
 
 use crate::{
     admission::Operation,
+    authn::Unauthorized,
     authz::{Attributes, Decision},
     codec::{Expected, decode_body},
     context::Ctx,
-    handlers::write::Target,
+    handlers::write::{Target, match_namespace, remove_meta},
     identity::User,
     negotiate,
     options::{WriteKind, WriteOptions},
@@ -46,6 +47,10 @@ pub async fn create(ctx: &Ctx, resource: &Arc<Resource>) -> Result<Response> {
         name: "",
         subresource: "",
     };
+    for field in ["uid", "selfLink", "creationTimestamp", "deletionTimestamp"] {
+        remove_meta(&mut review, field);
+    }
+    match_namespace(&mut review, target.namespace)?;
     target.track(ctx, &options, None, &mut review);
     let review = target
         .admit(
@@ -119,7 +124,11 @@ fn token(ctx: &Ctx, mut review: Value) -> Result<Value> {
         }
         Err(error) => {
             tracing::info!(%error, "a reviewed token was refused");
-            json!({"user": {}, "error": "invalid bearer token"})
+            let told = match error {
+                Unauthorized::ServiceAccount(error) => error.to_string(),
+                _ => "invalid bearer token".to_owned(),
+            };
+            json!({"user": {}, "error": told})
         }
     };
     Ok(review)
@@ -234,6 +243,49 @@ fn requirement_problems(requirement: &Value, path: &str, errors: &mut Vec<FieldE
     }
 }
 
+/// `metadata` as Go's struct has it.
+const META_FIELDS: [&str; 11] = [
+    "name",
+    "generateName",
+    "namespace",
+    "resourceVersion",
+    "generation",
+    "deletionGracePeriodSeconds",
+    "labels",
+    "annotations",
+    "ownerReferences",
+    "finalizers",
+    "managedFields",
+];
+const MANAGED_FIELDS: [&str; 7] = [
+    "manager",
+    "operation",
+    "apiVersion",
+    "time",
+    "fieldsType",
+    "fieldsV1",
+    "subresource",
+];
+
+/// A map as JSON, with the fields in this order.
+fn in_order(value: &Value, fields: &[&str]) -> String {
+    let shown: Vec<String> = fields
+        .iter()
+        .filter_map(|field| Some((field, value.get(field)?)))
+        .map(|(field, value)| match (*field, value) {
+            ("managedFields", Value::Array(entries)) => {
+                let entries: Vec<String> = entries
+                    .iter()
+                    .map(|entry| in_order(entry, &MANAGED_FIELDS))
+                    .collect();
+                format!("{field:?}:[{}]", entries.join(","))
+            }
+            (field, value) => format!("{field:?}:{value}"),
+        })
+        .collect();
+    format!("{{{}}}", shown.join(","))
+}
+
 fn access(ctx: &Ctx, mut review: Value, subject: Subject) -> Result<Value> {
     let spec = &review["spec"];
     let mut errors = Vec::new();
@@ -243,15 +295,14 @@ fn access(ctx: &Ctx, mut review: Value, subject: Subject) -> Result<Value> {
     let resource = spec.get("resourceAttributes").filter(|r| r.is_object());
     let path = spec.get("nonResourceAttributes").filter(|r| r.is_object());
     let text = |value: &Value, key: &str| value[key].as_str().unwrap_or_default().to_owned();
-    if let (Some(_), Some(path)) = (resource, path) {
-        let shown = format!(
-            "{{\"Path\":{:?},\"Verb\":{:?}}}",
-            text(path, "path"),
-            text(path, "verb")
-        );
+    let shown_path = path.map(|path| {
+        let (path, verb) = (text(path, "path"), text(path, "verb"));
+        Bad::shown(format!("{{\"Path\":{path:?},\"Verb\":{verb:?}}}"))
+    });
+    if let (Some(_), Some(shown)) = (resource, shown_path.clone()) {
         invalid(
             "spec.nonResourceAttributes",
-            Bad::shown(shown),
+            shown,
             "cannot be specified in combination with resourceAttributes",
         );
     }
@@ -289,21 +340,22 @@ fn access(ctx: &Ctx, mut review: Value, subject: Subject) -> Result<Value> {
         .into_iter()
         .any(|(field, value)| !allowed.contains(&field.as_str()) && !value.is_null())
     {
-        invalid("metadata", Bad::json(&review["metadata"]), detail);
+        let shown = in_order(&review["metadata"], &META_FIELDS);
+        invalid("metadata", Bad::shown(shown), detail);
     }
     let namespace = resource.map(|r| text(r, "namespace")).unwrap_or_default();
     if subject == Subject::Local {
-        if namespace != ctx.info.namespace {
+        if resource.is_some() && namespace != ctx.info.namespace {
             invalid(
                 "spec.resourceAttributes.namespace",
                 Bad::from(namespace.as_str()),
                 "must match metadata.namespace",
             );
         }
-        if path.is_some() {
+        if let Some(shown) = shown_path {
             invalid(
                 "spec.nonResourceAttributes",
-                Bad::omitted(),
+                shown,
                 "disallowed on this kind of request",
             );
         }

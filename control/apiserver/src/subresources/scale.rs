@@ -18,7 +18,7 @@ use crate::{
     context::Ctx,
     crd::conversion,
     handlers::{
-        patch::{self, PatchType},
+        patch::{self, PatchType, conformed, patch_document},
         update::change_object,
         write::{Target, match_name, match_namespace},
     },
@@ -104,18 +104,18 @@ pub async fn handle(ctx: &Ctx, resource: &Arc<Resource>, verb: Verb) -> Result<R
         name,
         subresource: "scale",
     };
+    let schema = skep_schema::builtin(GROUP, "v1", "Scale");
+    let expected = Expected {
+        group: GROUP,
+        version: "v1",
+        kind: "Scale",
+        schema: schema.as_ref(),
+        custom: false,
+    };
     let updated = if verb == Verb::Update {
         let encoding = negotiate::input(&ctx.headers)?;
         let body = ctx.read_body().await?;
         let options = WriteOptions::parse(&ctx.query, WriteKind::Update)?;
-        let schema = skep_schema::builtin(GROUP, "v1", "Scale");
-        let expected = Expected {
-            group: GROUP,
-            version: "v1",
-            kind: "Scale",
-            schema: schema.as_ref(),
-            custom: false,
-        };
         let mut scale = decode_body(
             &body,
             encoding,
@@ -136,26 +136,14 @@ pub async fn handle(ctx: &Ctx, resource: &Arc<Resource>, verb: Verb) -> Result<R
         let body = ctx.read_body().await?;
         let apply = patch_type == PatchType::Apply;
         let options = WriteOptions::parse(&ctx.query, WriteKind::Patch { apply })?;
-        let document = patch::parse(
-            &body,
-            patch_type,
-            options.field_validation,
-            &mut ctx.warnings.lock(),
-        )?;
-        let change = |old: Option<&Value>, _: &mut Vec<String>| {
+        let patch = patch::parse(&body, patch_type, options.field_validation)?;
+        let change = |old: Option<&Value>, warnings: &mut Vec<String>| {
             let old = old.ok_or_else(|| Status::missing(resource, name))?;
-            let scale = scale_of(old, &paths);
-            let scale = match patch_type {
-                PatchType::Json => {
-                    skep_apply::json_patch(&scale, &document).map_err(patch::json_patch_failure)?
-                }
-                _ => skep_apply::merge_patch(&scale, &document),
-            };
-            let scale = match skep_schema::builtin(GROUP, "v1", "Scale") {
+            let scale = patch_document(&scale_of(old, &paths), &patch, patch_type, &expected)?;
+            let scale = match expected.schema {
                 Some(schema) => {
-                    let decoded = skep_schema::conform(scale, &schema)
-                        .map_err(|error| Status::bad_request(error.to_string()))?;
-                    decoded.value
+                    let problems = patch.problems();
+                    conformed(scale, schema, problems, options.field_validation, warnings)?
                 }
                 None => scale,
             };
@@ -229,6 +217,15 @@ fn scaled(
             "must be greater than or equal to 0",
         );
         return Err(Status::invalid(GROUP, "Scale", target.name, &[error]));
+    }
+    let (wanted, found) = (meta(scale, "uid"), meta(old, "uid"));
+    if !wanted.is_empty() && wanted != found {
+        let def = &target.resource.def;
+        let why = format!(
+            "Precondition failed: UID in precondition: {wanted}, UID in object meta: {found}"
+        );
+        let resource = format!("{}/scale", def.plural);
+        return Err(Status::conflict(&def.group, &resource, target.name, &why));
     }
     let mut new = old.clone();
     set_pointer(&mut new, &paths.spec_replicas, replicas.into());

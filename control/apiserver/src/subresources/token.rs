@@ -14,11 +14,11 @@ use crate::{
     authn::service_account::{Binding, Claims, ObjectReference, username},
     codec::{Expected, decode_body, meta},
     context::Ctx,
-    handlers::write::{Target, match_name, match_namespace, new_uid},
+    handlers::write::{Target, match_namespace, new_uid},
     negotiate,
     options::{WriteKind, WriteOptions},
     registry::Resource,
-    status::{Result, Status},
+    status::{Failure, Result, Status},
 };
 
 const GROUP: &str = "authentication.k8s.io";
@@ -52,10 +52,14 @@ pub async fn create(ctx: &Ctx, resource: &Arc<Resource>) -> Result<Response> {
     )?;
     let (namespace, name) = (ctx.info.namespace.as_str(), ctx.info.name.as_str());
     match_namespace(&mut request, namespace)?;
-    if meta(&request, "name").is_empty() {
-        request["metadata"]["name"] = name.into();
+    match meta(&request, "name") {
+        "" => request["metadata"]["name"] = name.into(),
+        given if given == name => {}
+        given => {
+            let why = "must match the service account name if specified";
+            return Err(invalid(name, "metadata.name", Bad::from(given), why));
+        }
     }
-    match_name(&request, name)?;
     if request["spec"]["expirationSeconds"].is_null() {
         request["spec"]["expirationSeconds"] = DEFAULT_SECONDS.into();
     }
@@ -86,6 +90,14 @@ pub async fn create(ctx: &Ctx, resource: &Arc<Resource>) -> Result<Response> {
 
     let account = ctx.api.storage.get(&resource.key(namespace, name)).await?;
     let account = account.ok_or_else(|| Status::missing(resource, name))?;
+    let uid = meta(&request, "uid");
+    if !uid.is_empty() && uid != account.uid.as_ref() {
+        let found = &account.uid;
+        let why = format!(
+            "the UID in the token request ({uid}) does not match the UID of the service account ({found})"
+        );
+        return Err(Status::conflict(GROUP, "TokenRequest", name, &why));
+    }
     let seconds = request["spec"]["expirationSeconds"].as_i64().unwrap_or(0);
     check_seconds(seconds)?;
     let given = request["spec"]["audiences"]
@@ -135,7 +147,7 @@ pub async fn create(ctx: &Ctx, resource: &Arc<Resource>) -> Result<Response> {
     };
     let expires =
         Timestamp::from_second(now).unwrap_or(ctx.now) + SignedDuration::from_secs(seconds);
-    request["metadata"]["uid"] = new_uid().into();
+    request["metadata"]["uid"] = account.uid.as_ref().into();
     request["metadata"]["creationTimestamp"] = ctx.now.to_string().into();
     request["status"] = json!({
         "token": keys.issue(&claims), "expirationTimestamp": expires.to_string(),
@@ -151,13 +163,17 @@ fn check_seconds(seconds: i64) -> Result<()> {
     } else {
         return Ok(());
     };
-    let error = FieldError::new(
-        FieldErrorKind::Invalid,
+    Err(invalid(
+        "",
         "spec.expirationSeconds",
         Bad::json(&seconds),
         why,
-    );
-    Err(Status::invalid(GROUP, "TokenRequest", "", &[error]))
+    ))
+}
+
+fn invalid(name: &str, field: &str, bad: Bad, why: &str) -> Failure {
+    let error = FieldError::new(FieldErrorKind::Invalid, field, bad, why);
+    Status::invalid(GROUP, "TokenRequest", name, &[error])
 }
 
 /// Looks up what the token is to be bound to.
@@ -169,15 +185,15 @@ async fn bind(ctx: &Ctx, reference: &mut Value, binding: &mut Binding) -> Result
     let (api_version, kind, name, uid) =
         (text("apiVersion"), text("kind"), text("name"), text("uid"));
     let namespace = &binding.namespace;
-    let (plural, key) = match (api_version, kind) {
-        ("v1", "Pod") => ("pods", format!("/registry/core/pods/{namespace}/{name}")),
-        ("v1", "Secret") => (
+    let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
+    let (plural, key) = match (group, kind) {
+        ("", "Pod") => ("pods", format!("/registry/core/pods/{namespace}/{name}")),
+        ("", "Secret") => (
             "secrets",
             format!("/registry/core/secrets/{namespace}/{name}"),
         ),
-        ("v1", "Node") => ("nodes", format!("/registry/core/nodes/{name}")),
+        ("", "Node") => ("nodes", format!("/registry/core/nodes/{name}")),
         _ => {
-            let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
             return Err(Status::bad_request(format!(
                 "cannot bind token to object of type {group}/{version}, Kind={kind}"
             )));
@@ -197,18 +213,19 @@ async fn bind(ctx: &Ctx, reference: &mut Value, binding: &mut Binding) -> Result
                 "cannot bind token for serviceaccount {wanted:?} to pod running with different serviceaccount name."
             )));
         }
-        if let Some(node) = object["spec"]["nodeName"].as_str() {
+        if let Some(node) = object["spec"]["nodeName"]
+            .as_str()
+            .filter(|n| !n.is_empty())
+        {
             let entry = ctx
                 .api
                 .storage
                 .find(&format!("/registry/core/nodes/{node}"))
                 .await?;
-            if let Some(entry) = entry {
-                binding.node = Some(ObjectReference {
-                    name: node.to_owned(),
-                    uid: entry.uid.to_string(),
-                });
-            }
+            binding.node = Some(ObjectReference {
+                name: node.to_owned(),
+                uid: entry.map_or_else(String::new, |entry| entry.uid.to_string()),
+            });
         }
     }
     if !uid.is_empty() && uid != found.uid.as_ref() {

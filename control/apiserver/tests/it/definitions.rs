@@ -297,3 +297,30 @@ async fn nothing_is_created_of_a_kind_that_goes_away() {
     cluster.merge(&format!("{path}/a"), free).await.expect(200);
     until(&cluster, &one, |code, _| code == 404).await;
 }
+
+#[tokio::test]
+async fn an_object_of_another_kind_is_refused() {
+    let cluster = Cluster::start().await;
+    cluster
+        .post(
+            DEFINITIONS,
+            definition("toys", "Toy", json!({"type": "object"})),
+        )
+        .await
+        .expect(201);
+    established(&cluster, "toys.example.com").await;
+    let path = "/apis/example.com/v1/namespaces/default/toys";
+    until(&cluster, path, |code, _| code == 200).await;
+    let body = json!({"apiVersion": "example.com/v1", "kind": "Tool", "metadata": {"name": "a"}});
+    let status = cluster.post(path, body).await.expect(422);
+    assert_eq!(
+        status["message"],
+        "Tool.example.com \"a\" is invalid: kind: Invalid value: \"Tool\": must be Toy"
+    );
+    let body = json!({"apiVersion": "example.com/v2", "kind": "Toy", "metadata": {"name": "a"}});
+    let status = cluster.post(path, body).await.expect(400);
+    assert_eq!(
+        status["message"],
+        "the API version in the data (example.com/v2) does not match the expected API version (example.com/v1)"
+    );
+}

@@ -18,5 +18,6 @@ mod operator;
 mod policies;
 mod reads;
 mod stalled;
+mod subresources;
 mod webhooks;
 mod writes;

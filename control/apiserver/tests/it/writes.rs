@@ -300,7 +300,7 @@ async fn an_applied_configuration_is_of_the_kind_that_it_is_sent_to() {
 #[tokio::test]
 async fn a_key_given_twice_in_yaml_counts_as_field_validation_says() {
     let cluster = Cluster::start().await;
-    let body = "apiVersion: v1\nkind: ConfigMap\ndata:\n  a: b\n  a: c\n";
+    let body = "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: a\ndata:\n  a: b\n  a: c\n";
     let apply = async |validation: &str| {
         let request = Request::patch(format!(
             "{MAPS}/a?fieldManager=m&fieldValidation={validation}"
@@ -313,9 +313,141 @@ async fn a_key_given_twice_in_yaml_counts_as_field_validation_says() {
     let status = apply("Strict").await.expect(400);
     assert_eq!(
         status["message"],
-        "error strict decoding YAML: error converting YAML to JSON: yaml: unmarshal errors:\n  line 5: key \"a\" already \
+        "error strict decoding YAML: error converting YAML to JSON: yaml: unmarshal errors:\n  line 7: key \"a\" already \
          set in map"
     );
     let applied = apply("Ignore").await.expect(201);
     assert_eq!(applied["data"]["a"], "c");
+}
+
+#[tokio::test]
+async fn patches_are_refused_in_upstream_s_words() {
+    let cluster = Cluster::start().await;
+    cluster.post(MAPS, map("a")).await.expect(201);
+    let send = async |kind: &str, query: &str, body: &str| {
+        let request = Request::patch(format!("{MAPS}/a?dryRun=All&{query}"))
+            .header(header::CONTENT_TYPE, format!("application/{kind}"));
+        let request = request.body(Body::from(body.to_owned()));
+        cluster.call(request.expect("a request")).await
+    };
+    const JSON: &str = "json-patch+json";
+    const MERGE: &str = "merge-patch+json";
+    const STRATEGIC: &str = "strategic-merge-patch+json";
+    const APPLY: &str = "apply-patch+yaml";
+    for (kind, query, body) in [
+        (JSON, "", "null"),
+        (
+            JSON,
+            "",
+            r#"[{"op":"replace","path":"/immutable","value":false}]"#,
+        ),
+        (STRATEGIC, "", "null"),
+        (STRATEGIC, "", r#"{"kind":"Secret"}"#),
+        (MERGE, "", r#"{"data":{"a":"\ud800"}}"#),
+    ] {
+        let answer = send(kind, query, body).await;
+        assert_eq!(answer.code, 200, "{kind} {body} {}", answer.json());
+    }
+    for (kind, query, body, code, why) in [
+        (MERGE, "", "null", 400, "Invalid JSON Patch"),
+        (
+            MERGE,
+            "fieldValidation=Ignore",
+            "{",
+            400,
+            "Invalid JSON Patch",
+        ),
+        (
+            MERGE,
+            "",
+            "{",
+            400,
+            "error decoding patch: unexpected end of JSON input",
+        ),
+        (STRATEGIC, "", "{", 400, "unexpected end of JSON input"),
+        (
+            STRATEGIC,
+            "",
+            "[]",
+            400,
+            "json: cannot unmarshal array into Go value of type map[string]interface {}",
+        ),
+        (
+            JSON,
+            "",
+            r#"["x"]"#,
+            400,
+            "error decoding patch: json: cannot unmarshal string into Go value of type handlers.jsonPatchOp",
+        ),
+        (
+            JSON,
+            "",
+            r#"[{"op":"add","path":5}]"#,
+            400,
+            "error decoding patch: json: cannot unmarshal number into Go struct field jsonPatchOp.path of type string",
+        ),
+        (
+            JSON,
+            "fieldValidation=Ignore",
+            "{}",
+            400,
+            "json: cannot unmarshal object into Go value of type jsonpatch.Patch",
+        ),
+        (
+            APPLY,
+            "fieldManager=m",
+            "a: [\n",
+            400,
+            "error decoding YAML: error converting YAML to JSON: yaml: line 1: did not find expected node content",
+        ),
+        (
+            APPLY,
+            "fieldManager=m",
+            r#"{"apiVersion":"v1","kind":"ConfigMap","metadata":{"creationTimestamp":"x"}}"#,
+            500,
+            "failed to convert new object (/; /v1, Kind=ConfigMap) to proper version: unable to convert unstructured \
+             object to /v1, Kind=ConfigMap: parsing time \"x\" as \"2006-01-02T15:04:05Z07:00\": cannot parse \"x\" \
+             as \"2006\"",
+        ),
+    ] {
+        let answer = send(kind, query, body).await;
+        assert_eq!(answer.json()["message"], why, "{kind} {body}");
+        assert_eq!(answer.code, code, "{kind} {body}");
+    }
+    const STRICT: &str = "fieldValidation=Strict";
+    for (kind, body, end) in [
+        (
+            MERGE,
+            r#"{"kind":"Secret"}"#,
+            "converting (v1.Secret) to (core.ConfigMap): unknown conversion",
+        ),
+        (
+            JSON,
+            r#"[{"op":"add","path":"/b","value":"c","foo":1}]"#,
+            r#"strict decoding error: json patch unknown field "[0].foo", unknown field "b""#,
+        ),
+        (
+            MERGE,
+            r#"{"b":1,"data":{"c":"d","c":"e"}}"#,
+            r#"strict decoding error: duplicate field "data.c", unknown field "b""#,
+        ),
+    ] {
+        let status = send(kind, STRICT, body).await.expect(422);
+        let why = status["message"].as_str().expect("a message");
+        assert!(why.ends_with(end), "{why}");
+    }
+}
+
+#[tokio::test]
+async fn an_update_of_what_is_gone_asks_for_its_uid_first() {
+    let cluster = Cluster::start().await;
+    let path = format!("{MAPS}/a");
+    cluster.put(&path, map("a")).await.expect(404);
+    let known = json!({"metadata": {"name": "a", "uid": "u"}});
+    let status = cluster.put(&path, known).await.expect(409);
+    let why = status["message"].as_str().expect("a message");
+    assert!(
+        why.ends_with("Precondition failed: UID in precondition: u, UID in object meta: "),
+        "{why}"
+    );
 }

@@ -11,6 +11,7 @@ use skep_schema::TypeRef;
 
 use crate::{
     fieldset::{FieldSet, Step},
+    strategic,
     typed::{self, Comparison, Ty},
 };
 
@@ -674,9 +675,19 @@ fn apply_once(
             entry.time = (writer.subresource != "scale").then(|| rfc3339(writer.time));
         }
         // Nulls go, and what typed objects always show comes.
-        let decoded = skep_schema::conform(new, ty)
-            .map_err(|error| ApplyError::BadRequest(error.to_string()))?;
-        decoded.value
+        let node = ty.node();
+        let is_typed = node.ty().rules.is_none();
+        let problem = is_typed
+            .then(|| strategic::restore_error(&new, node))
+            .flatten();
+        let decoded = skep_schema::conform(new, ty);
+        match (problem, decoded) {
+            (None, Ok(decoded)) => decoded.value,
+            (problem, decoded) => {
+                let why = problem.or(decoded.err().map(|error| error.to_string()));
+                return Err(unconvertible(applied, &why.unwrap_or_default()));
+            }
+        }
     };
     write_back(&mut object, &managers);
     Ok(object)
@@ -689,18 +700,34 @@ fn check_schema(applied: &Value, node: Ty<'_>) -> Result<(), ApplyError> {
         [one] => one.clone(),
         many => format!("errors:\n  {}", many.join("\n  ")),
     };
-    let text = |value: Option<&Value>| value.and_then(Value::as_str).unwrap_or_default().to_owned();
-    let meta = |name: &str| text(applied.get("metadata").and_then(|meta| meta.get(name)));
-    let mut group_version = text(applied.get("apiVersion"));
-    if !group_version.contains('/') {
-        group_version.insert(0, '/');
-    }
     Err(ApplyError::Schema(format!(
-        "failed to create typed patch object ({}/{}; {group_version}, Kind={}): {detail}",
-        meta("namespace"),
-        meta("name"),
-        text(applied.get("kind")),
+        "failed to create typed patch object ({}): {detail}",
+        described(applied)
     )))
+}
+
+/// The new object cannot be one of its Go type.
+fn unconvertible(applied: &Value, why: &str) -> ApplyError {
+    ApplyError::Schema(format!(
+        "failed to convert new object ({}) to proper version: unable to convert unstructured object to {}: {why}",
+        described(applied),
+        kind_text(applied)
+    ))
+}
+
+/// `ns/name; apps/v1, Kind=Deployment`
+fn described(applied: &Value) -> String {
+    let meta = |name: &str| applied["metadata"][name].as_str().unwrap_or_default();
+    let (namespace, name) = (meta("namespace"), meta("name"));
+    format!("{namespace}/{name}; {}", kind_text(applied))
+}
+
+/// `apps/v1, Kind=Deployment`, and `/v1, Kind=Pod`
+fn kind_text(applied: &Value) -> String {
+    let text = |name: &str| applied[name].as_str().unwrap_or_default();
+    let (group_version, kind) = (text("apiVersion"), text("kind"));
+    let slash = if group_version.contains('/') { "" } else { "/" };
+    format!("{slash}{group_version}, Kind={kind}")
 }
 
 /// Takes out what this manager applied before and does not any more, unless somebody else owns it.

@@ -11,36 +11,23 @@ use crate::PatchError;
 
 const DIRECTIVE: &str = "$patch";
 const RETAIN_KEYS: &str = "$retainKeys";
-const SET_ORDER: &str = "$setElementOrder/";
+const SET_ORDER: &str = "$setElementOrder";
+const LIST: &str = "[]interface {}";
+const MAP: &str = "map[string]interface {}";
 const DELETE_FROM: &str = "$deleteFromPrimitiveList/";
 
-/// The patched object, not yet conformed.
+/// The patched object, not yet conformed. A patch that is no map changes nothing.
 ///
 /// # Errors
 /// Upstream's texts, by the status they are answered with.
 pub fn strategic_merge(object: &Value, patch: &Value, ty: &TypeRef) -> Result<Value, PatchError> {
-    let Value::Object(patch) = patch else {
-        return Err(PatchError::Malformed(format!(
-            "error decoding patch: json: cannot unmarshal {} into Go value of type map[string]interface {{}}",
-            kind_word(patch)
-        )));
-    };
+    let none = Map::new();
+    let patch = patch.as_object().unwrap_or(&none);
     let original = object.as_object().cloned().unwrap_or_default();
     let merged = Value::Object(merge_map(original, patch, Some(ty.node()))?);
     match restore_error(&merged, ty.node()) {
         Some(text) => Err(PatchError::Invalid(text)),
         None => Ok(merged),
-    }
-}
-
-fn kind_word(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "bool",
-        Value::Number(_) => "number",
-        Value::String(_) => "string",
-        Value::Array(_) => "array",
-        Value::Object(_) => "object",
     }
 }
 
@@ -71,6 +58,27 @@ fn no_merge_key(map: &Map<String, Value>, key: &str) -> PatchError {
         "map: {} does not contain declared merge key: {key}",
         go_map(map)
     ))
+}
+
+/// A value of another type than a directive's list or its items.
+fn bad_argument(expected: &str, found: &Value) -> PatchError {
+    PatchError::Internal(format!(
+        "expected a {expected}, but received a {}",
+        go_type(found)
+    ))
+}
+
+/// Go's name of the type that a JSON value has in an interface.
+fn go_type(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "%!s(<nil>)",
+        Value::Bool(_) => "bool",
+        Value::Number(number) if number.is_f64() => "float64",
+        Value::Number(_) => "int64",
+        Value::String(_) => "string",
+        Value::Array(_) => "[]interface {}",
+        Value::Object(_) => "map[string]interface {}",
+    }
 }
 
 fn bad_directive(directive: &Value, map: &Map<String, Value>) -> PatchError {
@@ -216,18 +224,21 @@ fn set_element_orders(
         .cloned()
         .collect();
     for directive in directives {
-        let bad =
-            || PatchError::Malformed("invalid patch format of setElementOrder list".to_owned());
-        let Some(Value::Array(order)) = patch.remove(&directive) else {
-            return Err(bad());
+        let order = match patch.remove(&directive) {
+            Some(Value::Array(order)) => order,
+            other => return Err(bad_argument(LIST, &other.unwrap_or_default())),
         };
-        let name = &directive[SET_ORDER.len()..];
+        let name = directive.strip_prefix(SET_ORDER).unwrap_or_default();
+        let Some(name) = name.strip_prefix('/') else {
+            let why = "invalid patch format of setElementOrder list";
+            return Err(PatchError::Malformed(why.to_owned()));
+        };
         let (field, ty) = lookup(node, name);
         let merge_key = field.map_or("", |field| field.patch_merge_key.as_str());
         let list = |value: Option<Value>| match value {
             None => Ok(None),
             Some(Value::Array(list)) => Ok(Some(list)),
-            Some(_) => Err(bad()),
+            Some(other) => Err(bad_argument(LIST, &other)),
         };
         let change = list(patch.remove(name).filter(|value| !value.is_null()))?;
         let current = list(original.get(name).cloned().filter(|value| !value.is_null()))?;
@@ -254,25 +265,36 @@ fn set_element_orders(
 
 /// The items of a patch must stand in the order that the patch asks for.
 fn check_order(change: &[Value], order: &[Value], merge_key: &str) -> Result<(), PatchError> {
-    let mut at = 0;
+    if change.is_empty() || order.is_empty() {
+        return Ok(());
+    }
+    if !merge_key.is_empty()
+        && let Some(item) = change.iter().find(|item| !item.is_object())
+    {
+        return Err(bad_argument(MAP, item));
+    }
+    let mut wanted = order.iter();
     for item in change.iter().filter(|item| item.get(DIRECTIVE).is_none()) {
-        if !merge_key.is_empty()
-            && item.get(merge_key).is_none()
-            && let Some(map) = item.as_object()
-        {
-            return Err(no_merge_key(map, merge_key));
-        }
-        match order[at..]
-            .iter()
-            .position(|entry| same(entry, item, merge_key))
-        {
-            Some(found) => at += found + 1,
-            None => {
+        loop {
+            let Some(entry) = wanted.next() else {
                 return Err(PatchError::Internal(format!(
                     "The order in patch list:\n{}\n doesn't match {SET_ORDER} list:\n{}\n",
                     go_text(&Value::Array(change.to_vec())),
                     go_text(&Value::Array(order.to_vec()))
                 )));
+            };
+            for side in [item, entry] {
+                match side {
+                    Value::Object(map) if !merge_key.is_empty() && !map.contains_key(merge_key) => {
+                        return Err(no_merge_key(map, merge_key));
+                    }
+                    Value::Object(_) => {}
+                    other if !merge_key.is_empty() => return Err(bad_argument(MAP, other)),
+                    _ => {}
+                }
+            }
+            if same(entry, item, merge_key) {
+                break;
             }
         }
     }
@@ -383,9 +405,7 @@ fn merge_list(
         return arrange(merged, &patch, &original, "");
     }
     if maps != original.len() + patch.len() {
-        return Err(PatchError::Internal(
-            "list element types are not identical".to_owned(),
-        ));
+        return Err(mixed(&original, &patch));
     }
     if merge_key.is_empty() {
         return Err(PatchError::Internal(
@@ -443,8 +463,14 @@ fn merge_list(
     arrange(original, &order, &server_order, merge_key)
 }
 
+fn mixed(original: &[Value], patch: &[Value]) -> PatchError {
+    let lists = [original, patch].map(|list| go_text(&Value::Array(list.to_vec())));
+    let lists = lists.join(" ");
+    PatchError::Internal(format!("list element types are not identical: [{lists}]"))
+}
+
 /// What upstream's converter from maps to structs says where a value's kind does not fit its type.
-fn restore_error(value: &Value, node: Node<'_>) -> Option<String> {
+pub(crate) fn restore_error(value: &Value, node: Node<'_>) -> Option<String> {
     let go_kind = match value {
         Value::Null => return None,
         Value::Bool(_) => "bool",
@@ -455,9 +481,14 @@ fn restore_error(value: &Value, node: Node<'_>) -> Option<String> {
         Value::Object(_) => "map",
     };
     match (node.shape(), value) {
-        (Shape::Object(object), Value::Object(map)) => map
-            .iter()
-            .find_map(|(name, value)| restore_error(value, node.at(object.field(name)?.ty))),
+        (Shape::Object(object), Value::Object(map)) => map.iter().find_map(|(name, value)| {
+            let why = restore_error(value, node.at(object.field(name)?.ty))?;
+            let owner = node.ty().name.rsplit('.').next().unwrap_or_default();
+            match skep_schema::go_name(owner, name) {
+                Some(named) if why == NOT_TEXT => Some(why.replace("string", named)),
+                _ => Some(why),
+            }
+        }),
         (Shape::Map { values, .. }, Value::Object(map)) => map
             .values()
             .find_map(|value| restore_error(value, node.at(*values))),
@@ -466,30 +497,60 @@ fn restore_error(value: &Value, node: Node<'_>) -> Option<String> {
             .find_map(|item| restore_error(item, node.at(*items))),
         (Shape::Object(_), _) => Some(format!("cannot restore struct from: {go_kind}")),
         (Shape::Map { .. }, _) => Some(format!("cannot restore map from {go_kind}")),
-        (Shape::List { .. }, _) => Some(format!("cannot restore slice from {go_kind}")),
+        (Shape::Bytes, Value::String(_)) => None,
+        (Shape::List { .. } | Shape::Bytes, _) => {
+            Some(format!("cannot restore slice from {go_kind}"))
+        }
         (Shape::String, Value::String(_))
         | (Shape::Bool, Value::Bool(_))
-        | (Shape::Int32 | Shape::Int64 | Shape::Double, Value::Number(_)) => None,
-        (
-            shape @ (Shape::String | Shape::Bool | Shape::Int32 | Shape::Int64 | Shape::Double),
-            _,
-        ) => {
-            let wanted = match shape {
-                Shape::String => "string",
-                Shape::Bool => "bool",
-                Shape::Int32 => "int32",
-                Shape::Int64 => "int64",
-                _ => "float64",
-            };
-            let found = match go_kind {
-                "slice" => "[]interface {}",
-                "map" => "map[string]interface {}",
-                other => other,
-            };
-            Some(format!("cannot convert {found} to {wanted}"))
+        | (Shape::Int32 | Shape::Int64 | Shape::Double, Value::Number(_))
+            if !fractional(node, value) =>
+        {
+            None
         }
+        // Go converts numbers to each other and to text, but the converter does not want that; the rest it cannot.
+        (Shape::String, Value::Number(number)) if !number.is_f64() => Some(NOT_TEXT.to_owned()),
+        (Shape::Int32 | Shape::Int64, Value::Number(_)) => {
+            Some(format!("cannot convert float64 to {}", simple(node)?))
+        }
+        (Shape::IntOrString, value) => {
+            let fits =
+                value.is_string() || value.as_i64().is_some_and(|n| i32::try_from(n).is_ok());
+            (!fits).then(|| unmarshalled(value, "int32"))
+        }
+        (Shape::Time | Shape::MicroTime | Shape::Duration, value) => {
+            (!value.is_string()).then(|| unmarshalled(value, "string"))
+        }
+        _ => Some(format!("unrecognized type: {}", simple(node)?)),
+    }
+}
+
+const NOT_TEXT: &str = "cannot convert int64 to string";
+
+/// Go's name of a type without parts.
+fn simple(node: Node<'_>) -> Option<&'static str> {
+    match node.shape() {
+        Shape::String => Some("string"),
+        Shape::Bool => Some("bool"),
+        Shape::Int32 => Some("int32"),
+        Shape::Int64 => Some("int64"),
+        Shape::Double => Some("float64"),
         _ => None,
     }
+}
+
+fn fractional(node: Node<'_>, value: &Value) -> bool {
+    let whole = matches!(node.shape(), Shape::Int32 | Shape::Int64);
+    whole && value.as_f64().is_some_and(|number| number.fract() != 0.0)
+}
+
+/// The words of a type's own UnmarshalJSON, which does not know where it stands.
+fn unmarshalled(value: &Value, wanted: &str) -> String {
+    let found = match value {
+        Value::Number(number) if wanted == "int32" => format!("number {number}"),
+        other => skep_schema::go_kind(other).to_owned(),
+    };
+    format!("json: cannot unmarshal {found} into Go value of type {wanted}")
 }
 
 #[cfg(test)]

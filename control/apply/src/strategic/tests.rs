@@ -117,6 +117,37 @@ fn errors_are_upstream_s() {
     );
     check_error(
         json!({"containers": [{"name": "a"}]}),
+        json!({"containers": ["x"]}),
+        PatchError::Internal(
+            "list element types are not identical: [[map[name:a]] [x]]".to_owned(),
+        ),
+    );
+    let order =
+        |order: Value| json!({"$setElementOrder/containers": order, "containers": [{"name": "a"}]});
+    check_error(
+        json!({"containers": [{"name": "a"}]}),
+        order(json!("x")),
+        PatchError::Internal("expected a []interface {}, but received a string".to_owned()),
+    );
+    check_error(
+        json!({"containers": [{"name": "a"}]}),
+        order(json!([{"name": "b"}])),
+        PatchError::Internal(
+            "The order in patch list:\n[map[name:a]]\n doesn't match $setElementOrder list:\n[map[name:b]]\n".to_owned(),
+        ),
+    );
+    check_error(
+        json!({"containers": []}),
+        json!({"hostNetwork": "x"}),
+        PatchError::Invalid("unrecognized type: bool".to_owned()),
+    );
+    check_error(
+        json!({"containers": []}),
+        json!({"nodeName": 5}),
+        PatchError::Invalid("cannot convert int64 to string".to_owned()),
+    );
+    check_error(
+        json!({"containers": [{"name": "a"}]}),
         json!({"containers": {"name": "a"}}),
         PatchError::Invalid("cannot restore slice from map".to_owned()),
     );

@@ -119,6 +119,23 @@ impl PartialEq for Type {
 
 impl Eq for Type {}
 
+impl Type {
+    /// The name that cel-go gives the type itself (`types.Type.String`), which some errors say instead of the short one.
+    pub fn runtime_name(&self) -> String {
+        match self {
+            Self::Null => "null_type".to_owned(),
+            Self::Timestamp => "google.protobuf.Timestamp".to_owned(),
+            Self::Duration => "google.protobuf.Duration".to_owned(),
+            Self::List(items, _) => format!("list({})", items.runtime_name()),
+            Self::Map(keys, values, _) => {
+                format!("map({}, {})", keys.runtime_name(), values.runtime_name())
+            }
+            Self::Optional(of) => format!("optional_type({})", of.runtime_name()),
+            other => other.to_string(),
+        }
+    }
+}
+
 impl fmt::Display for Type {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -4,6 +4,7 @@
 //! the same by the table. Texts follow Go's `encoding/json` as sigs.k8s.io/json has it.
 
 mod form;
+mod go_names;
 mod quantity;
 mod reader;
 mod syntax;
@@ -15,7 +16,9 @@ use serde_json::Value;
 
 use crate::TypeRef;
 
+pub use go_names::go_name;
 pub use quantity::{QuantityError, canonical_quantity};
+pub use reader::go_kind;
 pub(crate) use reader::{BASE64, zero};
 pub(crate) use time::{format_time, to_unix};
 pub use time::{parse_micro_time, parse_time};
@@ -123,37 +126,30 @@ pub fn decode_untyped(bytes: &[u8]) -> Result<Decoded, DecodeError> {
     reader::read_untyped(bytes)
 }
 
-/// `apiVersion` and `kind` of a document, read without looking at the rest.
+/// `apiVersion` and `kind` of a document of any shape; empty where it has none.
 ///
 /// # Errors
 /// `couldn't get version/kind; json parse error: …`, as upstream's `SimpleMetaFactory` says.
-pub fn type_meta(bytes: &[u8]) -> Result<(String, String), DecodeError> {
+pub fn type_meta(document: &Value) -> Result<(&str, &str), DecodeError> {
     const TYPE: &str = "struct { APIVersion string \"json:\\\"apiVersion,omitempty\\\"\"; Kind string \
                         \"json:\\\"kind,omitempty\\\"\" }";
-    let fail = |detail: String| {
-        DecodeError::Syntax(format!(
-            "couldn't get version/kind; json parse error: {detail}"
+    let fail = |found: &Value, wanted: &str| {
+        let found = reader::go_kind(found);
+        DecodeError::Type(format!(
+            "couldn't get version/kind; json parse error: json: cannot unmarshal {found} into {wanted}"
         ))
     };
-    let value = decode_untyped(bytes)
-        .map_err(|error| fail(error.to_string()))?
-        .value;
-    let Value::Object(object) = &value else {
-        return match &value {
-            Value::Null => Ok((String::new(), String::new())),
-            other => Err(fail(format!(
-                "json: cannot unmarshal {} into Go value of type {TYPE}",
-                reader::go_kind(other)
-            ))),
-        };
-    };
-    let text = |name: &str| match object.get(name) {
-        None | Some(Value::Null) => Ok(String::new()),
-        Some(Value::String(text)) => Ok(text.clone()),
-        Some(other) => Err(fail(format!(
-            "json: cannot unmarshal {} into Go struct field .{name} of type string",
-            reader::go_kind(other)
-        ))),
+    match document {
+        Value::Object(_) | Value::Null => {}
+        other => return Err(fail(other, &format!("Go value of type {TYPE}"))),
+    }
+    let text = |name: &str| match document.get(name) {
+        None | Some(Value::Null) => Ok(""),
+        Some(Value::String(text)) => Ok(text.as_str()),
+        Some(other) => Err(fail(
+            other,
+            &format!("Go struct field .{name} of type string"),
+        )),
     };
     Ok((text("apiVersion")?, text("kind")?))
 }

@@ -4,7 +4,8 @@
 //! `map[string]interface{}`: custom resources, whose values stay as they are and lose only unknown fields.
 //!
 //! Errors of type do not end the pass: upstream checks the syntax of the whole document first, so a later syntax error
-//! goes before an earlier type error. Of several type errors the first counts.
+//! goes before an earlier type error. Of several type errors the first counts, but one that a type's own UnmarshalJSON
+//! finds ends Go's decoding and goes before those that Go had only noted.
 
 use std::borrow::Cow;
 
@@ -12,8 +13,8 @@ use base64::{Engine, alphabet, engine::GeneralPurpose, engine::GeneralPurposeCon
 use serde_json::{Map, Number, Value};
 
 use super::{
-    DecodeError, Decoded, MAX_DEPTH, Problem, canonical_quantity, parse_micro_time, parse_time,
-    syntax,
+    DecodeError, Decoded, MAX_DEPTH, Problem, canonical_quantity, go_name, parse_micro_time,
+    parse_time, syntax,
 };
 use crate::table::{Field, META_OBJECT, Node, Object, Shape, Zero};
 
@@ -58,7 +59,7 @@ fn run(bytes: &[u8], node: Option<Node<'_>>) -> Result<Decoded, DecodeError> {
         return Err(DecodeError::Syntax(text));
     };
     if let Some(failure) = reader.failure {
-        return Err(DecodeError::Type(failure));
+        return Err(DecodeError::Type(failure.text()));
     }
     let mut problems = reader.duplicates;
     let mut unknown = reader.unknown;
@@ -108,18 +109,49 @@ struct Reader<'a> {
     unknown: Vec<(usize, Problem)>,
     /// Above 0 inside values that upstream unmarshals by hand, without strictness.
     quiet: usize,
-    failure: Option<String>,
+    failure: Option<Failure>,
+}
+
+/// What is told of a value that does not fit.
+struct Failure {
+    what: What,
+    /// Found by a type's own UnmarshalJSON: nothing later counts.
+    last: bool,
+}
+
+enum What {
+    Said(String),
+    Mismatch {
+        found: String,
+        ty: String,
+        /// `Container.spec.containers.tty`; empty at the top.
+        field: String,
+    },
+}
+
+impl Failure {
+    fn text(self) -> String {
+        match self.what {
+            What::Said(text) => text,
+            What::Mismatch { found, ty, field } if field.is_empty() => {
+                format!("json: cannot unmarshal {found} into Go value of type {ty}")
+            }
+            What::Mismatch { found, ty, field } => {
+                format!("json: cannot unmarshal {found} into Go struct field {field} of type {ty}")
+            }
+        }
+    }
 }
 
 /// The word Go uses for a kind of JSON value.
-pub(super) fn go_kind(value: &Value) -> Cow<'static, str> {
+pub fn go_kind(value: &Value) -> &'static str {
     match value {
-        Value::Null => "null".into(),
-        Value::Bool(_) => "bool".into(),
-        Value::Number(number) => format!("number {number}").into(),
-        Value::String(_) => "string".into(),
-        Value::Array(_) => "array".into(),
-        Value::Object(_) => "object".into(),
+        Value::Null => "null",
+        Value::Bool(_) => "bool",
+        Value::Number(_) => "number",
+        Value::String(_) => "string",
+        Value::Array(_) => "array",
+        Value::Object(_) => "object",
     }
 }
 
@@ -435,17 +467,30 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn fail(&mut self, text: impl FnOnce() -> String) {
-        if self.failure.is_none() {
-            self.failure = Some(text());
+    fn fail(&mut self, what: impl FnOnce(&Self) -> What, last: bool) {
+        let earlier = self.failure.as_ref();
+        if earlier.is_none_or(|earlier| last && !earlier.last) {
+            let what = what(self);
+            self.failure = Some(Failure { what, last });
         }
     }
 
-    /// `json: cannot unmarshal string into Go struct field Container.spec.containers.tty of type bool`
-    fn mismatch(&mut self, found: &str, ty: &str) {
-        if self.failure.is_some() {
-            return;
-        }
+    /// The words of a type's own UnmarshalJSON.
+    fn refuse(&mut self, text: impl FnOnce() -> String) {
+        self.fail(|_| What::Said(text()), true);
+    }
+
+    fn mismatch(&mut self, found: String, ty: String, last: bool) {
+        let what = |reader: &Self| What::Mismatch {
+            found,
+            ty,
+            field: reader.field(),
+        };
+        self.fail(what, last);
+    }
+
+    /// Where the reader is, in Go's words: the innermost struct's name, and the fields that lead there.
+    fn field(&self) -> String {
         let fields: Vec<&str> = self
             .path
             .iter()
@@ -454,19 +499,14 @@ impl<'a> Reader<'a> {
                 Step::Key(_) | Step::Index(_) => None,
             })
             .collect();
-        self.failure = Some(if fields.is_empty() {
-            format!("json: cannot unmarshal {found} into Go value of type {ty}")
-        } else {
-            format!(
-                "json: cannot unmarshal {found} into Go struct field {}.{} of type {ty}",
-                self.owner,
-                fields.join(".")
-            )
-        });
+        match fields.is_empty() {
+            true => String::new(),
+            false => format!("{}.{}", self.owner, fields.join(".")),
+        }
     }
 
     /// Passes over a value of the wrong kind.
-    fn wrong(&mut self, ty: impl FnOnce() -> String) -> Parsed<Value> {
+    fn wrong(&mut self, ty: impl FnOnce() -> String, last: bool) -> Parsed<Value> {
         let found = match self.peek()? {
             b'{' => "object".to_owned(),
             b'[' => "array".to_owned(),
@@ -486,9 +526,23 @@ impl<'a> Reader<'a> {
             _ if found.starts_with("number") => "number".to_owned(),
             _ => found,
         };
-        self.mismatch(&found, &ty);
+        let ty = match ty.as_str() {
+            "string" if !last => self.go_name().map(str::to_owned).unwrap_or(ty),
+            "[]string" => self.go_name().map(|name| format!("[]{name}")).unwrap_or(ty),
+            _ => ty,
+        };
+        self.mismatch(found, ty, last);
         self.skip()?;
         Ok(Value::Null)
+    }
+
+    /// The named type of the current field's texts.
+    fn go_name(&self) -> Option<&'static str> {
+        let field = self.path.iter().rev().find_map(|step| match step {
+            Step::Field(name) => Some(*name),
+            Step::Key(_) | Step::Index(_) => None,
+        })?;
+        go_name(self.owner, field)
     }
 
     // ---- typed --------------------------------------------------------------------------------------------------
@@ -521,7 +575,7 @@ impl<'a> Reader<'a> {
                     _ => wide,
                 };
                 if fits.is_none() {
-                    self.mismatch(&format!("number {text}"), &go_type(node));
+                    self.mismatch(format!("number {text}"), go_type(node), false);
                 }
                 Ok(fits.map_or(Value::Null, Value::from))
             }
@@ -542,15 +596,14 @@ impl<'a> Reader<'a> {
                 match canonical_quantity(inner.trim()) {
                     Ok(quantity) => Ok(Value::String(quantity)),
                     Err(error) => {
-                        self.fail(|| error.to_string());
+                        self.refuse(|| error.to_string());
                         Ok(Value::Null)
                     }
                 }
             }
             shape @ (Shape::Time | Shape::MicroTime) => {
                 if first != b'"' {
-                    // Time unmarshals itself, so Go knows no field.
-                    return self.wrong_here("string");
+                    return self.wrong_by_hand("string");
                 }
                 let text = self.string()?;
                 let parsed = match shape {
@@ -560,28 +613,24 @@ impl<'a> Reader<'a> {
                 match parsed {
                     Ok(time) => Ok(Value::String(time)),
                     Err(error) => {
-                        self.fail(|| error);
+                        self.refuse(|| error);
                         Ok(Value::Null)
                     }
                 }
             }
             Shape::Duration if first == b'"' => Ok(Value::String(self.string()?.into_owned())),
-            Shape::Duration => self.wrong_here("string"),
+            Shape::Duration => self.wrong_by_hand("string"),
             Shape::IntOrString => match first {
                 b'"' => Ok(Value::String(self.string()?.into_owned())),
                 b'-' | b'0'..=b'9' => {
                     let text = self.number()?;
                     let number = text.parse::<i32>().ok();
                     if number.is_none() {
-                        self.fail(|| {
-                            format!(
-                                "json: cannot unmarshal number {text} into Go value of type int32"
-                            )
-                        });
+                        self.mismatch(format!("number {text}"), "int32".to_owned(), true);
                     }
                     Ok(number.map_or(Value::Null, Value::from))
                 }
-                _ => self.wrong_here("int32"),
+                _ => self.wrong_by_hand("int32"),
             },
             Shape::Any | Shape::Deduced | Shape::Raw | Shape::FieldsV1 => {
                 self.quiet += 1;
@@ -590,49 +639,50 @@ impl<'a> Reader<'a> {
                 value
             }
             Shape::OrArray(inner) => match first {
-                b'{' => self.by_hand(node.at(*inner)),
-                b'[' => {
-                    self.quiet += 1;
-                    let list = self.typed_list(node.at(*inner));
-                    self.quiet -= 1;
-                    list
-                }
+                b'{' => self.by_hand(|reader| reader.typed(node.at(*inner))),
+                b'[' => self.by_hand(|reader| reader.typed_list(node.at(*inner))),
                 _ => {
                     self.skip()?;
                     Ok(Value::Null)
                 }
             },
             Shape::OrBool(inner) => match first {
-                b'{' => self.by_hand(node.at(*inner)),
+                b'{' => self.by_hand(|reader| reader.typed(node.at(*inner))),
                 b't' | b'f' => self.free(None),
                 _ => {
                     self.skip()?;
-                    self.fail(|| "boolean or JSON schema expected".to_owned());
+                    self.refuse(|| "boolean or JSON schema expected".to_owned());
                     Ok(Value::Null)
                 }
             },
             Shape::OrStringArray(inner) => match first {
-                b'{' => self.by_hand(node.at(*inner)),
+                b'{' => self.by_hand(|reader| reader.typed(node.at(*inner))),
                 _ => self.free(None),
             },
-            _ => self.wrong(|| go_type(node)),
+            _ => self.wrong(|| go_type(node), false),
         }
     }
 
-    /// A value that upstream's UnmarshalJSON decodes once more, without strictness.
-    fn by_hand(&mut self, node: Node<'a>) -> Parsed<Value> {
+    /// A value that upstream's UnmarshalJSON decodes once more, without strictness. The outer decoder puts its own place
+    /// into a mismatch that it finds.
+    fn by_hand(&mut self, read: impl FnOnce(&mut Self) -> Parsed<Value>) -> Parsed<Value> {
+        let earlier = self.failure.take();
         self.quiet += 1;
-        let value = self.typed(node);
+        let value = read(self);
         self.quiet -= 1;
+        let found = self.failure.take();
+        self.failure = earlier;
+        match found.map(|found| found.what) {
+            None => {}
+            Some(What::Said(text)) => self.refuse(|| text),
+            Some(What::Mismatch { found, ty, .. }) => self.mismatch(found, ty, true),
+        }
         value
     }
 
-    /// A mismatch inside a type with its own UnmarshalJSON: the error names no field.
-    fn wrong_here(&mut self, ty: &'static str) -> Parsed<Value> {
-        let path = std::mem::take(&mut self.path);
-        let value = self.wrong(|| ty.to_owned());
-        self.path = path;
-        value
+    /// A value of the wrong kind for a type with an UnmarshalJSON of its own.
+    fn wrong_by_hand(&mut self, ty: &'static str) -> Parsed<Value> {
+        self.wrong(|| ty.to_owned(), true)
     }
 
     fn bytes(&mut self, text: &str) -> Value {
@@ -650,7 +700,8 @@ impl<'a> Reader<'a> {
                     base64::DecodeError::InvalidLength(length) => length / 4 * 4,
                     base64::DecodeError::InvalidPadding => stripped.len() / 4 * 4,
                 };
-                self.fail(|| format!("illegal base64 data at input byte {offset}"));
+                let text = format!("illegal base64 data at input byte {offset}");
+                self.fail(|_| What::Said(text), false);
                 Value::Null
             }
         }
@@ -760,7 +811,7 @@ impl<'a> Reader<'a> {
         }
         let float = text.parse::<f64>().unwrap_or(f64::INFINITY);
         if !float.is_finite() {
-            self.mismatch(&format!("number {text}"), "float64");
+            self.mismatch(format!("number {text}"), "float64".to_owned(), false);
             return Value::Null;
         }
         // Go writes a float without a fraction as an integer.

@@ -125,6 +125,26 @@ fn type_errors_are_go_s() {
         "json: cannot unmarshal string into Go struct field ContainerPort.spec.containers.ports.containerPort of type int32",
     );
     check_error(
+        ("", "v1", "Service"),
+        r#"{"spec":{"type":5,"ports":[{"targetPort":true}]}}"#,
+        "json: cannot unmarshal bool into Go struct field ServicePort.spec.ports.targetPort of type int32",
+    );
+    check_error(
+        CONFIG_MAP,
+        r#"{"metadata":{"creationTimestamp":5},"data":{"a":1}}"#,
+        "json: cannot unmarshal number into Go struct field ObjectMeta.metadata.creationTimestamp of type string",
+    );
+    check_error(
+        POD,
+        r#"{"spec":{"restartPolicy":5}}"#,
+        "json: cannot unmarshal number into Go struct field PodSpec.spec.restartPolicy of type v1.RestartPolicy",
+    );
+    check_error(
+        ("", "v1", "Service"),
+        r#"{"spec":{"ipFamilies":"IPv4"}}"#,
+        "json: cannot unmarshal string into Go struct field ServiceSpec.spec.ipFamilies of type []v1.IPFamily",
+    );
+    check_error(
         POD,
         r#"{"spec":{"activeDeadlineSeconds":1.5}}"#,
         "json: cannot unmarshal number 1.5 into Go struct field PodSpec.spec.activeDeadlineSeconds of type int64",
@@ -269,13 +289,17 @@ fn times_are_utc_and_whole() {
 
 #[test]
 fn type_meta_reads_only_the_kind() {
+    let pod = json!({"kind": "Pod", "apiVersion": "v1", "x": []});
+    assert_eq!(type_meta(&pod), Ok(("v1", "Pod")));
+    assert_eq!(type_meta(&Value::Null), Ok(("", "")));
+    let error = |document: Value| type_meta(&document).expect_err("refused").to_string();
     assert_eq!(
-        type_meta(br#"{"kind":"Pod","apiVersion":"v1","x":[]}"#),
-        Ok(("v1".to_owned(), "Pod".to_owned()))
+        error(json!([])),
+        "couldn't get version/kind; json parse error: json: cannot unmarshal array into Go value of type struct { APIVersion string \"json:\\\"apiVersion,omitempty\\\"\"; Kind string \"json:\\\"kind,omitempty\\\"\" }"
     );
     assert_eq!(
-        type_meta(b"[]").expect_err("not an object").to_string(),
-        "couldn't get version/kind; json parse error: json: cannot unmarshal array into Go value of type struct { APIVersion string \"json:\\\"apiVersion,omitempty\\\"\"; Kind string \"json:\\\"kind,omitempty\\\"\" }"
+        error(json!({"kind": 5})),
+        "couldn't get version/kind; json parse error: json: cannot unmarshal number into Go struct field .kind of type string"
     );
 }
 

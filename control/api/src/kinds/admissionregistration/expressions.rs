@@ -186,9 +186,13 @@ impl Scope {
             return ty;
         }
         match wanted {
-            [one] => refuse(format!("must evaluate to {one} but got {ty}")),
+            [one] => refuse(format!(
+                "must evaluate to {} but got {}",
+                one.runtime_name(),
+                ty.runtime_name()
+            )),
             several => {
-                let several: Vec<String> = several.iter().map(ToString::to_string).collect();
+                let several: Vec<String> = several.iter().map(Type::runtime_name).collect();
                 refuse(format!("must evaluate to one of [{}]", several.join(" ")))
             }
         }
@@ -246,6 +250,16 @@ mod tests {
             "object.spec.paused",
             Type::Bool,
             "must evaluate to bool but got dyn",
+        );
+        check(
+            "duration('1s')",
+            Type::Bool,
+            "must evaluate to bool but got google.protobuf.Duration",
+        );
+        check(
+            "null",
+            Type::Bool,
+            "must evaluate to bool but got null_type",
         );
         check(
             "params.x == 1",

@@ -137,12 +137,19 @@ fn validate_spec(
 
 /// A zone before the fields is only there in old objects.
 fn check_schedule(schedule: &str) -> Result<(), String> {
-    let rest = ["TZ=", "CRON_TZ="]
+    let zoned = ["TZ=", "CRON_TZ="]
         .iter()
         .find_map(|prefix| schedule.strip_prefix(prefix));
-    schedule::check(rest.map_or(schedule, |rest| {
-        rest.split_once(' ').map_or("", |(_, rest)| rest)
-    }))
+    let Some(zoned) = zoned else {
+        return schedule::check(schedule);
+    };
+    let (zone, fields) = zoned.split_once(' ').unwrap_or((zoned, ""));
+    if !is_known_zone(zone) {
+        return Err(format!(
+            "provided bad location {zone}: unknown time zone {zone}"
+        ));
+    }
+    schedule::check(fields)
 }
 
 fn validate_time_zone(zone: &str, path: &Path<'_>, errors: &mut Errors) {
@@ -162,10 +169,14 @@ fn validate_time_zone(zone: &str, path: &Path<'_>, errors: &mut Errors) {
             "timeZone must be an explicit time zone as defined in https://www.iana.org/time-zones",
         );
     }
-    // Go knows these two without looking them up.
-    if !matches!(zone, "UTC" | "Local") && jiff::tz::TimeZone::get(zone).is_err() {
+    if !is_known_zone(zone) {
         errors.invalid(path, zone, unknown);
     }
+}
+
+/// Go knows the first three without looking them up.
+fn is_known_zone(zone: &str) -> bool {
+    matches!(zone, "" | "UTC" | "Local") || jiff::tz::TimeZone::get(zone).is_ok()
 }
 
 fn is_zone_part(part: &str) -> bool {
@@ -174,4 +185,19 @@ fn is_zone_part(part: &str) -> bool {
         && part.bytes().all(allowed)
         && !matches!(part, "." | "..")
         && !part.starts_with('-')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::check_schedule;
+
+    #[test]
+    fn zones_before_the_fields_are_looked_up() {
+        assert_eq!(check_schedule("TZ=UTC * * * * *"), Ok(()));
+        let bad = check_schedule("CRON_TZ=Nope/Where * * * * *").expect_err("refused");
+        assert_eq!(
+            bad,
+            "provided bad location Nope/Where: unknown time zone Nope/Where"
+        );
+    }
 }

@@ -1,6 +1,7 @@
 use std::sync::Arc;
 
-use k8s_openapi::api::resource::v1::ResourceSlice;
+use jiff::Timestamp;
+use k8s_openapi::{api::resource::v1::ResourceSlice, apimachinery::pkg::apis::meta::v1::Time};
 
 use super::devices::{validate_counter_sets, validate_devices, validate_pool_name};
 use crate::{
@@ -17,7 +18,16 @@ use crate::{
 
 impl Kind for ResourceSlice {
     const RULES: Rules = Rules::cluster().generation(Generation::Spec);
-    const HAS_DEFAULTS: bool = false;
+
+    fn set_defaults(&mut self) {
+        let devices = self.spec.devices.iter_mut().flatten();
+        for taint in devices.flat_map(|device| device.taints.iter_mut().flatten()) {
+            if taint.time_added.is_none() {
+                let now = Timestamp::from_second(Timestamp::now().as_second());
+                taint.time_added = now.ok().map(Time);
+            }
+        }
+    }
 
     fn validate(&self, errors: &mut Errors) {
         validate(self, None, errors);
@@ -171,6 +181,24 @@ mod tests {
         slice.validate(&mut errors);
         let texts: Vec<String> = errors.0.iter().map(ToString::to_string).collect();
         assert_eq!(texts, expected);
+    }
+
+    #[test]
+    fn a_taint_gets_the_time_when_it_was_added() {
+        let taints = json!([
+            {"key": "a", "effect": "NoSchedule"},
+            {"key": "b", "effect": "NoSchedule", "timeAdded": "2026-01-01T00:00:00Z"},
+        ]);
+        let mut slice: ResourceSlice = serde_json::from_value(json!({"metadata": {}, "spec": {
+            "driver": "d.example.com", "devices": [{"name": "d", "taints": taints}],
+            "pool": {"name": "p", "generation": 1, "resourceSliceCount": 1},
+        }}))
+        .expect("a slice");
+        slice.set_defaults();
+        let taints =
+            serde_json::to_value(&slice).expect("JSON")["spec"]["devices"][0]["taints"].take();
+        assert!(taints[0]["timeAdded"].is_string(), "{taints}");
+        assert_eq!(taints[1]["timeAdded"], "2026-01-01T00:00:00Z");
     }
 
     #[test]
