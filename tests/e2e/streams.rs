@@ -29,12 +29,15 @@ pub(crate) fn served(story: &Story<'_>) -> Result<()> {
                 {
                     "name": "main", "image": BUSYBOX,
                     "command": ["sh", "-c", "[ -e /v/once ] || { touch /v/once; echo first run; exit 1; }; \
-                        for i in 1 2 3; do echo line $i; done; echo to stderr >&2; echo a page > /v/page; \
+                        for i in 1 2 3 4; do echo line $i; done; echo a page > /v/page; \
                         exec httpd -f -p 8080 -h /v"],
                     "readinessProbe": {"httpGet": {"port": 8080, "path": "/page"}, "periodSeconds": 1},
                     "volumeMounts": [{"name": "v", "mountPath": "/v"}],
                 },
-                {"name": "echo", "image": BUSYBOX, "stdin": true, "command": ["cat"]},
+                {
+                    "name": "echo", "image": BUSYBOX, "stdin": true,
+                    "command": ["sh", "-c", "echo to stderr >&2; exec cat"],
+                },
             ],
         },
     })])?;
@@ -69,23 +72,28 @@ fn logs(client: &Client) -> Result<()> {
         ensure!(said.lines().count() == 4, "{said:?}");
         Ok(said)
     })?;
-    ensure!(said.starts_with("line 1\nline 2\nline 3\n"), "{said:?}");
-    ensure!(said.ends_with("to stderr\n"), "{said:?}");
+    ensure!(said == "line 1\nline 2\nline 3\nline 4\n", "{said:?}");
     for (flags, expected) in [
-        (&["--tail=2"][..], "line 3\nto stderr\n"),
+        (&["--tail=2"][..], "line 3\nline 4\n"),
         (&["--tail=0"], ""),
         (&["--limit-bytes=6"], "line 1"),
         (&["--previous"], "first run\n"),
-        (&["--since=1h", "--tail=1"], "to stderr\n"),
+        (&["--since=1h", "--tail=1"], "line 4\n"),
     ] {
         let said = of(flags)?;
         ensure!(said == expected, "{flags:?}: {said:?}");
     }
     let stamped = of(&["--timestamps", "--tail=1"])?;
     let (time, rest) = stamped.split_once(' ').context("no time")?;
-    ensure!(rest == "to stderr\n", "{stamped:?}");
+    ensure!(rest == "line 4\n", "{stamped:?}");
     ensure!(time.contains('T') && time.ends_with('Z'), "{stamped:?}");
     ensure!(of(&["--since-time=2100-01-01T00:00:00Z"])?.is_empty());
+
+    wait_for("what went to stderr", SOON, || {
+        let said = client.run(&["logs", "server", "-c", "echo"])?;
+        ensure!(said.starts_with("to stderr\n"), "{said:?}");
+        Ok(())
+    })?;
 
     let mut follow = client.start(&["logs", "server", "-c", "echo", "--follow"])?;
     let word = format!("followed by {}", std::process::id());
