@@ -89,6 +89,18 @@ impl FakeApi {
         object
     }
 
+    /// Reads, changes and writes as one step: what comes between the two would be lost.
+    pub fn change(&self, path: &str, change: impl FnOnce(&mut Value)) -> Option<Value> {
+        let mut objects = self.inner.objects.lock();
+        let object = objects.get_mut(path)?;
+        change(object);
+        let revision = self.inner.revision.fetch_add(1, Ordering::SeqCst) + 1;
+        object["metadata"]["resourceVersion"] = json!(revision.to_string());
+        let event = json!({"type": "MODIFIED", "object": object});
+        let _ = self.inner.events.send((path.to_string(), event));
+        Some(object.clone())
+    }
+
     pub fn remove(&self, path: &str) {
         let removed = self.inner.objects.lock().remove(path);
         if let Some(mut object) = removed {
@@ -160,13 +172,12 @@ impl FakeApi {
                     "metadata": {}, "spec": {"audiences": []},
                     "status": {"token": "a.b.c", "expirationTimestamp": "2099-01-01T00:00:00Z"}}),
             ),
-            (&Method::PATCH, [_, name] | [_, name, "status"]) => match self.get(&key(name)) {
-                Some(mut object) => {
-                    merge(&mut object, &body);
-                    json_answer(200, &self.put(&key(name), object))
+            (&Method::PATCH, [_, name] | [_, name, "status"]) => {
+                match self.change(&key(name), |object| merge(object, &body)) {
+                    Some(object) => json_answer(200, &object),
+                    None => not_found(plural, name),
                 }
-                None => not_found(plural, name),
-            },
+            }
             (&Method::DELETE, [_, name]) => {
                 self.remove(&key(name));
                 json_answer(

@@ -322,11 +322,12 @@ impl Node {
     }
 
     pub fn delete(&self, name: &str) {
-        let mut pod = self.api.get(&self.path(name)).expect("the pod exists");
-        pod["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
-        let grace = pod["spec"]["terminationGracePeriodSeconds"].clone();
-        pod["metadata"]["deletionGracePeriodSeconds"] = grace;
-        self.api.put(&self.path(name), pod);
+        let deleted = self.api.change(&self.path(name), |pod| {
+            pod["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+            let grace = pod["spec"]["terminationGracePeriodSeconds"].clone();
+            pod["metadata"]["deletionGracePeriodSeconds"] = grace;
+        });
+        deleted.expect("the pod exists");
     }
 
     /// Waits until `check` gives something, and says what was seen last if it never does.
