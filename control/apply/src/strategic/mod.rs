@@ -76,8 +76,8 @@ fn go_type(value: &Value) -> &'static str {
         Value::Number(number) if number.is_f64() => "float64",
         Value::Number(_) => "int64",
         Value::String(_) => "string",
-        Value::Array(_) => "[]interface {}",
-        Value::Object(_) => "map[string]interface {}",
+        Value::Array(_) => LIST,
+        Value::Object(_) => MAP,
     }
 }
 
