@@ -485,8 +485,8 @@ fn a_crashing_container_waits_longer_each_time() {
     assert_eq!(attempts, [8, 7], "only the one before stays, for lastState");
 }
 
-#[test]
-fn a_new_image_does_not_wait_for_the_one_that_crashed() {
+/// A pod whose container `a` waits for its next restart.
+fn crashed_thrice() -> Model {
     let mut model = Model::new(shapes().swap_remove(0));
     for _ in 0..3 {
         model.settle();
@@ -496,6 +496,12 @@ fn a_new_image_does_not_wait_for_the_one_that_crashed() {
         model.end(&id, 1);
     }
     assert!(model.plan().wake_at.is_some(), "it waits for its restart");
+    model
+}
+
+#[test]
+fn a_new_image_does_not_wait_for_the_one_that_crashed() {
+    let mut model = crashed_thrice();
     let spec = model.pod.as_mut().unwrap().spec.as_mut().unwrap();
     spec.containers[0].image = Some("another".into());
     let before = model.now;
@@ -506,15 +512,7 @@ fn a_new_image_does_not_wait_for_the_one_that_crashed() {
 #[test]
 fn a_clock_that_was_set_back_makes_nobody_wait() {
     let hour = SignedDuration::from_hours(1);
-    let mut model = Model::new(shapes().swap_remove(0));
-    for _ in 0..3 {
-        model.settle();
-        let running = model.containers.iter();
-        let mut running = running.filter(|o| o.state == State::Running && o.name == "a");
-        let id = running.next().unwrap().id.clone();
-        model.end(&id, 1);
-    }
-    assert!(model.plan().wake_at.is_some(), "it waits for its restart");
+    let mut model = crashed_thrice();
     model.now -= hour;
     let before = model.now;
     model.settle();
