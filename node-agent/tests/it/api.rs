@@ -68,24 +68,18 @@ impl FakeApi {
     }
 
     pub fn put(&self, path: &str, mut object: Value) -> Value {
-        let kind = if self.inner.objects.lock().contains_key(path) {
+        let mut objects = self.inner.objects.lock();
+        let kind = if objects.contains_key(path) {
             "MODIFIED"
         } else {
             "ADDED"
         };
-        let revision = self.inner.revision.fetch_add(1, Ordering::SeqCst) + 1;
-        object["metadata"]["resourceVersion"] = json!(revision.to_string());
+        let revision = self.next_revision(&mut object);
         if object["metadata"]["uid"].is_null() {
             object["metadata"]["uid"] = json!(format!("uid-{:x}-{revision}", std::process::id()));
         }
-        self.inner
-            .objects
-            .lock()
-            .insert(path.into(), object.clone());
-        let _ = self
-            .inner
-            .events
-            .send((path.to_string(), json!({"type": kind, "object": object})));
+        objects.insert(path.into(), object.clone());
+        self.tell(path, kind, &object);
         object
     }
 
@@ -94,21 +88,29 @@ impl FakeApi {
         let mut objects = self.inner.objects.lock();
         let object = objects.get_mut(path)?;
         change(object);
-        let revision = self.inner.revision.fetch_add(1, Ordering::SeqCst) + 1;
-        object["metadata"]["resourceVersion"] = json!(revision.to_string());
-        let event = json!({"type": "MODIFIED", "object": object});
-        let _ = self.inner.events.send((path.to_string(), event));
+        self.next_revision(object);
+        self.tell(path, "MODIFIED", object);
         Some(object.clone())
     }
 
     pub fn remove(&self, path: &str) {
-        let removed = self.inner.objects.lock().remove(path);
-        if let Some(mut object) = removed {
-            let revision = self.inner.revision.fetch_add(1, Ordering::SeqCst) + 1;
-            object["metadata"]["resourceVersion"] = json!(revision.to_string());
-            let event = json!({"type": "DELETED", "object": object});
-            let _ = self.inner.events.send((path.to_string(), event));
+        let mut objects = self.inner.objects.lock();
+        if let Some(mut object) = objects.remove(path) {
+            self.next_revision(&mut object);
+            self.tell(path, "DELETED", &object);
         }
+    }
+
+    fn next_revision(&self, object: &mut Value) -> u64 {
+        let revision = self.inner.revision.fetch_add(1, Ordering::SeqCst) + 1;
+        object["metadata"]["resourceVersion"] = json!(revision.to_string());
+        revision
+    }
+
+    /// With the objects locked, so that watches see changes in their order.
+    fn tell(&self, path: &str, kind: &str, object: &Value) {
+        let event = json!({"type": kind, "object": object});
+        let _ = self.inner.events.send((path.to_string(), event));
     }
 
     async fn serve(&self, request: Request<Body>) -> Answer {
