@@ -79,7 +79,8 @@ pub struct Ctx {
 }
 
 impl Ctx {
-    pub fn new(api: Arc<Api>, parts: &http::request::Parts, body: Body, user: User) -> Self {
+    /// Takes the headers.
+    pub fn new(api: Arc<Api>, parts: &mut http::request::Parts, body: Body, user: User) -> Self {
         let query = Query::parse(parts.uri.query());
         let watch = query.flag("watch");
         Self {
@@ -89,7 +90,7 @@ impl Ctx {
             info: RequestInfo::parse(&parts.method, parts.uri.path(), watch),
             query,
             query_text: parts.uri.query().map(str::to_owned),
-            headers: parts.headers.clone(),
+            headers: std::mem::take(&mut parts.headers),
             user,
             body: Mutex::new(Some(body)),
             upgrade: Mutex::new(None),

@@ -21,7 +21,10 @@ use hyper_util::{
     service::TowerToHyperService,
 };
 use rustls::{ClientConfig, RootCertStore, ServerConfig, server::WebPkiClientVerifier};
-use skep_apiserver::identity::{NoHost, Peer};
+use skep_apiserver::{
+    authn::certificate_user,
+    identity::{NoHost, Peer},
+};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -191,7 +194,7 @@ impl Connection {
                     stream,
                     Peer {
                         address,
-                        certificates: Vec::new(),
+                        user: None,
                     },
                 )
                 .await;
@@ -201,20 +204,10 @@ impl Connection {
             .context("TLS handshake timed out")?
             .context("TLS handshake")?;
         drop(permit);
-        let certificates = stream
-            .get_ref()
-            .1
-            .peer_certificates()
-            .map(|chain| chain.iter().map(|c| c.clone().into_owned()).collect())
-            .unwrap_or_default();
-        self.http(
-            stream,
-            Peer {
-                address,
-                certificates,
-            },
-        )
-        .await
+        let chain = stream.get_ref().1.peer_certificates();
+        let leaf = chain.and_then(<[_]>::first);
+        let user = leaf.and_then(certificate_user).map(Arc::new);
+        self.http(stream, Peer { address, user }).await
     }
 
     async fn http<S>(self, stream: S, peer: Peer) -> Result<()>
