@@ -188,6 +188,15 @@ pub trait Kind:
         Warnings::new()
     }
 
+    /// Brings what is valid into the form that it is kept in; whether that changed anything.
+    fn canonicalize(&mut self) -> bool {
+        false
+    }
+
+    fn status_warnings(&self) -> Warnings {
+        Warnings::new()
+    }
+
     fn printer() -> Arc<dyn Printer> {
         Arc::new(NameAndAge::new())
     }
@@ -377,6 +386,7 @@ impl<T: Kind> Strategy for Typed<T> {
             return Err(errors.0);
         }
         let warnings = typed.warnings(None);
+        typed.canonicalize();
         // Writing costs as much as all the rest.
         if typed != given {
             self.write(&typed, object)?;
@@ -452,8 +462,12 @@ impl<T: Kind> Strategy for Typed<T> {
         }
         let warnings = match of {
             UpdateOf::Main => typed.warnings(Some(&old_typed)),
-            _ => Warnings::new(),
+            UpdateOf::Status => typed.status_warnings(),
+            UpdateOf::Subresource(_) => Warnings::new(),
         };
+        if typed.canonicalize() {
+            self.write(&typed, new)?;
+        }
         owned.put_back(new);
         Ok(warnings)
     }
