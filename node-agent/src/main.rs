@@ -561,6 +561,7 @@ async fn run(options: Options) -> Result<()> {
         thresholds,
         memory_capacity: i64::try_from(node::memory_kib() * 1024).unwrap_or(i64::MAX),
         starts: kubelet::Context::starts(),
+        creates: kubelet::Context::starts(),
         desk: kubelet::admit::Desk {
             unsafe_sysctls: options.allowed_unsafe_sysctls.clone(),
             ..Default::default()

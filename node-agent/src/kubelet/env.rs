@@ -28,6 +28,13 @@ pub fn files(container: &Container) -> Vec<(&str, &str)> {
         .collect()
 }
 
+/// Whether the container's environment tells the pod's addresses, which only its network gives.
+pub fn needs_address(container: &Container) -> bool {
+    let sources = container.env.iter().flatten();
+    let mut fields = sources.filter_map(|e| e.value_from.as_ref()?.field_ref.as_ref());
+    fields.any(|f| matches!(f.field_path.as_str(), "status.podIP" | "status.podIPs"))
+}
+
 /// `NAME='value'` lines: what is between the quotes is taken as it is, newlines too. A word needs no quotes. Lines that
 /// begin with `#` say nothing.
 ///

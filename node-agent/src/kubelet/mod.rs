@@ -76,7 +76,7 @@ const STATIC_LOOK: Duration = Duration::from_secs(1);
 const MIRROR_RETRY: Duration = Duration::from_secs(5);
 const WATCH_RETRY: Duration = Duration::from_millis(200);
 const WATCH_RETRY_MAX: Duration = Duration::from_secs(3);
-/// Containers that Docker is asked to start at the same time.
+/// Containers that Docker is asked to start at the same time, and as many again to create before they can start.
 const STARTS: usize = 8;
 
 #[derive(Debug, Clone)]
@@ -140,6 +140,7 @@ pub struct Context {
     pub thresholds: Vec<eviction::plan::Threshold>,
     pub memory_capacity: i64,
     pub starts: Semaphore,
+    pub creates: Semaphore,
     pub desk: admit::Desk,
     pub evictions: eviction::Evictions,
     pub shutdown: shutdown::Shutdown,
