@@ -4,7 +4,7 @@
 //! - `runtime`: the container runtime behind one trait: Docker, or hollow
 //! - `network`: the pod network behind one trait
 //! - `proxy`, `policy`, `dns`: Services, NetworkPolicy and names of the cluster, on this node
-//! - `endpoints`: EndpointSlices in little memory, for all of these
+//! - `services`, `endpoints`: Services and EndpointSlices in little memory, for all of these
 //!
 //! The agent is a client of the API like any other; it must not know the API server's crates.
 //! Read `kubelet/plan.rs` first: it decides what happens to a pod.
@@ -17,3 +17,4 @@ pub mod network;
 pub mod policy;
 pub mod proxy;
 pub mod runtime;
+pub mod services;
