@@ -339,6 +339,10 @@ fn validate_parts(
     }
 }
 
+const ED25519: &str = "1.3.101.112";
+/// And a hash after it.
+const ECDSA: &str = "1.2.840.10045.4.";
+
 /// A PEM block with a request that its own key signed.
 fn check_request(pem: &[u8]) -> Result<(), String> {
     let block = Pem::iter_from_buffer(pem).next();
@@ -346,14 +350,22 @@ fn check_request(pem: &[u8]) -> Result<(), String> {
         .and_then(Result::ok)
         .filter(|block| block.label == "CERTIFICATE REQUEST");
     let block = block.ok_or("PEM block type must be CERTIFICATE REQUEST")?;
-    let (rest, request) = X509CertificationRequest::from_der(&block.contents)
-        .map_err(|error| format!("asn1: structure error: {error}"))?;
+    let (rest, request) = X509CertificationRequest::from_der(&block.contents).map_err(|error| {
+        let problem = super::asn1::problem(&block.contents);
+        problem.unwrap_or_else(|| format!("asn1: structure error: {error}"))
+    })?;
     if !rest.is_empty() {
         return Err("asn1: syntax error: trailing data".to_owned());
     }
-    request
-        .verify_signature()
-        .map_err(|_| "crypto/rsa: verification error".to_owned())
+    request.verify_signature().map_err(|_| {
+        let algorithm = request.signature_algorithm.algorithm.to_id_string();
+        let problem = match algorithm.as_str() {
+            ED25519 => "x509: Ed25519 verification failure",
+            other if other.starts_with(ECDSA) => "x509: ECDSA verification failure",
+            _ => "crypto/rsa: verification error",
+        };
+        problem.to_owned()
+    })
 }
 
 fn check_certificates(pem: &[u8]) -> Result<(), String> {
@@ -376,8 +388,7 @@ fn check_certificates(pem: &[u8]) -> Result<(), String> {
         let mut rest = block.contents.as_slice();
         while !rest.is_empty() {
             let parsed = X509Certificate::from_der(rest);
-            let (after, _) =
-                parsed.map_err(|error| format!("x509: malformed certificate: {error}"))?;
+            let (after, _) = parsed.map_err(|_| "x509: malformed certificate")?;
             rest = after;
         }
     }
