@@ -38,6 +38,7 @@ pub async fn delete(ctx: &Ctx, resource: &Arc<Resource>) -> Result<Response> {
     let out = ctx.output(resource)?;
     let options = read_options(ctx).await?;
     hooks::may_delete(resource, &ctx.info.name)?;
+    warn_of_orphans(ctx, resource, &options);
     let namespace = if resource.namespaced() {
         ctx.info.namespace.as_str()
     } else {
@@ -57,6 +58,7 @@ pub async fn delete_collection(ctx: &Ctx, resource: &Arc<Resource>) -> Result<Re
     let options = ListOptions::parse(&ctx.query, false)?;
     let selection = Selection::new(ctx, resource, &options)?;
     let delete_options = read_options(ctx).await?;
+    warn_of_orphans(ctx, resource, &delete_options);
     let list = page(ctx, resource, &selection, &options).await?;
     let prefix = resource.prefix.len();
     let keys = list
@@ -269,7 +271,7 @@ async fn admit(ctx: &Ctx, target: Target<'_>, options: &DeleteOptions, old: &Val
     admitted
 }
 
-fn check_preconditions(
+pub fn check_preconditions(
     resource: &Resource,
     object: &Value,
     name: &str,
@@ -438,6 +440,16 @@ fn update_finalizers(resource: &Resource, object: &mut Value, options: &DeleteOp
         super::write::remove_meta(object, "finalizers");
     } else {
         object["metadata"]["finalizers"] = finalizers.into();
+    }
+}
+
+fn warn_of_orphans(ctx: &Ctx, resource: &Resource, options: &DeleteOptions) {
+    if options.propagation.is_none() && resource.is("batch", "jobs") {
+        ctx.warnings.lock().push(
+            "child pods are preserved by default when jobs are deleted; set propagationPolicy=Background to remove them \
+             or set propagationPolicy=Orphan to suppress this warning"
+                .to_owned(),
+        );
     }
 }
 
