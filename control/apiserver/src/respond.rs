@@ -29,7 +29,7 @@ pub enum Object {
 }
 
 impl Object {
-    fn into_value(self) -> Result<Value> {
+    pub fn into_value(self) -> Result<Value> {
         match self {
             Self::Value(value) => Ok(value),
             Self::Bytes(bytes) => serde_json::from_slice(&bytes)

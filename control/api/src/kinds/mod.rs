@@ -27,8 +27,8 @@ pub enum Generation {
     Spec,
     /// One more when anything beside metadata and status changes.
     Object,
-    /// The same, labels and annotations included (EndpointSlices).
-    ObjectOrMetadata,
+    /// The same, labels included (EndpointSlices).
+    ObjectOrLabels,
     /// 1, for good.
     CreateOnly,
     /// One more when `spec` or the annotations change (Deployments).
@@ -604,15 +604,9 @@ fn changed(generation: Generation, new: &Value, old: &Value) -> bool {
     let differs = |field: &str| new.get(field) != old.get(field);
     match generation {
         Generation::Never | Generation::Own | Generation::CreateOnly => false,
-        Generation::ObjectOrMetadata => {
-            let meta = |field: &str| {
-                let pointer = format!("/metadata/{field}");
-                new.pointer(&pointer) != old.pointer(&pointer)
-            };
+        Generation::ObjectOrLabels => {
             changed(Generation::Object, new, old)
-                || ["labels", "annotations", "ownerReferences", "finalizers"]
-                    .into_iter()
-                    .any(meta)
+                || new.pointer("/metadata/labels") != old.pointer("/metadata/labels")
         }
         Generation::Spec => differs("spec"),
         Generation::SpecOrAnnotations => {
