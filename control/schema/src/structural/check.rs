@@ -7,49 +7,31 @@ use super::{
     validate::validate_default,
 };
 
-/// What is wrong with a schema, in upstream's order.
-#[derive(Debug, Default, PartialEq)]
-pub struct Faults {
-    pub found: Vec<Invalid>,
-    /// What the schema means is known, so that its rules can be compiled: where nothing is wrong at them or below.
-    pub structural: bool,
-}
-
-/// Finds what is wrong with the rules of one schema without compiling them, given where it stands.
-pub type Forms<'a> = &'a dyn Fn(&Map<String, Value>, &str, &mut Vec<Invalid>);
-
-/// Everything wrong with an `openAPIV3Schema`, with fields below it (`properties[x].type`). Of CEL rules, what `forms` says.
-pub fn check(schema: &Value, forms: Forms<'_>) -> Faults {
+/// Everything wrong with an `openAPIV3Schema`, with fields below it (`properties[x].type`). CEL rules are not looked at.
+pub fn check(schema: &Value) -> Vec<Invalid> {
     let mut found = Vec::new();
-    let Value::Object(map) = schema else {
-        found.push(Invalid::new(InvalidKind::Required, "", "", ""));
-        return Faults {
-            found,
-            structural: false,
-        };
-    };
-    let parsed = Schema::parse(schema, "", 0);
-    if flag(map, "nullable") {
-        let detail = "nullable cannot be true at the root";
-        found.push(Invalid::new(InvalidKind::Forbidden, "nullable", "", detail));
-    }
-    let mut structural = parsed.is_ok();
-    if structural {
-        let mut deeper = structure(map);
-        if deeper.is_empty() {
-            all_defaults(map, "", true, &mut deeper);
+    match schema {
+        Value::Object(map) => {
+            let parsed = Schema::parse(schema, "", 0);
+            if flag(map, "nullable") {
+                let detail = "nullable cannot be true at the root";
+                found.push(Invalid::new(InvalidKind::Forbidden, "nullable", "", detail));
+            }
+            if parsed.is_ok() {
+                found.append(&mut structure(map));
+                if found.is_empty() {
+                    all_defaults(map, "", true, &mut found);
+                }
+            }
+            markers(map, "", &Place::root(), &mut found);
+            if let (Err(error), true) = (parsed, found.is_empty()) {
+                let kind = InvalidKind::Forbidden;
+                found.push(Invalid::new(kind, error.field, "", error.detail));
+            }
         }
-        structural = deeper.is_empty();
-        found.append(&mut deeper);
+        _ => found.push(Invalid::new(InvalidKind::Required, "", "", "")),
     }
-    let mut markers = Markers { found, forms };
-    markers.visit(map, "", &Place::root());
-    let mut found = markers.found;
-    if let (Err(error), true) = (parsed, found.is_empty()) {
-        let kind = InvalidKind::Forbidden;
-        found.push(Invalid::new(kind, error.field, "", error.detail));
-    }
-    Faults { found, structural }
+    found
 }
 
 pub(super) fn object<'a>(
@@ -166,241 +148,272 @@ fn unsupported(map: &Map<String, Value>, path: &str, place: &Place, found: &mut 
 
 /// What stands in a schema beside its structure: lists, maps, what is not supported
 /// (`ValidateCustomResourceDefinitionOpenAPISchema`).
-struct Markers<'a> {
-    found: Vec<Invalid>,
-    forms: Forms<'a>,
-}
-
-impl Markers<'_> {
-    fn visit(&mut self, map: &Map<String, Value>, path: &str, place: &Place) {
-        let mut own = Vec::new();
-        unsupported(map, path, place, &mut own);
-        self.found.append(&mut own);
-        let properties = object(map, "properties");
-        let additional = map
-            .get("additionalProperties")
-            .filter(|value| !value.is_null());
-        if flag(map, "uniqueItems") {
-            let detail =
-                "uniqueItems cannot be set to true since the runtime complexity becomes quadratic";
-            self.add(path, "uniqueItems", InvalidKind::Forbidden, "", detail);
+fn markers(map: &Map<String, Value>, path: &str, place: &Place, found: &mut Vec<Invalid>) {
+    let mut own = Vec::new();
+    unsupported(map, path, place, &mut own);
+    found.append(&mut own);
+    let properties = object(map, "properties");
+    let additional = map
+        .get("additionalProperties")
+        .filter(|value| !value.is_null());
+    if flag(map, "uniqueItems") {
+        found.push(Invalid::new(
+            InvalidKind::Forbidden,
+            join(path, "uniqueItems"),
+            "",
+            "uniqueItems cannot be set to true since the runtime complexity becomes quadratic",
+        ));
+    }
+    if properties.is_some_and(|properties| !properties.is_empty())
+        && additional.is_some_and(|additional| *additional != Value::Bool(true))
+    {
+        found.push(Invalid::new(
+            InvalidKind::Forbidden,
+            join(path, "additionalProperties"),
+            "",
+            "additionalProperties and properties are mutual exclusive",
+        ));
+    }
+    if let Some(Value::Object(values)) = additional {
+        let mut place = place.below();
+        if place.metadata {
+            place.no_default = Some("inside additionalProperties applying to object metadata");
         }
-        if properties.is_some_and(|properties| !properties.is_empty())
-            && additional.is_some_and(|additional| *additional != Value::Bool(true))
-        {
-            let detail = "additionalProperties and properties are mutual exclusive";
-            let name = "additionalProperties";
-            self.add(path, name, InvalidKind::Forbidden, "", detail);
+        markers(values, &join(path, "additionalProperties"), &place, found);
+    }
+    let embedded = flag(map, "x-kubernetes-embedded-resource");
+    for (name, property) in properties.into_iter().flatten() {
+        if let Value::Object(property) = property {
+            let at = join(path, &format!("properties[{name}]"));
+            markers(property, &at, &place.property(embedded, name), found);
         }
-        if let Some(Value::Object(values)) = additional {
-            let mut place = place.below();
-            if place.metadata {
-                place.no_default = Some("inside additionalProperties applying to object metadata");
+    }
+    if let Some(not) = object(map, "not") {
+        markers(not, &join(path, "not"), &place.below(), found);
+    }
+    for name in ["allOf", "oneOf", "anyOf"] {
+        let list = map.get(name).and_then(Value::as_array);
+        for (index, below) in list.into_iter().flatten().enumerate() {
+            if let Value::Object(below) = below {
+                let at = join(path, &format!("{name}[{index}]"));
+                markers(below, &at, &place.below(), found);
             }
-            self.visit(values, &join(path, "additionalProperties"), &place);
         }
-        let embedded = flag(map, "x-kubernetes-embedded-resource");
-        for (name, property) in properties.into_iter().flatten() {
-            if let Value::Object(property) = property {
-                let at = join(path, &format!("properties[{name}]"));
-                self.visit(property, &at, &place.property(embedded, name));
-            }
-        }
-        if let Some(not) = object(map, "not") {
-            self.visit(not, &join(path, "not"), &place.below());
-        }
-        for name in ["allOf", "oneOf", "anyOf"] {
-            let list = map.get(name).and_then(Value::as_array);
-            for (index, below) in list.into_iter().flatten().enumerate() {
-                if let Value::Object(below) = below {
-                    let at = join(path, &format!("{name}[{index}]"));
-                    self.visit(below, &at, &place.below());
-                }
-            }
-        }
-        if let Some(items) = object(map, "items") {
-            self.visit(items, &join(path, "items"), &place.below());
-        }
-        if map.get("x-kubernetes-preserve-unknown-fields") == Some(&Value::Bool(false)) {
-            let name = "x-kubernetes-preserve-unknown-fields";
-            let detail = "must be true or undefined";
-            self.add(path, name, InvalidKind::Invalid, false, detail);
-        }
-        self.map_type(map, path);
-        self.list_type(map, path);
-        (self.forms)(map, path, &mut self.found);
+    }
+    if let Some(items) = object(map, "items") {
+        markers(items, &join(path, "items"), &place.below(), found);
+    }
+    if map.get("x-kubernetes-preserve-unknown-fields") == Some(&Value::Bool(false)) {
+        found.push(Invalid::new(
+            InvalidKind::Invalid,
+            join(path, "x-kubernetes-preserve-unknown-fields"),
+            false,
+            "must be true or undefined",
+        ));
     }
 
-    fn add(
-        &mut self,
-        path: &str,
-        name: &str,
-        kind: InvalidKind,
-        bad: impl Into<Value>,
-        detail: &str,
-    ) {
-        self.found
-            .push(Invalid::new(kind, join(path, name), bad, detail));
+    let ty = text(map, "type");
+    let list_type = map.get("x-kubernetes-list-type").and_then(Value::as_str);
+    let keys: Vec<&str> = map
+        .get("x-kubernetes-list-map-keys")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect();
+    if let Some(list_type) = list_type {
+        let at = join(path, "x-kubernetes-list-type");
+        if ty != "array" {
+            if ty.is_empty() {
+                let detail = "must be array if x-kubernetes-list-type is specified";
+                found.push(Invalid::new(
+                    InvalidKind::Required,
+                    join(path, "type"),
+                    "",
+                    detail,
+                ));
+            } else {
+                let detail = "must be array if x-kubernetes-list-type is specified";
+                found.push(Invalid::new(
+                    InvalidKind::Invalid,
+                    join(path, "type"),
+                    ty,
+                    detail,
+                ));
+            }
+        }
+        if !["atomic", "set", "map"].contains(&list_type) {
+            let detail = "supported values: \"atomic\", \"set\", \"map\"";
+            found.push(Invalid::new(
+                InvalidKind::NotSupported,
+                at,
+                list_type,
+                detail,
+            ));
+        } else if list_type == "map" && keys.is_empty() {
+            found.push(Invalid::new(
+                InvalidKind::Required,
+                join(path, "x-kubernetes-list-map-keys"),
+                "",
+                "must not be empty if x-kubernetes-list-type is map",
+            ));
+        } else if list_type != "map" && !keys.is_empty() {
+            found.push(Invalid::new(
+                InvalidKind::Invalid,
+                at,
+                list_type,
+                "must be map if x-kubernetes-list-map-keys is non-empty",
+            ));
+        }
+        if list_type == "map" {
+            list_map_keys(map, &keys, path, found);
+        }
+    } else if !keys.is_empty() {
+        found.push(Invalid::new(
+            InvalidKind::Required,
+            join(path, "x-kubernetes-list-type"),
+            "",
+            "must be map if x-kubernetes-list-map-keys is non-empty",
+        ));
     }
-
-    /// The type that a marker asks for.
-    fn must_be(&mut self, map: &Map<String, Value>, path: &str, ty: &str, marker: &str) {
-        let given = text(map, "type");
-        let kind = match given {
-            "" => InvalidKind::Required,
-            given if given != ty => InvalidKind::Invalid,
-            _ => return,
-        };
-        let detail = format!("must be {ty} if {marker} is specified");
-        self.add(path, "type", kind, given, &detail);
-    }
-
-    fn map_type(&mut self, map: &Map<String, Value>, path: &str) {
-        const MARKER: &str = "x-kubernetes-map-type";
-        let Some(map_type) = map.get(MARKER).and_then(Value::as_str) else {
-            return;
-        };
-        self.must_be(map, path, "object", MARKER);
+    if let Some(map_type) = map.get("x-kubernetes-map-type").and_then(Value::as_str) {
+        if ty != "object" {
+            let detail = "must be object if x-kubernetes-map-type is specified";
+            found.push(Invalid::new(
+                InvalidKind::Invalid,
+                join(path, "type"),
+                ty,
+                detail,
+            ));
+        }
         if !["atomic", "granular"].contains(&map_type) {
             let detail = "supported values: \"atomic\", \"granular\"";
-            self.add(path, MARKER, InvalidKind::NotSupported, map_type, detail);
+            let at = join(path, "x-kubernetes-map-type");
+            found.push(Invalid::new(
+                InvalidKind::NotSupported,
+                at,
+                map_type,
+                detail,
+            ));
         }
     }
+    set_items(map, list_type, path, found);
+}
 
-    fn list_type(&mut self, map: &Map<String, Value>, path: &str) {
-        const MARKER: &str = "x-kubernetes-list-type";
-        const KEYS: &str = "x-kubernetes-list-map-keys";
-        let list_type = map.get(MARKER).and_then(Value::as_str);
-        let items = object(map, "items");
-        let keys: Vec<&str> = map
-            .get(KEYS)
-            .and_then(Value::as_array)
-            .into_iter()
-            .flatten()
-            .filter_map(Value::as_str)
-            .collect();
-        if let Some(list_type) = list_type {
-            self.must_be(map, path, "array", MARKER);
-            if let ("array", "set", Some(items)) = (text(map, "type"), list_type, items) {
-                self.set_items(items, path);
-            }
-            if !["atomic", "set", "map"].contains(&list_type) {
-                let detail = "supported values: \"atomic\", \"set\", \"map\"";
-                self.add(path, MARKER, InvalidKind::NotSupported, list_type, detail);
-            }
-        }
-        if !keys.is_empty() && list_type != Some("map") {
-            let detail = "must be map if x-kubernetes-list-map-keys is non-empty";
-            match list_type {
-                None => self.add(path, MARKER, InvalidKind::Required, "", detail),
-                Some(other) => self.add(path, MARKER, InvalidKind::Invalid, other, detail),
-            }
-        }
-        if list_type == Some("map") {
-            if keys.is_empty() {
-                let detail = "must not be empty if x-kubernetes-list-type is map";
-                self.add(path, KEYS, InvalidKind::Required, "", detail);
-            }
-            self.keyed_items(items, &keys, path);
-        }
-        if let (Some(list_type @ ("set" | "map")), Some(items)) = (list_type, items) {
-            self.identities(items, list_type, &keys, path);
-        }
-    }
-
-    /// Items of sets must not be merged.
-    fn set_items(&mut self, items: &Map<String, Value>, path: &str) {
+/// Items of sets and keyed lists have an identity, which null has not, and which must not be merged.
+fn set_items(
+    map: &Map<String, Value>,
+    list_type: Option<&str>,
+    path: &str,
+    found: &mut Vec<Invalid>,
+) {
+    let (Some(list_type @ ("set" | "map")), Some(items)) = (list_type, object(map, "items")) else {
+        return;
+    };
+    let below = join(path, "items");
+    if list_type == "set" {
+        let detail = "must be atomic as item of a list with x-kubernetes-list-type=set";
         let marker = match text(items, "type") {
             "array" => "x-kubernetes-list-type",
             "object" => "x-kubernetes-map-type",
-            _ => return,
+            _ => "",
         };
         let given = items.get(marker).and_then(Value::as_str);
-        let default = (marker == "x-kubernetes-list-type").then_some("atomic");
-        if given.or(default) != Some("atomic") {
+        let atomic = match marker {
+            "x-kubernetes-list-type" => given.is_none_or(|given| given == "atomic"),
+            "x-kubernetes-map-type" => given == Some("atomic"),
+            _ => true,
+        };
+        if !atomic {
             let bad = items.get("x-kubernetes-list-type").cloned();
-            let detail = "must be atomic as item of a list with x-kubernetes-list-type=set";
-            let at = join(path, "items");
-            self.add(
-                &at,
-                marker,
+            let at = join(&below, marker);
+            found.push(Invalid::new(
                 InvalidKind::Invalid,
+                at,
                 bad.unwrap_or_default(),
                 detail,
-            );
+            ));
         }
     }
+    if flag(items, "nullable") {
+        let detail = format!("cannot be nullable when x-kubernetes-list-type is {list_type}");
+        let at = join(&below, "nullable");
+        found.push(Invalid::new(InvalidKind::Forbidden, at, "", detail));
+    }
+}
 
-    fn keyed_items(&mut self, items: Option<&Map<String, Value>>, keys: &[&str], path: &str) {
-        const KEYS: &str = "x-kubernetes-list-map-keys";
-        let Some(items) = items else {
-            let detail = "must have a schema if x-kubernetes-list-type is map";
-            return self.add(path, "items", InvalidKind::Required, "", detail);
-        };
-        let ty = text(items, "type");
-        if ty != "object" {
-            let detail = "must be object if parent array's x-kubernetes-list-type is map";
-            return self.add(path, "items.type", InvalidKind::Invalid, ty, detail);
-        }
-        for (index, key) in keys.iter().enumerate() {
-            let property =
-                object(items, "properties").and_then(|properties| object(properties, key));
-            match property {
-                None => {
-                    let detail = "entries must all be names of item properties";
-                    self.add(path, KEYS, InvalidKind::Invalid, keys.to_vec(), detail);
+fn list_map_keys(map: &Map<String, Value>, keys: &[&str], path: &str, found: &mut Vec<Invalid>) {
+    let Some(items) = object(map, "items") else {
+        let detail = "must have a schema if x-kubernetes-list-type is map";
+        let at = join(path, "items");
+        found.push(Invalid::new(InvalidKind::Required, at, "", detail));
+        return;
+    };
+    if text(items, "type") != "object" {
+        found.push(Invalid::new(
+            InvalidKind::Invalid,
+            join(path, "items.type"),
+            text(items, "type"),
+            "must be object if parent array's x-kubernetes-list-type is map",
+        ));
+        return;
+    }
+    let required: Vec<&str> = items
+        .get("required")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect();
+    let at = join(path, "x-kubernetes-list-map-keys");
+    let mut later = Vec::new();
+    for (index, key) in keys.iter().enumerate() {
+        let property = object(items, "properties").and_then(|properties| object(properties, key));
+        let below = join(path, &format!("items.properties[{key}]"));
+        match property {
+            None => {
+                let detail = "entries must all be names of item properties";
+                found.push(Invalid::new(
+                    InvalidKind::Invalid,
+                    at.as_str(),
+                    keys.to_vec(),
+                    detail,
+                ));
+            }
+            Some(property) => {
+                if matches!(text(property, "type"), "array" | "object") {
+                    found.push(Invalid::new(
+                        InvalidKind::Invalid,
+                        join(&below, "type"),
+                        text(items, "type"),
+                        "must be a scalar type if parent array's x-kubernetes-list-type is map",
+                    ));
                 }
-                Some(property) if matches!(text(property, "type"), "array" | "object") => {
-                    let at = format!("items.properties[{key}].type");
+                if property.get("default").is_none_or(Value::is_null) && !required.contains(key) {
+                    let detail = "this property is in x-kubernetes-list-map-keys, so it must have a default or be a \
+                                  required property";
+                    let at = join(&below, "default");
+                    later.push(Invalid::new(InvalidKind::Required, at, "", detail));
+                }
+                if flag(property, "nullable") {
                     let detail =
-                        "must be a scalar type if parent array's x-kubernetes-list-type is map";
-                    self.add(path, &at, InvalidKind::Invalid, ty, detail);
+                        "this property is in x-kubernetes-list-map-keys, so it cannot be nullable";
+                    let at = join(&below, "nullable");
+                    later.push(Invalid::new(InvalidKind::Forbidden, at, "", detail));
                 }
-                Some(_) => {}
             }
-            if keys[..index].contains(key) {
-                let detail = "must not contain duplicate entries";
-                self.add(path, KEYS, InvalidKind::Invalid, keys.to_vec(), detail);
-            }
+        }
+        if keys[..index].contains(key) {
+            let detail = "must not contain duplicate entries";
+            found.push(Invalid::new(
+                InvalidKind::Invalid,
+                at.as_str(),
+                keys.to_vec(),
+                detail,
+            ));
         }
     }
-
-    /// Items of sets and keyed lists have an identity, which null has not, nor who leaves out a key.
-    fn identities(
-        &mut self,
-        items: &Map<String, Value>,
-        list_type: &str,
-        keys: &[&str],
-        path: &str,
-    ) {
-        if flag(items, "nullable") {
-            let detail = format!("cannot be nullable when x-kubernetes-list-type is {list_type}");
-            self.add(path, "items.nullable", InvalidKind::Forbidden, "", &detail);
-        }
-        if list_type != "map" {
-            return;
-        }
-        let required = items.get("required").and_then(Value::as_array);
-        for key in keys {
-            let property =
-                object(items, "properties").and_then(|properties| object(properties, key));
-            let Some(property) = property else {
-                continue;
-            };
-            let at = join(path, &format!("items.properties[{key}]"));
-            let given = required.is_some_and(|names| names.iter().any(|name| name == key));
-            if !given && property.get("default").is_none_or(Value::is_null) {
-                let detail = "this property is in x-kubernetes-list-map-keys, so it must have a default or be a required \
-                              property";
-                self.add(&at, "default", InvalidKind::Required, "", detail);
-            }
-            if flag(property, "nullable") {
-                let detail =
-                    "this property is in x-kubernetes-list-map-keys, so it cannot be nullable";
-                self.add(&at, "nullable", InvalidKind::Forbidden, "", detail);
-            }
-        }
-    }
+    found.append(&mut later);
 }
 
 /// Every default of a schema must be one of its values. Maps are not followed: defaults may not stand there.

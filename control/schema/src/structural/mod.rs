@@ -12,7 +12,7 @@ use std::{collections::BTreeMap, sync::Arc, sync::OnceLock};
 use regex::Regex;
 use serde_json::{Map, Value};
 
-pub use check::{Faults, check};
+pub use check::check;
 pub use validate::{duplicates, embedded, validate, validate_field, validate_values};
 
 use crate::{
@@ -58,7 +58,7 @@ pub struct Invalid {
 }
 
 impl Invalid {
-    pub fn new(
+    pub(crate) fn new(
         kind: InvalidKind,
         field: impl Into<String>,
         bad_value: impl Into<Value>,

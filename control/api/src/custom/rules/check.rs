@@ -35,13 +35,9 @@ pub struct Problem {
     pub detail: String,
 }
 
-/// Everything wrong with the rules of a structural schema. `faulty`: what is wrong otherwise, by field (`.items.type`):
-/// rules there or above are not compiled, as their messages would lead away from it.
-pub fn rules(schema: &Value, faulty: &[String]) -> Vec<Problem> {
-    let mut walk = Walk {
-        faulty,
-        ..Walk::default()
-    };
+/// Everything wrong with the rules of a structural schema.
+pub fn rules(schema: &Value) -> Vec<Problem> {
+    let mut walk = Walk::default();
     walk.schema(schema, true, "", Some(1), None, 0);
     let mut found = walk.found;
     if walk.total > cost::TOTAL_LIMIT {
@@ -70,14 +66,13 @@ pub fn rules(schema: &Value, faulty: &[String]) -> Vec<Problem> {
 const MOST_EXPENSIVE: usize = 4;
 
 #[derive(Default)]
-struct Walk<'a> {
-    faulty: &'a [String],
+struct Walk {
     found: Vec<Problem>,
     total: u64,
     costs: Vec<(u64, String)>,
 }
 
-impl Walk<'_> {
+impl Walk {
     /// `often`: how many values of the schema one object may have; `None` is no bound. `uncorrelated`: where the way from
     /// the root lost the identity of items.
     fn schema(
@@ -109,10 +104,6 @@ impl Walk<'_> {
             let keyed = schema["x-kubernetes-list-type"] == "map";
             let lost = uncorrelated.or((!keyed).then_some(at));
             self.schema(&schema["items"], false, &below, times, lost, depth + 1);
-        }
-        let below = |field: &String| field.strip_prefix(at).is_some_and(|f| f.starts_with('.'));
-        if self.faulty.iter().any(below) {
-            return;
         }
         for (index, rule) in list(&schema["x-kubernetes-validations"]).enumerate() {
             let at = format!("{at}.x-kubernetes-validations[{index}]");

@@ -1,11 +1,11 @@
 //! The schema of a version: structure, values, rules.
 
-use serde_json::{Map, Value};
-use skep_schema::structural::{self, Invalid, InvalidKind};
+use serde_json::Value;
+use skep_schema::structural;
 
 use super::internal;
 use crate::{
-    custom::{self, path, rules::check, strategy::to_field_error},
+    custom::{self, list, path, rules::check, strategy::to_field_error},
     field::{Bad, Errors, FieldError, FieldErrorKind, Path},
 };
 
@@ -23,13 +23,9 @@ pub(super) fn validate(
     if status {
         with_status(schema, &at, errors);
     }
-    let faults = structural::check(schema, &forms);
-    let faulty: Vec<String> = faults
-        .found
-        .iter()
-        .map(|invalid| format!(".{}", invalid.field))
-        .collect();
-    for mut invalid in faults.found {
+    let found = structural::check(schema);
+    let clean = found.is_empty();
+    for mut invalid in found {
         invalid.field = match invalid.field.as_str() {
             "" => root.clone(),
             below => format!("{root}.{below}"),
@@ -37,8 +33,9 @@ pub(super) fn validate(
         invalid.detail = invalid.detail.replace("{root}", &root);
         errors.push(to_field_error(invalid));
     }
-    if faults.structural && !unchanged {
-        for problem in check::rules(schema, &faulty) {
+    forms(schema, &root, errors);
+    if clean && !unchanged {
+        for problem in check::rules(schema) {
             let field = format!("{root}{}", problem.field);
             let bad = match &problem.bad {
                 check::Bad::None => Bad::omitted(),
@@ -88,7 +85,6 @@ fn with_status(schema: &Value, at: &Path<'_>, errors: &mut Errors) {
     if !ty.is_empty() && ty != "object" {
         let detail = "only \"object\" is allowed as the type at the root of the schema if the status subresource is enabled";
         errors.invalid(&at.child("type"), ty, detail);
-        return;
     }
     let other = schema
         .as_object()
@@ -115,38 +111,36 @@ const REASONS: [&str; 4] = [
     "FieldValueDuplicate",
 ];
 
-/// What can be said about the rules of one schema without compiling them.
-fn forms(schema: &Map<String, Value>, at: &str, found: &mut Vec<Invalid>) {
-    let rules = schema
-        .get("x-kubernetes-validations")
-        .and_then(Value::as_array);
-    for (index, rule) in rules.into_iter().flatten().enumerate() {
+/// What can be said about rules without compiling them.
+fn forms(schema: &Value, at: &str, errors: &mut Errors) {
+    for (index, rule) in list(&schema["x-kubernetes-validations"]).enumerate() {
+        let place = |field: &str| format!("{at}.x-kubernetes-validations[{index}].{field}");
         let given = |name: &str| custom::text(rule, name);
-        let mut add = |kind: InvalidKind, field: &str, detail: &str| {
-            let place = format!("x-kubernetes-validations[{index}].{field}");
-            let place = match at {
-                "" => place,
-                at => format!("{at}.{place}"),
-            };
-            found.push(Invalid::new(kind, place, given(field), detail));
+        let mut add = |kind: FieldErrorKind, field: &str, detail: String| {
+            let bad = given(field).to_owned();
+            errors.push(FieldError::new(kind, place(field), bad, detail));
         };
         let (text, message) = (given("rule").trim(), given("message").trim());
         let lines = |text: &str| text.contains(['\n', '\r']);
         if text.is_empty() {
-            add(InvalidKind::Required, "rule", "rule is not specified");
+            add(
+                FieldErrorKind::Required,
+                "rule",
+                "rule is not specified".into(),
+            );
         } else if !given("message").is_empty() && message.is_empty() {
             let detail = "message must be non-empty if specified";
-            add(InvalidKind::Invalid, "message", detail);
+            add(FieldErrorKind::Invalid, "message", detail.into());
         } else if lines(message) {
             let detail = "message must not contain line breaks";
-            add(InvalidKind::Invalid, "message", detail);
+            add(FieldErrorKind::Invalid, "message", detail.into());
         } else if lines(text) && message.is_empty() {
             let detail = "message must be specified if rule contains line breaks";
-            add(InvalidKind::Required, "message", detail);
+            add(FieldErrorKind::Required, "message", detail.into());
         }
         if !given("messageExpression").is_empty() && given("messageExpression").trim().is_empty() {
             let detail = "messageExpression must be non-empty if specified";
-            add(InvalidKind::Required, "messageExpression", detail);
+            add(FieldErrorKind::Required, "messageExpression", detail.into());
         }
         if rule["reason"]
             .as_str()
@@ -156,22 +150,30 @@ fn forms(schema: &Map<String, Value>, at: &str, found: &mut Vec<Invalid>) {
             sorted.sort_unstable();
             let all: Vec<String> = sorted.iter().map(|r| format!("{r:?}")).collect();
             let detail = format!("supported values: {}", all.join(", "));
-            add(InvalidKind::NotSupported, "reason", &detail);
+            add(FieldErrorKind::NotSupported, "reason", detail);
         }
         let field = given("fieldPath");
         if !field.is_empty() {
             if field.trim().is_empty() {
                 let detail = "fieldPath must be non-empty if specified";
-                add(InvalidKind::Invalid, "fieldPath", detail);
+                add(FieldErrorKind::Invalid, "fieldPath", detail.into());
             }
             if lines(field) {
                 let detail = "fieldPath must not contain line breaks";
-                add(InvalidKind::Invalid, "fieldPath", detail);
+                add(FieldErrorKind::Invalid, "fieldPath", detail.into());
             }
-            if at_path(&Value::Object(schema.clone()), field).is_err() {
+            if at_path(schema, field.trim()).is_err() {
                 let detail = "fieldPath must be a valid path";
-                add(InvalidKind::Invalid, "fieldPath", detail);
+                add(FieldErrorKind::Invalid, "fieldPath", detail.into());
             }
+        }
+    }
+    for (name, property) in schema["properties"].as_object().into_iter().flatten() {
+        forms(property, &format!("{at}.properties[{name}]"), errors);
+    }
+    for name in ["items", "additionalProperties"] {
+        if schema[name].is_object() {
+            forms(&schema[name], &format!("{at}.{name}"), errors);
         }
     }
 }
@@ -194,58 +196,4 @@ pub(super) fn at_path(schema: &Value, given: &str) -> Result<Value, String> {
         at = below;
     }
     Ok(at)
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    #[track_caller]
-    fn check(schema: Value, expected: &[&str]) {
-        let mut errors = Errors::default();
-        validate(&schema, false, true, &Path::new("schema"), &mut errors);
-        let found: Vec<String> = errors.0.iter().map(ToString::to_string).collect();
-        assert_eq!(found, expected, "{schema}");
-    }
-
-    #[test]
-    fn rules_are_compiled_where_nothing_else_is_wrong() {
-        let rule = |rule: &str| json!([{"rule": rule}]);
-        let place = |rules: Value| json!({"type": "integer", "x-kubernetes-validations": rules});
-        check(
-            json!({"type": "object", "x-kubernetes-validations": rule("self.c"), "properties": {
-                "a": place(rule(" ")),
-                "b": place(rule("self")),
-                "c": place(json!([{"rule": "self > 1", "fieldPath": " .d"}])),
-            }}),
-            &[
-                "schema.openAPIV3Schema.properties[a].x-kubernetes-validations[0].rule: Required value: rule is not specified",
-                "schema.openAPIV3Schema.properties[c].x-kubernetes-validations[0].fieldPath: Invalid value: \" .d\": \
-                 fieldPath must be a valid path",
-                "schema.openAPIV3Schema.properties[b].x-kubernetes-validations[0].rule: Invalid value: {\"rule\":\"self\"}: \
-                 cel expression must evaluate to a bool",
-            ],
-        );
-        check(
-            json!({"type": "object", "properties": {"a": {"items": {}}, "b": place(rule("self"))}}),
-            &[
-                "schema.openAPIV3Schema.properties[a].items.type: Required value: must not be empty for specified array items",
-                "schema.openAPIV3Schema.properties[a].type: Required value: must not be empty for specified object fields",
-            ],
-        );
-    }
-
-    #[test]
-    fn a_root_with_a_status_of_its_own_is_an_object() {
-        check(
-            json!({"type": "string", "nullable": false, "oneOf": [{}]}),
-            &[
-                "schema.openAPIV3Schema.type: Invalid value: \"string\": only \"object\" is allowed as the type at the \
-                 root of the schema if the status subresource is enabled",
-                "schema.openAPIV3Schema.type: Invalid value: \"string\": must be object at the root",
-            ],
-        );
-    }
 }

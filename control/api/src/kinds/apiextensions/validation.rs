@@ -423,6 +423,8 @@ fn simple_path(given: &str, path: &Path<'_>, errors: &mut Errors) -> bool {
         errors.invalid(path, given, "must not be empty");
     } else if !given.starts_with('.') {
         errors.invalid(path, given, "must be a simple json path starting with .");
+    } else if let Err(problem) = custom::compile_path(given) {
+        errors.invalid(path, given, format!("is an invalid json path: {problem}"));
     } else {
         return true;
     }
