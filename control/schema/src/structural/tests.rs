@@ -236,6 +236,22 @@ fn values_that_are_no_strings_are_quoted_and_sizes_come_first() {
             "p.b: ",
         ]
     );
+    let status = json!({"status": {"n": 3, "o": {"a": 1}}});
+    let schema = structural(&json!({"type": "object", "properties": {"status": {"type": "object", "properties": {
+        "n": {"type": "integer", "maximum": 2}, "o": {"not": {"type": "object"}, "x-kubernetes-preserve-unknown-fields": true},
+    }}}}))
+    .expect("a schema");
+    let found: Vec<String> = validate_field(&status, &json!({}), "status", &schema)
+        .into_iter()
+        .map(|one| format!("{}: {}", one.field, one.detail))
+        .collect();
+    assert_eq!(
+        found,
+        [
+            "status.n: n in body should be less than or equal to 2",
+            "status: \"o\" must not validate the schema (not)",
+        ]
+    );
 }
 
 #[test]

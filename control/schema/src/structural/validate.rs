@@ -37,8 +37,15 @@ pub fn validate_field(value: &Value, old: &Value, field: &str, ty: &TypeRef) -> 
         return Vec::new();
     };
     let mut found = Vec::new();
-    schema.validate(value, old.get(field), field, &mut found);
+    schema.validate(value, old.get(field), "", &mut found);
     found.truncate(MAX_ERRORS);
+    // Upstream's texts name what is below the field only.
+    for one in &mut found {
+        one.field = match one.field.as_str() {
+            "" | "<nil>" => field.to_owned(),
+            below => format!("{field}.{below}"),
+        };
+    }
     found
 }
 

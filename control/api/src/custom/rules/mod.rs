@@ -96,6 +96,8 @@ struct Told<'a> {
     budget: Budget,
     errors: &'a mut Errors,
     warnings: Warnings,
+    /// What did not hold before may stay.
+    ratchet: bool,
 }
 
 /// A value and what it was before.
@@ -117,6 +119,26 @@ impl Rules {
         }
     }
 
+    /// The rules of a schema that stands within another one.
+    pub fn of_part(schema: &Value) -> Self {
+        Self {
+            root: Node::compile(schema, false, 0).map(Arc::new),
+        }
+    }
+
+    /// Adds what does not hold of a default, which stands at `path`.
+    pub fn validate_default(&self, default: &Value, path: &str, errors: &mut Errors) {
+        let mut told = Told {
+            budget: Budget::new(OBJECT_COST),
+            errors,
+            warnings: Warnings::new(),
+            ratchet: false,
+        };
+        if let Some(root) = &self.root {
+            root.validate(default, Some(default), None, path, &mut told);
+        }
+    }
+
     pub fn is_empty(&self) -> bool {
         self.root.is_none()
     }
@@ -127,6 +149,7 @@ impl Rules {
             budget: Budget::new(OBJECT_COST),
             errors,
             warnings: Warnings::new(),
+            ratchet: true,
         };
         if let Some(root) = &self.root {
             root.validate(new, old, old.map(|old| (new, old)), "", &mut told);
@@ -308,9 +331,8 @@ impl Node {
                         _ => detail,
                     };
                     let error = FieldError::new(rule.reason, field, shown(), detail);
-                    // What was wrong before and did not change may stay.
                     let same = || nearest.is_some_and(|(new, old)| new == old);
-                    if !rule.uses_old && *unchanged.get_or_insert_with(same) {
+                    if told.ratchet && !rule.uses_old && *unchanged.get_or_insert_with(same) {
                         told.warnings.push(error.to_string());
                     } else {
                         told.errors.push(error);

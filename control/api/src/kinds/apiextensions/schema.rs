@@ -5,7 +5,11 @@ use skep_schema::structural;
 
 use super::internal;
 use crate::{
-    custom::{self, list, path, rules::check, strategy::to_field_error},
+    custom::{
+        self, list, path,
+        rules::{Rules, check},
+        strategy::to_field_error,
+    },
     field::{Bad, Errors, FieldError, FieldErrorKind, Path},
 };
 
@@ -41,7 +45,13 @@ pub(super) fn validate(
         below.unwrap_or_default().to_owned()
     }));
     errors.0.append(&mut formal.0);
-    if found.structural && !unchanged {
+    let mut sound_defaults = true;
+    if found.structural {
+        let before = errors.0.len();
+        default_rules(schema, &root, errors);
+        sound_defaults = errors.0.len() == before;
+    }
+    if found.structural && sound_defaults && !unchanged {
         // Rules are compiled where nothing else is wrong at their place or below it.
         let sound = |at: &str| {
             let below = |error: &String| {
@@ -129,6 +139,21 @@ const REASONS: [&str; 4] = [
     "FieldValueForbidden",
     "FieldValueDuplicate",
 ];
+
+/// A default keeps the rules of its place.
+fn default_rules(schema: &Value, at: &str, errors: &mut Errors) {
+    let default = &schema["default"];
+    if !default.is_null() {
+        let rules = Rules::of_part(schema);
+        rules.validate_default(default, &format!("{at}.default"), errors);
+    }
+    if schema["items"].is_object() {
+        default_rules(&schema["items"], &format!("{at}.items"), errors);
+    }
+    for (name, property) in schema["properties"].as_object().into_iter().flatten() {
+        default_rules(property, &format!("{at}.properties[{name}]"), errors);
+    }
+}
 
 /// Whether some part of a schema has a default.
 pub(super) fn has_default(schema: &Value) -> bool {

@@ -782,6 +782,17 @@ mod tests {
                 "spec.validation.openAPIV3Schema.type: must be object at the root",
             ],
         );
+        // A default that breaks the rule of its place.
+        check(
+            |object| {
+                object["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
+                    ["properties"]["a"] = json!({
+                    "type": "string", "default": "x", "maxLength": 9, "x-kubernetes-validations": [{"rule": "self != 'x'"}]});
+            },
+            &[
+                "spec.validation.openAPIV3Schema.properties[spec].properties[a].default: failed rule: self != 'x'",
+            ],
+        );
         // Of a rule with a bad message, nothing is compiled.
         check(
             |object| {
