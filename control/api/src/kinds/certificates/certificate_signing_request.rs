@@ -62,6 +62,28 @@ impl Kind for CertificateSigningRequest {
         self.spec.clone_from(&old.spec);
     }
 
+    /// Who approves does so through `/approval`: as many conditions of the kind are the old ones.
+    fn prepare_status_update(&mut self, old: &Self) {
+        let old = conditions_of(old);
+        let Some(new) = self
+            .status
+            .as_mut()
+            .and_then(|status| status.conditions.as_mut())
+        else {
+            return;
+        };
+        for type_ in ["Approved", "Denied"] {
+            let before: Vec<_> = old.iter().filter(|one| one.type_ == type_).collect();
+            let now = new.iter_mut().filter(|one| one.type_ == type_);
+            let now: Vec<_> = now.collect();
+            if now.len() == before.len() {
+                for (now, before) in now.into_iter().zip(before) {
+                    now.clone_from(before);
+                }
+            }
+        }
+    }
+
     fn prepare_subresource_update(&mut self, old: &Self, _subresource: &str) {
         self.spec.clone_from(&old.spec);
         let certificate = old.status.as_ref().and_then(|one| one.certificate.clone());
@@ -396,4 +418,30 @@ fn check_certificates(pem: &[u8]) -> Result<(), String> {
         return Err("must contain at least one CERTIFICATE PEM block".to_owned());
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn approvals_are_not_changed_through_the_status() {
+        let of = |conditions: Value| -> CertificateSigningRequest {
+            serde_json::from_value(json!({"metadata": {}, "status": {"conditions": conditions}}))
+                .expect("a request")
+        };
+        let old = of(json!([{"type": "Approved", "status": "True", "reason": "old"}]));
+        let mut new = of(json!([
+            {"type": "Failed", "status": "True"},
+            {"type": "Approved", "status": "False", "reason": "new"},
+        ]));
+        new.prepare_status_update(&old);
+        let reasons: Vec<_> = conditions_of(&new)
+            .iter()
+            .map(|one| one.reason.as_deref())
+            .collect();
+        assert_eq!(reasons, [None, Some("old")]);
+    }
 }
