@@ -23,6 +23,7 @@ mod memory;
 mod pins;
 mod pods;
 pub mod policy;
+mod resident;
 pub mod services;
 mod slots;
 mod sys;
@@ -39,6 +40,7 @@ pub use loader::{
     Datapath, DatapathConfig, Limits, PacketResult, ProgramCost, Verdict, cleanup, ensure_bpffs,
 };
 pub use pods::PodLink;
+pub use resident::{release_free, release_program};
 pub use skep_ebpf_common as layout;
 pub use sys::{Offload, netns_cookie, set_offload};
 pub use xdp::{XdpMode, XdpState};

@@ -620,6 +620,7 @@ impl Worker {
 
     fn begin(&mut self, key: Key, action: Action) {
         debug!(uid = self.shared.who.uid, ?action, "begin");
+        self.shared.ctx.counters.action();
         let work = actions::perform(self.shared.clone(), self.effective.clone(), action.clone());
         let result_key = key.clone();
         let handle = self.running.spawn(async move { (result_key, work.await) });
