@@ -16,6 +16,7 @@ use skep_agent::kubelet::{
     self, Config, Context, Kubelet, bootstrap, cgroup, events, eviction, image_gc, logs, node,
     objects, reserved, shutdown,
 };
+use skep_agent::memory;
 use skep_agent::network::node::cleanup as network_cleanup;
 use skep_agent::network::{HollowNetwork, NodeNetwork, NodeNetworkConfig, PodNetwork, Way};
 use skep_agent::policy;
@@ -611,6 +612,7 @@ async fn run(options: Options) -> Result<()> {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
         _ = power.recv(), if !periods.is_empty() => shutdown::run(&ctx, &periods).await,
+        never = memory::run(&ctx.counters) => match never {},
         (ended, _, _) = futures::future::select_all(tasks) => {
             // A dead task ends the process; whoever runs it starts it again.
             ended.context("a task panicked")?;

@@ -121,6 +121,8 @@ impl Datapath {
 
         let has_set_retval = u32::from(kernel_at_least(5, 18));
         let mut loader = EbpfLoader::new();
+        // The kernel's own types, which no program refers to: ten megabytes that would lie among what stays.
+        loader.btf(None);
         for (name, version) in LAYOUTS {
             loader.map_pin_path(name, pins.path(name, version));
         }

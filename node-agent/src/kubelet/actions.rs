@@ -67,25 +67,21 @@ pub enum Outcome {
 pub async fn perform(shared: Shared, pod: Option<Arc<Pod>>, action: Action) -> Outcome {
     match (action, pod) {
         (Action::PrepareVolumes, Some(pod)) => Outcome::Volumes(volumes(&shared, &pod).await),
-        (Action::StartSandbox { attempt }, Some(pod)) => {
-            let result = sandbox(&shared, &pod, attempt).await;
-            let counters = &shared.ctx.counters;
-            counters.container(ContainerType::Sandbox, result.is_ok());
-            if let Err(message) = &result {
-                warn!(
-                    namespace = shared.who.namespace,
-                    name = shared.who.name,
-                    message,
-                    "cannot make the pod's sandbox; will retry"
-                );
-                let about = reference(&pod, None);
-                let text = format!("Failed to create pod sandbox: {message}");
-                shared
-                    .ctx
-                    .recorder
-                    .warning(&about, "FailedCreatePodSandBox", text);
+        (Action::CreateSandbox { attempt }, Some(pod)) => {
+            match create_sandbox(&shared, &pod, attempt).await {
+                Ok(()) => Outcome::Done,
+                Err(message) => no_sandbox(&shared, &pod, message),
             }
-            Outcome::Sandbox(result)
+        }
+        (Action::StartSandbox { sandbox }, Some(pod)) => {
+            match start_sandbox(&shared, &pod, &sandbox).await {
+                Ok(ips) => {
+                    let counters = &shared.ctx.counters;
+                    counters.container(ContainerType::Sandbox, true);
+                    Outcome::Sandbox(Ok((sandbox, ips)))
+                }
+                Err(message) => no_sandbox(&shared, &pod, message),
+            }
         }
         (Action::AttachNetwork { sandbox }, Some(pod)) => Outcome::Sandbox(
             attach(&shared, &pod, &sandbox)
@@ -318,11 +314,22 @@ async fn image_volumes(
     Ok(paths)
 }
 
-async fn sandbox(
-    shared: &Shared,
-    pod: &Pod,
-    attempt: u32,
-) -> Result<(String, Vec<IpAddr>), String> {
+fn no_sandbox(shared: &Shared, pod: &Pod, message: String) -> Outcome {
+    let ctx = &shared.ctx;
+    ctx.counters.container(ContainerType::Sandbox, false);
+    warn!(
+        namespace = shared.who.namespace,
+        name = shared.who.name,
+        message,
+        "cannot make the pod's sandbox; will retry"
+    );
+    let text = format!("Failed to create pod sandbox: {message}");
+    ctx.recorder
+        .warning(&reference(pod, None), "FailedCreatePodSandBox", text);
+    Outcome::Sandbox(Err(message))
+}
+
+async fn create_sandbox(shared: &Shared, pod: &Pod, attempt: u32) -> Result<(), String> {
     let ctx = &shared.ctx;
     if let Some(message) = spec::unsupported(pod) {
         return Err(message);
@@ -345,36 +352,37 @@ async fn sandbox(
             name.len()
         ));
     }
-    let group = spec::cgroup(&ctx.config, pod);
-    if let Some(cgroups) = &ctx.cgroups {
-        let class = spec::class_cgroup(&ctx.config, pod);
-        cgroups
-            .create(&class, &class_limits(shared, pod))
-            .map_err(|e| format!("cannot make the cgroup {class}: {e}"))?;
-        cgroups
-            .create(&group, &pod_limits(shared, pod))
-            .map_err(|e| format!("cannot make the pod's cgroup {group}: {e}"))?;
-    }
     let wanted = spec::sandbox(&ctx.config, pod, attempt);
-    let _permit = ctx.starts.acquire().await;
-    let id = ctx
-        .runtime
-        .create_sandbox(&wanted)
-        .await
-        .map_err(|e| e.to_string())?;
+    let _permit = ctx.creates.acquire().await;
+    let created = ctx.runtime.create_sandbox(&wanted).await;
+    created.map(drop).map_err(|e| e.to_string())
+}
+
+/// What does not start is removed.
+async fn start_sandbox(shared: &Shared, pod: &Pod, id: &str) -> Result<Vec<IpAddr>, String> {
+    let ctx = &shared.ctx;
     let ready = async {
-        ctx.runtime.start(&id).await.map_err(|e| e.to_string())?;
-        attach(shared, pod, &id).await
-    };
-    match ready.await {
-        Ok(ips) => Ok((id, ips)),
-        Err(message) => {
-            if let Err(e) = ctx.runtime.remove(&id).await {
-                debug!(id, error = %e, "cannot remove a sandbox that did not start");
-            }
-            Err(message)
+        let group = spec::cgroup(&ctx.config, pod);
+        if let Some(cgroups) = &ctx.cgroups {
+            let class = spec::class_cgroup(&ctx.config, pod);
+            cgroups
+                .create(&class, &class_limits(shared, pod))
+                .map_err(|e| format!("cannot make the cgroup {class}: {e}"))?;
+            cgroups
+                .create(&group, &pod_limits(shared, pod))
+                .map_err(|e| format!("cannot make the pod's cgroup {group}: {e}"))?;
         }
+        let _permit = ctx.starts.acquire().await;
+        ctx.runtime.start(id).await.map_err(|e| e.to_string())?;
+        attach(shared, pod, id).await
+    };
+    let ready = ready.await;
+    if ready.is_err()
+        && let Err(e) = ctx.runtime.remove(id).await
+    {
+        debug!(id, error = %e, "cannot remove a sandbox that did not start");
     }
+    ready
 }
 
 /// Of the group that holds all pods of this QoS class: best effort gets what others leave, and all

@@ -8,8 +8,7 @@
 //!  deleted, over, failed ─ kill mains ─ kill sidecars ─ remove all, detach ─ clean up ─ delete object
 //! ```
 //!
-//! What starts first in a sandbox is created while the sandbox itself starts: its `create` needs no more than that there
-//! is a sandbox.
+//! What starts first in a sandbox is created while the sandbox itself starts: for that it needs to be there and no more.
 //!
 //! The worker executes actions concurrently, at most one per [`Key`], and plans again whenever
 //! anything has changed. [`Input::busy`] holds what is under way, so that nothing is begun twice;
@@ -198,9 +197,12 @@ pub enum Key {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Action {
     PrepareVolumes,
-    /// Creates and starts a sandbox and attaches it to the network.
-    StartSandbox {
+    CreateSandbox {
         attempt: u32,
+    },
+    /// Starts a sandbox and attaches it to the network.
+    StartSandbox {
+        sandbox: String,
     },
     /// Finds the addresses of a running sandbox again.
     AttachNetwork {
@@ -260,7 +262,7 @@ impl Action {
     pub fn key(&self) -> Key {
         match self {
             Self::PrepareVolumes => Key::Volumes,
-            Self::StartSandbox { .. } => Key::Sandbox,
+            Self::CreateSandbox { .. } | Self::StartSandbox { .. } => Key::Sandbox,
             Self::AttachNetwork { .. } | Self::DetachNetwork => Key::Network,
             Self::EnsureImage { container } => Key::Image(container.clone()),
             Self::CreateContainer { container, .. }
@@ -553,13 +555,17 @@ fn run(input: &Input<'_>, pod: &Pod, plan: &mut Plan) {
         && !starting
         && !plan.waits_for(memory.sandbox_failure.as_ref(), input.now)
     {
-        let attempt = sandboxes(input.observed)
-            .first()
-            .map_or(0, |s| match s.state {
-                State::Created => s.attempt,
-                _ => s.attempt + 1,
-            });
-        plan.push(input, Action::StartSandbox { attempt });
+        let action = match home {
+            Some(created) => Action::StartSandbox {
+                sandbox: created.id.clone(),
+            },
+            None => Action::CreateSandbox {
+                attempt: sandboxes(input.observed)
+                    .first()
+                    .map_or(0, |s| s.attempt + 1),
+            },
+        };
+        plan.push(input, action);
     }
 
     // 4. All of them restart, if one has ended that way: first everything ends.
@@ -941,6 +947,7 @@ fn tear_down(input: &Input<'_>, plan: &mut Plan, pod: Option<&Pod>, grace: Durat
             a,
             Action::CreateContainer { .. }
                 | Action::StartContainer { .. }
+                | Action::CreateSandbox { .. }
                 | Action::StartSandbox { .. }
         )
     });

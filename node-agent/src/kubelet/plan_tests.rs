@@ -169,25 +169,18 @@ impl Model {
         }
     }
 
-    /// Half of [`Action::StartSandbox`], while the other is still to come; false when there is none.
-    fn create_sandbox(&mut self) -> bool {
-        let Some(Action::StartSandbox { attempt }) = self.busy.get(&Key::Sandbox) else {
-            return false;
-        };
-        self.make(ContainerRole::Sandbox, "", *attempt, "");
-        true
-    }
-
     /// Carries out an action; `half`: the agent dies in the middle of it.
     fn perform(&mut self, action: Action, half: bool) {
         let ip: IpAddr = [10, 0, 0, 1].into();
         match action {
             Action::PrepareVolumes => self.memory.volumes_ready = !half,
-            Action::StartSandbox { attempt } => {
-                let id = self.make(ContainerRole::Sandbox, "", attempt, "");
-                if !half {
-                    self.start(&id);
-                    self.memory.network.insert(id, vec![ip]);
+            Action::CreateSandbox { attempt } => {
+                self.make(ContainerRole::Sandbox, "", attempt, "");
+            }
+            Action::StartSandbox { sandbox } => {
+                if !half && self.containers.iter().any(|o| o.id == sandbox) {
+                    self.start(&sandbox);
+                    self.memory.network.insert(sandbox, vec![ip]);
                     self.memory.network_detached = false;
                 }
             }
@@ -346,8 +339,6 @@ enum Step {
     /// The agent dies, in the middle of the n-th action, and starts again.
     Restart(usize),
     Time(u32),
-    /// The sandbox that is being started is there, but does not run yet.
-    SandboxCreated,
     /// The sandbox that is being started does not come up, and is removed.
     SandboxFails,
     Delete,
@@ -362,7 +353,6 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (0usize..6).prop_map(Step::Lose),
         1 => (0usize..8).prop_map(Step::Restart),
         2 => (1u32..400).prop_map(Step::Time),
-        3 => Just(Step::SandboxCreated),
         1 => Just(Step::SandboxFails),
     ]
 }
@@ -418,16 +408,11 @@ fn apply(model: &mut Model, step: Step) {
                 ..Default::default()
             };
         }
-        Step::SandboxCreated => {
-            model.plan();
-            model.create_sandbox();
-        }
         Step::SandboxFails => {
-            if model.create_sandbox() {
+            let busy = model.busy.get(&Key::Sandbox).cloned();
+            if let Some(Action::StartSandbox { sandbox }) = busy {
                 model.busy.remove(&Key::Sandbox);
-                model
-                    .containers
-                    .retain(|o| o.role != ContainerRole::Sandbox || o.state != State::Created);
+                model.containers.retain(|o| o.id != sandbox);
                 let failure = Failure::new(
                     model.memory.sandbox_failure.as_ref(),
                     "FailedCreatePodSandBox",
@@ -520,24 +505,34 @@ proptest! {
     }
 }
 
+impl Model {
+    /// Completes everything but the start of the sandbox; what was created meanwhile.
+    fn all_but_the_sandbox(&mut self) -> Vec<String> {
+        let mut found = Vec::new();
+        loop {
+            for (_, action) in self.plan().actions {
+                match action {
+                    Action::CreateContainer { container, .. } => found.push(container),
+                    Action::StartContainer { container, .. } => panic!("{container} is too early"),
+                    _ => {}
+                }
+            }
+            let starts = |action: &Action| matches!(action, Action::StartSandbox { .. });
+            let mut others = self.busy.iter().filter(|(_, action)| !starts(action));
+            let Some(key) = others.next().map(|(key, _)| key.clone()) else {
+                return found;
+            };
+            if let Some(action) = self.busy.remove(&key) {
+                self.perform(action, false);
+            }
+        }
+    }
+}
+
 /// The names of the containers that are begun while their sandbox starts.
 fn created_early(spec: serde_json::Value) -> Vec<String> {
     let mut model = Model::new(pod(spec));
-    let mut found = Vec::new();
-    loop {
-        let plan = model.plan();
-        model.create_sandbox();
-        found.extend(plan.actions.iter().filter_map(|(_, action)| match action {
-            Action::CreateContainer { container, .. } => Some(container.clone()),
-            Action::StartContainer { container, .. } => panic!("{container} starts too early"),
-            _ => None,
-        }));
-        let done = model.busy.keys().find(|key| **key != Key::Sandbox).cloned();
-        let Some(action) = done.and_then(|key| model.busy.remove(&key)) else {
-            break;
-        };
-        model.perform(action, false);
-    }
+    let found = model.all_but_the_sandbox();
     let made = model.containers.clone();
     model.settle();
     for o in made.iter().filter(|o| o.role == ContainerRole::App) {
@@ -580,15 +575,7 @@ fn what_starts_first_is_created_while_its_sandbox_starts() {
 fn a_sandbox_that_does_not_start_takes_what_was_created_for_it_along() {
     let mut model = Model::new(shapes().swap_remove(3));
     for attempt in 0..3 {
-        // All that can be ready before the sandbox is.
-        while model.busy.keys().any(|key| *key != Key::Sandbox) || !model.plan().actions.is_empty()
-        {
-            model.create_sandbox();
-            let key = model.busy.keys().find(|key| **key != Key::Sandbox).cloned();
-            if let Some(action) = key.and_then(|key| model.busy.remove(&key)) {
-                model.perform(action, false);
-            }
-        }
+        assert_eq!(model.all_but_the_sandbox(), ["a", "b"]);
         let apps = model
             .containers
             .iter()

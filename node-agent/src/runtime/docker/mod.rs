@@ -31,9 +31,9 @@ use answers::{error, observed, output, pod_ref, role, unless_unchanged};
 use daemon::{HostNetwork, daemon_pid, host_network, least_oom_score};
 
 use super::{
-    BoxStream, ContainerRole, ContainerSpec, ContainerStats, ExecSpec, Image, Listed, Observed,
-    PodRef, RegistryAuth, ResourceLimits, Result, Runtime, RuntimeError, RuntimeVersion,
-    SandboxSpec, Session, SessionId, State, Wake, label, pause,
+    BoxStream, ContainerSpec, ContainerStats, ExecSpec, Image, Listed, Observed, PodRef,
+    RegistryAuth, ResourceLimits, Result, Runtime, RuntimeError, RuntimeVersion, SandboxSpec,
+    Session, SessionId, State, Wake, label, pause,
 };
 
 /// How long the daemon may take to begin answering. It starts containers within this time even
@@ -235,8 +235,8 @@ impl Runtime for DockerRuntime {
             loop {
                 let mut filters = this.filters(None);
                 filters.insert("type".into(), vec!["container".into()]);
-                // Whoever starts a container looks at it then.
-                let names = ["create", "die", "oom", "destroy"];
+                // Whoever creates and starts a container looks at it then.
+                let names = ["die", "oom", "destroy"];
                 filters.insert("event".into(), names.map(String::from).to_vec());
                 let options = query::EventsOptionsBuilder::new().filters(&filters).build();
                 let mut events = Box::pin(this.docker.events(Some(options)));
@@ -253,12 +253,10 @@ impl Runtime for DockerRuntime {
                                 break;
                             }
                         };
-                        let created = event.action.as_deref() == Some("create");
-                        let labels = event.actor.and_then(|actor| actor.attributes);
-                        // That a container was created is no news to its creator; that a sandbox was lets others begin.
-                        let labels = labels
-                            .filter(|labels| !created || role(labels) == ContainerRole::Sandbox);
-                        let uid = labels.and_then(|labels| labels.get(label::POD_UID).cloned());
+                        let uid = event
+                            .actor
+                            .and_then(|actor| actor.attributes)
+                            .and_then(|labels| labels.get(label::POD_UID).cloned());
                         if let Some(uid) = uid
                             && send.send(Wake::Pod(uid)).await.is_err()
                         {
