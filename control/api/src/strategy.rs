@@ -23,8 +23,9 @@ pub enum UpdateOf<'a> {
 pub type Warnings = Vec<String>;
 
 pub trait Strategy: Send + Sync {
-    /// Fills in defaults, in place. Also run on objects read in a version other than the stored one.
-    fn default(&self, object: &mut Value);
+    /// Fills in defaults, in place, and tells whether there may be anything new. Also run on objects read in a version
+    /// other than the stored one.
+    fn default(&self, object: &mut Value) -> bool;
 
     /// Sets what only the server may set, drops what a client may not (`status`), then validates, metadata included.
     ///

@@ -1,8 +1,6 @@
 //! Who is asking.
 
-use std::{collections::BTreeMap, net::SocketAddr};
-
-use rustls_pki_types::CertificateDer;
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
 pub const ANONYMOUS: &str = "system:anonymous";
 pub const UNAUTHENTICATED: &str = "system:unauthenticated";
@@ -47,6 +45,6 @@ pub struct NoHost;
 #[derive(Clone, Debug)]
 pub struct Peer {
     pub address: SocketAddr,
-    /// Verified client certificates, leaf first; empty without one.
-    pub certificates: Vec<CertificateDer<'static>>,
+    /// Whom the verified client certificate names; `None` without one, or without a name in it.
+    pub user: Option<Arc<User>>,
 }

@@ -13,7 +13,7 @@ use crate::{
     authn::Authenticator,
     authz::Authorizer,
     bootstrap::{self, Advertise, ExtensionAuthentication},
-    cache::{Cache, Index, Indexer, Options},
+    cache::{Cache, Index, Indexer, Options, resource_prefix},
     context::Api,
     crd,
     encryption::Encryption,
@@ -90,21 +90,29 @@ pub async fn start_cache(
     registry: &Arc<ArcSwap<Registry>>,
     encryption: Arc<Encryption>,
 ) -> Result<Arc<Cache>, skep_store::StoreError> {
-    let mut options = Options::new(indexer(registry.clone()));
+    let mut options = Options::new(Arc::new(ByRegistry {
+        registry: registry.clone(),
+        derived: ArcSwap::from_pointee((u64::MAX, HashMap::new())),
+    }));
     options.reveal = Some(Arc::new(move |key: &str, value| {
         encryption.reveal(key, value)
     }));
     Cache::start(store, options).await
 }
 
-/// Looks up an object's row by its key's prefix.
-fn indexer(registry: Arc<ArcSwap<Registry>>) -> Indexer {
-    type ByPrefix = HashMap<String, Vec<Arc<Resource>>>;
-    let derived: ArcSwap<(u64, ByPrefix)> = ArcSwap::from_pointee((u64::MAX, HashMap::new()));
-    Arc::new(move |key: &str, object: &Value| {
-        let mut index = Index::of_metadata(object);
-        let registry = registry.load();
-        if derived.load().0 != registry.generation {
+/// Indexes an object as the rows of its resource say, which its key's prefix tells.
+struct ByRegistry {
+    registry: Arc<ArcSwap<Registry>>,
+    /// As of a generation of the registry.
+    derived: ArcSwap<(u64, ByPrefix)>,
+}
+
+type ByPrefix = HashMap<String, Vec<Arc<Resource>>>;
+
+impl ByRegistry {
+    fn rows<T>(&self, key: &str, read: impl FnOnce(&[Arc<Resource>]) -> T) -> T {
+        let registry = self.registry.load();
+        if self.derived.load().0 != registry.generation {
             let mut rows = ByPrefix::new();
             // The row of the stored version knows the stored object; of a custom resource any version does, and the fields
             // of all.
@@ -114,23 +122,35 @@ fn indexer(registry: Arc<ArcSwap<Registry>>) -> Indexer {
                     of_prefix.push(resource.clone());
                 }
             }
-            derived.store(Arc::new((registry.generation, rows)));
+            self.derived.store(Arc::new((registry.generation, rows)));
         }
-        let mut slashes = key.bytes().enumerate().filter(|(_, b)| *b == b'/');
-        let Some((end, _)) = slashes.nth(3) else {
-            return index;
-        };
-        for row in derived.load().1.get(&key[..=end]).into_iter().flatten() {
-            let form = row.stored_form.as_ref();
-            let object = form.map_or(Cow::Borrowed(object), |form| form.indexed(object));
-            for (name, value) in (row.def.selectable_fields)(&object) {
-                if !index.fields.iter().any(|(known, _)| *known == name) {
-                    index.fields.push((name.into_owned(), value));
+        let derived = self.derived.load();
+        let rows = resource_prefix(key).and_then(|prefix| derived.1.get(prefix));
+        read(rows.map(Vec::as_slice).unwrap_or_default())
+    }
+}
+
+impl Indexer for ByRegistry {
+    fn index(&self, key: &str, object: &Value) -> Index {
+        let mut index = Index::of_metadata(object);
+        self.rows(key, |rows| {
+            for row in rows {
+                let form = row.stored_form.as_ref();
+                let object = form.map_or(Cow::Borrowed(object), |form| form.indexed(object));
+                for (name, value) in (row.def.selectable_fields)(&object) {
+                    if !index.fields.iter().any(|(known, _)| *known == name) {
+                        index.fields.push((name.into_owned(), value));
+                    }
                 }
             }
-        }
+        });
         index
-    })
+    }
+
+    fn reads_content(&self, key: &str) -> bool {
+        let reads = |row: &Arc<Resource>| row.custom || !row.def.selectable_names.is_empty();
+        self.rows(key, |rows| rows.iter().any(reads))
+    }
 }
 
 /// Builds the server and writes what every cluster has from the beginning.

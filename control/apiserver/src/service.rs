@@ -85,10 +85,11 @@ pub async fn handle(api: Arc<Api>, request: Request<Body>) -> Response {
     let authenticated = requester.is_some();
     let audit = api.audit.clone();
     let audit_id = audit::audit_id(&parts.headers);
-    let user = impersonated.as_ref().or(requester.as_ref()).cloned();
-    let mut ctx = Ctx::new(api, &parts, body, user.unwrap_or_else(User::anonymous));
+    let audited = audit.map(|audit| (audit, requester.clone(), impersonated.clone()));
+    let user = impersonated.or(requester);
+    let mut ctx = Ctx::new(api, &mut parts, body, user.unwrap_or_else(User::anonymous));
     ctx.upgrade = parking_lot::Mutex::new(upgrade);
-    if let Some(audit) = audit {
+    if let Some((audit, requester, impersonated)) = audited {
         let arrival = Arrival {
             id: &audit_id,
             uri: &parts.uri,

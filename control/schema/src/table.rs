@@ -8,7 +8,7 @@ use std::{
     collections::HashMap,
     fmt,
     io::Read,
-    sync::{Arc, LazyLock},
+    sync::{Arc, LazyLock, OnceLock},
 };
 
 use flate2::read::ZlibDecoder;
@@ -116,9 +116,12 @@ pub enum Shape {
 
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 pub struct Object {
-    /// Sorted by name.
+    /// Sorted by name. Does not change once it was looked into.
     #[serde(rename = "f")]
     pub fields: Vec<Field>,
+    /// Made at the first lookup.
+    #[serde(skip)]
+    pub index: NameIndex,
     /// Server-side apply takes it as one value.
     #[serde(rename = "a", default, skip_serializing_if = "is_false")]
     pub atomic: bool,
@@ -132,6 +135,10 @@ pub struct Object {
     #[serde(skip)]
     pub embedded_resource: bool,
 }
+
+/// [`first_bytes`] of each field's name.
+#[derive(Clone, Debug, Default)]
+pub struct NameIndex(OnceLock<Box<[u64]>>);
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub enum ListType {
@@ -225,13 +232,27 @@ fn is_zero(value: &u32) -> bool {
 }
 
 impl Object {
+    /// Every walk over an object asks for each of its members, so the search stays within one small array.
     pub fn field(&self, name: &str) -> Option<&Field> {
+        let names = self.fields.iter().map(|field| field.name.as_str());
         let index = self
-            .fields
-            .binary_search_by(|field| field.name.as_str().cmp(name))
-            .ok()?;
-        Some(&self.fields[index])
+            .index
+            .0
+            .get_or_init(|| names.map(first_bytes).collect());
+        let first = first_bytes(name);
+        let from = index.partition_point(|other| *other < first);
+        let alike = index[from..].iter().take_while(|other| **other == first);
+        let mut candidates = self.fields[from..].iter().zip(alike);
+        candidates.find_map(|(field, _)| (field.name == name).then_some(field))
     }
+}
+
+/// Orders as the names themselves do, as far as their first eight bytes go.
+fn first_bytes(name: &str) -> u64 {
+    let mut first = [0; 8];
+    let length = name.len().min(8);
+    first[..length].copy_from_slice(&name.as_bytes()[..length]);
+    u64::from_be_bytes(first)
 }
 
 /// A type of a table: cheap to clone, keeps its table alive.

@@ -212,8 +212,9 @@ fn check_embedded(path: &str, object: &serde_json::Map<String, Value>, errors: &
 }
 
 impl Strategy for Custom {
-    fn default(&self, object: &mut Value) {
+    fn default(&self, object: &mut Value) -> bool {
         structural::apply_defaults(object, &self.schema);
+        true
     }
 
     fn create(&self, object: &mut Value) -> Result<Warnings, Vec<FieldError>> {

@@ -188,6 +188,15 @@ pub trait Kind:
         Warnings::new()
     }
 
+    /// Brings what is valid into the form that it is kept in; whether that changed anything.
+    fn canonicalize(&mut self) -> bool {
+        false
+    }
+
+    fn status_warnings(&self) -> Warnings {
+        Warnings::new()
+    }
+
     fn printer() -> Arc<dyn Printer> {
         Arc::new(NameAndAge::new())
     }
@@ -321,18 +330,23 @@ impl<T: Kind> Typed<T> {
 }
 
 impl<T: Kind> Strategy for Typed<T> {
-    fn default(&self, object: &mut Value) {
+    fn default(&self, object: &mut Value) -> bool {
         if !T::HAS_DEFAULTS {
-            return;
+            return false;
         }
+        let owned = OwnedFields::take(object);
+        let mut changed = false;
         // What cannot be read is refused by `create` and `update`, which can say why.
         if let Ok(given) = Self::read(object) {
             let mut typed = given.clone();
             typed.set_defaults();
-            if typed != given {
+            changed = typed != given;
+            if changed {
                 let _refused_later = self.write(&typed, object);
             }
         }
+        owned.put_back(object);
+        changed
     }
 
     fn create(&self, object: &mut Value) -> Result<Warnings, Vec<FieldError>> {
@@ -340,6 +354,7 @@ impl<T: Kind> Strategy for Typed<T> {
             remove(object, "status");
         }
         gates::drop_disabled(self.gates, object, None);
+        let owned = OwnedFields::take(object);
         let given = Self::read(object)?;
         let mut typed = given.clone();
         let meta = typed.metadata_mut();
@@ -371,10 +386,12 @@ impl<T: Kind> Strategy for Typed<T> {
             return Err(errors.0);
         }
         let warnings = typed.warnings(None);
+        typed.canonicalize();
         // Writing costs as much as all the rest.
         if typed != given {
             self.write(&typed, object)?;
         }
+        owned.put_back(object);
         Ok(warnings)
     }
 
@@ -390,18 +407,23 @@ impl<T: Kind> Strategy for Typed<T> {
             _ => {}
         }
         gates::drop_disabled(self.gates, new, Some(old));
+        let owned = OwnedFields::take(new);
         let old_typed = Self::read(old)?;
-        let mut typed = Self::read(new)?;
+        let given = Self::read(new)?;
+        let mut typed = given.clone();
         keep_system_metadata(typed.metadata_mut(), old_typed.metadata());
         match of {
             UpdateOf::Main => typed.prepare_update(&old_typed),
             UpdateOf::Status => typed.prepare_status_update(&old_typed),
             UpdateOf::Subresource(name) => typed.prepare_subresource_update(&old_typed, name),
         }
-        self.write(&typed, new)?;
+        if typed != given {
+            self.write(&typed, new)?;
+        }
         if of != UpdateOf::Status && changed(T::RULES.generation, new, old) {
-            let meta = typed.metadata_mut();
-            meta.generation = Some(old_typed.metadata().generation.unwrap_or(0) + 1);
+            let generation = old_typed.metadata().generation.unwrap_or(0) + 1;
+            typed.metadata_mut().generation = Some(generation);
+            new["metadata"]["generation"] = generation.into();
         }
         let mut errors = Errors::default();
         let path = Path::new("metadata");
@@ -440,9 +462,13 @@ impl<T: Kind> Strategy for Typed<T> {
         }
         let warnings = match of {
             UpdateOf::Main => typed.warnings(Some(&old_typed)),
-            _ => Warnings::new(),
+            UpdateOf::Status => typed.status_warnings(),
+            UpdateOf::Subresource(_) => Warnings::new(),
         };
-        self.write(&typed, new)?;
+        if typed.canonicalize() {
+            self.write(&typed, new)?;
+        }
+        owned.put_back(new);
         Ok(warnings)
     }
 
@@ -464,6 +490,33 @@ impl<T: Kind> Strategy for Typed<T> {
 
     fn grace_period(&self, object: &Value, requested_seconds: Option<i64>) -> i64 {
         T::grace_period(object, requested_seconds)
+    }
+}
+
+/// The `fieldsV1` of each managed fields entry: often half of the object, and nothing here looks at them.
+struct OwnedFields(Vec<Option<Value>>);
+
+impl OwnedFields {
+    fn entries(object: &mut Value) -> impl Iterator<Item = &mut Map<String, Value>> {
+        let entries = object.pointer_mut("/metadata/managedFields");
+        let entries = entries.and_then(Value::as_array_mut).into_iter().flatten();
+        entries.filter_map(Value::as_object_mut)
+    }
+
+    fn take(object: &mut Value) -> Self {
+        Self(
+            Self::entries(object)
+                .map(|entry| entry.remove("fieldsV1"))
+                .collect(),
+        )
+    }
+
+    fn put_back(self, object: &mut Value) {
+        for (entry, fields) in Self::entries(object).zip(self.0) {
+            if let Some(fields) = fields {
+                entry.insert("fieldsV1".to_owned(), fields);
+            }
+        }
     }
 }
 

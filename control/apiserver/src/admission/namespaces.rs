@@ -1,7 +1,6 @@
 //! NamespaceLifecycle: no content without a namespace, none in one that is going away, and some namespaces stay.
 
 use async_trait::async_trait;
-use serde::Deserialize;
 
 use super::{Attributes, Operation, Plugin, forbidden, key};
 use crate::{
@@ -41,7 +40,9 @@ impl Plugin for NamespaceLifecycle {
         let Some(found) = found else {
             return Err(Status::not_found("", "namespaces", namespace));
         };
-        if attributes.operation != Operation::Create || !is_terminating(&found.bytes()) {
+        if attributes.operation != Operation::Create
+            || found.fields.get("status.phase") != Some("Terminating")
+        {
             return Ok(());
         }
         let why = format!(
@@ -53,20 +54,4 @@ impl Plugin for NamespaceLifecycle {
             field: "metadata.namespace".into(),
         }]))
     }
-}
-
-/// Every create asks, so nothing else of the namespace is read.
-fn is_terminating(namespace: &[u8]) -> bool {
-    #[derive(Default, Deserialize)]
-    struct Status {
-        #[serde(default)]
-        phase: String,
-    }
-    #[derive(Deserialize)]
-    struct Namespace {
-        #[serde(default)]
-        status: Status,
-    }
-    let read = serde_json::from_slice::<Namespace>(namespace);
-    read.is_ok_and(|namespace| namespace.status.phase == "Terminating")
 }

@@ -53,11 +53,8 @@ impl Authenticator {
         peer: Option<&Peer>,
         now: Timestamp,
     ) -> Result<User, Unauthorized> {
-        if let Some(user) = peer
-            .and_then(|p| p.certificates.first())
-            .and_then(certificate_user)
-        {
-            return Ok(with_authenticated(user));
+        if let Some(user) = peer.and_then(|peer| peer.user.as_deref()) {
+            return Ok(user.clone());
         }
         let Some(token) = bearer_token(headers)? else {
             return Ok(User::anonymous());
@@ -179,12 +176,12 @@ pub fn certificate_user(certificate: &CertificateDer<'static>) -> Option<User> {
         "authentication.kubernetes.io/credential-id".to_owned(),
         vec![format!("X509SHA256={fingerprint}")],
     )]);
-    Some(User {
+    Some(with_authenticated(User {
         name,
         uid: String::new(),
         groups,
         extra,
-    })
+    }))
 }
 
 #[cfg(test)]

@@ -1,21 +1,22 @@
 //! Decodes a stored object for the indexer, without `metadata.managedFields`: that is often half of the object, and
-//! nothing selects by it.
+//! nothing selects by it. Where nothing is selected by the content either, metadata is all that is kept.
 
 use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::{Map, Value};
 
-pub(super) fn without_managed_fields(json: &[u8]) -> Result<Value, serde_json::Error> {
+/// All of `json` is checked, whatever is kept.
+pub(super) fn for_index(json: &[u8], content: bool) -> Result<Value, serde_json::Error> {
     let mut deserializer = serde_json::Deserializer::from_slice(json);
-    let object = Part::Object.deserialize(&mut deserializer)?;
+    let object = Part::Object { content }.deserialize(&mut deserializer)?;
     deserializer.end()?;
     Ok(object)
 }
 
 #[derive(Clone, Copy)]
 enum Part {
-    Object,
+    Object { content: bool },
     Metadata,
 }
 
@@ -38,8 +39,8 @@ impl<'de> Visitor<'de> for Part {
         let mut map = Map::new();
         while let Some(name) = members.next_key::<String>()? {
             let value = match (self, name.as_str()) {
-                (Self::Object, "metadata") => members.next_value_seed(Self::Metadata)?,
-                (Self::Metadata, "managedFields") => {
+                (Self::Object { .. }, "metadata") => members.next_value_seed(Self::Metadata)?,
+                (Self::Object { content: false }, _) | (Self::Metadata, "managedFields") => {
                     members.next_value::<IgnoredAny>()?;
                     continue;
                 }
@@ -69,14 +70,26 @@ mod tests {
             .as_object_mut()
             .unwrap()
             .remove("managedFields");
-        let decoded = without_managed_fields(full.to_string().as_bytes()).unwrap();
-        assert_eq!(decoded, expected);
+        let full = full.to_string();
+        assert_eq!(for_index(full.as_bytes(), true).unwrap(), expected);
+        let metadata = json!({"metadata": expected["metadata"]});
+        assert_eq!(for_index(full.as_bytes(), false).unwrap(), metadata);
     }
 
     #[test]
     fn refuses_what_is_no_object() {
-        for json in ["", "1", "[]", "{", "{}x", r#"{"metadata":1}"#] {
-            assert!(without_managed_fields(json.as_bytes()).is_err(), "{json}");
+        for json in [
+            "",
+            "1",
+            "[]",
+            "{",
+            "{}x",
+            r#"{"metadata":1}"#,
+            r#"{"data":{"a":}}"#,
+        ] {
+            for content in [true, false] {
+                assert!(for_index(json.as_bytes(), content).is_err(), "{json}");
+            }
         }
     }
 }

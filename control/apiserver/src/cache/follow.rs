@@ -7,7 +7,6 @@ use std::{
 };
 
 use futures::StreamExt;
-use serde_json::Value;
 use skep_store::{Event as StoreEvent, RangeRequest, Revision, StoreError, WatchBatch};
 
 use super::{
@@ -281,9 +280,8 @@ impl Inner {
         let read = readable.and_then(|Revealed { json, stale }| {
             let bytes = splice::with_resource_version(&json, mod_revision)
                 .ok_or("it is not a JSON object with metadata")?;
-            let object =
-                decode::without_managed_fields(&json).map_err(|error| error.to_string())?;
-            Ok((bytes, stale, self.index(&key, &object)))
+            let index = self.index(&key, &json).map_err(|error| error.to_string())?;
+            Ok((bytes, stale, index))
         });
         match read {
             Ok((
@@ -325,15 +323,19 @@ impl Inner {
     }
 
     /// An indexer that panics loses the object's fields, not the cache.
-    fn index(&self, key: &str, object: &Value) -> Index {
-        let indexer = || (self.options.indexer)(key, object);
-        std::panic::catch_unwind(AssertUnwindSafe(indexer)).unwrap_or_else(|_| {
-            tracing::error!(
-                key,
-                "the indexer panicked; field selectors will not find this object"
-            );
-            Index::of_metadata(object)
-        })
+    fn index(&self, key: &str, json: &[u8]) -> Result<Index, serde_json::Error> {
+        let indexer = &self.options.indexer;
+        let object = decode::for_index(json, indexer.reads_content(key))?;
+        let index = || indexer.index(key, &object);
+        Ok(
+            std::panic::catch_unwind(AssertUnwindSafe(index)).unwrap_or_else(|_| {
+                tracing::error!(
+                    key,
+                    "the indexer panicked; field selectors will not find this object"
+                );
+                Index::of_metadata(&object)
+            }),
+        )
     }
 
     pub(super) fn reindex(&self, prefix: &str) {
@@ -341,14 +343,14 @@ impl Inner {
         let mut state = self.state.write();
         let snapshot = state.snapshot(prefix);
         for entry in snapshot.iter() {
-            let Ok(object) = decode::without_managed_fields(&entry.bytes()) else {
-                continue;
-            };
-            let Index {
+            let Ok(Index {
                 uid,
                 labels,
                 fields,
-            } = self.index(&entry.key, &object);
+            }) = self.index(&entry.key, &entry.bytes())
+            else {
+                continue;
+            };
             let indexed = Entry {
                 key: entry.key.clone(),
                 body: entry.body.clone(),

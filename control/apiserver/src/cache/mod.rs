@@ -53,9 +53,22 @@ use crate::encryption::Revealed;
 
 use self::{body::Sharing, history::History, sorted::Sorted, watch::Watchers};
 
-/// Finds an object's uid, labels and selectable fields, given its key and itself, without `metadata.managedFields`.
-/// Called once per write.
-pub type Indexer = Arc<dyn Fn(&str, &Value) -> Index + Send + Sync>;
+/// Finds an object's uid, labels and selectable fields, given its key and itself. Called once per write.
+pub trait Indexer: Send + Sync {
+    /// `object` has no `metadata.managedFields`, and nothing but metadata where [`Indexer::reads_content`] says so.
+    fn index(&self, key: &str, object: &Value) -> Index;
+
+    /// Whether [`Indexer::index`] looks at more of this object than its metadata.
+    fn reads_content(&self, _key: &str) -> bool {
+        true
+    }
+}
+
+impl<F: Fn(&str, &Value) -> Index + Send + Sync> Indexer for F {
+    fn index(&self, key: &str, object: &Value) -> Index {
+        self(key, object)
+    }
+}
 
 /// Turns a stored value into the JSON to cache (decryption), given its key. `Err` says why it cannot be read.
 pub type Reveal = Arc<dyn Fn(&str, Bytes) -> Result<Revealed, String> + Send + Sync>;
@@ -67,7 +80,7 @@ const START_TIMEOUT: Duration = Duration::from_secs(60);
 pub struct Options {
     /// What of the store is cached; ends in `/`.
     pub prefix: String,
-    pub indexer: Indexer,
+    pub indexer: Arc<dyn Indexer>,
     pub reveal: Option<Reveal>,
     /// Bounds of the events kept for watches that start in the past and for continued lists.
     pub history_bytes: usize,
@@ -82,7 +95,7 @@ pub struct Options {
 }
 
 impl Options {
-    pub fn new(indexer: Indexer) -> Self {
+    pub fn new(indexer: Arc<dyn Indexer>) -> Self {
         Self {
             prefix: "/registry/".into(),
             indexer,
@@ -504,7 +517,7 @@ impl State {
 }
 
 /// `/registry/core/pods/` of anything at or under it.
-fn resource_prefix(key: &str) -> Option<&str> {
+pub(crate) fn resource_prefix(key: &str) -> Option<&str> {
     let mut slashes = key
         .bytes()
         .enumerate()

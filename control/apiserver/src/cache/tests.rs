@@ -9,8 +9,8 @@ use super::*;
 const TIMEOUT: Duration = Duration::from_secs(10);
 const PODS: &str = "/registry/core/pods/";
 
-fn indexer() -> Indexer {
-    Arc::new(|_, object| {
+fn indexer() -> Arc<dyn Indexer> {
+    Arc::new(|_: &str, object: &Value| {
         let mut index = Index::of_metadata(object);
         let node = object["spec"]["nodeName"].as_str().unwrap_or_default();
         index.fields.push(("spec.nodeName".into(), node.into()));
@@ -378,9 +378,9 @@ async fn a_frame_is_encoded_once() {
 async fn an_indexer_may_panic() {
     let fixture = Fixture::new(|options| {
         let inner = indexer();
-        options.indexer = Arc::new(move |key, object| {
+        options.indexer = Arc::new(move |key: &str, object: &Value| {
             assert!(!key.ends_with("bad"), "as this test wants it");
-            inner(key, object)
+            inner.index(key, object)
         });
     })
     .await;
@@ -407,8 +407,8 @@ async fn reindex_learns_new_fields() {
     let known = Arc::new(std::sync::atomic::AtomicBool::new(false));
     let fixture = Fixture::new(|options| {
         let (inner, known) = (indexer(), known.clone());
-        options.indexer = Arc::new(move |key, object| match known.load(Relaxed) {
-            true => inner(key, object),
+        options.indexer = Arc::new(move |key: &str, object: &Value| match known.load(Relaxed) {
+            true => inner.index(key, object),
             false => Index::default(),
         });
     })

@@ -45,7 +45,8 @@ const MAX_LIST_BYTES: usize = 1_000_000;
 /// From so many objects the size of all is taken.
 const SIZE_SAMPLE: usize = 8;
 
-const GROUP: &str = "flowcontrol.apiserver.k8s.io";
+const SCHEMAS: &str = "/registry/flowcontrol.apiserver.k8s.io/flowschemas/";
+const LEVELS: &str = "/registry/flowcontrol.apiserver.k8s.io/prioritylevelconfigurations/";
 static SCHEMA_HEADER: HeaderName = HeaderName::from_static("x-kubernetes-pf-flowschema-uid");
 static LEVEL_HEADER: HeaderName = HeaderName::from_static("x-kubernetes-pf-prioritylevel-uid");
 
@@ -101,8 +102,8 @@ impl Drop for Waiting {
 
 /// Where a request belongs.
 pub struct Class {
-    schema_uid: String,
-    level_uid: String,
+    schema_uid: HeaderValue,
+    level_uid: HeaderValue,
 }
 
 impl Class {
@@ -112,9 +113,7 @@ impl Class {
             (&SCHEMA_HEADER, &self.schema_uid),
             (&LEVEL_HEADER, &self.level_uid),
         ] {
-            if let Ok(value) = HeaderValue::from_str(uid) {
-                response.headers_mut().insert(name.clone(), value);
-            }
+            response.headers_mut().insert(name.clone(), uid.clone());
         }
     }
 }
@@ -129,11 +128,9 @@ impl Fairness {
     }
 
     fn configuration(&self) -> Arc<Configuration> {
-        let prefix = |plural: &str| format!("/registry/{GROUP}/{plural}/");
-        let (schemas, levels) = (prefix("flowschemas"), prefix("prioritylevelconfigurations"));
         let changed = [
-            self.cache.changed_at(&schemas),
-            self.cache.changed_at(&levels),
+            self.cache.changed_at(SCHEMAS),
+            self.cache.changed_at(LEVELS),
         ];
         if let Some(known) = self.configuration.load_full()
             && known.read_at == changed
@@ -147,20 +144,15 @@ impl Fairness {
                 .filter_map(|entry| serde_json::from_slice(&entry.bytes()).ok())
                 .collect()
         };
-        let levels = read(&levels);
+        let levels = read(LEVELS);
         let limits = Limits::of_levels(&levels, TOTAL_SEATS);
         let uids = |level: &str| {
             let found = levels
                 .iter()
                 .find(|object| object["metadata"]["name"] == level);
-            found.map(|object| {
-                object["metadata"]["uid"]
-                    .as_str()
-                    .unwrap_or_default()
-                    .to_owned()
-            })
+            found.map(rules::uid_header)
         };
-        let mut schemas: Vec<Schema> = read(&schemas)
+        let mut schemas: Vec<Schema> = read(SCHEMAS)
             .iter()
             .filter_map(|schema| Schema::read(schema, uids))
             .collect();

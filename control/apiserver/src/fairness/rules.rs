@@ -1,9 +1,12 @@
 //! FlowSchemas: which level and which flow a request belongs to.
 
-use std::sync::LazyLock;
+use std::{
+    hash::{BuildHasher, RandomState},
+    sync::LazyLock,
+};
 
+use http::HeaderValue;
 use serde_json::Value;
-use sha2::{Digest, Sha256};
 
 use crate::{
     identity::{MASTERS, User},
@@ -12,10 +15,10 @@ use crate::{
 
 pub struct Schema {
     pub name: String,
-    pub uid: String,
+    pub uid: HeaderValue,
     pub precedence: u64,
     pub level: String,
-    pub level_uid: String,
+    pub level_uid: HeaderValue,
     distinguisher: Distinguisher,
     rules: Vec<Rule>,
 }
@@ -56,6 +59,13 @@ fn text(value: &Value) -> String {
     value.as_str().unwrap_or_default().to_owned()
 }
 
+const NO_UID: HeaderValue = HeaderValue::from_static("");
+
+/// An object's uid as the answers to its requests show it.
+pub fn uid_header(object: &Value) -> HeaderValue {
+    HeaderValue::from_str(&text(&object["metadata"]["uid"])).unwrap_or(NO_UID)
+}
+
 fn texts(value: &Value) -> Vec<String> {
     value.as_array().into_iter().flatten().map(text).collect()
 }
@@ -70,13 +80,13 @@ fn has(items: &[String], wanted: &str) -> bool {
 
 impl Schema {
     /// `None` for one whose level does not exist (it dangles and takes no requests). `level_uid` looks a level up.
-    pub fn read(schema: &Value, level_uid: impl Fn(&str) -> Option<String>) -> Option<Self> {
+    pub fn read(schema: &Value, level_uid: impl Fn(&str) -> Option<HeaderValue>) -> Option<Self> {
         let spec = &schema["spec"];
         let level = text(&spec["priorityLevelConfiguration"]["name"]);
         let level_uid = level_uid(&level)?;
         Some(Self {
             name: text(&schema["metadata"]["name"]),
-            uid: text(&schema["metadata"]["uid"]),
+            uid: uid_header(schema),
             precedence: spec["matchingPrecedence"].as_u64().unwrap_or(1000),
             level,
             level_uid,
@@ -104,10 +114,10 @@ impl Schema {
     fn without_rules(name: &str) -> Self {
         Self {
             name: name.to_owned(),
-            uid: String::new(),
+            uid: NO_UID,
             precedence: 0,
             level: name.to_owned(),
-            level_uid: String::new(),
+            level_uid: NO_UID,
             distinguisher: Distinguisher::Nothing,
             rules: Vec::new(),
         }
@@ -124,16 +134,12 @@ impl Schema {
             Distinguisher::User => user.name.as_str(),
             Distinguisher::Namespace => info.namespace.as_str(),
         };
-        let mut hash = Sha256::new();
-        hash.update(self.name.as_bytes());
-        hash.update([0]);
-        hash.update(distinguisher.as_bytes());
-        let hash: [u8; 32] = hash.finalize().into();
-        let mut first = [0; 8];
-        first.copy_from_slice(&hash[..8]);
-        u64::from_le_bytes(first)
+        FLOWS.hash_one((&self.name, distinguisher))
     }
 }
+
+/// Keyed, so that nobody can choose names that share the queues of others.
+static FLOWS: LazyLock<RandomState> = LazyLock::new(RandomState::new);
 
 impl Rule {
     fn read(rule: &Value) -> Self {
@@ -239,7 +245,7 @@ mod tests {
                 "priorityLevelConfiguration": {"name": "l"},
                 "rules": [{"subjects": [subject], "resourceRules": [resource], "nonResourceRules": [path]}],
             }});
-            Schema::read(&spec, |_| Some("uid".to_owned())).unwrap()
+            Schema::read(&spec, |_| Some(NO_UID)).unwrap()
         };
         let account = User {
             name: "system:serviceaccount:ns:builder".into(),

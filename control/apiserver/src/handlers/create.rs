@@ -7,8 +7,8 @@ use http::StatusCode;
 use serde_json::Value;
 
 use super::write::{
-    Target, as_stored, dedup_owner_references, drop_server_metadata, fill_system_metadata,
-    generate_name, match_namespace, normalized, resource_version, ttl,
+    Target, as_stored, dedup_owner_references, defaulted, drop_server_metadata,
+    fill_system_metadata, generate_name, match_namespace, resource_version, ttl,
 };
 use crate::{
     admission::Operation,
@@ -53,9 +53,7 @@ pub async fn create_object(
 ) -> Result<Object> {
     match_namespace(&mut object, namespace)?;
     drop_server_metadata(&mut object);
-    let strategy = &resource.def.strategy;
-    strategy.default(&mut object);
-    let mut object = normalized(resource, object)?;
+    let mut object = defaulted(resource, object)?;
     let name = meta(&object, "name").to_owned();
     let target = Target {
         resource,
@@ -143,6 +141,7 @@ async fn attempt(
         name: &name,
         ..target
     };
+    hooks::check_references(ctx, target, object, None).await?;
     let chain = api.admission.load_full();
     let mut attributes = target.attributes(
         ctx,

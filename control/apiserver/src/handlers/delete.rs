@@ -38,6 +38,7 @@ pub async fn delete(ctx: &Ctx, resource: &Arc<Resource>) -> Result<Response> {
     let out = ctx.output(resource)?;
     let options = read_options(ctx).await?;
     hooks::may_delete(resource, &ctx.info.name)?;
+    warn_of_orphans(ctx, resource, &options);
     let namespace = if resource.namespaced() {
         ctx.info.namespace.as_str()
     } else {
@@ -57,6 +58,7 @@ pub async fn delete_collection(ctx: &Ctx, resource: &Arc<Resource>) -> Result<Re
     let options = ListOptions::parse(&ctx.query, false)?;
     let selection = Selection::new(ctx, resource, &options)?;
     let delete_options = read_options(ctx).await?;
+    warn_of_orphans(ctx, resource, &delete_options);
     let list = page(ctx, resource, &selection, &options).await?;
     let prefix = resource.prefix.len();
     let keys = list
@@ -445,6 +447,17 @@ fn update_finalizers(resource: &Resource, object: &mut Value, options: &DeleteOp
 fn orphans_by_default(resource: &Resource) -> bool {
     resource.is("", "replicationcontrollers")
         || (resource.is("batch", "jobs") && resource.def.version == "v1")
+}
+
+/// Few know that of jobs (upstream `pkg/registry/batch/job/storage`).
+fn warn_of_orphans(ctx: &Ctx, resource: &Resource, options: &DeleteOptions) {
+    if options.propagation.is_none() && resource.is("batch", "jobs") && orphans_by_default(resource)
+    {
+        ctx.warn(
+            "child pods are preserved by default when jobs are deleted; set propagationPolicy=Background to remove \
+             them or set propagationPolicy=Orphan to suppress this warning",
+        );
+    }
 }
 
 /// Kinds whose delete answers with the last state of the object instead of a `Status` (`ReturnDeletedObject`).

@@ -14,7 +14,7 @@ use skep_schema::{Problem, TypeRef, go_kind};
 
 use super::{
     update::change_object,
-    write::{Target, match_namespace, normalized},
+    write::{Target, defaulted, match_namespace},
 };
 use crate::{
     codec::{self, Expected},
@@ -250,7 +250,6 @@ fn patched(
     warnings: &mut Vec<String>,
 ) -> Result<Value> {
     let resource = target.resource;
-    let strategy = &resource.def.strategy;
     let mut new = if patch_type == PatchType::Apply {
         if old.is_none() {
             ctx.authorize_resource("create", target.name)?;
@@ -297,8 +296,7 @@ fn patched(
     new["kind"] = resource.def.kind.as_ref().into();
     new["apiVersion"] = resource.api_version.as_str().into();
     match_namespace(&mut new, target.namespace)?;
-    strategy.default(&mut new);
-    let mut new = normalized(resource, new)?;
+    let mut new = defaulted(resource, new)?;
     if patch_type != PatchType::Apply {
         target.track(ctx, options, old, &mut new);
     }

@@ -11,8 +11,8 @@ use skep_api::field::{FieldError, FieldErrorKind};
 use super::{
     create::create_object,
     write::{
-        Target, as_stored, dedup_owner_references, ignore_managed_times, match_name,
-        match_namespace, normalized, remove_meta, resource_version, ttl,
+        Target, as_stored, dedup_owner_references, defaulted, ignore_managed_times, match_name,
+        match_namespace, remove_meta, resource_version, ttl,
     },
 };
 use crate::{
@@ -63,8 +63,7 @@ pub async fn update(ctx: &Ctx, resource: &Arc<Resource>) -> Result<Response> {
     };
     match_namespace(&mut object, target.namespace)?;
     match_name(&object, target.name)?;
-    resource.def.strategy.default(&mut object);
-    let object = normalized(resource, object)?;
+    let object = defaulted(resource, object)?;
     let uid = meta(&object, "uid").to_owned();
     let change = |old: Option<&Value>, _: &mut Vec<String>| {
         let mut new = object.clone();
@@ -231,6 +230,7 @@ async fn attempt(
         }
     }
     hooks::stamp_conditions(ctx, target, &mut object, Some(&old));
+    hooks::check_references(ctx, target, &object, Some(&old)).await?;
     let mut object = as_stored(resource, object)?;
     ignore_managed_times(&mut object, &old);
     let mut attributes = target.attributes(ctx, Operation::Update, options, object, &old);

@@ -239,6 +239,14 @@ pub fn drop_server_metadata(object: &mut Value) {
     }
 }
 
+/// A decoded object with its defaults, in the form that [`normalized`] gives.
+pub fn defaulted(resource: &Resource, mut object: Value) -> Result<Value> {
+    match resource.def.strategy.default(&mut object) {
+        true => normalized(resource, object),
+        false => Ok(object),
+    }
+}
+
 /// The form that upstream's typed round trip gives: what plugins and strategies left empty goes, what every object of
 /// the kind has comes.
 pub fn normalized(resource: &Resource, object: Value) -> Result<Value> {

@@ -20,7 +20,9 @@ pub const VERSION: &str = "v1beta1";
 struct ReadOnly;
 
 impl Strategy for ReadOnly {
-    fn default(&self, _: &mut Value) {}
+    fn default(&self, _: &mut Value) -> bool {
+        false
+    }
 
     fn create(&self, _: &mut Value) -> Result<Warnings, Vec<FieldError>> {
         Ok(Vec::new())

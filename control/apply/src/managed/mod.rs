@@ -210,18 +210,15 @@ impl Managers {
 
     fn encode(&self) -> Vec<Value> {
         let mut sorted: Vec<(&ManagerId, &Entry)> = self.0.iter().collect();
-        sorted.sort_by(|(left_id, left), (right_id, right)| {
-            let key = |id: &ManagerId, entry: &Entry| {
-                (
-                    id.operation.clone(),
-                    // RFC 3339 in UTC sorts as text; none is oldest.
-                    entry.time.clone().unwrap_or_default(),
-                    id.manager.clone(),
-                    entry.api_version.clone(),
-                    id.subresource.clone(),
-                )
-            };
-            key(left_id, left).cmp(&key(right_id, right))
+        sorted.sort_by_key(|(id, entry)| {
+            (
+                &id.operation,
+                // RFC 3339 in UTC sorts as text; none is oldest.
+                entry.time.as_deref().unwrap_or_default(),
+                &id.manager,
+                &entry.api_version,
+                &id.subresource,
+            )
         });
         sorted
             .into_iter()
