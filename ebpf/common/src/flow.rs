@@ -13,14 +13,11 @@
 //! ```text
 //! FLOWS4  array   FlowBucket {tags of the slots, slots {key, flow}}
 //! ```
-//! A key has two buckets ([`FlowHash::places`]). It goes into the first while that is [`is_roomy`], else into
-//! the emptier one; with [`BUCKET_SLOTS`] slots for two flows on the average, both are full about never.
-//! A bucket counts the keys that went to their second bucket instead ([`spilled`]): without any, the second
-//! is not looked at, and its memory is not waited for.
-//!
-//! A slot is taken by an atomic exchange of its bucket's tags, and found when the second word of its key is
-//! written, last of all. It is given back by the exchange of that word for 0, and then of its tag. Whoever
-//! has found a slot may be about to use it when it becomes another flow's, as with the kernel's hash.
+//! A key has two buckets ([`FlowHash::places`]) and goes into the emptier one; with [`BUCKET_SLOTS`] slots
+//! for two flows on the average, both are full about never. A slot is taken by an atomic exchange of
+//! its bucket's tags, and found when the second word of its key is written, last of all. It is given
+//! back by the exchange of that word for 0, and then of its tag. Whoever has found a slot may be about to
+//! use it when it becomes another flow's, as with the kernel's hash.
 
 use crate::{Address, PortBe};
 
@@ -192,49 +189,10 @@ pub struct FlowSlot {
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct FlowBucket {
-    /// [`TAG_BITS`] of each slot; 0: free. And [`spilled`].
+    /// [`TAG_BITS`] of each slot; 0: free.
     pub tags: u64,
     pub _pad: u64,
     pub slots: [FlowSlot; BUCKET_SLOTS],
-}
-
-/// Above the tags: how many keys are in their second bucket instead. One that has reached its highest value
-/// stays there, for it may be more.
-const SPILL_SHIFT: u32 = TAG_BITS * BUCKET_SLOTS as u32;
-pub const SPILL_ONE: u64 = 1 << SPILL_SHIFT;
-const SPILL_MOST: u64 = u64::MAX >> SPILL_SHIFT;
-/// So many slots are taken without asking how full the other bucket is.
-const ROOMY: u64 = 3;
-
-/// How many keys have gone to their second bucket instead.
-#[inline(always)]
-pub const fn spilled(tags: u64) -> u64 {
-    tags >> SPILL_SHIFT
-}
-
-/// The tags when one more key has.
-#[inline(always)]
-pub const fn with_spilled(tags: u64) -> u64 {
-    if spilled(tags) == SPILL_MOST {
-        tags
-    } else {
-        tags + SPILL_ONE
-    }
-}
-
-/// The tags when one of those keys is gone.
-#[inline(always)]
-pub const fn without_spilled(tags: u64) -> u64 {
-    if spilled(tags) == SPILL_MOST || spilled(tags) == 0 {
-        tags
-    } else {
-        tags - SPILL_ONE
-    }
-}
-
-#[inline(always)]
-pub const fn is_roomy(tags: u64) -> bool {
-    taken(tags) < ROOMY
 }
 
 /// How many slots are taken.
@@ -432,11 +390,7 @@ const _: () = {
     assert!(size_of::<Flow4>() == 32);
     // Four lines of the cache, the tags in the first.
     assert!(size_of::<FlowBucket>() == 256);
-    assert!(TAG_BITS as usize * BUCKET_SLOTS < 64);
-    assert!(taken(SPILL_ONE) == 0 && first_free(SPILL_ONE) == 1);
-    assert!(first_matching(SPILL_ONE | 0x12_3045, 0x123) == 1 << 12);
-    assert!(without_spilled(with_spilled(5)) == 5 && without_spilled(5) == 5);
-    assert!(with_spilled(u64::MAX) == u64::MAX && without_spilled(u64::MAX) == u64::MAX);
+    assert!(TAG_BITS as usize * BUCKET_SLOTS <= 64);
     assert!(taken(0) == 0 && taken(TAG_ONES) == 5 && taken(TAG_MASK << 24 | 1) == 2);
     assert!(first_free(0) == 1 && first_free(TAG_ONES) == 0 && first_free(0x7001) == 1 << 24);
     assert!(first_matching(0x12_3045, 0x123) == 1 << 12 && first_matching(0x12_3045, 0x125) == 0);
@@ -479,19 +433,15 @@ mod tests {
                 let key = key(number / 2, number % 2 == 1);
                 assert_eq!(FlowKey4::of(&key.widened()), key);
                 let FlowPlaces { buckets, tag } = hash.places(&key);
-                let [first, second] = buckets.map(|bucket| bucket as usize);
-                let spills = !is_roomy(tags[first]) && taken(tags[second]) < taken(tags[first]);
-                if spills {
-                    tags[first] = with_spilled(tags[first]);
-                }
-                let tags = &mut tags[if spills { second } else { first }];
+                let emptier = buckets
+                    .into_iter()
+                    .min_by_key(|bucket| taken(tags[*bucket as usize]));
+                let tags = &mut tags[emptier.map_or(0, |bucket| bucket as usize)];
                 let free = (0..BUCKET_SLOTS).find(|slot| tag_of(*tags, *slot) == 0);
                 let free = free.expect("a slot");
                 *tags |= tag << (TAG_BITS * free as u32);
                 assert_eq!(tag_of(*tags, free), tag);
             }
-            let spilling = tags.iter().filter(|tags| spilled(**tags) > 0).count();
-            assert!(spilling > 0 && spilling < tags.len() / 2, "{spilling}");
         }
     }
 }

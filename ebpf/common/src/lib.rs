@@ -31,7 +31,7 @@ pub const LAYOUTS: [(&str, u32); 25] = [
     ("SOCKETS", 1),
     ("STREAMS", 1),
     ("PEERS", 1),
-    ("FLOWS4", 2),
+    ("FLOWS4", 1),
     ("FLOW_HASH", 1),
     ("FLOWS6", 1),
     ("NEXT_PORTS", 1),

@@ -139,39 +139,20 @@ struct Bucket {
     tags: u64,
 }
 
-/// Where a key may be.
-#[derive(Clone, Copy)]
+/// A key's buckets.
 struct Places {
     tag: u64,
     first: Bucket,
-    /// Its number: mostly it is not looked at.
-    second: u32,
-}
-
-impl Places {
-    #[inline(always)]
-    fn second(&self) -> Option<Bucket> {
-        FLOWS4.get_ptr_mut(self.second).map(look_at)
-    }
-
-    /// The slot of the key.
-    #[inline(always)]
-    fn find(&self, key: &FlowKey4) -> Option<*mut FlowSlot> {
-        if let Some(slot) = find_in(self.first, self.tag, key) {
-            return Some(slot);
-        }
-        if spilled(self.first.tags) == 0 {
-            return None;
-        }
-        find_in(self.second()?, self.tag, key)
-    }
+    second: Bucket,
 }
 
 #[inline(always)]
 fn places(key: &FlowKey4) -> Option<Places> {
     let FlowPlaces { buckets, tag } = FLOW_HASH.get(0)?.places(key);
     let [first, second] = buckets;
-    let first = look_at(FLOWS4.get_ptr_mut(first)?);
+    let (first, second) = (FLOWS4.get_ptr_mut(first)?, FLOWS4.get_ptr_mut(second)?);
+    // Both before either is searched: one wait for memory instead of two.
+    let (first, second) = (look_at(first), look_at(second));
     Some(Places { tag, first, second })
 }
 
@@ -255,19 +236,31 @@ fn may_have(bucket: Bucket, tag: u64, key: &FlowKey4) -> bool {
 /// The entry of an IPv4 key.
 #[inline(always)]
 pub fn entry4(key: &FlowKey) -> Option<&'static mut Flow4> {
-    known4(&FlowKey4::of(key))
-}
-
-/// The same, of the key as the table has it.
-#[inline(always)]
-pub fn known4(key: &FlowKey4) -> Option<&'static mut Flow4> {
-    let slot = places(key)?.find(key)?;
+    let key = FlowKey4::of(key);
+    let Places { tag, first, second } = places(&key)?;
+    let slot = match find_in(first, tag, &key) {
+        Some(slot) => slot,
+        None => find_in(second, tag, &key)?,
+    };
     // SAFETY: a slot of an element of the map; see `Entry`.
     Some(unsafe { &mut (*slot).flow })
 }
 
-/// Has the memory of this key's entry fetched, if it will be where it most often is, while something else
-/// is done.
+/// The same, of the key as the table has it. Most are in their first bucket, so the second is not asked for
+/// before: for who looks for what is there, not for what is about to be put there.
+#[inline(always)]
+pub fn known4(key: &FlowKey4) -> Option<&'static mut Flow4> {
+    let FlowPlaces { buckets, tag } = FLOW_HASH.get(0)?.places(key);
+    let [first, second] = buckets;
+    let slot = match find_in(look_at(FLOWS4.get_ptr_mut(first)?), tag, key) {
+        Some(slot) => slot,
+        None => find_in(look_at(FLOWS4.get_ptr_mut(second)?), tag, key)?,
+    };
+    // SAFETY: a slot of an element of the map; see `Entry`.
+    Some(unsafe { &mut (*slot).flow })
+}
+
+/// Has the memory of this key's buckets fetched while something else is done.
 #[inline(always)]
 pub fn expect(key: &FlowKey) {
     if key.source.is_v4() {
@@ -286,148 +279,56 @@ const ENOENT: i32 = -2;
 fn insert4(key: &FlowKey, flow: &Flow, only_new: bool) -> i32 {
     let key = FlowKey4::of(key);
     for _ in 0..ATTEMPTS {
-        let Some(places) = places(&key) else {
+        let Some(Places { tag, first, second }) = places(&key) else {
             return E2BIG;
         };
-        let Places { tag, first, .. } = places;
         if only_new {
-            if may_have(first, tag, &key) {
+            if may_have(first, tag, &key) || may_have(second, tag, &key) {
                 return EEXIST;
             }
-        } else if let Some(slot) = find_in(first, tag, &key) {
+        } else if let Some(slot) = find_in(first, tag, &key).or_else(|| find_in(second, tag, &key))
+        {
             // SAFETY: a slot of an element of the map.
             unsafe { fill(addr_of_mut!((*slot).flow), flow) };
             return 0;
         }
-        let is_alone = spilled(first.tags) == 0;
-        if is_alone && is_roomy(first.tags) {
-            let Ok(taken) = take_slot(first, tag) else {
-                continue;
-            };
-            write_slot(taken.slot, &key, flow);
-            return 0;
-        }
-        let Some(second) = places.second() else {
-            return E2BIG;
-        };
-        if only_new {
-            if may_have(second, tag, &key) {
-                return EEXIST;
-            }
-        } else if let Some(slot) = find_in(second, tag, &key) {
-            // SAFETY: as above.
-            unsafe { fill(addr_of_mut!((*slot).flow), flow) };
-            return 0;
-        }
-        let spills = !is_roomy(first.tags) && taken(second.tags) < taken(first.tags);
-        // Counted before it is there: who does not find it in its first bucket looks into the second.
-        if spills && !count_spilled(first) {
-            continue;
-        }
-        let (bucket, other) = if spills {
+        let (bucket, other) = if taken(second.tags) < taken(first.tags) {
             (second, first)
         } else {
             (first, second)
         };
-        let taken = match take_slot(bucket, tag) {
-            Ok(taken) => taken,
-            Err(error) => {
-                if spills {
-                    discount_spilled(first);
-                }
-                if error == E2BIG {
-                    return E2BIG;
-                }
-                continue;
-            }
+        let free = first_free(bucket.tags);
+        if free == 0 {
+            return E2BIG;
+        }
+        // All slots before it are taken.
+        let Some(slot) = slot_at(bucket.at, taken_below(free)) else {
+            return E2BIG;
         };
+        let taking = free.wrapping_mul(tag);
+        // SAFETY: an element of the map.
+        let tags = unsafe { addr_of_mut!((*bucket.at).tags) };
+        // SAFETY: as above.
+        if !unsafe { exchange(tags, bucket.tags, bucket.tags | taking) } {
+            continue;
+        }
         // Another CPU may have put the same key into the other bucket since: of two that see each
         // other both give way.
         if only_new && other.at != bucket.at && may_have(look_at(other.at), tag, &key) {
-            // SAFETY: an element of the map.
-            unsafe { clear(addr_of_mut!((*bucket.at).tags), taken.bits) };
-            if spills {
-                discount_spilled(first);
-            }
+            // SAFETY: as above.
+            unsafe { clear(tags, taking) };
             return EEXIST;
         }
-        write_slot(taken.slot, &key, flow);
+        // SAFETY: this CPU's slot of an element of the map. The second word of the key goes last:
+        // whoever finds it finds the rest.
+        unsafe {
+            fill(addr_of_mut!((*slot).flow), flow);
+            addr_of_mut!((*slot).key.0[0]).write_volatile(key.0[0]);
+            addr_of_mut!((*slot).key.0[1]).write_volatile(key.0[1]);
+        }
         return 0;
     }
     EBUSY
-}
-
-/// A slot that is this CPU's, and what it has in the tags.
-struct Taken {
-    slot: *mut FlowSlot,
-    bits: u64,
-}
-
-/// -E2BIG: the bucket is full, -EBUSY: its tags have changed.
-#[inline(always)]
-fn take_slot(bucket: Bucket, tag: u64) -> Result<Taken, i32> {
-    let free = first_free(bucket.tags);
-    if free == 0 {
-        return Err(E2BIG);
-    }
-    // All slots before it are taken.
-    let slot = slot_at(bucket.at, taken_below(free)).ok_or(E2BIG)?;
-    let bits = free.wrapping_mul(tag);
-    // SAFETY: an element of the map.
-    let taken = unsafe {
-        exchange(
-            addr_of_mut!((*bucket.at).tags),
-            bucket.tags,
-            bucket.tags | bits,
-        )
-    };
-    if taken {
-        Ok(Taken { slot, bits })
-    } else {
-        Err(EBUSY)
-    }
-}
-
-#[inline(always)]
-fn write_slot(slot: *mut FlowSlot, key: &FlowKey4, flow: &Flow) {
-    // SAFETY: this CPU's slot of an element of the map. The second word of the key goes last: whoever
-    // finds it finds the rest.
-    unsafe {
-        fill(addr_of_mut!((*slot).flow), flow);
-        addr_of_mut!((*slot).key.0[0]).write_volatile(key.0[0]);
-        addr_of_mut!((*slot).key.0[1]).write_volatile(key.0[1]);
-    }
-}
-
-/// Counts a key that goes from this, its first bucket to its second. False: the tags have changed.
-#[inline(always)]
-fn count_spilled(first: Bucket) -> bool {
-    // SAFETY: an element of the map.
-    unsafe {
-        exchange(
-            addr_of_mut!((*first.at).tags),
-            first.tags,
-            with_spilled(first.tags),
-        )
-    }
-}
-
-/// It is gone. Where others change the bucket at the same time it stays counted, which costs them a look.
-#[inline(always)]
-fn discount_spilled(first: Bucket) {
-    for _ in 0..ATTEMPTS {
-        let now = look_at(first.at);
-        // SAFETY: an element of the map.
-        if unsafe {
-            exchange(
-                addr_of_mut!((*now.at).tags),
-                now.tags,
-                without_spilled(now.tags),
-            )
-        } {
-            return;
-        }
-    }
 }
 
 /// As `Flow4::of` says, without a copy on the way.
@@ -454,21 +355,13 @@ unsafe fn fill(to: *mut Flow4, flow: &Flow) {
 #[inline(always)]
 fn remove4(key: &FlowKey) -> i32 {
     let key = FlowKey4::of(key);
-    let Some(places) = places(&key) else {
+    let Some(Places { tag, first, second }) = places(&key) else {
         return ENOENT;
     };
-    let removed = remove_from(places.first, places.tag, &key);
-    if removed != ENOENT || spilled(places.first.tags) == 0 {
-        return removed;
+    match remove_from(first, tag, &key) {
+        ENOENT => remove_from(second, tag, &key),
+        removed => removed,
     }
-    let Some(second) = places.second() else {
-        return ENOENT;
-    };
-    let removed = remove_from(second, places.tag, &key);
-    if removed == 0 {
-        discount_spilled(places.first);
-    }
-    removed
 }
 
 #[inline(always)]

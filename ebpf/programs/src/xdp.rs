@@ -27,7 +27,6 @@ use crate::net::{FAILED, REFUSED, SERVED, plan, report_failure, start};
 use crate::packet::{ACK, SYN};
 use crate::policy;
 use crate::service::find;
-use crate::table::expect;
 use crate::tunnel;
 
 #[xdp(frags)]
@@ -79,9 +78,6 @@ fn arrived(frame: *mut xdp_md, scratch: &mut Scratch, is_new: bool) -> u32 {
     // A new flow costs what it waits for memory that nobody has touched lately: one wait for both
     // entries is half of one for each.
     let opens = scratch.packet.tcp_flags & (SYN | ACK) == SYN;
-    if opens {
-        expect(&scratch.packet.key);
-    }
     let planned = if opens { begin(scratch) } else { NOT_OURS };
     if planned == SERVED {
         expect_answer(scratch);

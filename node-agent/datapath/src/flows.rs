@@ -46,14 +46,6 @@ pub(crate) struct FlowTable {
     pub(crate) limit: u32,
 }
 
-/// Flows as a predecessor kept them.
-pub(crate) enum FormerFlows {
-    /// Both families in one map.
-    Both(Table<FlowKey, Flow>),
-    /// In buckets that did not count what went to the other one.
-    V4(FlowBuckets),
-}
-
 impl Sweep {
     /// Whether the next sweep should come soon.
     pub fn is_high(&self) -> bool {
@@ -83,16 +75,11 @@ impl FlowTable {
         self.v6.for_each(visit)
     }
 
-    /// Takes over the flows of an agent that kept them otherwise, but for those that are known already and,
-    /// where the tables have become smaller, those for which there is no room.
-    pub(crate) fn take_over(&self, former: &FormerFlows) -> Result<(), Error> {
+    /// Takes over the flows of an agent that had both families in one map, but for those that are
+    /// known already and, where the tables have become smaller, those for which there is no room.
+    pub(crate) fn take_over(&self, former: &Table<FlowKey, Flow>) -> Result<(), Error> {
         let mut found = Vec::new();
-        match former {
-            FormerFlows::Both(map) => map.for_each(|key, flow| found.push((*key, *flow)))?,
-            FormerFlows::V4(buckets) => {
-                buckets.for_each(|key, flow| found.push((key.widened(), flow.widened())))?;
-            }
-        }
+        former.for_each(|key, flow| found.push((*key, *flow)))?;
         for (key, flow) in found {
             let added = if key.source.is_v4() {
                 self.v4.add(&FlowKey4::of(&key), &Flow4::of(&flow))

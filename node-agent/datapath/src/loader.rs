@@ -32,7 +32,7 @@ use crate::clsact::Side;
 use crate::counters::{Counters, ReasonCount, ServiceCount};
 use crate::error::Error;
 use crate::events::EventReader;
-use crate::flows::{FlowEntry, FlowTable, FormerFlows, Sweep, now};
+use crate::flows::{FlowEntry, FlowTable, Sweep, now};
 use crate::links::{Links, TcHook, remove_filters};
 use crate::memory::{BackendArray, CountArray, FlowBuckets, SlotArray};
 use crate::pins::{FORMER_FLOWS, Pins};
@@ -40,7 +40,7 @@ use crate::pods::{NodeTables, PodLink};
 use crate::policy::{PolicyState, PolicyTables};
 use crate::programs::{PacketResult, ProgramCost, Programs, SOCKET_HOOKS, SOCKET_RELEASE};
 use crate::services::ServiceTables;
-use crate::sys::{AttachType, Target, map_size, netns_cookie, send_frames};
+use crate::sys::{AttachType, Target, netns_cookie, send_frames};
 use crate::table::{Plain, Table, possible_cpus};
 use crate::xdp::{self, XdpMode, XdpState};
 
@@ -169,8 +169,10 @@ impl Datapath {
             identities: table(&ebpf, "IDENTITIES", MAX_IDENTITIES)?,
         };
         let flows = flow_table(&ebpf)?;
-        let former_flows = former_flows(&pins, flows.v4.hash())?;
-        for former in &former_flows {
+        let former_flows = pins
+            .former(FORMER_FLOWS, 1)
+            .map(|map| Table::new(FORMER_FLOWS, MAX_FLOWS, map));
+        if let Some(former) = &former_flows {
             flows.take_over(former)?;
         }
         let affinities = table(&ebpf, "AFFINITIES", MAX_AFFINITIES)?;
@@ -202,11 +204,9 @@ impl Datapath {
         if let Some(ifindex) = config.uplink_ifindex {
             datapath.set_uplink(ifindex, config.uplink_mac)?;
         }
-        if !former_flows.is_empty() {
+        if let Some(former) = &former_flows {
             // All programs must look where the others do; and what has begun meanwhile is moved, too.
             datapath.replace_device_programs()?;
-        }
-        for former in &former_flows {
             datapath.flows.take_over(former)?;
         }
         // No program of ours is left that uses them, but those of pods, which hold on to their own
@@ -710,22 +710,6 @@ fn flow_table(ebpf: &Ebpf) -> Result<FlowTable, Error> {
     let limit = max_entries(ebpf, "FLOWS6")?;
     let v6 = table(ebpf, "FLOWS6", limit)?;
     Ok(FlowTable { v4, v6, limit })
-}
-
-/// Flows in maps of former layouts. `hash`: as those of today are spread.
-fn former_flows(pins: &Pins, hash: FlowHash) -> Result<Vec<FormerFlows>, Error> {
-    let both = pins.former(FORMER_FLOWS, 1);
-    let both = both.map(|map| FormerFlows::Both(Table::new(FORMER_FLOWS, MAX_FLOWS, map)));
-    let mut found: Vec<FormerFlows> = both.into_iter().collect();
-    if let Some(map) = pins.former("FLOWS4", 1) {
-        let failed = |error| Error::kernel("map into memory", "FLOWS4", error);
-        let buckets = map_size(map.as_fd()).map_err(failed)?;
-        let mask = buckets.saturating_sub(1);
-        let hash = FlowHash { mask, ..hash };
-        let former = FlowBuckets::new(map.as_fd(), buckets, hash).map_err(failed)?;
-        found.push(FormerFlows::V4(former));
-    }
-    Ok(found)
 }
 
 fn kernel_at_least(major: u32, minor: u32) -> bool {

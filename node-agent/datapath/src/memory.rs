@@ -213,9 +213,6 @@ impl CountArray {
     }
 }
 
-/// Of the two buckets of a key.
-const SECOND: usize = 1;
-
 /// The flows of IPv4 (see [`skep_ebpf_common::flow`]). Programs take and give back slots meanwhile.
 #[derive(Debug)]
 pub(crate) struct FlowBuckets {
@@ -229,25 +226,14 @@ impl FlowBuckets {
         Ok(Self { buckets, hash })
     }
 
-    pub(crate) fn hash(&self) -> FlowHash {
-        self.hash
-    }
-
     pub(crate) fn get(&self, key: &FlowKey4) -> Result<Option<Flow4>, Error> {
-        self.find(key, |_, bucket, slot| bucket.flow(slot))
+        self.find(key, |bucket, slot| bucket.flow(slot))
     }
 
     /// Missing is success.
     pub(crate) fn remove(&self, key: &FlowKey4) -> Result<(), Error> {
-        let removed = self.find(key, |place, bucket, slot| {
-            (place, bucket.give_back(slot, key))
-        })?;
-        if removed == Some((SECOND, true)) {
-            let first = self.hash.places(key).buckets[0];
-            self.buckets
-                .with(first, |at| Bucket(at).count_spilled(without_spilled))?;
-        }
-        Ok(())
+        self.find(key, |bucket, slot| bucket.give_back(slot, key))
+            .map(drop)
     }
 
     /// Puts in what is not there yet; false: it is there.
@@ -259,20 +245,18 @@ impl FlowBuckets {
             return Ok(false);
         }
         let FlowPlaces { buckets, tag } = self.hash.places(key);
-        let [first, second] = buckets;
-        let tags_of = |index| self.buckets.with(index, |at| Bucket(at).tags());
-        let tags = tags_of(first)?;
-        let spills = !is_roomy(tags) && taken(tags_of(second)?) < taken(tags);
-        if spills {
-            self.buckets
-                .with(first, |at| Bucket(at).count_spilled(with_spilled))?;
+        let mut emptier = buckets;
+        let taken_in = |index| self.buckets.with(index, |at| taken(Bucket(at).tags()));
+        if taken_in(buckets[1])? < taken_in(buckets[0])? {
+            emptier.reverse();
         }
-        let chosen = if spills { second } else { first };
-        if self
-            .buckets
-            .with(chosen, |at| Bucket(at).take(tag, key, flow))?
-        {
-            return Ok(true);
+        for index in emptier {
+            if self
+                .buckets
+                .with(index, |at| Bucket(at).take(tag, key, flow))?
+            {
+                return Ok(true);
+            }
         }
         Err(Error::Full {
             table: "FLOWS4",
@@ -298,20 +282,19 @@ impl FlowBuckets {
         Ok(())
     }
 
-    /// `found` is told in which of the key's buckets, and where there.
     fn find<R>(
         &self,
         key: &FlowKey4,
-        found: impl Fn(usize, &Bucket, usize) -> R,
+        found: impl Fn(&Bucket, usize) -> R,
     ) -> Result<Option<R>, Error> {
         let FlowPlaces { buckets, tag } = self.hash.places(key);
-        for (place, index) in buckets.into_iter().enumerate() {
+        for index in buckets {
             let result = self.buckets.with(index, |at| {
                 let bucket = Bucket(at);
                 let tags = bucket.tags();
                 (0..BUCKET_SLOTS)
                     .find(|slot| tag_of(tags, *slot) == tag && bucket.key(*slot) == *key)
-                    .map(|slot| found(place, &bucket, slot))
+                    .map(|slot| found(&bucket, slot))
             })?;
             if result.is_some() {
                 return Ok(result);
@@ -354,22 +337,14 @@ impl Bucket {
         unsafe { AtomicU64::from_ptr(&raw mut (*self.slot(slot)).key.0[1]) }
     }
 
-    fn count_spilled(&self, counted: impl Fn(u64) -> u64) {
-        let count = |tags| Some(counted(tags));
-        let order = (Ordering::AcqRel, Ordering::Acquire);
-        // Never refused.
-        let _ = self.word().fetch_update(order.0, order.1, count);
-    }
-
     /// Of two that remove it one gives it back.
-    fn give_back(&self, slot: usize, key: &FlowKey4) -> bool {
+    fn give_back(&self, slot: usize, key: &FlowKey4) {
         let rest = self.rest_of_key(slot);
         let mine = rest.compare_exchange(key.0[1], 0, Ordering::AcqRel, Ordering::Relaxed);
         if mine.is_ok() {
             let tag = TAG_MASK << (TAG_BITS * slot as u32);
             self.word().fetch_and(!tag, Ordering::AcqRel);
         }
-        mine.is_ok()
     }
 
     /// False: the bucket is full.

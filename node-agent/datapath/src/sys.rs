@@ -134,22 +134,6 @@ pub(crate) fn open_pin(at: &Path) -> io::Result<OwnedFd> {
     bpf(BPF_OBJ_GET, &mut attr).map(owned)
 }
 
-/// How many elements a map may have.
-pub(crate) fn map_size(map: BorrowedFd<'_>) -> io::Result<u32> {
-    /// Of `struct bpf_map_info`, and how much of it there is up to that.
-    const MAX_ENTRIES: usize = 16;
-    const LEN: usize = 20;
-    let mut info = [0u8; LEN];
-    let mut attr = Attr::new()
-        .u32(0, fd(map))
-        .u32(4, LEN as u32)
-        .u64(8, info.as_mut_ptr() as u64);
-    bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;
-    let mut size = [0; 4];
-    size.copy_from_slice(&info[MAX_ENTRIES..]);
-    Ok(u32::from_ne_bytes(size))
-}
-
 /// What a program made of a frame.
 pub(crate) struct TestRun {
     pub(crate) returned: u32,

@@ -27,8 +27,8 @@ pub enum Generation {
     Spec,
     /// One more when anything beside metadata and status changes.
     Object,
-    /// The same, labels and annotations included (EndpointSlices).
-    ObjectOrMetadata,
+    /// The same, labels included (EndpointSlices).
+    ObjectOrLabels,
     /// 1, for good.
     CreateOnly,
     /// One more when `spec` or the annotations change (Deployments).
@@ -223,15 +223,31 @@ fn times(object: &mut Value) -> Vec<&mut Value> {
     for (name, value) in fields {
         match name.as_str() {
             "status" => {
-                let conditions = value.get_mut("conditions").and_then(Value::as_array_mut);
-                let times = conditions.into_iter().flatten();
-                found.extend(times.filter_map(|one| one.get_mut("lastTransitionTime")));
+                for (name, value) in value.as_object_mut().into_iter().flatten() {
+                    match name.as_str() {
+                        "conditions" => condition_times(value, &mut found),
+                        // Of a resource claim.
+                        "devices" => {
+                            for device in value.as_array_mut().into_iter().flatten() {
+                                if let Some(conditions) = device.get_mut("conditions") {
+                                    condition_times(conditions, &mut found);
+                                }
+                            }
+                        }
+                        _ => {}
+                    }
+                }
             }
             "series" => found.extend(value.get_mut("lastObservedTime")),
             _ => {}
         }
     }
     found
+}
+
+fn condition_times<'a>(conditions: &'a mut Value, found: &mut Vec<&'a mut Value>) {
+    let conditions = conditions.as_array_mut().into_iter().flatten();
+    found.extend(conditions.filter_map(|one| one.get_mut("lastTransitionTime")));
 }
 
 fn fill_times(object: &mut Value) -> bool {
@@ -588,15 +604,9 @@ fn changed(generation: Generation, new: &Value, old: &Value) -> bool {
     let differs = |field: &str| new.get(field) != old.get(field);
     match generation {
         Generation::Never | Generation::Own | Generation::CreateOnly => false,
-        Generation::ObjectOrMetadata => {
-            let meta = |field: &str| {
-                let pointer = format!("/metadata/{field}");
-                new.pointer(&pointer) != old.pointer(&pointer)
-            };
+        Generation::ObjectOrLabels => {
             changed(Generation::Object, new, old)
-                || ["labels", "annotations", "ownerReferences", "finalizers"]
-                    .into_iter()
-                    .any(meta)
+                || new.pointer("/metadata/labels") != old.pointer("/metadata/labels")
         }
         Generation::Spec => differs("spec"),
         Generation::SpecOrAnnotations => {

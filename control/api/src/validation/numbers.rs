@@ -25,11 +25,13 @@ pub fn validate_int_or_percent(value: &IntOrString, path: &Path<'_>, errors: &mu
     }
 }
 
-/// The number before `%`, or the number itself. 0 for what is neither.
+/// The number before `%`, or the number itself, also in quotes (refused elsewhere). 0 for what is none of them.
 pub fn percent_or_int_value(value: &IntOrString) -> i64 {
     match value {
         IntOrString::Int(number) => (*number).into(),
-        IntOrString::String(_) => percent_value(value).unwrap_or(0),
+        IntOrString::String(text) => percent_value(value)
+            .or_else(|| text.parse().ok())
+            .unwrap_or(0),
     }
 }
 
@@ -49,6 +51,22 @@ pub fn validate_not_more_than_100_percent(
 ) {
     if percent_value(value).is_some_and(|percent| percent > 100) {
         errors.invalid(path, Bad::json(value), "must not be greater than 100%");
+    }
+}
+
+/// `status.collisionCount` only grows; once there, it stays.
+pub fn validate_collision_count(new: Option<i32>, old: Option<i32>, errors: &mut Errors) {
+    let decremented = match (new, old) {
+        (None, Some(_)) => true,
+        (Some(new), Some(old)) => new < old,
+        _ => false,
+    };
+    if decremented {
+        errors.invalid(
+            &Path::new("status.collisionCount"),
+            new.unwrap_or(0),
+            "cannot be decremented",
+        );
     }
 }
 

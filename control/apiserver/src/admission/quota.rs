@@ -533,7 +533,7 @@ mod tests {
     use crate::registry::Registry;
 
     fn check<T>(group: &str, plural: &str, test: impl FnOnce(&Resource) -> T) -> T {
-        let registry = Registry::new(skep_api::builtin::builtin());
+        let registry = Registry::new(skep_api::builtin());
         let resource = registry.any_version(group, plural).expect("a kind");
         test(resource)
     }

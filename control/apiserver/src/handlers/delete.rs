@@ -271,7 +271,7 @@ async fn admit(ctx: &Ctx, target: Target<'_>, options: &DeleteOptions, old: &Val
     admitted
 }
 
-fn check_preconditions(
+pub fn check_preconditions(
     resource: &Resource,
     object: &Value,
     name: &str,
@@ -440,6 +440,16 @@ fn update_finalizers(resource: &Resource, object: &mut Value, options: &DeleteOp
         super::write::remove_meta(object, "finalizers");
     } else {
         object["metadata"]["finalizers"] = finalizers.into();
+    }
+}
+
+fn warn_of_orphans(ctx: &Ctx, resource: &Resource, options: &DeleteOptions) {
+    if options.propagation.is_none() && resource.is("batch", "jobs") {
+        ctx.warnings.lock().push(
+            "child pods are preserved by default when jobs are deleted; set propagationPolicy=Background to remove them \
+             or set propagationPolicy=Orphan to suppress this warning"
+                .to_owned(),
+        );
     }
 }
 

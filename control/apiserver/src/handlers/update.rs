@@ -194,8 +194,8 @@ async fn attempt(
     match_name(&object, name)?;
     let chain = api.admission.load_full();
     let mut attributes = target.attributes(ctx, Operation::Update, options, object, &old);
-    // A binding was admitted as what it is.
-    let asked = target.subresource != "binding";
+    // A binding and an eviction were admitted as what they are.
+    let asked = !matches!(target.subresource, "binding" | "eviction");
     let admitted = match asked {
         true => chain.mutate(api, &mut attributes).await,
         false => Ok(()),

@@ -15,7 +15,7 @@ use crate::{
     codec::{Expected, decode_body, meta},
     context::Ctx,
     handlers::{
-        delete::delete_admitted,
+        delete::{check_preconditions, delete_admitted},
         update::change_object,
         write::{Target, match_namespace},
     },
@@ -85,9 +85,39 @@ pub async fn create(ctx: &Ctx, pods: &Arc<Resource>) -> Result<Response> {
     {
         spend(ctx, &budget, namespace, &pod, delete.dry_run).await?;
     }
+    if !delete.dry_run {
+        mark(ctx, admitted, &mut delete).await?;
+    }
     // The eviction was admitted, so the delete is.
     delete_admitted(ctx, pods, namespace, name, &delete).await?;
     ctx.value(StatusCode::CREATED, &created(), &out)
+}
+
+/// Says in the pod's status why it goes.
+async fn mark(ctx: &Ctx, target: Target<'_>, delete: &mut DeleteOptions) -> Result<()> {
+    let Target { resource, name, .. } = target;
+    let wanted = &*delete;
+    let change = |old: Option<&Value>, _: &mut Vec<String>| {
+        let old = old.ok_or_else(|| Status::missing(resource, name))?;
+        check_preconditions(resource, old, name, wanted)?;
+        let mut new = old.clone();
+        set_condition(
+            &mut new["status"],
+            json!({
+                "type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI",
+                "message": "Eviction API: evicting",
+                "lastProbeTime": null, "lastTransitionTime": ctx.now.to_string(),
+            }),
+        );
+        Ok(new)
+    };
+    let options = WriteOptions::default();
+    let marked = change_object(ctx, target, &options, "", false, &change).await?;
+    // The version that the client named is not the last any more.
+    if let Some(version) = &mut delete.resource_version {
+        meta(&marked.object.into_value()?, "resourceVersion").clone_into(version);
+    }
+    Ok(())
 }
 
 /// Older clients send the same object as `policy/v1beta1`.
@@ -142,7 +172,7 @@ async fn budget_of(ctx: &Ctx, namespace: &str, pod: &crate::cache::Entry) -> Res
         let matches =
             LabelSelector::from_object(selector.as_ref()).is_ok_and(|s| s.matches(&labels));
         if matches && found.replace(budget).is_some() {
-            return Err(Status::internal_message(
+            return Err(Status::unknown(
                 "This pod has more than one PodDisruptionBudget, which the eviction subresource does not support.",
             ));
         }
@@ -190,22 +220,19 @@ async fn spend(
         let old = old.ok_or_else(|| Status::missing(budgets, name))?;
         let left = check(old)? - 1;
         let mut new = old.clone();
-        let generation = new["metadata"]["generation"].clone();
         let status = &mut new["status"];
         status["disruptionsAllowed"] = left.into();
         status["disruptedPods"][pod_name] = ctx.now.to_string().into();
-        let (value, reason) = if left > 0 {
-            ("True", "SufficientPods")
-        } else {
-            ("False", "InsufficientPods")
-        };
-        set_condition(
-            status,
-            json!({
-                "type": "DisruptionAllowed", "status": value, "reason": reason, "message": "",
-                "observedGeneration": generation, "lastTransitionTime": ctx.now.to_string(),
-            }),
-        );
+        if left == 0 {
+            let generation = status["observedGeneration"].clone();
+            set_condition(
+                status,
+                json!({
+                    "type": "DisruptionAllowed", "status": "False", "reason": "InsufficientPods", "message": "",
+                    "observedGeneration": generation, "lastTransitionTime": ctx.now.to_string(),
+                }),
+            );
+        }
         target.track(ctx, &options, Some(old), &mut new);
         Ok(new)
     };
@@ -243,14 +270,33 @@ fn check(budget: &Value) -> Result<i64> {
         ));
     }
     if left == 0 {
-        let why = format!(
-            "The disruption budget {name} needs {} healthy pods and has {} currently",
-            number("desiredHealthy"),
-            number("currentHealthy"),
-        );
-        return Err(refusal(why, 0));
+        return Err(refusal(why_spent(name, &budget["status"]), 0));
     }
     Ok(left)
+}
+
+fn why_spent(name: &str, status: &Value) -> String {
+    let number = |field: &str| status[field].as_i64().unwrap_or(0);
+    let (healthy, wanted) = (number("currentHealthy"), number("desiredHealthy"));
+    let conditions = status["conditions"].as_array().into_iter().flatten();
+    let refused = conditions
+        .filter(|one| one["type"] == "DisruptionAllowed" && one["status"] == "False")
+        .map(|one| (text(one, "reason"), text(one, "message")))
+        .find(|(_, message)| !message.is_empty());
+    let so = format!("The disruption budget {name} does not allow evicting pods currently");
+    match refused {
+        // Then the numbers say nothing.
+        Some(("SyncFailed", message)) => format!("{so} because it failed sync: {message}"),
+        _ if healthy <= wanted => format!(
+            "The disruption budget {name} needs {wanted} healthy pods and has {healthy} currently"
+        ),
+        Some((reason, message)) => format!("{so} ({reason}): {message}"),
+        None => so,
+    }
+}
+
+fn text<'a>(condition: &'a Value, field: &str) -> &'a str {
+    condition[field].as_str().unwrap_or_default()
 }
 
 fn refusal(why: String, retry_after_seconds: u32) -> Failure {

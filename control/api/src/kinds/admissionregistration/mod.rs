@@ -29,7 +29,6 @@ mod tests {
         MutatingAdmissionPolicy, ValidatingAdmissionPolicyBinding, ValidatingWebhookConfiguration,
     };
 
-    use super::*;
     use crate::kinds::Kind;
 
     fn check<T: Kind + Default>(name: &str, warned: bool) {

@@ -4,6 +4,7 @@ use k8s_openapi::{
 };
 use serde_json::json;
 
+use super::deployment::show_rolling;
 use crate::{
     defaults::pod_spec::set_template_defaults,
     field::{Bad, Errors, Path},
@@ -12,8 +13,8 @@ use crate::{
     validation::{
         labels::{SelectorRules, validate_selector},
         numbers::{
-            int_or_percent, percent_or_int_value, validate_int_or_percent, validate_non_negative,
-            validate_not_more_than_100_percent,
+            int_or_percent, percent_or_int_value, validate_collision_count,
+            validate_int_or_percent, validate_non_negative, validate_not_more_than_100_percent,
         },
         template::{
             is_selected, refuse_empty_selector, validate_selector_unchanged, validate_template,
@@ -114,13 +115,7 @@ impl Kind for DaemonSet {
             .status
             .as_ref()
             .and_then(|status| status.collision_count);
-        if status.collision_count.unwrap_or(0) < old.unwrap_or(0) {
-            errors.invalid(
-                &path.child("collisionCount"),
-                status.collision_count.unwrap_or(0),
-                "cannot be decremented",
-            );
-        }
+        validate_collision_count(status.collision_count, old, errors);
     }
 
     fn warnings(&self, old: Option<&Self>) -> Warnings {
@@ -230,17 +225,14 @@ fn validate_update_strategy(
             }
         }
         other => {
-            let rolling = strategy
-                .rolling_update
-                .as_ref()
-                .map_or("null".to_owned(), |rolling| {
-                    format!(
-                        r#"{{"MaxUnavailable":{},"MaxSurge":{}}}"#,
-                        json!(rolling.max_unavailable),
-                        json!(rolling.max_surge)
-                    )
-                });
-            let shown = format!(r#"{{"Type":{},"RollingUpdate":{rolling}}}"#, json!(other));
+            let rolling = strategy.rolling_update.as_ref();
+            let rolling =
+                rolling.map(|it| show_rolling(it.max_unavailable.as_ref(), it.max_surge.as_ref()));
+            let shown = format!(
+                r#"{{"Type":{},"RollingUpdate":{}}}"#,
+                json!(other),
+                rolling.as_deref().unwrap_or("null")
+            );
             errors.not_supported(path, Bad::shown(shown), &["RollingUpdate", "OnDelete"]);
         }
     }

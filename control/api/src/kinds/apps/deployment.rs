@@ -11,8 +11,8 @@ use crate::{
     strategy::Warnings,
     validation::{
         numbers::{
-            int_or_percent, percent_or_int_value, validate_int_or_percent, validate_non_negative,
-            validate_not_more_than_100_percent,
+            int_or_percent, percent_or_int_value, validate_collision_count,
+            validate_int_or_percent, validate_non_negative, validate_not_more_than_100_percent,
         },
         template::{
             validate_required_selector, validate_selector_unchanged, validate_workload_template,
@@ -117,18 +117,7 @@ impl Kind for Deployment {
                 "cannot be greater than readyReplicas",
             );
         }
-        let decremented = match (status.collision_count, old.collision_count) {
-            (None, Some(_)) => true,
-            (Some(new), Some(old)) => new < old,
-            _ => false,
-        };
-        if decremented {
-            errors.invalid(
-                &path.child("collisionCount"),
-                status.collision_count.unwrap_or(0),
-                "cannot be decremented",
-            );
-        }
+        validate_collision_count(status.collision_count, old.collision_count, errors);
     }
 
     fn warnings(&self, old: Option<&Self>) -> Warnings {
@@ -214,17 +203,29 @@ fn validate_strategy(strategy: &DeploymentStrategy, path: &Path<'_>, errors: &mu
             validate_not_more_than_100_percent(&unavailable, &path.child("maxUnavailable"), errors);
         }
         other => {
-            let rolling = strategy.rolling_update.as_ref().map(|rolling| {
-                json!({"MaxUnavailable": rolling.max_unavailable, "MaxSurge": rolling.max_surge})
-            });
+            let rolling = strategy.rolling_update.as_ref();
+            let rolling =
+                rolling.map(|it| show_rolling(it.max_unavailable.as_ref(), it.max_surge.as_ref()));
             let shown = format!(
                 r#"{{"Type":{},"RollingUpdate":{}}}"#,
                 json!(other),
-                rolling.map_or("null".to_owned(), |rolling| rolling.to_string())
+                rolling.as_deref().unwrap_or("null")
             );
             errors.not_supported(path, Bad::shown(shown), &["Recreate", "RollingUpdate"]);
         }
     }
+}
+
+/// Of DaemonSets too.
+pub(super) fn show_rolling(
+    unavailable: Option<&IntOrString>,
+    surge: Option<&IntOrString>,
+) -> String {
+    format!(
+        r#"{{"MaxUnavailable":{},"MaxSurge":{}}}"#,
+        json!(int_or_percent(unavailable)),
+        json!(int_or_percent(surge))
+    )
 }
 
 /// Whether a rollout is on hold.
@@ -233,4 +234,43 @@ pub fn is_paused(deployment: &Deployment) -> bool {
         .spec
         .as_ref()
         .is_some_and(|spec| spec.paused.is_true())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(strategy: serde_json::Value, expected: &[&str]) {
+        let strategy = serde_json::from_value(strategy).unwrap();
+        let mut errors = Errors::default();
+        validate_strategy(&strategy, &Path::new("s"), &mut errors);
+        let found: Vec<String> = errors.0.iter().map(ToString::to_string).collect();
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn strategies() {
+        let rolling = |unavailable| {
+            json!({
+                "type": "RollingUpdate",
+                "rollingUpdate": {"maxUnavailable": unavailable, "maxSurge": 0},
+            })
+        };
+        check(rolling(json!("25%")), &[]);
+        // Not a percentage, but not zero either.
+        check(
+            rolling(json!("5")),
+            &[
+                "s.rollingUpdate.maxUnavailable: Invalid value: \"5\": a valid percent string must be a numeric string \
+                 followed by an ending '%' (e.g. '1%',  or '93%', regex used for validation is '[0-9]+%')",
+            ],
+        );
+        check(
+            json!({"type": "X", "rollingUpdate": {"maxSurge": "1%"}}),
+            &[
+                r#"s: Unsupported value: {"Type":"X","RollingUpdate":{"MaxUnavailable":0,"MaxSurge":"1%"}}: supported values: "Recreate", "RollingUpdate""#,
+            ],
+        );
+    }
 }

@@ -4,7 +4,9 @@ use k8s_openapi::{
             RollingUpdateStatefulSetStrategy, StatefulSet, StatefulSetSpec,
             StatefulSetUpdateStrategy,
         },
-        core::v1::{PersistentVolumeClaimVolumeSource, PodTemplateSpec, Volume},
+        core::v1::{
+            PersistentVolumeClaim, PersistentVolumeClaimVolumeSource, PodTemplateSpec, Volume,
+        },
     },
     apimachinery::pkg::util::intstr::IntOrString,
 };
@@ -18,8 +20,8 @@ use crate::{
         claims::validate_claim_spec,
         meta::NameRule,
         numbers::{
-            int_or_percent, percent_or_int_value, validate_int_or_percent, validate_non_negative,
-            validate_not_more_than_100_percent,
+            int_or_percent, percent_or_int_value, validate_collision_count,
+            validate_int_or_percent, validate_non_negative, validate_not_more_than_100_percent,
         },
         template::{validate_endless, validate_required_selector, validate_workload_template},
         text,
@@ -63,12 +65,14 @@ impl Kind for StatefulSet {
 
     fn validate(&self, errors: &mut Errors) {
         if let Some(spec) = &self.spec {
-            validate_spec(spec, &Path::new("spec"), errors);
+            validate_spec(spec, true, &Path::new("spec"), errors);
         }
     }
 
     fn validate_update(&self, old: &Self, errors: &mut Errors) {
-        self.validate(errors);
+        if let Some(spec) = &self.spec {
+            validate_spec(spec, false, &Path::new("spec"), errors);
+        }
         let (Some(new), Some(old)) = (&self.spec, &old.spec) else {
             return;
         };
@@ -138,13 +142,7 @@ impl Kind for StatefulSet {
             .status
             .as_ref()
             .and_then(|status| status.collision_count);
-        if status.collision_count.unwrap_or(0) < old.unwrap_or(0) {
-            errors.invalid(
-                &root.child("collisionCount"),
-                status.collision_count.unwrap_or(0),
-                "cannot be decremented",
-            );
-        }
+        validate_collision_count(status.collision_count, old, errors);
     }
 
     fn warnings(&self, old: Option<&Self>) -> Warnings {
@@ -167,7 +165,8 @@ impl Kind for StatefulSet {
     }
 }
 
-fn validate_spec(spec: &StatefulSetSpec, path: &Path<'_>, errors: &mut Errors) {
+/// `new`: what no update may change is checked too.
+fn validate_spec(spec: &StatefulSetSpec, new: bool, path: &Path<'_>, errors: &mut Errors) {
     match spec.pod_management_policy.text() {
         "" => errors.required(&path.child("podManagementPolicy"), ""),
         "OrderedReady" | "Parallel" => {}
@@ -187,9 +186,13 @@ fn validate_spec(spec: &StatefulSetSpec, path: &Path<'_>, errors: &mut Errors) {
         ] {
             let value = value.text();
             if !matches!(value, "Retain" | "Delete") {
-                errors.not_supported(&path.child(field), value, &["Delete", "Retain"]);
+                errors.not_supported(&path.child(field), value, &["Retain", "Delete"]);
             }
         }
+    }
+    if new {
+        let path = path.child("volumeClaimTemplates");
+        validate_claims(spec.volume_claim_templates.items(), &path, errors);
     }
     validate_non_negative(
         spec.replicas.unwrap_or(0).into(),
@@ -202,6 +205,11 @@ fn validate_spec(spec: &StatefulSetSpec, path: &Path<'_>, errors: &mut Errors) {
         let start = ordinals.start.unwrap_or(0);
         validate_non_negative(start.into(), &path.child("ordinals").child("start"), errors);
     }
+    let service = spec.service_name.text();
+    if new && !service.is_empty() {
+        let path = path.child("serviceName");
+        errors.invalid_each(&path, service, text::dns1123_label(service));
+    }
     let (selector, template) = (&spec.selector, with_claims(spec));
     let at = path.child("template");
     if validate_required_selector(selector, "statefulset", "", path, errors) {
@@ -209,9 +217,11 @@ fn validate_spec(spec: &StatefulSetSpec, path: &Path<'_>, errors: &mut Errors) {
     } else {
         validate_endless(&template, "StatefulSet", &at, errors);
     }
-    let claims = path.child("volumeClaimTemplates");
-    for (i, claim) in spec.volume_claim_templates.items().iter().enumerate() {
-        let path = claims.index(i);
+}
+
+fn validate_claims(claims: &[PersistentVolumeClaim], path: &Path<'_>, errors: &mut Errors) {
+    for (i, claim) in claims.iter().enumerate() {
+        let path = path.index(i);
         if let Some(spec) = &claim.spec {
             validate_claim_spec(spec, &path.child("spec"), errors);
         }
@@ -223,14 +233,6 @@ fn validate_spec(spec: &StatefulSetSpec, path: &Path<'_>, errors: &mut Errors) {
                 text::dns1123_subdomain(name),
             );
         }
-    }
-    if !spec.service_name.text().is_empty() {
-        let name = spec.service_name.text();
-        errors.invalid_each(
-            &path.child("serviceName"),
-            name,
-            text::dns1123_subdomain(name),
-        );
     }
 }
 
@@ -316,7 +318,7 @@ mod tests {
 
     use super::*;
 
-    fn check(mount: &str, errors: usize) {
+    fn set(mount: &str) -> StatefulSet {
         let mut set: StatefulSet = serde_json::from_value(json!({
             "metadata": {"name": "db", "namespace": "default"},
             "spec": {
@@ -341,14 +343,45 @@ mod tests {
         }))
         .unwrap();
         set.set_defaults();
-        let mut found = Errors::default();
-        set.validate(&mut found);
-        assert_eq!(found.len(), errors, "{found:?}");
+        set
+    }
+
+    #[track_caller]
+    fn check(set: &StatefulSet, old: Option<&StatefulSet>, fields: &[&str]) {
+        let mut errors = Errors::default();
+        match old {
+            Some(old) => set.validate_update(old, &mut errors),
+            None => set.validate(&mut errors),
+        }
+        let found: Vec<&str> = errors.0.iter().map(|error| error.field.as_str()).collect();
+        assert_eq!(found, fields);
     }
 
     #[test]
     fn containers_mount_claims_as_volumes() {
-        check("data", 0);
-        check("other", 1);
+        check(&set("data"), None, &[]);
+        let field = "spec.template.spec.containers[0].volumeMounts[0].name";
+        check(&set("other"), None, &[field]);
+    }
+
+    #[test]
+    fn what_cannot_change_is_not_looked_at_again() {
+        let old = set("data");
+        let mut new = old.clone();
+        let spec = new.spec.as_mut().unwrap();
+        spec.service_name = Some("a.b".to_owned());
+        spec.replicas = Some(-1);
+        let claims = spec.volume_claim_templates.as_mut().unwrap();
+        claims[0].spec.as_mut().unwrap().access_modes = None;
+        check(
+            &new,
+            None,
+            &[
+                "spec.volumeClaimTemplates[0].spec.accessModes",
+                "spec.replicas",
+                "spec.serviceName",
+            ],
+        );
+        check(&new, Some(&old), &["spec.replicas", "spec"]);
     }
 }

@@ -13,6 +13,7 @@ use crate::{
     validation::{
         labels::{SelectorRules, validate_selector},
         numbers::validate_non_negative,
+        resources::validate_container_resource_name,
         text,
     },
     zero::{List, Text, set},
@@ -240,12 +241,14 @@ fn validate_source(metric: &MetricSpec, field: &str, path: &Path<'_>, errors: &m
         );
         validate_identifier(&object.metric, &at.child("metric"), errors);
         validate_target(&object.target, &target_at, errors);
-        require_either(&object.target, &target_at, errors);
+        let detail = "must set either a target value or averageValue";
+        require_either(&object.target, detail, &target_at, errors);
     }
     if let ("external", Some(external)) = (field, &metric.external) {
         validate_identifier(&external.metric, &at.child("metric"), errors);
         validate_target(&external.target, &target_at, errors);
-        require_either(&external.target, &target_at, errors);
+        let detail = "must set either a target value for metric or a per-pod target";
+        require_either(&external.target, detail, &target_at, errors);
         if external.target.value.is_some() && external.target.average_value.is_some() {
             errors.forbidden(
                 &target_at.child("value"),
@@ -256,7 +259,7 @@ fn validate_source(metric: &MetricSpec, field: &str, path: &Path<'_>, errors: &m
     if let ("pods", Some(pods)) = (field, &metric.pods) {
         validate_identifier(&pods.metric, &at.child("metric"), errors);
         validate_target(&pods.target, &target_at, errors);
-        if amount(pods.target.average_value.as_ref()).is_none_or(|value| !value.is_positive()) {
+        if pods.target.average_value.is_none() {
             errors.required(
                 &target_at.child("averageValue"),
                 "must specify a positive target averageValue",
@@ -264,11 +267,17 @@ fn validate_source(metric: &MetricSpec, field: &str, path: &Path<'_>, errors: &m
         }
     }
     if let ("containerResource", Some(container)) = (field, &metric.container_resource) {
+        let name = &at.child("name");
         if container.name.is_empty() {
-            errors.required(&at.child("name"), "must specify a resource name");
+            errors.required(name, "must specify a resource name");
+        } else {
+            validate_container_resource_name(&container.name, name, errors);
         }
-        if container.container.is_empty() {
-            errors.required(&at.child("container"), "must specify a container");
+        let (name, at) = (&container.container, &at.child("container"));
+        if name.is_empty() {
+            errors.required(at, "must specify a container");
+        } else {
+            errors.invalid_each(at, name, text::dns1123_label(name));
         }
         validate_resource_target(&container.target, &target_at, errors);
     }
@@ -284,12 +293,9 @@ fn amount(quantity: Option<&Quantity>) -> Option<Amount> {
     quantity.map(Amount::of)
 }
 
-fn require_either(target: &MetricTarget, path: &Path<'_>, errors: &mut Errors) {
+fn require_either(target: &MetricTarget, detail: &str, path: &Path<'_>, errors: &mut Errors) {
     if target.value.is_none() && target.average_value.is_none() {
-        errors.required(
-            &path.child("averageValue"),
-            "must set either a target value for metric or a per-pod target",
-        );
+        errors.required(&path.child("averageValue"), detail);
     }
 }
 
@@ -312,15 +318,14 @@ fn validate_resource_target(target: &MetricTarget, path: &Path<'_>, errors: &mut
 fn validate_target(target: &MetricTarget, path: &Path<'_>, errors: &mut Errors) {
     const TYPES: [&str; 3] = ["AverageValue", "Utilization", "Value"];
     let at = path.child("type");
-    match target.type_.as_str() {
-        "" => errors.required(&at, "must specify a metric target type"),
-        known if TYPES.contains(&known) => {}
+    let type_ = target.type_.as_str();
+    if type_.is_empty() {
+        errors.required(&at, "must specify a metric target type");
+    }
+    if !TYPES.contains(&type_) {
         // Upstream names the three in this order.
-        other => errors.invalid(
-            &at,
-            other,
-            "must be either Utilization, Value, or AverageValue",
-        ),
+        let detail = "must be either Utilization, Value, or AverageValue";
+        errors.invalid(&at, type_, detail);
     }
     let positive = |quantity: &Option<Quantity>| {
         amount(quantity.as_ref()).is_none_or(|value| value.is_positive())
@@ -422,6 +427,58 @@ fn validate_policy(policy: &HPAScalingPolicy, path: &Path<'_>, errors: &mut Erro
             &path.child("periodSeconds"),
             policy.period_seconds,
             "must be less than or equal to 1800",
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    #[track_caller]
+    fn check(metric: Value, expected: &[&str]) {
+        let metric = serde_json::from_value(metric).unwrap();
+        let mut errors = Errors::default();
+        validate_metric(&metric, &Path::new("m"), &mut errors);
+        let found: Vec<String> = errors.0.iter().map(ToString::to_string).collect();
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn metrics() {
+        let either = "m.object.target.averageValue: Required value: must set either a target value or averageValue";
+        check(
+            json!({"type": "Object", "object": {
+                "describedObject": {"kind": "K", "name": "n"},
+                "metric": {"name": "m"},
+                "target": {"type": ""},
+            }}),
+            &[
+                "m.object.target.type: Required value: must specify a metric target type",
+                "m.object.target.type: Invalid value: \"\": must be either Utilization, Value, or AverageValue",
+                either,
+            ],
+        );
+        check(
+            json!({"type": "Pods", "pods": {
+                "metric": {"name": "m"},
+                "target": {"type": "AverageValue", "averageValue": "0"},
+            }}),
+            &["m.pods.target.averageValue: Invalid value: \"0\": must be positive"],
+        );
+        check(
+            json!({"type": "ContainerResource", "containerResource": {
+                "name": "x",
+                "container": "a.b",
+                "target": {"type": "Utilization", "averageUtilization": 1},
+            }}),
+            &[
+                "m.containerResource.name: Invalid value: \"x\": must be a standard resource type or fully qualified",
+                "m.containerResource.name: Invalid value: \"x\": must be a standard resource for containers",
+                "m.containerResource.container: Invalid value: \"a.b\": must not contain dots",
+            ],
         );
     }
 }

@@ -1,7 +1,7 @@
 use k8s_openapi::api::batch::v1::{CronJob, CronJobSpec};
 
 use super::{
-    job::{set_failure_policy_defaults, validate_spec as validate_job_spec},
+    job::{job_warnings, set_failure_policy_defaults, validate_spec as validate_job_spec},
     schedule,
 };
 use crate::{
@@ -9,7 +9,7 @@ use crate::{
     field::{Bad, Errors, Path},
     kinds::{Generation, Kind, Rules},
     strategy::Warnings,
-    validation::{numbers::validate_non_negative, warnings::template_owner_warnings},
+    validation::numbers::validate_non_negative,
     zero::{Flag, Text, fill, set},
 };
 
@@ -36,11 +36,12 @@ impl Kind for CronJob {
     }
 
     fn warnings(&self, old: Option<&Self>) -> Warnings {
-        let job = self.spec.job_template.spec.as_ref();
-        let template = job.map(|job| &job.template);
-        let old = old.map(|old| &old.metadata);
-        let path = "spec.jobTemplate.spec.template";
-        let mut warnings = template_owner_warnings(template, &self.metadata, old, path);
+        let mut warnings = job_warnings(
+            self.spec.job_template.spec.as_ref(),
+            &self.metadata,
+            old.map(|old| &old.metadata),
+            &Path::new("spec.jobTemplate.spec"),
+        );
         if self.spec.schedule.contains("TZ") {
             warnings.push("cannot use TZ or CRON_TZ in spec.schedule, use spec.timeZone instead, see https://kubernetes.io/docs/concepts/workloads/controllers/cron-jobs/#time-zones for more details".to_owned());
         }

@@ -1,12 +1,19 @@
 use k8s_openapi::{
-    api::batch::v1::{
-        Job, JobSpec, PodFailurePolicyOnExitCodesRequirement, PodFailurePolicyRule, SuccessPolicy,
+    api::{
+        batch::v1::{
+            Job, JobSpec, PodFailurePolicyOnExitCodesRequirement, PodFailurePolicyRule,
+            SuccessPolicy,
+        },
+        core::v1::{Affinity, Container, PodSpec},
     },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use serde_json::Value;
 
-use super::{indexes, job_status};
+use super::{
+    indexes,
+    job_status::{self, is_condition_true},
+};
 use crate::{
     defaults::pod_spec::set_template_defaults,
     field::{Bad, Errors, Path},
@@ -19,7 +26,7 @@ use crate::{
         numbers::validate_non_negative,
         template::validate_template,
         text,
-        warnings::template_owner_warnings,
+        warnings::{pod_template_warnings, template_owner_warnings},
     },
     zero::{Flag, List, Text, fill, set},
 };
@@ -28,6 +35,9 @@ const UID_LABEL: &str = "batch.kubernetes.io/controller-uid";
 const NAME_LABEL: &str = "batch.kubernetes.io/job-name";
 const OLD_UID_LABEL: &str = "controller-uid";
 const OLD_NAME_LABEL: &str = "job-name";
+/// With so many completions, there is less of other things.
+const MANY: i32 = 100_000;
+const FEW: i32 = 10_000;
 const ACTIONS: [&str; 4] = ["Count", "FailIndex", "FailJob", "Ignore"];
 
 impl Kind for Job {
@@ -103,9 +113,12 @@ impl Kind for Job {
     }
 
     fn warnings(&self, old: Option<&Self>) -> Warnings {
-        let template = self.spec.as_ref().map(|spec| &spec.template);
-        let old = old.map(|old| &old.metadata);
-        template_owner_warnings(template, &self.metadata, old, "spec.template")
+        job_warnings(
+            self.spec.as_ref(),
+            &self.metadata,
+            old.map(|old| &old.metadata),
+            &Path::new("spec"),
+        )
     }
 
     fn printer() -> std::sync::Arc<dyn crate::printer::Printer> {
@@ -124,6 +137,38 @@ impl Kind for Job {
         }];
         Some(FIELDS)
     }
+}
+
+/// `meta` is of what owns the spec: a Job, or a CronJob.
+pub(super) fn job_warnings(
+    spec: Option<&JobSpec>,
+    meta: &ObjectMeta,
+    old: Option<&ObjectMeta>,
+    path: &Path<'_>,
+) -> Warnings {
+    let mut warnings = template_owner_warnings(None, meta, old, "");
+    let unchanged = old.is_some_and(|old| old.generation == meta.generation);
+    let Some(spec) = spec.filter(|_| !unchanged) else {
+        return warnings;
+    };
+    let (completions, parallelism) = (spec.completions, spec.parallelism);
+    if spec.completion_mode.text() == "Indexed"
+        && completions.unwrap_or(0) > MANY
+        && parallelism.unwrap_or(0) > FEW
+    {
+        warnings.push(format!(
+            "{path}: In Indexed Jobs with a number of completions higher than 10^5 and a parallelism higher than 10^4, \
+             Kubernetes might not be able to track completedIndexes when a big number of indexes fail"
+        ));
+    }
+    let path = path.child("template").to_string();
+    warnings.extend(pod_template_warnings(
+        Some(&spec.template),
+        meta,
+        old,
+        &path,
+    ));
+    warnings
 }
 
 pub(super) fn set_failure_policy_defaults(spec: &mut JobSpec) {
@@ -325,7 +370,7 @@ pub(super) fn validate_spec(spec: &JobSpec, path: &Path<'_>, errors: &mut Errors
     }
 }
 
-/// `acme.io/foo`
+/// `acme.io/foo`; also of IngressClasses.
 pub(crate) fn validate_domain_prefixed_path(value: &str, path: &Path<'_>, errors: &mut Errors) {
     if value.is_empty() {
         errors.required(path, "");
@@ -388,8 +433,6 @@ fn validate_completion_mode(spec: &JobSpec, path: &Path<'_>, errors: &mut Errors
 }
 
 fn validate_indexed(spec: &JobSpec, path: &Path<'_>, errors: &mut Errors) {
-    const MANY: i32 = 100_000;
-    const FEW: i32 = 10_000;
     if spec.completions.is_none() {
         let detail = "when completion mode is Indexed";
         errors.required(&path.child("completions"), detail);
@@ -620,20 +663,7 @@ fn validate_change(spec: &JobSpec, old: &JobSpec, old_job: &Job, errors: &mut Er
         errors.invalid(&at, completions, detail);
     }
     errors.immutable(&path.child("selector"), &spec.selector, &old.selector);
-    let status = old_job.status.clone().unwrap_or_default();
-    // A Job that was never started may still be told where to run.
-    let suspended = old.suspend.is_true() && status.start_time.is_none();
-    let mut template = spec.template.clone();
-    if suspended {
-        keep_scheduling(&mut template, &old.template);
-    }
-    if template != old.template {
-        errors.invalid(
-            &path.child("template"),
-            internal::bad("PodTemplate", &spec.template),
-            crate::field::IMMUTABLE,
-        );
-    }
+    validate_template_change(spec, old, old_job, &path.child("template"), errors);
     errors.immutable(
         &path.child("completionMode"),
         &spec.completion_mode,
@@ -661,30 +691,145 @@ fn validate_change(spec: &JobSpec, old: &JobSpec, old_job: &Job, errors: &mut Er
     }
 }
 
-fn keep_scheduling(
-    template: &mut k8s_openapi::api::core::v1::PodTemplateSpec,
-    old: &k8s_openapi::api::core::v1::PodTemplateSpec,
+/// A Job of which no pod runs may still be told where its pods run, and on how much.
+fn validate_template_change(
+    spec: &JobSpec,
+    old: &JobSpec,
+    old_job: &Job,
+    path: &Path<'_>,
+    errors: &mut Errors,
 ) {
-    if let (Some(meta), Some(old)) = (&mut template.metadata, &old.metadata) {
-        meta.annotations.clone_from(&old.annotations);
-        meta.labels.clone_from(&old.labels);
-    }
-    let (Some(spec), Some(old)) = (&mut template.spec, &old.spec) else {
+    let status = old_job.status.clone().unwrap_or_default();
+    let idle = status.start_time.is_none() || is_condition_true(&status, "Suspended");
+    let movable = old.suspend.is_true() && status.active.unwrap_or(0) == 0 && idle;
+    if !movable {
+        if spec.template != old.template {
+            let shown = internal::bad("PodTemplate", &spec.template);
+            errors.invalid(path, shown, crate::field::IMMUTABLE);
+        }
         return;
-    };
-    spec.node_selector.clone_from(&old.node_selector);
-    spec.tolerations.clone_from(&old.tolerations);
-    spec.scheduling_gates.clone_from(&old.scheduling_gates);
-    let old_node = old
+    }
+    let (new, old) = (
+        spec.template.spec.clone().unwrap_or_default(),
+        old.template.spec.clone().unwrap_or_default(),
+    );
+    if with_scheduling_of(&old, &new) != new {
+        let shown = internal::bad("PodSpec", &new);
+        errors.invalid(&path.child("spec"), shown, crate::field::IMMUTABLE);
+    }
+}
+
+/// `old` with what may change of it as it is in `new`.
+fn with_scheduling_of(old: &PodSpec, new: &PodSpec) -> PodSpec {
+    let mut kept = old.clone();
+    kept.node_selector.clone_from(&new.node_selector);
+    kept.tolerations.clone_from(&new.tolerations);
+    kept.scheduling_gates.clone_from(&new.scheduling_gates);
+    let node_affinity = new
         .affinity
         .as_ref()
         .and_then(|affinity| affinity.node_affinity.clone());
-    match &mut spec.affinity {
-        Some(affinity) => affinity.node_affinity = old_node,
-        None => spec.affinity.clone_from(&old.affinity),
+    if new.affinity.is_some() || kept.affinity.is_some() {
+        kept.affinity.get_or_insert_default().node_affinity = node_affinity;
     }
-    let all = spec.containers.iter_mut().zip(&old.containers);
-    for (container, old) in all {
-        container.resources.clone_from(&old.resources);
+    if new.affinity.is_none() && kept.affinity == Some(Affinity::default()) {
+        kept.affinity = None;
+    }
+    keep_resources(&mut kept.containers, &new.containers);
+    let containers = kept.init_containers.as_deref_mut().unwrap_or_default();
+    keep_resources(containers, new.init_containers.items());
+    kept
+}
+
+fn keep_resources(containers: &mut [Container], new: &[Container]) {
+    if containers.len() != new.len() {
+        return;
+    }
+    let pairs = containers.iter_mut().zip(new);
+    for (container, new) in pairs.filter(|(container, new)| container.name == new.name) {
+        container.resources.clone_from(&new.resources);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn job(spec: &Value, pod: &Value, status: &Value) -> Job {
+        let mut job = json!({
+            "metadata": {"name": "j", "uid": "u", "namespace": "n"},
+            "spec": {"template": {"spec": {
+                "containers": [{"name": "c", "image": "i"}],
+                "restartPolicy": "Never",
+            }}},
+            "status": status,
+        });
+        let overlay = |to: &mut Value, from: &Value| {
+            let fields = from.as_object().into_iter().flatten();
+            fields.for_each(|(field, value)| to[field] = value.clone());
+        };
+        overlay(&mut job["spec"], spec);
+        overlay(&mut job["spec"]["template"]["spec"], pod);
+        let mut job: Job = serde_json::from_value(job).unwrap();
+        job.set_defaults();
+        job.prepare_create();
+        job
+    }
+
+    #[track_caller]
+    fn check_change(pod: Value, old: &Value, expected: &[&str]) {
+        let suspended = json!({"suspend": true});
+        let none = json!({});
+        let new = job(&suspended, &pod, &none);
+        let old = job(&suspended, &none, old);
+        let mut errors = Errors::default();
+        new.validate_update(&old, &mut errors);
+        let found: Vec<&str> = errors.0.iter().map(|error| error.field.as_str()).collect();
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn pods_that_do_not_run_may_move_and_grow() {
+        let never = json!({});
+        let started = json!({"startTime": "2026-01-01T00:00:00Z"});
+        let stopped = json!({
+            "startTime": "2026-01-01T00:00:00Z",
+            "conditions": [{"type": "Suspended", "status": "True"}],
+        });
+        let active = json!({"active": 1});
+        let bigger = json!({"containers": [
+            {"name": "c", "image": "i", "resources": {"requests": {"cpu": "2"}}},
+        ]});
+        for moved in [bigger, json!({"nodeSelector": {"a": "b"}})] {
+            check_change(moved.clone(), &never, &[]);
+            check_change(moved.clone(), &stopped, &[]);
+            check_change(moved.clone(), &started, &["spec.template"]);
+            check_change(moved, &active, &["spec.template"]);
+        }
+        let other = json!({"containers": [{"name": "c", "image": "j"}]});
+        check_change(other.clone(), &never, &["spec.template.spec"]);
+        check_change(other, &started, &["spec.template"]);
+    }
+
+    #[track_caller]
+    fn check_warnings(parallelism: i32, expected: usize) {
+        let spec = json!({
+            "completionMode": "Indexed",
+            "completions": 100_001,
+            "parallelism": parallelism,
+        });
+        let job = job(&spec, &json!({}), &json!({}));
+        let warnings = job.warnings(None);
+        assert_eq!(warnings.len(), expected, "{warnings:?}");
+        let begins = |text: &String| text.starts_with("spec: In Indexed Jobs ");
+        assert!(warnings.iter().all(begins), "{warnings:?}");
+    }
+
+    #[test]
+    fn too_much_to_keep_track_of() {
+        check_warnings(10_000, 0);
+        check_warnings(10_001, 1);
     }
 }

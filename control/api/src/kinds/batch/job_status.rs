@@ -40,7 +40,7 @@ pub fn validate(job: &Job, old: &Job, errors: &mut Errors) {
     validate_change(&spec, &status, &old, &path, errors);
 }
 
-fn is_true(status: &JobStatus, type_: &str) -> bool {
+pub(super) fn is_condition_true(status: &JobStatus, type_: &str) -> bool {
     let conditions = status.conditions.items();
     conditions
         .iter()
@@ -48,7 +48,7 @@ fn is_true(status: &JobStatus, type_: &str) -> bool {
 }
 
 fn is_finished(status: &JobStatus) -> bool {
-    is_true(status, "Complete") || is_true(status, "Failed")
+    is_condition_true(status, "Complete") || is_condition_true(status, "Failed")
 }
 
 fn validate_numbers(status: &JobStatus, path: &Path<'_>, errors: &mut Errors) {
@@ -83,17 +83,20 @@ fn validate_numbers(status: &JobStatus, path: &Path<'_>, errors: &mut Errors) {
 }
 
 fn validate_conditions(status: &JobStatus, old: &JobStatus, path: &Path<'_>, errors: &mut Errors) {
-    let changes = |type_: &str| is_true(status, type_) != is_true(old, type_);
+    let changes = |type_: &str| is_condition_true(status, type_) != is_condition_true(old, type_);
     let conditions = path.child("conditions");
     let mut exclude = |type_: &str, other: &str, shown: &str| {
-        if is_true(status, type_) && is_true(status, other) && (changes(type_) || changes(other)) {
+        if is_condition_true(status, type_)
+            && is_condition_true(status, other)
+            && (changes(type_) || changes(other))
+        {
             let detail = format!("cannot set {type_}=True and {shown}=true conditions");
             errors.invalid(&conditions, Bad::omitted(), detail);
         }
     };
     exclude("Complete", "Failed", "Failed");
     exclude("Complete", "FailureTarget", "FailureTarget");
-    let complete = is_true(status, "Complete");
+    let complete = is_condition_true(status, "Complete");
     let at = path.child("completionTime");
     let time = &status.completion_time;
     if changes("Complete") || *time != old.completion_time {
@@ -116,7 +119,10 @@ fn validate_conditions(status: &JobStatus, old: &JobStatus, path: &Path<'_>, err
         ("Failed", "FailureTarget"),
         ("Complete", "SuccessCriteriaMet"),
     ] {
-        if is_true(status, type_) && !is_true(status, first) && (changes(type_) || changes(first)) {
+        if is_condition_true(status, type_)
+            && !is_condition_true(status, first)
+            && (changes(type_) || changes(first))
+        {
             let detail =
                 format!("cannot set {type_}=True condition without the {first}=true condition");
             errors.invalid(&conditions, Bad::omitted(), detail);
@@ -202,14 +208,14 @@ fn validate_indexes(
 
 fn validate_success(spec: &JobSpec, status: &JobStatus, path: &Path<'_>, errors: &mut Errors) {
     let at = path.child("conditions");
-    let met = is_true(status, "SuccessCriteriaMet");
+    let met = is_condition_true(status, "SuccessCriteriaMet");
     for other in ["Failed", "FailureTarget"] {
-        if met && is_true(status, other) {
+        if met && is_condition_true(status, other) {
             let detail = format!("cannot set SuccessCriteriaMet=True and {other}=true conditions");
             errors.invalid(&at, Bad::omitted(), detail);
         }
     }
-    if spec.success_policy.is_some() && !met && is_true(status, "Complete") {
+    if spec.success_policy.is_some() && !met && is_condition_true(status, "Complete") {
         let detail =
             "cannot set Complete=True for Job with SuccessPolicy unless SuccessCriteriaMet=True";
         errors.invalid(&at, Bad::omitted(), detail);
@@ -225,7 +231,7 @@ fn validate_change(
 ) {
     let conditions = path.child("conditions");
     for type_ in ["Failed", "Complete", "FailureTarget"] {
-        if is_true(old, type_) && !is_true(status, type_) {
+        if is_condition_true(old, type_) && !is_condition_true(status, type_) {
             let detail = format!("cannot disable the terminal {type_}=True condition");
             errors.invalid(&conditions, Bad::omitted(), detail);
         }
@@ -251,12 +257,12 @@ fn validate_change(
         let detail = "startTime cannot be removed for unsuspended job";
         errors.required(&path.child("startTime"), detail);
     }
-    let met = |status: &JobStatus| is_true(status, "SuccessCriteriaMet");
+    let met = |status: &JobStatus| is_condition_true(status, "SuccessCriteriaMet");
     if met(old) && !met(status) {
         let detail = "cannot disable the SuccessCriteriaMet=True condition";
         errors.invalid(&conditions, Bad::omitted(), detail);
     }
-    if is_true(old, "Complete") && !met(old) && met(status) {
+    if is_condition_true(old, "Complete") && !met(old) && met(status) {
         let detail =
             "cannot set SuccessCriteriaMet=True for Job already has Complete=true conditions";
         errors.invalid(&conditions, Bad::omitted(), detail);

@@ -1,5 +1,7 @@
 //! The five fields of a cron schedule, checked in the words of the parser that upstream uses.
 
+use crate::field::quoted;
+
 /// # Errors
 /// What is wrong with the schedule.
 pub(super) fn check(schedule: &str) -> Result<(), String> {
@@ -39,36 +41,41 @@ fn check_descriptor(schedule: &str) -> Result<(), String> {
             Ok(())
         }
         _ => match schedule.strip_prefix("@every ") {
-            Some(duration) if is_duration(duration) => Ok(()),
-            Some(duration) => Err(format!(
-                "failed to parse duration {schedule}: time: invalid duration {}",
-                crate::field::quoted(duration)
-            )),
+            Some(duration) => check_duration(duration)
+                .map_err(|problem| format!("failed to parse duration {schedule}: time: {problem}")),
             None => Err(format!("unrecognized descriptor: {schedule}")),
         },
     }
 }
 
-/// `1h30m`, as Go writes durations.
-fn is_duration(text: &str) -> bool {
-    let mut rest = text;
+/// `1h30m`, as Go reads durations.
+fn check_duration(text: &str) -> Result<(), String> {
+    let shown = quoted(text);
+    let invalid = || format!("invalid duration {shown}");
+    let mut rest = text.strip_prefix(['-', '+']).unwrap_or(text);
+    if rest.is_empty() {
+        return Err(invalid());
+    }
+    if rest == "0" {
+        return Ok(());
+    }
+    let is_number = |c: char| c.is_ascii_digit() || c == '.';
     while !rest.is_empty() {
-        let end = rest
-            .find(|c: char| !c.is_ascii_digit() && c != '.')
-            .unwrap_or(rest.len());
-        if end == 0 {
-            return false;
+        let (number, after) = rest.split_at(rest.find(|c| !is_number(c)).unwrap_or(rest.len()));
+        if !number.contains(|c: char| c.is_ascii_digit()) || number.matches('.').count() > 1 {
+            return Err(invalid());
         }
-        rest = &rest[end..];
-        let unit = ["ns", "us", "ms", "s", "m", "h"]
-            .iter()
-            .find(|unit| rest.starts_with(**unit));
+        let (unit, after) = after.split_at(after.find(is_number).unwrap_or(after.len()));
         match unit {
-            Some(unit) => rest = &rest[unit.len()..],
-            None => return false,
+            "" => return Err(format!("missing unit in duration {shown}")),
+            "ns" | "us" | "µs" | "μs" | "ms" | "s" | "m" | "h" => rest = after,
+            other => {
+                let unit = quoted(other);
+                return Err(format!("unknown unit {unit} in duration {shown}"));
+            }
         }
     }
-    !text.is_empty()
+    Ok(())
 }
 
 /// `*`, `?`, `3`, `3-5`, `*/2`, `3-5/2`
@@ -134,7 +141,7 @@ fn number(text: &str) -> Result<u32, String> {
         Ok(number) => Ok(u32::try_from(number).unwrap_or(u32::MAX)),
         Err(_) => Err(format!(
             "failed to parse int from {text}: strconv.Atoi: parsing {}: invalid syntax",
-            crate::field::quoted(text)
+            quoted(text)
         )),
     }
 }
@@ -177,5 +184,14 @@ mod tests {
         );
         assert_eq!(bad("@never"), "unrecognized descriptor: @never");
         assert!(bad("x * * * *").starts_with("failed to parse int from x"));
+        for (duration, problem) in [
+            ("x", "invalid duration \"x\""),
+            ("5", "missing unit in duration \"5\""),
+            ("5d", "unknown unit \"d\" in duration \"5d\""),
+        ] {
+            let schedule = format!("@every {duration}");
+            let expected = format!("failed to parse duration {schedule}: time: {problem}");
+            assert_eq!(bad(&schedule), expected);
+        }
     }
 }

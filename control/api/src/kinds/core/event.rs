@@ -9,7 +9,8 @@ use crate::{
 };
 
 impl Kind for Event {
-    const RULES: Rules = Rules::namespaced().create_on_update();
+    // Upstream checks next to nothing of metadata here, as the first releases did not.
+    const RULES: Rules = Rules::namespaced().create_on_update().update_checks(&[]);
     const HAS_DEFAULTS: bool = false;
 
     fn validate(&self, errors: &mut Errors) {

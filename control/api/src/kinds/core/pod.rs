@@ -1172,8 +1172,12 @@ mod tests {
             "spec": spec,
             "status": status,
         });
-        Typed::<Pod>::default().default(&mut pod);
+        strategy().default(&mut pod);
         pod
+    }
+
+    fn strategy() -> Typed<Pod> {
+        Default::default()
     }
 
     fn containers() -> Value {
@@ -1189,7 +1193,7 @@ mod tests {
     fn check(of: UpdateOf<'_>, old: &Value, change: impl FnOnce(&mut Value), expected: &[&str]) {
         let mut new = old.clone();
         change(&mut new);
-        let refused = Typed::<Pod>::default().update(&mut new, old, of);
+        let refused = strategy().update(&mut new, old, of);
         let texts: Vec<String> = refused
             .err()
             .unwrap_or_default()
@@ -1244,7 +1248,7 @@ mod tests {
             {"type": "x.io/y", "status": "False", "observedGeneration": 3},
             {"type": "Ready", "status": "False"},
         ]});
-        let written = Typed::<Pod>::default().update(&mut new, &old, UpdateOf::Status);
+        let written = strategy().update(&mut new, &old, UpdateOf::Status);
         assert_eq!(written, Ok(Warnings::new()));
         assert_eq!(new["status"]["qosClass"], "Burstable");
         assert_eq!(new["status"]["observedGeneration"], 3);

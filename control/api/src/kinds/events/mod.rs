@@ -4,9 +4,15 @@ use k8s_openapi::api::events::v1::Event;
 use serde_json::{Value, json};
 
 use crate::{
-    field::{Bad, Errors, Path},
+    field::{Bad, Errors, IMMUTABLE, Path},
     kinds::{Kind, Rules, Selectable, ZERO_TIME, core::event},
-    validation::internal,
+    validation::{
+        internal,
+        meta::{
+            NameRule, validate_object_meta, validate_object_meta_update,
+            validate_standard_finalizers,
+        },
+    },
     zero::Text,
 };
 
@@ -31,13 +37,17 @@ const ALWAYS: [&str; 4] = [
 const ALWAYS_TIMES: [&str; 3] = ["firstTimestamp", "lastTimestamp", "eventTime"];
 
 impl Kind for Event {
-    const RULES: Rules = Rules::namespaced().create_on_update();
+    // Metadata is checked after what core Events are checked for.
+    const RULES: Rules = Rules::namespaced().create_on_update().update_checks(&[]);
     const HAS_DEFAULTS: bool = false;
 
     fn validate(&self, errors: &mut Errors) {
         if let Some(core) = as_core(self) {
             event::validate_legacy(&core, "reportingController", errors);
         }
+        let (meta, path) = (&self.metadata, Path::new("metadata"));
+        validate_object_meta(meta, true, NameRule::Subdomain, &path, errors);
+        validate_standard_finalizers(meta, &path, errors);
         validate_series(self, errors);
         if self.event_time.is_none() {
             errors.required(&Path::new("eventTime"), "");
@@ -73,35 +83,82 @@ impl Kind for Event {
         if let Some(core) = as_core(self) {
             event::validate_legacy(&core, "reportingController", errors);
         }
+        let (meta, path) = (&self.metadata, Path::new("metadata"));
+        validate_object_meta_update(meta, &old.metadata, &path, errors);
+        validate_standard_finalizers(meta, &path, errors);
         if self.series != old.series {
             validate_series(self, errors);
         }
-        macro_rules! unchanged {
-            ($($path:literal => $field:ident $(as $struct:literal)?),*) => {$(
-                if self.$field != old.$field {
-                    let structs: &[&str] = &[$($struct)?];
-                    let shown = match structs.first() {
-                        Some(name) => internal::bad(name, &self.$field),
-                        None => Bad::json(&self.$field),
-                    };
-                    errors.invalid(&Path::new($path), shown, "field is immutable");
-                }
-            )*};
-        }
-        unchanged! {
-            "involvedObject" => regarding as "ObjectReference",
-            "reason" => reason,
-            "message" => note,
-            "source" => deprecated_source as "EventSource",
-            "firstTimestamp" => deprecated_first_timestamp,
-            "lastTimestamp" => deprecated_last_timestamp,
-            "count" => deprecated_count,
-            "type" => type_,
-            "eventTime" => event_time,
-            "action" => action,
-            "related" => related as "ObjectReference",
-            "reportingController" => reporting_controller,
-            "reportingInstance" => reporting_instance
+        // What upstream calls each, whether it is as it was, and how it is shown.
+        let fields: [(&str, bool, fn(&Self) -> Bad); 14] = [
+            ("involvedObject", self.regarding == old.regarding, |event| {
+                internal::bad(
+                    "ObjectReference",
+                    &event.regarding.clone().unwrap_or_default(),
+                )
+            }),
+            ("reason", self.reason.text() == old.reason.text(), |event| {
+                event.reason.text().into()
+            }),
+            ("message", self.note.text() == old.note.text(), |event| {
+                event.note.text().into()
+            }),
+            (
+                "source",
+                self.deprecated_source == old.deprecated_source,
+                |event| {
+                    internal::bad(
+                        "EventSource",
+                        &event.deprecated_source.clone().unwrap_or_default(),
+                    )
+                },
+            ),
+            (
+                "firstTimestamp",
+                self.deprecated_first_timestamp == old.deprecated_first_timestamp,
+                |event| Bad::json(&event.deprecated_first_timestamp),
+            ),
+            (
+                "lastTimestamp",
+                self.deprecated_last_timestamp == old.deprecated_last_timestamp,
+                |event| Bad::json(&event.deprecated_last_timestamp),
+            ),
+            (
+                "count",
+                self.deprecated_count.unwrap_or(0) == old.deprecated_count.unwrap_or(0),
+                |event| event.deprecated_count.unwrap_or(0).into(),
+            ),
+            // Twice, as upstream has it.
+            ("reason", self.reason.text() == old.reason.text(), |event| {
+                event.reason.text().into()
+            }),
+            ("type", self.type_.text() == old.type_.text(), |event| {
+                event.type_.text().into()
+            }),
+            ("eventTime", self.event_time == old.event_time, |event| {
+                Bad::json(&event.event_time)
+            }),
+            ("action", self.action.text() == old.action.text(), |event| {
+                event.action.text().into()
+            }),
+            ("related", self.related == old.related, |event| {
+                internal::bad("ObjectReference", &event.related)
+            }),
+            (
+                "reportingController",
+                self.reporting_controller.text() == old.reporting_controller.text(),
+                |event| event.reporting_controller.text().into(),
+            ),
+            (
+                "reportingInstance",
+                self.reporting_instance.text() == old.reporting_instance.text(),
+                |event| event.reporting_instance.text().into(),
+            ),
+        ];
+        for (field, same, shown) in fields {
+            if !same {
+                errors.invalid(&Path::new(field), shown(self), IMMUTABLE);
+            }
         }
     }
 
@@ -218,6 +275,38 @@ pub(crate) fn from_core(mut object: Value) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[track_caller]
+    fn check_change(field: &str, value: Value, expected: &[&str]) {
+        let old = json!({
+            "metadata": {"name": "e", "namespace": "default", "resourceVersion": "1"},
+            "eventTime": "2026-01-01T00:00:00.000000Z",
+            "reportingController": "example.com/x",
+            "reportingInstance": "x-1",
+            "action": "act",
+            "reason": "why",
+            "type": "Normal",
+        });
+        let read = |event: &Value| -> Event { serde_json::from_value(event.clone()).unwrap() };
+        let mut new = old.clone();
+        new[field] = value;
+        let mut errors = Errors::default();
+        read(&new).validate_update(&read(&old), &mut errors);
+        let found: Vec<String> = errors.0.iter().map(ToString::to_string).collect();
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn events_do_not_change() {
+        let reason = r#"reason: Invalid value: "x": field is immutable"#;
+        check_change("reason", json!("x"), &[reason, reason]);
+        check_change(
+            "type",
+            json!(null),
+            &[r#"type: Invalid value: "": field is immutable"#],
+        );
+        check_change("note", json!(""), &[]);
+    }
 
     #[test]
     fn core_form_and_back() {

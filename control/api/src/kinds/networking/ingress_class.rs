@@ -2,7 +2,7 @@ use k8s_openapi::api::networking::v1::{IngressClass, IngressClassParametersRefer
 
 use crate::{
     field::{Errors, Path},
-    kinds::{Check, Generation, Kind, Rules},
+    kinds::{Check, Generation, Kind, Rules, batch::job::validate_domain_prefixed_path},
     validation::text,
     zero::{Text, set},
 };
@@ -51,65 +51,7 @@ fn validate_controller(controller: &str, path: &Path<'_>, errors: &mut Errors) {
     if controller.len() > 250 {
         errors.too_long(path, 250);
     }
-    let fits = domain_path_problem(controller);
-    match fits {
-        None => {}
-        Some(None) => errors.required(path, ""),
-        Some(Some(problem)) => match problem {
-            Problem::Shape => {
-                errors.invalid(
-                    path,
-                    controller,
-                    "must be a domain-prefixed path (such as \"acme.io/foo\")",
-                );
-            }
-            Problem::Domain(messages) => {
-                let domain = controller.split('/').next().unwrap_or_default();
-                errors.invalid_each(path, domain, messages);
-            }
-            Problem::Path(message) => {
-                let rest = controller.split_once('/').map_or("", |(_, rest)| rest);
-                errors.invalid(path, rest, message);
-            }
-        },
-    }
-}
-
-enum Problem {
-    Shape,
-    Domain(Vec<String>),
-    Path(String),
-}
-
-/// `None`: well formed. `Some(None)`: nothing there.
-fn domain_path_problem(value: &str) -> Option<Option<Problem>> {
-    if value.is_empty() {
-        return Some(None);
-    }
-    let Some((domain, rest)) = value
-        .split_once('/')
-        .filter(|(domain, rest)| !domain.is_empty() && !rest.is_empty())
-    else {
-        return Some(Some(Problem::Shape));
-    };
-    let messages = text::dns1123_subdomain(domain);
-    if !messages.is_empty() {
-        return Some(Some(Problem::Domain(messages)));
-    }
-    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"/:._~%!$&'()*+,;=@-".contains(&byte);
-    if rest.bytes().all(allowed) {
-        None
-    } else {
-        let messages = text::pattern(
-            false,
-            "Invalid path",
-            r"[A-Za-z0-9/\-._~%!$&'()*+,;=:]+",
-            &[],
-        );
-        Some(Some(Problem::Path(
-            messages.into_iter().next().unwrap_or_default(),
-        )))
-    }
+    validate_domain_prefixed_path(controller, path, errors);
 }
 
 fn validate_parameters(
@@ -137,5 +79,35 @@ fn validate_parameters(
         (other, _) => {
             errors.not_supported(&path.child("scope"), other, &["Cluster", "Namespace"]);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(controller: &str, expected: &[&str]) {
+        let mut errors = Errors::default();
+        validate_controller(controller, &Path::new("c"), &mut errors);
+        let found: Vec<String> = errors.0.iter().map(ToString::to_string).collect();
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn controllers_are_domain_prefixed_paths() {
+        check("a.io/b", &[]);
+        check("", &["c: Required value"]);
+        let path = r#"c: Invalid value: "b@c": Invalid path (regex used for validation is '[A-Za-z0-9/\-._~%!$&'()*+,;=:]+')"#;
+        check("a.io/b@c", &[path]);
+        check(
+            "A_b/b@c",
+            &[
+                "c: Invalid value: \"A_b\": a lowercase RFC 1123 subdomain must consist of lower case alphanumeric \
+                 characters, '-' or '.', and must start and end with an alphanumeric character (e.g. 'example.com', regex \
+                 used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')",
+                path,
+            ],
+        );
     }
 }

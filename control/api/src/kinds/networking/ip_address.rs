@@ -20,6 +20,10 @@ impl Kind for IPAddress {
         net::validate_canonical_ip(name, &at, errors);
         let parent = &self.spec.parent_ref;
         let path = Path::new("spec.parentRef");
+        if *parent == Default::default() {
+            errors.required(&path, "");
+            return;
+        }
         let group = parent.group.text();
         if !group.is_empty() {
             errors.invalid_each(&path.child("group"), group, text::dns1123_subdomain(group));

@@ -184,20 +184,18 @@ fn validate_block(block: &IPBlock, path: &Path<'_>, errors: &mut Errors) {
         errors.required(&at, "");
         return;
     }
-    let before = errors.len();
     net::validate_cidr(&block.cidr, &[], &at, errors);
-    let Some(cidr) = net::parse_cidr(&block.cidr).filter(|_| errors.len() == before) else {
+    let Some(cidr) = net::parse_cidr(&block.cidr) else {
         return;
     };
     for (index, except) in block.except.items().iter().enumerate() {
         let list = path.child("except");
         let at = list.index(index);
-        let before = errors.len();
         net::validate_cidr(except, &[], &at, errors);
-        let Some(inner) = net::parse_cidr(except).filter(|_| errors.len() == before) else {
+        let Some(inner) = net::parse_cidr(except) else {
             continue;
         };
-        if !cidr.contains(&inner.addr()) || inner.prefix_len() <= cidr.prefix_len() {
+        if !cidr.contains(&inner.network()) || inner.prefix_len() <= cidr.prefix_len() {
             errors.invalid(&at, except.as_str(), "must be a strict subset of `cidr`");
         }
     }
@@ -215,5 +213,33 @@ fn peer_warnings(peers: &[NetworkPolicyPeer], path: &Path<'_>, warnings: &mut Wa
         for (j, except) in block.except.items().iter().enumerate() {
             warnings.extend(net::cidr_warnings(except, &at.index(j)));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(cidr: &str, except: &str, expected: &[&str]) {
+        let block = IPBlock {
+            cidr: cidr.to_owned(),
+            except: Some(vec![except.to_owned()]),
+        };
+        let mut errors = Errors::default();
+        validate_block(&block, &Path::new("b"), &mut errors);
+        let found: Vec<String> = errors.0.iter().map(ToString::to_string).collect();
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn exceptions_are_within_the_block() {
+        check("10.0.0.0/8", "10.1.0.0/16", &[]);
+        let outside =
+            "b.except[0]: Invalid value: \"11.0.0.0/16\": must be a strict subset of `cidr`";
+        check("10.0.0.0/8", "11.0.0.0/16", &[outside]);
+        // What is written badly but can be read is compared all the same.
+        let bits = "b.cidr: Invalid value: \"10.0.0.1/8\": must not have bits set beyond the prefix length";
+        check("10.0.0.1/8", "11.0.0.0/16", &[bits, outside]);
     }
 }

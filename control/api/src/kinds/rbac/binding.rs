@@ -14,7 +14,7 @@ impl Kind for RoleBinding {
     const RULES: Rules = Rules::namespaced()
         .name(NameRule::PathSegment)
         .create_on_update()
-        .update_checks(&[Check::Metadata, Check::MetadataChange]);
+        .update_checks(&[Check::Metadata, Check::Object, Check::MetadataChange]);
 
     fn set_defaults(&mut self) {
         set_defaults(
@@ -28,7 +28,6 @@ impl Kind for RoleBinding {
     }
 
     fn validate_update(&self, old: &Self, errors: &mut Errors) {
-        self.validate(errors);
         validate_same_role(&self.role_ref, &old.role_ref, errors);
     }
 
@@ -41,7 +40,7 @@ impl Kind for ClusterRoleBinding {
     const RULES: Rules = Rules::cluster()
         .name(NameRule::PathSegment)
         .create_on_update()
-        .update_checks(&[Check::Metadata, Check::MetadataChange]);
+        .update_checks(&[Check::Metadata, Check::Object, Check::MetadataChange]);
 
     fn set_defaults(&mut self) {
         set_defaults(
@@ -55,7 +54,6 @@ impl Kind for ClusterRoleBinding {
     }
 
     fn validate_update(&self, old: &Self, errors: &mut Errors) {
-        self.validate(errors);
         validate_same_role(&self.role_ref, &old.role_ref, errors);
     }
 

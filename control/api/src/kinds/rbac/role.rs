@@ -14,19 +14,21 @@ impl Kind for Role {
     const RULES: Rules = Rules::namespaced()
         .name(NameRule::PathSegment)
         .create_on_update()
-        .update_checks(&[Check::Metadata, Check::MetadataChange]);
+        .update_checks(&[Check::Metadata, Check::Object, Check::MetadataChange]);
     const HAS_DEFAULTS: bool = false;
 
     fn validate(&self, errors: &mut Errors) {
         validate_rules(self.rules.items(), true, errors);
     }
+
+    fn validate_update(&self, _old: &Self, _errors: &mut Errors) {}
 }
 
 impl Kind for ClusterRole {
     const RULES: Rules = Rules::cluster()
         .name(NameRule::PathSegment)
         .create_on_update()
-        .update_checks(&[Check::Metadata, Check::MetadataChange]);
+        .update_checks(&[Check::Metadata, Check::Object, Check::MetadataChange]);
     const HAS_DEFAULTS: bool = false;
 
     fn validate(&self, errors: &mut Errors) {
@@ -50,6 +52,8 @@ impl Kind for ClusterRole {
             }
         }
     }
+
+    fn validate_update(&self, _old: &Self, _errors: &mut Errors) {}
 }
 
 fn validate_rules(rules: &[PolicyRule], namespaced: bool, errors: &mut Errors) {

@@ -28,15 +28,16 @@ impl Kind for PriorityClass {
     fn validate(&self, errors: &mut Errors) {
         let name = self.metadata.name.text();
         let value = self.value.unwrap_or(0);
-        let known = SYSTEM.iter().any(|(known, number)| {
-            name == *known && value == *number && !self.global_default.is_true()
-        });
-        if name.starts_with("system-") && !known {
-            errors.forbidden(
-                &Path::new("metadata.name"),
-                "priority class names with 'system-' prefix are reserved for system use only. error: only system priority classes can have such names",
-            );
-        } else if value > HIGHEST && !name.starts_with("system-") {
+        if name.starts_with("system-") {
+            if let Err(problem) = check_system_class(name, value, self.global_default.is_true()) {
+                errors.forbidden(
+                    &Path::new("metadata.name"),
+                    format!(
+                        "priority class names with 'system-' prefix are reserved for system use only. error: {problem}"
+                    ),
+                );
+            }
+        } else if value > HIGHEST {
             errors.forbidden(
                 &Path::new("value"),
                 format!("maximum allowed value of a user defined priority is {HIGHEST}"),
@@ -60,5 +61,53 @@ impl Kind for PriorityClass {
 
     fn printer() -> std::sync::Arc<dyn crate::printer::Printer> {
         crate::printers::workloads::priority_class()
+    }
+}
+
+fn check_system_class(name: &str, value: i32, is_default: bool) -> Result<(), String> {
+    let known = SYSTEM.iter().find(|(known, _)| *known == name);
+    match known {
+        None => Err(format!("{name} is not a known system priority class")),
+        Some((_, number)) if *number != value => {
+            Err(format!("value of {name} PriorityClass must be {number}"))
+        }
+        Some(_) if is_default => Err(format!(
+            "globalDefault of {name} PriorityClass must be false"
+        )),
+        Some(_) => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::check_system_class;
+
+    #[test]
+    fn system_classes_are_those_that_are_there() {
+        let critical = "system-cluster-critical";
+        assert_eq!(check_system_class(critical, 2_000_000_000, false), Ok(()));
+        for (name, value, is_default, expected) in [
+            (
+                "system-x",
+                1,
+                false,
+                "system-x is not a known system priority class",
+            ),
+            (
+                critical,
+                1,
+                false,
+                "value of system-cluster-critical PriorityClass must be 2000000000",
+            ),
+            (
+                critical,
+                2_000_000_000,
+                true,
+                "globalDefault of system-cluster-critical PriorityClass must be false",
+            ),
+        ] {
+            let problem = check_system_class(name, value, is_default);
+            assert_eq!(problem, Err(expected.to_owned()));
+        }
     }
 }
