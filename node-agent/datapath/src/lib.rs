@@ -40,5 +40,5 @@ pub use loader::{Datapath, DatapathConfig, Limits, cleanup, ensure_bpffs};
 pub use pods::PodLink;
 pub use programs::{PacketResult, ProgramCost, Verdict};
 pub use skep_ebpf_common as layout;
-pub use sys::{Offload, netns_cookie, set_offload};
+pub use sys::{Offload, give_back_memory, netns_cookie, set_offload};
 pub use xdp::{XdpMode, XdpState};
