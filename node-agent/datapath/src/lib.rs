@@ -40,7 +40,7 @@ pub use links::TcHook;
 pub use loader::{Datapath, DatapathConfig, Limits, cleanup, ensure_bpffs};
 pub use pods::PodLink;
 pub use programs::{PacketResult, ProgramCost, Verdict};
-pub use resident::{release_free, release_program};
+pub use resident::release_program;
 pub use skep_ebpf_common as layout;
 pub use sys::{Offload, give_back_memory, netns_cookie, set_offload};
 pub use xdp::{XdpMode, XdpState};
