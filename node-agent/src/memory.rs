@@ -34,7 +34,7 @@ pub async fn run(counters: &Counters) -> Infallible {
         if !looks.look(counters.actions()) {
             continue;
         }
-        skep_datapath::release_free();
+        skep_datapath::give_back_memory();
         match skep_datapath::release_program() {
             Ok(()) => debug!("released what is not used"),
             Err(error) => warn!(%error, "memory stays in use that is not needed"),

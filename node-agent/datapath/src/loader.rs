@@ -40,7 +40,7 @@ use crate::pods::{NodeTables, PodLink};
 use crate::policy::{PolicyState, PolicyTables};
 use crate::programs::{PacketResult, ProgramCost, Programs, SOCKET_HOOKS, SOCKET_RELEASE};
 use crate::services::ServiceTables;
-use crate::sys::{AttachType, Target, netns_cookie, send_frames};
+use crate::sys::{AttachType, Target, give_back_memory, netns_cookie, send_frames};
 use crate::table::{Plain, Table, possible_cpus};
 use crate::xdp::{self, XdpMode, XdpState};
 
@@ -138,6 +138,7 @@ impl Datapath {
             .load(PROGRAMS)
             .map_err(|error| Error::Load(Box::new(error)))?;
         let programs = Programs::load(&mut ebpf)?;
+        drop(loader);
 
         let slots = table_fd(&ebpf, "SLOTS")?;
         let backends = table_fd(&ebpf, "BACKENDS")?;
@@ -182,6 +183,7 @@ impl Datapath {
             cpus: possible_cpus()
                 .map_err(|error| Error::file("read", "/sys/devices/system/cpu/possible", error))?,
         };
+        drop(ebpf);
         let datapath = Self {
             programs,
             _lock: lock,
@@ -212,6 +214,8 @@ impl Datapath {
         // No program of ours is left that uses them, but those of pods, which hold on to their own
         // until they are replaced.
         pins.remove_former()?;
+        // Loading takes the kernel's description of all its types, and leaves nothing of it.
+        give_back_memory();
         Ok(datapath)
     }
 

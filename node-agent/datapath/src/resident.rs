@@ -1,26 +1,10 @@
-//! What of this process is in memory. Nothing of the datapath, but `unsafe` stands in this crate.
+//! What of the running program is in memory. Nothing of the datapath, but `unsafe` stands in this crate.
 //!
 //! The kernel maps 64 KiB around each place of a program that is reached, and keeps all of it mapped: code that runs once
-//! (the start, the loading of programs, options) counts as the process's memory for good. And what was needed to load
-//! programs (the kernel's own types, 10 MiB of them) is free afterwards, but the allocator keeps it until it has much to
-//! do, which an agent at rest never has.
+//! (the start, the loading of programs, options) counts as the process's memory for good.
 
 use std::io;
 use std::ops::Range;
-
-// Links it.
-use libmimalloc_sys as _;
-
-unsafe extern "C" {
-    /// Of mimalloc: gives what is free back to the system; of the pages that belong to threads, those of the caller.
-    fn mi_collect(force: bool);
-}
-
-/// Gives back what the calling thread has freed.
-pub fn release_free() {
-    // SAFETY: of any thread, at any time.
-    unsafe { mi_collect(true) };
-}
 
 /// Unmaps the code and the constants of this program. What is needed again is mapped again, from the page cache.
 ///

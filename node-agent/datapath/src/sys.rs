@@ -66,6 +66,19 @@ impl Attr {
     }
 }
 
+/// Gives what is free of the agent's memory back to the kernel, which its allocator would do when memory is
+/// next given back: after much was freed and before nothing happens for long. Of a process with another
+/// allocator nothing is given back.
+pub fn give_back_memory() {
+    use libmimalloc_sys as _;
+
+    unsafe extern "C" {
+        fn mi_collect(force: bool);
+    }
+    // SAFETY: may be called at any time, from any thread.
+    unsafe { mi_collect(true) };
+}
+
 fn fd(fd: BorrowedFd<'_>) -> u32 {
     fd.as_raw_fd().cast_unsigned()
 }

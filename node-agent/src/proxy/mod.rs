@@ -25,9 +25,9 @@ use k8s_openapi::api::core::v1::Node;
 use parking_lot::Mutex;
 use skep_client::informer::{BY_SERVICE, Change};
 use skep_client::{Informer, Informers, ObjectKey};
-use skep_datapath::Datapath;
 use skep_datapath::layout::{TCP, UDP};
 use skep_datapath::services::{Endpoint, Forwarding, FrontendAddress, ServicePort};
+use skep_datapath::{Datapath, give_back_memory};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
@@ -192,6 +192,10 @@ pub async fn run(
             for trigger in triggers {
                 metrics.programmed(trigger.elapsed().unwrap_or_default());
             }
+        }
+        if everything {
+            // Of lists, and of plans for thousands of Services.
+            give_back_memory();
         }
         if first && failed.is_empty() {
             first = false;
