@@ -8,7 +8,6 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result, bail};
 use clap::{Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
-use k8s_openapi::api::core::v1::Service;
 use rustls::pki_types::CertificateDer;
 use skep_agent::dns::{Dns, DnsConfig};
 use skep_agent::endpoints::Slice;
@@ -17,6 +16,7 @@ use skep_agent::kubelet::{
     self, Config, Context, Kubelet, bootstrap, cgroup, events, eviction, image_gc, logs, node,
     objects, reserved, shutdown,
 };
+use skep_agent::memory;
 use skep_agent::network::node::cleanup as network_cleanup;
 use skep_agent::network::{HollowNetwork, NodeNetwork, NodeNetworkConfig, PodNetwork, Way};
 use skep_agent::policy;
@@ -24,6 +24,7 @@ use skep_agent::proxy::{self, ProxyConfig};
 use skep_agent::runtime::Runtime;
 use skep_agent::runtime::docker::DockerRuntime;
 use skep_agent::runtime::hollow::HollowRuntime;
+use skep_agent::services::Service;
 use skep_client::informer::Informers;
 use skep_datapath::services::Forwarding;
 use skep_datapath::{TcHook, XdpMode};
@@ -561,6 +562,7 @@ async fn run(options: Options) -> Result<()> {
         thresholds,
         memory_capacity: i64::try_from(node::memory_kib() * 1024).unwrap_or(i64::MAX),
         starts: kubelet::Context::starts(),
+        creates: kubelet::Context::starts(),
         desk: kubelet::admit::Desk {
             unsafe_sysctls: options.allowed_unsafe_sysctls.clone(),
             ..Default::default()
@@ -610,6 +612,7 @@ async fn run(options: Options) -> Result<()> {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
         _ = power.recv(), if !periods.is_empty() => shutdown::run(&ctx, &periods).await,
+        never = memory::run(&ctx.counters) => match never {},
         (ended, _, _) = futures::future::select_all(tasks) => {
             // A dead task ends the process; whoever runs it starts it again.
             ended.context("a task panicked")?;

@@ -1,6 +1,6 @@
 //! Rows of `kubectl get`: the columns of a resource and the cells of an object (`meta.k8s.io/v1 Table`).
 
-use std::borrow::Cow;
+use std::{borrow::Cow, cmp::Ordering};
 
 use jiff::Timestamp;
 use serde_json::Value;
@@ -21,6 +21,16 @@ pub trait Printer: Send + Sync {
     fn columns(&self) -> &[Column];
     /// One cell a column, in column order. A missing value is an empty cell, never an error.
     fn cells(&self, object: &Value, now: Timestamp) -> Vec<Value>;
+
+    /// What a row says of its object beside the cells: that a pod is over.
+    fn conditions(&self, _object: &Value) -> Option<Value> {
+        None
+    }
+
+    /// The order of a list's rows, where it is not that of the list.
+    fn order(&self) -> Option<fn(&Value, &Value) -> Ordering> {
+        None
+    }
 }
 
 impl Column {
@@ -84,10 +94,16 @@ pub fn time_since(time: Option<&Value>, now: Timestamp) -> String {
     match time
         .and_then(Value::as_str)
         .and_then(|text| text.parse::<Timestamp>().ok())
+        .filter(|time| !is_zero(*time))
     {
         Some(time) => crate::duration::human(now.duration_since(time)),
         None => "<unknown>".to_owned(),
     }
+}
+
+/// Go's zero time, the first second of the year 1, is no time.
+pub(crate) fn is_zero(time: Timestamp) -> bool {
+    time.as_nanosecond() == -62_135_596_800_000_000_000
 }
 
 /// Columns and a function that fills them.

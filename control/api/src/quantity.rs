@@ -133,6 +133,14 @@ impl Amount {
         }
     }
 
+    /// Whole units.
+    pub fn rounded_up(self) -> Self {
+        Self {
+            nanos: ceil_div_signed(self.nanos, NANO) * NANO,
+            ..self
+        }
+    }
+
     pub fn is_whole(self) -> bool {
         self.nanos % NANO == 0
     }

@@ -23,7 +23,7 @@ use crate::{
     registry::Registry,
     request::RequestInfo,
     services::Allocators,
-    status::{Result, Status},
+    status::{Failure, Result, Status},
     storage::Storage,
 };
 
@@ -185,14 +185,7 @@ impl Ctx {
         self.note_decision(&decision);
         match decision {
             Decision::Allow { .. } => Ok(()),
-            Decision::NoOpinion { reason } => {
-                let mut text = format!(
-                    "User {:?} cannot {} path {:?}",
-                    self.user.name, info.verb, info.path
-                );
-                append_reason(&mut text, &reason);
-                Err(Status::forbidden("", "", "", &text))
-            }
+            Decision::NoOpinion { reason } => Err(refusal(&attributes, &reason)),
         }
     }
 
@@ -211,25 +204,47 @@ impl Ctx {
         };
         let decision = self.api.authorizer.authorize(&attributes);
         self.note_decision(&decision);
-        let Decision::NoOpinion { reason } = decision else {
-            return Ok(());
-        };
-        let resource = if info.subresource.is_empty() {
-            info.resource.clone()
-        } else {
-            format!("{}/{}", info.resource, info.subresource)
-        };
-        let mut text = format!(
-            "User {:?} cannot {verb} resource {resource:?} in API group {:?}",
-            self.user.name, info.group
-        );
-        if info.namespace.is_empty() {
-            text.push_str(" at the cluster scope");
-        } else {
-            text.push_str(&format!(" in the namespace {:?}", info.namespace));
+        match decision {
+            Decision::Allow { .. } => Ok(()),
+            Decision::NoOpinion { reason } => Err(refusal(&attributes, &reason)),
         }
-        append_reason(&mut text, &reason);
-        Err(Status::forbidden(&info.group, &info.resource, name, &text))
+    }
+}
+
+/// 403 for what was asked, in upstream's words.
+pub fn refusal(asked: &Attributes<'_>, reason: &str) -> Failure {
+    match *asked {
+        Attributes::Path { user, verb, path } => {
+            let mut text = format!("User {:?} cannot {verb} path {path:?}", user.name);
+            append_reason(&mut text, reason);
+            Status::forbidden("", "", "", &text)
+        }
+        Attributes::Resource {
+            user,
+            verb,
+            group,
+            resource,
+            subresource,
+            namespace,
+            name,
+            ..
+        } => {
+            let part = match subresource {
+                "" => resource.to_owned(),
+                subresource => format!("{resource}/{subresource}"),
+            };
+            let mut text = format!(
+                "User {:?} cannot {verb} resource {part:?} in API group {group:?}",
+                user.name
+            );
+            if namespace.is_empty() {
+                text.push_str(" at the cluster scope");
+            } else {
+                text.push_str(&format!(" in the namespace {namespace:?}"));
+            }
+            append_reason(&mut text, reason);
+            Status::forbidden(group, resource, name, &text)
+        }
     }
 }
 

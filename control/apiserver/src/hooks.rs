@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use skep_store::{Guard, Op};
 
 use crate::{
-    authz::escalation,
+    authz::{claims, escalation, parameters},
     context::Ctx,
     handlers::write::Target,
     registry::Resource,
@@ -61,6 +61,25 @@ pub async fn before_update(
     Ok(Extra::default())
 }
 
+/// What a valid object refers to that its author may have no right to.
+///
+/// # Errors
+/// 422 that names the field.
+pub async fn check_references(
+    ctx: &Ctx,
+    target: Target<'_>,
+    object: &Value,
+    old: Option<&Value>,
+) -> Result<()> {
+    match target.resource.def.group.as_ref() {
+        "admissionregistration.k8s.io" => {
+            parameters::check(ctx, target.resource, object, old).await
+        }
+        "resource.k8s.io" => claims::check(ctx, target, object, old).await,
+        _ => Ok(()),
+    }
+}
+
 /// Some objects of the server's own are there to stay.
 ///
 /// # Errors
@@ -106,10 +125,17 @@ pub fn stamp_conditions(ctx: &Ctx, target: Target<'_>, object: &mut Value, old: 
     let resource = target.resource;
     let csr = resource.is("certificates.k8s.io", "certificatesigningrequests");
     let pod = resource.is("", "pods") && old.is_none();
+    let now = ctx.now.to_string();
+    if resource.is("", "persistentvolumes")
+        && target.subresource == "status"
+        && let Some(old) = old
+    {
+        stamp_phase(&mut object["status"], &old["status"], now);
+        return;
+    }
     if !csr && !pod {
         return;
     }
-    let now = ctx.now.to_string();
     let before = old.and_then(|old| old["status"]["conditions"].as_array());
     for condition in object["status"]["conditions"]
         .as_array_mut()
@@ -128,5 +154,43 @@ pub fn stamp_conditions(ctx: &Ctx, target: Target<'_>, object: &mut Value, old: 
                 .filter(|t| !t.is_null());
             condition["lastTransitionTime"] = kept.unwrap_or_else(|| now.as_str().into());
         }
+    }
+}
+
+/// When a volume's phase changed, unless the client says when.
+fn stamp_phase(status: &mut Value, old: &Value, now: String) {
+    const TIME: &str = "lastPhaseTransitionTime";
+    let said = !status[TIME].is_null() && status[TIME] != old[TIME];
+    if status["phase"] != old["phase"] && !said {
+        status[TIME] = now.into();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(new: Value, expected: &str) {
+        let old = json!({"phase": "Pending", "lastPhaseTransitionTime": "then"});
+        let mut status = new;
+        stamp_phase(&mut status, &old, "now".into());
+        assert_eq!(status["lastPhaseTransitionTime"], expected, "{status}");
+    }
+
+    #[test]
+    fn a_phase_has_the_time_of_its_beginning() {
+        check(json!({"phase": "Bound"}), "now");
+        check(
+            json!({"phase": "Bound", "lastPhaseTransitionTime": "then"}),
+            "now",
+        );
+        check(
+            json!({"phase": "Bound", "lastPhaseTransitionTime": "soon"}),
+            "soon",
+        );
+        check(
+            json!({"phase": "Pending", "lastPhaseTransitionTime": "then"}),
+            "then",
+        );
     }
 }

@@ -12,7 +12,8 @@ use flate2::{Compression as Level, write::GzEncoder};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use jiff::{SignedDuration, Timestamp};
 use parking_lot::Mutex;
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::{Value, json, value::RawValue};
 use sha2::{Digest, Sha512};
 use skep_schema::openapi::{self, Row, Subresource, Texts};
 
@@ -38,7 +39,7 @@ struct Document {
 }
 
 impl Document {
-    fn new(value: &Value) -> Arc<Self> {
+    fn new(value: &impl Serialize) -> Arc<Self> {
         // Encoding a value to memory cannot fail.
         let json = serde_json::to_vec(value).unwrap_or_default();
         let hash = Sha512::digest(&json)
@@ -92,16 +93,55 @@ struct State {
     /// By path; with the rows that are in it.
     v3: BTreeMap<String, (Vec<Arc<Resource>>, Arc<Document>)>,
     v2: Option<(Generations, Arc<Document>)>,
+    /// What rows add to it, by the path of their group-version; those of built-in kinds together, under no path.
+    v2_parts: BTreeMap<String, (Vec<Arc<Resource>>, Arc<Part>)>,
+}
+
+/// Entries of the document of version 2, encoded, by section and name.
+#[derive(Default)]
+struct Part([BTreeMap<String, Box<RawValue>>; openapi::V2_SECTIONS.len()]);
+
+impl Part {
+    fn new(value: &Value) -> Self {
+        let section = |name: &str| {
+            let entries = value[name].as_object().into_iter().flatten();
+            // A value is always JSON.
+            entries
+                .filter_map(|(name, entry)| {
+                    Some((name.clone(), serde_json::value::to_raw_value(entry).ok()?))
+                })
+                .collect()
+        };
+        Self(openapi::V2_SECTIONS.map(section))
+    }
+}
+
+/// The document of version 2 from its parts. Of entries with one name the first part's counts.
+fn joined(parts: &[Arc<Part>]) -> Arc<Document> {
+    #[derive(Serialize)]
+    struct Whole<'a> {
+        #[serde(flatten)]
+        head: serde_json::Map<String, Value>,
+        #[serde(flatten)]
+        sections: BTreeMap<&'a str, BTreeMap<&'a str, &'a RawValue>>,
+    }
+    let section = |(i, name): (usize, &'static str)| {
+        let parts = parts.iter().rev();
+        let entries = parts.flat_map(|part| &part.0[i]);
+        let entries = entries.map(|(name, entry)| (name.as_str(), entry.as_ref()));
+        (name, entries.collect())
+    };
+    let sections = openapi::V2_SECTIONS.into_iter().enumerate();
+    Document::new(&Whole {
+        head: openapi::v2_head(),
+        sections: sections.map(section).collect(),
+    })
 }
 
 /// Of the registry and of the APIServices.
 type Generations = (u64, u64);
 
-/// The rows of a registry as plain data.
-fn rows(registry: &Registry) -> Vec<Row> {
-    registry.resources().map(|resource| row(resource)).collect()
-}
-
+/// A row of the registry as plain data.
 fn row(resource: &Resource) -> Row {
     let def = &resource.def;
     let verbs =
@@ -169,9 +209,7 @@ impl Documents {
     fn known_v3(&self, path: &str, rows: &[Arc<Resource>]) -> Option<Arc<Document>> {
         let state = self.state.lock();
         let (known, document) = state.v3.get(path)?;
-        let mut both = known.iter().zip(rows);
-        let same = known.len() == rows.len() && both.all(|(a, b)| Arc::ptr_eq(a, b));
-        same.then(|| document.clone())
+        is_same(known, rows).then(|| document.clone())
     }
 
     fn make_v3(&self, texts: &Texts, path: &str, rows: Vec<Arc<Resource>>) -> Arc<Document> {
@@ -219,12 +257,58 @@ impl Documents {
         {
             return document.clone();
         }
-        let mut value = openapi::v2(&Texts::read(), &rows(registry));
-        remotes.add_openapi_v2(&mut value);
-        let document = Document::new(&value);
+        let mut parts = self.v2_parts(registry);
+        let mut theirs = json!({});
+        for section in openapi::V2_SECTIONS {
+            theirs[section] = json!({});
+        }
+        remotes.add_openapi_v2(&mut theirs);
+        parts.push(Arc::new(Part::new(&theirs)));
+        let document = joined(&parts);
         self.state.lock().v2 = Some((generations, document.clone()));
         document
     }
+
+    /// The parts of all rows; only those of rows that changed are made.
+    fn v2_parts(&self, registry: &Registry) -> Vec<Arc<Part>> {
+        let mut groups: BTreeMap<String, Vec<Arc<Resource>>> = BTreeMap::new();
+        for resource in registry.resources() {
+            let path = match resource.custom {
+                true => path_of(&resource.def.group, &resource.def.version),
+                false => String::new(),
+            };
+            groups.entry(path).or_default().push(resource.clone());
+        }
+        let mut texts = None;
+        let mut parts = Vec::new();
+        for (path, rows) in &groups {
+            let part = self.known_v2_part(path, rows).unwrap_or_else(|| {
+                let texts = texts.get_or_insert_with(Texts::read);
+                let plain: Vec<Row> = rows.iter().map(|resource| row(resource)).collect();
+                let part = Arc::new(Part::new(&openapi::v2_part(texts, &plain)));
+                let mut state = self.state.lock();
+                state
+                    .v2_parts
+                    .insert(path.clone(), (rows.clone(), part.clone()));
+                part
+            });
+            parts.push(part);
+        }
+        let mut state = self.state.lock();
+        state.v2_parts.retain(|path, _| groups.contains_key(path));
+        parts
+    }
+
+    fn known_v2_part(&self, path: &str, rows: &[Arc<Resource>]) -> Option<Arc<Part>> {
+        let state = self.state.lock();
+        let (known, part) = state.v2_parts.get(path)?;
+        is_same(known, rows).then(|| part.clone())
+    }
+}
+
+fn is_same(known: &[Arc<Resource>], rows: &[Arc<Resource>]) -> bool {
+    let mut both = known.iter().zip(rows);
+    known.len() == rows.len() && both.all(|(a, b)| Arc::ptr_eq(a, b))
 }
 
 /// `None`: not a path of ours.

@@ -111,7 +111,7 @@ pub struct ListOptions {
     /// As given: empty, `0` or a revision.
     pub resource_version: String,
     pub version_match: VersionMatch,
-    pub timeout_seconds: Option<u64>,
+    pub timeout_seconds: Option<i64>,
     /// 0 = no limit.
     pub limit: usize,
     pub continue_token: String,
@@ -132,9 +132,7 @@ impl ListOptions {
                 "NotOlderThan" => VersionMatch::NotOlderThan,
                 _ => VersionMatch::Unset,
             },
-            timeout_seconds: query
-                .integer("timeoutSeconds")?
-                .and_then(|s| u64::try_from(s).ok()),
+            timeout_seconds: query.integer("timeoutSeconds")?,
             limit: query
                 .integer("limit")?
                 .and_then(|n| usize::try_from(n).ok())

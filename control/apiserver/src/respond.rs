@@ -184,8 +184,17 @@ impl Ctx {
             IncludeObject::Object => object.clone(),
             IncludeObject::Metadata => partial_of(&object["metadata"], hidden, out),
         };
-        json!({"cells": printer.cells(object, self.now), "object": shown})
+        row(printer, object, shown, self.now)
     }
+}
+
+/// A row of a table; `shown` is what it carries of the object.
+fn row(printer: &dyn Printer, object: &Value, shown: Value, now: jiff::Timestamp) -> Value {
+    let mut row = json!({"cells": printer.cells(object, now), "object": shown});
+    if let Some(conditions) = printer.conditions(object) {
+        row["conditions"] = conditions;
+    }
+    row
 }
 
 /// How a list's objects are turned into what is sent, one by one.
@@ -259,7 +268,7 @@ impl<'a> Rendering<'a> {
                     "kind": "Table", "apiVersion": self.out.meta_version(),
                     "metadata": {"resourceVersion": value["metadata"]["resourceVersion"]},
                     "columnDefinitions": columns,
-                    "rows": [{"cells": printer.cells(&value, self.now), "object": shown}],
+                    "rows": [row(printer, &value, shown, self.now)],
                 }))
             }
             Transform::PartialObjectMetadata | Transform::PartialObjectMetadataList => {
@@ -335,12 +344,18 @@ pub fn list(
         }
         Transform::Table => {
             let printer = resource.def.printer.as_ref();
-            let rows = entries.iter().map(|e| {
-                let value = rendering.value(&e.bytes());
+            let mut values: Vec<Value> = entries
+                .iter()
+                .map(|e| rendering.value(&e.bytes()))
+                .collect();
+            if let Some(order) = printer.order() {
+                values.sort_by(order);
+            }
+            let rows = values.iter().map(|value| {
                 ctx.row(
                     printer,
                     resource.def.field_annotations,
-                    &value,
+                    value,
                     rendering.include,
                     out,
                 )

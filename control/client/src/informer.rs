@@ -14,7 +14,7 @@
 
 use std::{
     any::{Any, TypeId},
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet, hash_map::Entry},
     fmt::Debug,
     hash::Hash,
     ops::Bound,
@@ -76,8 +76,24 @@ type Handler<K> = Box<dyn Fn(&Change<K>) + Send + Sync>;
 struct Cache<K> {
     objects: BTreeMap<ObjectKey, Arc<K>>,
     /// Keys by uid of any owner.
-    by_owner: HashMap<String, BTreeSet<ObjectKey>>,
-    by_index: HashMap<(&'static str, String), BTreeSet<ObjectKey>>,
+    by_owner: HashMap<String, Keys>,
+    by_index: HashMap<(&'static str, String), Keys>,
+}
+
+/// Never empty. A set of one, which most are, would take as much memory as one of eleven.
+enum Keys {
+    One(ObjectKey),
+    Many(BTreeSet<ObjectKey>),
+}
+
+impl Keys {
+    fn iter(&self) -> impl Iterator<Item = &ObjectKey> {
+        let (one, many) = match self {
+            Keys::One(key) => (Some(key), None),
+            Keys::Many(keys) => (None, Some(keys)),
+        };
+        one.into_iter().chain(many.into_iter().flatten())
+    }
 }
 
 impl<K> Default for Cache<K> {
@@ -106,25 +122,45 @@ impl<K: Resource + 'static> Cache<K> {
         }
         if let Some(object) = &object {
             for owner in object.meta().owner_references.iter().flatten() {
-                self.by_owner
-                    .entry(owner.uid.clone())
-                    .or_default()
-                    .insert(key.clone());
+                add_to(&mut self.by_owner, owner.uid.clone(), &key);
             }
             for index in indexes(object.as_ref()) {
-                self.by_index.entry(index).or_default().insert(key.clone());
+                add_to(&mut self.by_index, index, &key);
             }
         }
         old
     }
 }
 
-fn unindex<I: Eq + Hash>(map: &mut HashMap<I, BTreeSet<ObjectKey>>, index: &I, key: &ObjectKey) {
-    if let Some(keys) = map.get_mut(index) {
-        keys.remove(key);
-        if keys.is_empty() {
-            map.remove(index);
+fn add_to<I: Eq + Hash>(map: &mut HashMap<I, Keys>, index: I, key: &ObjectKey) {
+    match map.entry(index) {
+        Entry::Vacant(vacant) => {
+            vacant.insert(Keys::One(key.clone()));
         }
+        Entry::Occupied(mut occupied) => match occupied.get_mut() {
+            Keys::One(known) if known == key => {}
+            Keys::One(known) => {
+                let both = BTreeSet::from([known.clone(), key.clone()]);
+                occupied.insert(Keys::Many(both));
+            }
+            Keys::Many(keys) => {
+                keys.insert(key.clone());
+            }
+        },
+    }
+}
+
+fn unindex<I: Eq + Hash>(map: &mut HashMap<I, Keys>, index: &I, key: &ObjectKey) {
+    let is_last = match map.get_mut(index) {
+        None => false,
+        Some(Keys::One(known)) => known == key,
+        Some(Keys::Many(keys)) => {
+            keys.remove(key);
+            keys.is_empty()
+        }
+    };
+    if is_last {
+        map.remove(index);
     }
 }
 
@@ -226,7 +262,7 @@ impl<K: Resource + Clone + Send + Sync + 'static> Informer<K> {
             .by_owner
             .get(uid)
             .into_iter()
-            .flatten()
+            .flat_map(Keys::iter)
             .filter_map(|key| cache.objects.get(key).cloned())
             .collect()
     }
@@ -238,7 +274,7 @@ impl<K: Resource + Clone + Send + Sync + 'static> Informer<K> {
             .by_index
             .get(&(name, value.to_owned()))
             .into_iter()
-            .flatten()
+            .flat_map(Keys::iter)
             .filter_map(|key| cache.objects.get(key).cloned())
             .collect()
     }

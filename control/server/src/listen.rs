@@ -13,7 +13,7 @@ use anyhow::{Context, Result};
 use axum::Router;
 use http::{Method, Version, header};
 use hyper_util::{
-    rt::{TokioExecutor, TokioIo, TokioTimer},
+    rt::{TokioIo, TokioTimer},
     server::{
         conn::auto,
         graceful::{GracefulShutdown, Watcher},
@@ -36,7 +36,11 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 use tracing::{debug, warn};
 
-use crate::{pki::Pki, rotation::Rotating, stall::Guarded};
+use crate::{
+    pki::Pki,
+    rotation::Rotating,
+    stall::{Guarded, Streams, Told},
+};
 
 /// Connections a client has not finished its TLS handshake on; beyond this, new ones wait in the backlog.
 const MAX_HANDSHAKES: usize = 512;
@@ -150,6 +154,7 @@ async fn serve_patiently(
         };
         let connection = Connection {
             router: router.clone(),
+            patience,
             watcher: graceful.watcher(),
         };
         let acceptor = acceptor.clone();
@@ -175,6 +180,7 @@ async fn serve_patiently(
 
 struct Connection {
     router: Router,
+    patience: Duration,
     watcher: Watcher,
 }
 
@@ -214,19 +220,22 @@ impl Connection {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let service =
-            self.router
-                .map_request(move |mut request: http::Request<hyper::body::Incoming>| {
-                    request.extensions_mut().insert(peer.clone());
-                    let names_host = request.headers().contains_key(header::HOST);
-                    let must = request.version() == Version::HTTP_11
-                        && request.method() != Method::CONNECT;
-                    if must && !names_host {
-                        request.extensions_mut().insert(NoHost);
-                    }
-                    request.map(axum::body::Body::new)
-                });
-        let mut builder = auto::Builder::new(TokioExecutor::new());
+        let service = self
+            .router
+            .map_request(move |mut request: http::Request<hyper::body::Incoming>| {
+                request.extensions_mut().insert(peer.clone());
+                let names_host = request.headers().contains_key(header::HOST);
+                let must =
+                    request.version() == Version::HTTP_11 && request.method() != Method::CONNECT;
+                if must && !names_host {
+                    request.extensions_mut().insert(NoHost);
+                }
+                request.map(axum::body::Body::new)
+            })
+            .map_response(|response| response.map(Told));
+        let mut builder = auto::Builder::new(Streams {
+            patience: self.patience,
+        });
         builder
             .http1()
             .timer(TokioTimer::new())
@@ -257,8 +266,14 @@ mod tests {
         time::Instant,
     };
 
-    use axum::{Extension, body::Body, routing::get};
-    use futures::stream;
+    use axum::{
+        Extension,
+        body::{Body, BodyDataStream},
+        routing::get,
+    };
+    use futures::{StreamExt, stream};
+    use hyper::client::conn::http2::SendRequest;
+    use hyper_util::rt::TokioExecutor;
 
     use super::*;
 
@@ -376,6 +391,70 @@ mod tests {
             drop(dead);
         });
         clients.await.expect("clients");
+        shutdown.cancel();
+        serving.await.expect("a task").expect("a server");
+    }
+
+    /// Asks over HTTP/2 and gives the body of the answer, of which nothing is read yet.
+    async fn ask_http2(sender: &mut SendRequest<Body>, path: &str) -> BodyDataStream {
+        let request = http::Request::get(format!("http://localhost{path}"));
+        let request = request.body(Body::empty()).expect("a request");
+        let answer = sender.send_request(request).await.expect("an answer");
+        Body::new(answer.into_body()).into_data_stream()
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_stream_that_nobody_reads_is_cut_and_its_connection_stays() {
+        const PATIENCE: Duration = Duration::from_millis(300);
+        let open = Arc::new(AtomicUsize::new(0));
+        let counted = open.clone();
+        let endless = move || {
+            let open = Open::new(&counted);
+            let chunks = stream::repeat_with(move || {
+                let _still = &open;
+                Ok::<_, std::io::Error>(vec![b'x'; 64 * 1024])
+            });
+            async move { Body::from_stream(chunks) }
+        };
+        // One event, and then none.
+        let idle = async || {
+            let event = stream::once(async { Ok::<_, std::io::Error>("event") });
+            Body::from_stream(event.chain(stream::pending()))
+        };
+        let router = Router::new()
+            .route("/endless", get(endless))
+            .route("/idle", get(idle));
+        let listener = bind("127.0.0.1:0".parse().expect("an address")).expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let shutdown = CancellationToken::new();
+        let serving = serve_patiently(listener, None, router, shutdown.clone(), PATIENCE);
+        let serving = tokio::spawn(serving);
+
+        let stream = TcpStream::connect(address).await.expect("a connection");
+        let (mut sender, connection) =
+            hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+                .await
+                .expect("HTTP/2");
+        let connection = tokio::spawn(connection);
+        let mut idle = ask_http2(&mut sender, "/idle").await;
+        let event = idle.next().await.expect("an event").expect("no error");
+        assert_eq!(event, "event");
+        // Twice, so that what is idle has outlasted the patience in any case.
+        for _ in 0..2 {
+            let unread = ask_http2(&mut sender, "/endless").await;
+            let count = open.clone();
+            let gone = move || count.load(Ordering::SeqCst) == 0;
+            let waited = tokio::task::spawn_blocking(|| until("the body has gone", gone));
+            waited.await.expect("the end of the body");
+            drop(unread);
+        }
+        let polled = futures::poll!(idle.next());
+        assert!(polled.is_pending(), "{polled:?}");
+        let mut read = ask_http2(&mut sender, "/endless").await;
+        for _ in 0..100 {
+            read.next().await.expect("more").expect("no error");
+        }
+        connection.abort();
         shutdown.cancel();
         serving.await.expect("a task").expect("a server");
     }

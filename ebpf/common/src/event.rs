@@ -47,7 +47,19 @@ impl Hook {
     }
 }
 
+/// After how many connections the next one is told of, when that is one of `sample` on the average: from 1
+/// to twice as many less one.
+#[inline(always)]
+pub const fn next_sample(random: u32, sample: u32) -> u32 {
+    let span = sample as u64 * 2 - 1;
+    1 + ((random as u64 * span) >> 32) as u32
+}
+
 /// Bytes of the ring; a full ring drops events, never packets.
 pub const EVENT_RING_BYTES: u32 = 256 * 1024;
 
-const _: () = assert!(size_of::<FlowEvent>() == 104);
+const _: () = {
+    assert!(size_of::<FlowEvent>() == 104);
+    assert!(next_sample(0, 100) == 1 && next_sample(u32::MAX, 100) == 199);
+    assert!(next_sample(1 << 31, 100) == 100 && next_sample(u32::MAX, 1) == 1);
+};

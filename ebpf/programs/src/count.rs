@@ -1,14 +1,14 @@
 //! Counters and flow events.
 
 use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns};
-use skep_ebpf_common::event::{FlowEvent, Hook};
+use skep_ebpf_common::event::{FlowEvent, Hook, next_sample};
 use skep_ebpf_common::flow::FlowKey;
 use skep_ebpf_common::node::{config_flags, seconds};
 use skep_ebpf_common::reason::Reason;
 use skep_ebpf_common::{Address, PortBe};
 
 use crate::atomic::increment;
-use crate::maps::{BACKEND_COUNTS, EVENTS, REASONS, SERVICE_COUNTERS, config};
+use crate::maps::{BACKEND_COUNTS, EVENTS, REASONS, SERVICE_COUNTERS, UNTIL_TOLD, config};
 use crate::packet::Tuple;
 
 #[inline(always)]
@@ -22,6 +22,15 @@ pub fn count(reason: Reason) {
     if let Some(counter) = REASONS.get_ptr_mut(reason as u32) {
         // SAFETY: this CPU's element; programs of one hook are not preempted by one another.
         unsafe { *counter += 1 };
+    }
+}
+
+/// Has the memory of a backend's counter fetched, while something else is done.
+#[inline(always)]
+pub fn expect_count(backend: u32) {
+    if let Some(count) = BACKEND_COUNTS.get_ptr_mut(backend) {
+        // SAFETY: an element of the map.
+        unsafe { count.read_volatile() };
     }
 }
 
@@ -71,12 +80,26 @@ pub fn listened_to() -> bool {
     config().is_some_and(|config| config.flags & config_flags::EVENTS != 0)
 }
 
+/// Whether this new connection is one to tell of. How many each CPU passes over is random each time, and right
+/// on the average: connections that take turns are told of alike.
 #[inline(always)]
 pub fn sampled() -> bool {
-    // Read once: a divisor that might have become 0 is a path to a panic.
     let sample = config().map_or(0, |config| config.event_sample);
-    // SAFETY: no arguments.
-    sample <= 1 || (unsafe { bpf_get_prandom_u32() }) % sample == 0
+    if sample <= 1 {
+        return true;
+    }
+    let Some(to_go) = UNTIL_TOLD.get_ptr_mut(0) else {
+        return true;
+    };
+    // SAFETY: this CPU's element; a lost race tells of one more or less.
+    unsafe {
+        if *to_go > 1 {
+            *to_go -= 1;
+            return false;
+        }
+        *to_go = next_sample(bpf_get_prandom_u32(), sample);
+    }
+    true
 }
 
 #[inline(always)]

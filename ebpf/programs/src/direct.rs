@@ -8,14 +8,14 @@ use skep_ebpf_common::{Address, PortBe, TCP, UDP};
 use crate::context::Context;
 use crate::packet::{ETH_LEN, Packet, Shape, Tuple};
 
-const IPV4: u16 = 0x0800u16.to_be();
+pub const IPV4: u16 = 0x0800u16.to_be();
 const IPV6: u16 = 0x86ddu16.to_be();
 /// Of an IPv4 header without options, and of an IPv6 header.
 const V4_LEN: usize = 20;
 const V6_LEN: usize = 40;
 const ETH: usize = ETH_LEN as usize;
 /// More fragments, and the fragment's offset.
-const FRAGMENT: u16 = 0x3fffu16.to_be();
+pub const FRAGMENT: u16 = 0x3fffu16.to_be();
 
 /// Explicit congestion notification (RFC 3168 §5).
 const CONGESTION: u8 = 3;
@@ -24,7 +24,7 @@ const CONGESTION: u8 = 3;
 /// The verifier has seen a check that `at + size_of::<T>()` is inside the packet. The address is
 /// even, not aligned: BPF loads any.
 #[inline(always)]
-unsafe fn get<T: Copy>(at: usize) -> T {
+pub unsafe fn get<T: Copy>(at: usize) -> T {
     // SAFETY: the caller's.
     unsafe { (at as *const T).read_volatile() }
 }
@@ -147,21 +147,20 @@ fn checksum_at(protocol: u8) -> usize {
 /// The ones' complement sum in 16 bits (RFC 1071 §2).
 #[inline(always)]
 pub fn fold(sum: u64) -> u16 {
-    let sum = (sum >> 32) + (sum & 0xffff_ffff);
-    let sum = (sum >> 16) + (sum & 0xffff);
-    let sum = (sum >> 16) + (sum & 0xffff);
-    let sum = (sum >> 16) + (sum & 0xffff);
-    sum as u16
+    // Each half added to the other one: the upper half has the carry of the lower one's sum, too.
+    let sum = sum.wrapping_add(sum << 32 | sum >> 32) >> 32;
+    let sum = sum as u32;
+    (sum.wrapping_add(sum << 16 | sum >> 16) >> 16) as u16
 }
 
 #[inline(always)]
-fn changed(old: u32, new: u32) -> u64 {
+pub fn changed(old: u32, new: u32) -> u64 {
     (!old) as u64 + new as u64
 }
 
 /// `checksum` after the words that `change` sums up have changed (RFC 1624 §3).
 #[inline(always)]
-fn updated(checksum: u16, change: u64) -> u16 {
+pub fn updated(checksum: u16, change: u64) -> u16 {
     !fold((!checksum) as u64 + change)
 }
 

@@ -237,16 +237,14 @@ pub struct Wanted {
 #[inline(always)]
 pub fn expect_answer(scratch: &Scratch) {
     let Scratch { packet, wanted, .. } = scratch;
-    if packet.key.source.is_v4() {
-        let _ = table::entry4(&FlowKey {
-            source: wanted.destination,
-            destination: wanted.source,
-            source_port: wanted.destination_port,
-            destination_port: packet.key.source_port,
-            protocol: packet.key.protocol,
-            _pad: [0; 3],
-        });
-    }
+    table::expect(&FlowKey {
+        source: wanted.destination,
+        destination: wanted.source,
+        source_port: wanted.destination_port,
+        destination_port: packet.key.source_port,
+        protocol: packet.key.protocol,
+        _pad: [0; 3],
+    });
 }
 
 /// Creates both entries of `scratch.wanted` for the packet and leaves its tuple in `scratch.new`.

@@ -8,18 +8,19 @@ use aya_ebpf::bindings::{__sk_buff, bpf_fib_lookup as FibLookup, bpf_redir_neigh
 use aya_ebpf::helpers::generated::{
     bpf_fib_lookup, bpf_jiffies64, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer,
 };
-use skep_ebpf_common::Address;
 use skep_ebpf_common::event::Hook;
-use skep_ebpf_common::node::{MARK_DONE, Pod, pod_flags};
+use skep_ebpf_common::node::{MARK_DONE, Pod, network_flags, pod_flags};
 use skep_ebpf_common::reason::Reason;
+use skep_ebpf_common::{Address, PortBe};
 
 use crate::context::Context;
-use crate::count::{count, report};
+use crate::count::{count, now, report};
 use crate::direct::{looks_unfinished, parse_plain, rewrite_plain};
 use crate::flow::{Followed, follow_here, tells};
+use crate::known::{Known, rewrite_known};
 use crate::maps::{Scratch, WAYS, config};
 use crate::packet::{Packet, Tuple, decrement_hop_limit, ifindex, set_mark, store};
-use crate::pod::pod_at;
+use crate::pod::{network_of, pod_at};
 use crate::policy;
 use crate::too_big::{is_whole, tell_sender};
 
@@ -179,30 +180,31 @@ pub struct Way {
     source: Address,
     destination: Address,
     moment: u32,
-    policy_generation: u32,
+    pub policy_generation: u32,
     /// The largest packet; 0 = not known, not forwarded, or no neighbour known.
-    mtu: u32,
+    pub mtu: u32,
     /// The host's end of a pod's veth pair, or the device to a neighbour.
     pub ifindex: u32,
     pub macs: [u32; 3],
     pub is_pod: bool,
-    _pad: [u8; 3],
+    /// No address of the cluster's.
+    pub is_outside: bool,
+    _pad: [u8; 2],
     /// The pod's, else 0.
     pub pod_flags: u32,
     pub policy: u32,
+    /// The programs' clock when this was learned: late by less than [`TICKS`].
+    pub second: u32,
+    /// Both of IPv4, as a packet has them; else 0.
+    addresses: u64,
 }
 
 /// The way of a packet of this length once it has the addresses of `new`. `None`: the stack, or the
 /// slower of our programs, knows better.
 #[inline(always)]
 pub fn way_of<C: Context>(context: C, len: u32, new: &Tuple) -> Option<&'static Way> {
-    // SAFETY: no arguments.
-    let moment = (unsafe { bpf_jiffies64() } >> TICKS) as u32;
-    let generation = config()?.policy_generation;
-    let last = new.destination.v4_be();
-    let way = WAYS.get_ptr_mut(last.wrapping_mul(0x9e37_79b1) >> (32 - WAYS_BITS))?;
-    // SAFETY: this CPU's element, used by one program at a time.
-    let way = unsafe { &mut *way };
+    let (moment, generation) = (moment(), config()?.policy_generation);
+    let way = way_at(new.destination.v4_be())?;
     if way.moment != moment
         || way.policy_generation != generation
         || way.destination != new.destination
@@ -215,14 +217,63 @@ pub fn way_of<C: Context>(context: C, len: u32, new: &Tuple) -> Option<&'static 
     (len <= way.mtu).then_some(way)
 }
 
+/// The same for a packet of IPv4 that will have these addresses; whether it fits is for the caller to see.
+#[inline(always)]
+pub fn way4<C: Context>(context: C, len: u32, addresses: u64) -> Option<&'static Way> {
+    let (moment, generation) = (moment(), config()?.policy_generation);
+    let way = way_at((addresses >> 32) as u32)?;
+    // Of a pod's only the destination counts.
+    let differing = way.addresses ^ addresses;
+    if way.moment != moment
+        || way.policy_generation != generation
+        || !(differing == 0 || (way.is_pod && differing >> 32 == 0))
+    {
+        way.moment = moment;
+        way.policy_generation = generation;
+        find_way4(context, len, addresses, way);
+    }
+    (way.mtu != 0).then_some(way)
+}
+
+#[inline(never)]
+fn find_way4<C: Context>(context: C, len: u32, addresses: u64, way: &mut Way) -> u32 {
+    let new = Tuple {
+        source: Address::from_v4_be(addresses as u32),
+        destination: Address::from_v4_be((addresses >> 32) as u32),
+        source_port: PortBe(0),
+        destination_port: PortBe(0),
+    };
+    find_way(context, len, &new, way)
+}
+
+#[inline(always)]
+fn moment() -> u32 {
+    // SAFETY: no arguments.
+    (unsafe { bpf_jiffies64() } >> TICKS) as u32
+}
+
+/// The place of the ways to this address, its last word.
+#[inline(always)]
+fn way_at(destination: u32) -> Option<&'static mut Way> {
+    let way = WAYS.get_ptr_mut(destination.wrapping_mul(0x9e37_79b1) >> (32 - WAYS_BITS))?;
+    // SAFETY: this CPU's element, used by one program at a time.
+    Some(unsafe { &mut *way })
+}
+
 #[inline(never)]
 fn find_way<C: Context>(context: C, len: u32, new: &Tuple, way: &mut Way) -> u32 {
+    way.second = now();
+    way.addresses = match new.destination.is_v4() {
+        true => new.source.v4_be() as u64 | (new.destination.v4_be() as u64) << 32,
+        false => 0,
+    };
     way.source = new.source;
     way.destination = new.destination;
     way.pod_flags = 0;
     way.mtu = 0;
     if let Some(pod) = pod_at(&new.destination) {
         way.is_pod = true;
+        way.is_outside = false;
         way.mtu = u32::MAX;
         way.ifindex = pod.ifindex;
         way.macs = pod_macs(pod);
@@ -231,6 +282,7 @@ fn find_way<C: Context>(context: C, len: u32, new: &Tuple, way: &mut Way) -> u32
         return 0;
     }
     way.is_pod = false;
+    way.is_outside = network_of(&new.destination) & network_flags::CLUSTER == 0;
     // SAFETY: all-zero is a valid value.
     let mut params: FibLookup = unsafe { zeroed() };
     params.ifindex = context.ifindex();
@@ -270,9 +322,47 @@ pub enum Plain {
 }
 
 /// A plain packet of a known flow, in as few steps as there can be.
+#[inline(always)]
+pub fn forward_known(skb: *mut __sk_buff, scratch: &mut Scratch) -> Plain {
+    match forward_shortest(skb) {
+        NEW_FLOW if read_plain(skb, scratch) != 0 => Plain::NewFlow,
+        NEW_FLOW | UNSURE => forward_rarer(skb, scratch),
+        verdict => Plain::Forwarded(verdict),
+    }
+}
+
+// VERIFIER: a frame of its own, or the caller's is too large.
+#[inline(never)]
+fn forward_shortest(skb: *mut __sk_buff) -> i32 {
+    send_known(skb, rewrite_known(skb, |_| true))
+}
+
+/// What [`send_known`] says beside verdicts.
+pub const NEW_FLOW: i32 = -2;
+pub const UNSURE: i32 = -3;
+
+#[inline(always)]
+pub fn send_known(skb: *mut __sk_buff, known: Known) -> i32 {
+    match known {
+        Known::Rewritten(way) => send(skb, way),
+        Known::NewFlow => NEW_FLOW,
+        Known::Unsure => UNSURE,
+        Known::Broken => {
+            count(Reason::Rewrite);
+            DROP
+        }
+    }
+}
+
+#[inline(never)]
+fn read_plain(skb: *mut __sk_buff, scratch: &mut Scratch) -> u32 {
+    parse_plain(skb, &mut scratch.packet) as u32
+}
+
+/// What [`rewrite_known`] does not take: IPv6, and packets that change the state of their flow.
 // VERIFIER: a frame of its own, or the callers' are too large.
 #[inline(never)]
-pub fn forward_known(skb: *mut __sk_buff, scratch: &mut Scratch) -> Plain {
+fn forward_rarer(skb: *mut __sk_buff, scratch: &mut Scratch) -> Plain {
     if !parse_plain(skb, &mut scratch.packet)
         || looks_unfinished(skb, &scratch.packet)
         || scratch.packet.hop_limit <= 1
@@ -305,15 +395,21 @@ fn forward_followed(
     if !rewrite_plain(skb, &scratch.packet, &scratch.new, &way.macs) {
         return None;
     }
+    Some(send(skb, way))
+}
+
+/// A rewritten packet on its way.
+#[inline(always)]
+fn send(skb: *mut __sk_buff, way: &Way) -> i32 {
     if way.is_pod {
         count(Reason::RedirectedToPod);
         // SAFETY: no pointers.
-        return Some((unsafe { bpf_redirect_peer(way.ifindex, 0) }) as i32);
+        return (unsafe { bpf_redirect_peer(way.ifindex, 0) }) as i32;
     }
     set_mark(skb, MARK_DONE);
     count(Reason::RedirectedToNeighbour);
     // SAFETY: no pointers.
-    Some((unsafe { bpf_redirect(way.ifindex, 0) }) as i32)
+    (unsafe { bpf_redirect(way.ifindex, 0) }) as i32
 }
 
 #[repr(C)]

@@ -84,6 +84,10 @@ pub static BACKEND_COUNTS: Array<BackendCount, { MAX_BACKENDS as usize }, MMAPAB
 #[btf_map]
 pub static EVENTS: RingBuf<FlowEvent, { EVENT_RING_BYTES as usize }> = RingBuf::new();
 
+/// New connections until one is told of.
+#[btf_map]
+pub static UNTIL_TOLD: PerCpuArray<u32, 1> = PerCpuArray::new();
+
 #[btf_map]
 pub static WAYS: PerCpuArray<Way, { 1 << WAYS_BITS }> = PerCpuArray::new();
 

@@ -18,8 +18,8 @@ use crate::announce::{answer_arp, answer_ndp, is_announced};
 use crate::context::Context;
 use crate::count::{count, report, report_new, service_connection, service_refused};
 use crate::flow::{
-    Followed, answer_taken, create, create_direct, follow, forget_created, opens, return_via,
-    translate_icmp_error,
+    Followed, answer_taken, create, create_direct, expect_answer, follow, forget_created, opens,
+    return_via, translate_icmp_error,
 };
 use crate::forward::{DROP, PASS, Plain, deliver, drop, forward_known, route};
 use crate::maps::{NETWORKS, SOURCE_RANGES, Scratch, config, scratch};
@@ -242,7 +242,10 @@ pub fn report_failure<C: Context>(context: C, hook: Hook, scratch: &Scratch, cod
 #[inline(always)]
 pub fn serve<C: Context>(context: C, hook: Hook, scratch: &mut Scratch) -> u32 {
     match plan(scratch) {
-        SERVED => start(context, hook, scratch),
+        SERVED => {
+            expect_answer(scratch);
+            start(context, hook, scratch)
+        }
         code => code,
     }
 }

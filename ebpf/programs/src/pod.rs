@@ -15,7 +15,10 @@ use crate::count::{
     count, listened_to, report, report_new, sampled, service_connection, service_refused, tell,
 };
 use crate::flow::{create, follow, forget_created, opens, translate_icmp_error};
-use crate::forward::{DROP, PASS, deliver, drop, routable, route, tunnel};
+use crate::forward::{
+    DROP, NEW_FLOW, PASS, UNSURE, deliver, drop, routable, route, send_known, tunnel,
+};
+use crate::known::{Found, rewrite_known};
 use crate::maps::{NETWORKS, PODS, Scratch, config, scratch};
 use crate::packet::{Packet, Parsed, Shape, ifindex, parse, rewrite};
 use crate::policy;
@@ -27,6 +30,10 @@ const ISOLATED: u32 = pod_flags::INGRESS_ISOLATED | pod_flags::EGRESS_ISOLATED;
 #[classifier]
 pub fn from_pod(ctx: TcContext) -> i32 {
     let skb = ctx.skb.skb;
+    match send_shortest(skb) {
+        NEW_FLOW | UNSURE => {}
+        verdict => return verdict,
+    }
     let Some(scratch) = scratch() else {
         return DROP;
     };
@@ -68,6 +75,28 @@ pub fn set_tracked(address: &Address) {
         // SAFETY: an element of the map; the bit is only ever set.
         unsafe { (*pod).flags |= pod_flags::TRACKED };
     }
+}
+
+// VERIFIER: a frame of its own, or the caller's is too large.
+#[inline(never)]
+fn send_shortest(skb: *mut __sk_buff) -> i32 {
+    send_known(skb, rewrite_known(skb, |found| may_leave(skb, found)))
+}
+
+/// Whether `sent` would do no more with this packet than send it on.
+#[inline(always)]
+fn may_leave(skb: *mut __sk_buff, found: &Found<'_>) -> bool {
+    let Some(pod) = pod_at(&Address::from_v4_be(found.addresses as u32)) else {
+        return false;
+    };
+    if pod.ifindex != ifindex(skb)
+        || (pod.flags & pod_flags::EGRESS_ISOLATED != 0 && !found.is_settled)
+    {
+        return false;
+    }
+    // Inside the cluster, only who is watched has flows.
+    let is_outside = found.way.is_outside && found.addresses >> 32 == found.new_addresses >> 32;
+    is_outside || pod.flags & (pod_flags::TRACKED | ISOLATED) != 0
 }
 
 #[inline(always)]

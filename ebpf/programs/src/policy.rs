@@ -79,6 +79,20 @@ pub fn renew(packet: &Packet, followed: &Followed) {
 
 #[inline(never)]
 fn judge(key: &FlowKey, policy: u32, direction: u8) -> u32 {
+    let port = key.destination_port.0.to_ne_bytes();
+    let rule = |identity: u32, protocol: u8| RuleKey {
+        policy,
+        identity,
+        direction,
+        protocol,
+        port,
+    };
+    let generation = config().map_or(0, |config| config.policy_generation);
+    let anybody = rule(IDENTITY_ANY, key.protocol);
+    if is_known(&anybody, generation) {
+        // Whoever it is.
+        return 1;
+    }
     let peer = if direction == INGRESS {
         &key.source
     } else {
@@ -88,30 +102,31 @@ fn judge(key: &FlowKey, policy: u32, direction: u8) -> u32 {
         .get(&Key::new(128, *peer))
         .copied()
         .unwrap_or(IDENTITY_WORLD);
-    let port = key.destination_port.0.to_ne_bytes();
-    let rule = |identity: u32, protocol: u8| RuleKey {
-        policy,
-        identity,
-        direction,
-        protocol,
-        port,
-    };
     let asked = rule(identity, key.protocol);
-    let generation = config().map_or(0, |config| config.policy_generation);
-    let known = VERDICTS.get_ptr_mut(place_of(&asked));
-    if let Some(verdict) = known
-        // SAFETY: this CPU's element, used by one program at a time.
-        && unsafe { (*verdict).allows(&asked, generation) }
-    {
+    if is_known(&asked, generation) {
         return 1;
     }
-    let allowed = allowed(asked)
-        || allowed(rule(IDENTITY_ANY, key.protocol))
-        || allowed(rule(identity, 0))
-        || allowed(rule(IDENTITY_ANY, 0));
-    if let Some(verdict) = known
-        && allowed
-    {
+    if allowed(anybody) || allowed(rule(IDENTITY_ANY, 0)) {
+        learn(anybody, generation);
+        return 1;
+    }
+    if allowed(asked) || allowed(rule(identity, 0)) {
+        learn(asked, generation);
+        return 1;
+    }
+    0
+}
+
+#[inline(always)]
+fn is_known(asked: &RuleKey, generation: u32) -> bool {
+    let verdict = VERDICTS.get_ptr_mut(place_of(asked));
+    // SAFETY: this CPU's element, used by one program at a time.
+    verdict.is_some_and(|verdict| unsafe { (*verdict).allows(asked, generation) })
+}
+
+#[inline(always)]
+fn learn(asked: RuleKey, generation: u32) {
+    if let Some(verdict) = VERDICTS.get_ptr_mut(place_of(&asked)) {
         // SAFETY: as above.
         unsafe {
             *verdict = Verdict {
@@ -121,7 +136,6 @@ fn judge(key: &FlowKey, policy: u32, direction: u8) -> u32 {
             }
         };
     }
-    allowed as u32
 }
 
 /// Of the verdicts that a CPU remembers.

@@ -5,7 +5,7 @@ use skep_ebpf_common::flow::FlowKey;
 use skep_ebpf_common::service::*;
 use skep_ebpf_common::{Address, PortBe};
 
-use crate::count::now;
+use crate::count::{expect_count, now};
 use crate::maps::{AFFINITIES, BACKENDS, FRONTENDS, NODE_ADDRESSES, SLOTS, config};
 
 /// A chosen backend and its index.
@@ -131,6 +131,8 @@ fn pick(service: u32, extent: Extent, balance: Balance) -> Option<Chosen> {
         Balance::Random => random_below(extent.len),
     };
     let index = *SLOTS.get(extent.base.wrapping_add(offset))? as u32;
+    // Counting waits for nothing else, so its memory is asked for together with the backend's.
+    expect_count(index);
     if let Some(backend) = alive(index, service) {
         return Some(Chosen { index, backend });
     }
@@ -142,6 +144,9 @@ fn pick(service: u32, extent: Extent, balance: Balance) -> Option<Chosen> {
 
 #[inline(always)]
 fn random_below(len: u32) -> u32 {
+    if len == 1 {
+        return 0;
+    }
     // SAFETY: no arguments.
     let random = unsafe { bpf_get_prandom_u32() };
     ((random as u64 * len as u64) >> 32) as u32

@@ -246,6 +246,28 @@ pub fn entry4(key: &FlowKey) -> Option<&'static mut Flow4> {
     Some(unsafe { &mut (*slot).flow })
 }
 
+/// The same, of the key as the table has it. Most are in their first bucket, so the second is not asked for
+/// before: for who looks for what is there, not for what is about to be put there.
+#[inline(always)]
+pub fn known4(key: &FlowKey4) -> Option<&'static mut Flow4> {
+    let FlowPlaces { buckets, tag } = FLOW_HASH.get(0)?.places(key);
+    let [first, second] = buckets;
+    let slot = match find_in(look_at(FLOWS4.get_ptr_mut(first)?), tag, key) {
+        Some(slot) => slot,
+        None => find_in(look_at(FLOWS4.get_ptr_mut(second)?), tag, key)?,
+    };
+    // SAFETY: a slot of an element of the map; see `Entry`.
+    Some(unsafe { &mut (*slot).flow })
+}
+
+/// Has the memory of this key's buckets fetched while something else is done.
+#[inline(always)]
+pub fn expect(key: &FlowKey) {
+    if key.source.is_v4() {
+        let _ = places(&FlowKey4::of(key));
+    }
+}
+
 /// Attempts to take a slot while others take theirs in the same bucket.
 const ATTEMPTS: u32 = 2;
 const EEXIST: i32 = -17;

@@ -20,7 +20,8 @@ use crate::context::Context;
 use crate::count::{count, report};
 use crate::direct::{looks_unfinished, parse_plain, rewrite_plain};
 use crate::flow::{expect_answer, follow_here, forget_created, tells};
-use crate::forward::way_of;
+use crate::forward::{Way, way_of};
+use crate::known::{Known, rewrite_known};
 use crate::maps::{Scratch, scratch};
 use crate::net::{FAILED, REFUSED, SERVED, plan, report_failure, start};
 use crate::packet::{ACK, SYN};
@@ -31,17 +32,45 @@ use crate::tunnel;
 #[xdp(frags)]
 pub fn xdp_net(ctx: XdpContext) -> u32 {
     let frame = ctx.ctx;
+    let is_new = match rewrite_known(frame, |found| is_ours(frame, found.way)) {
+        Known::Rewritten(way) => return send(way),
+        Known::NewFlow => true,
+        Known::Unsure | Known::Broken => false,
+    };
     let Some(scratch) = scratch() else {
         return XDP_PASS;
     };
     if !parse_plain(frame, &mut scratch.packet) || looks_unfinished(frame, &scratch.packet) {
         return XDP_PASS;
     }
-    arrived(frame, scratch)
+    arrived(frame, scratch, is_new)
+}
+
+/// Any way but these is the stack's: it knows how to ask for a neighbour, and what is the node's own.
+#[inline(always)]
+fn is_ours(frame: *mut xdp_md, way: &Way) -> bool {
+    if way.is_pod {
+        way.pod_flags & pod_flags::TAKES_FRAMES != 0
+    } else {
+        way.ifindex == frame.ifindex()
+    }
 }
 
 #[inline(always)]
-fn arrived(frame: *mut xdp_md, scratch: &mut Scratch) -> u32 {
+fn send(way: &Way) -> u32 {
+    if !way.is_pod {
+        count(Reason::XdpToNeighbour);
+        return XDP_TX;
+    }
+    count(Reason::XdpToPod);
+    // Into the receive queue of the pod's end of its veth pair.
+    // SAFETY: no pointers.
+    (unsafe { bpf_redirect(way.ifindex, 0) }) as u32
+}
+
+/// `is_new`: the flow table has been asked already.
+#[inline(always)]
+fn arrived(frame: *mut xdp_md, scratch: &mut Scratch, is_new: bool) -> u32 {
     if scratch.packet.hop_limit <= 1 {
         return XDP_PASS;
     }
@@ -53,7 +82,11 @@ fn arrived(frame: *mut xdp_md, scratch: &mut Scratch) -> u32 {
     if planned == SERVED {
         expect_answer(scratch);
     }
-    let followed = follow_here(&mut scratch.packet, &mut scratch.new, now);
+    let followed = if is_new {
+        None
+    } else {
+        follow_here(&mut scratch.packet, &mut scratch.new, now)
+    };
     match &followed {
         // Back to the node where it came in; or with an option.
         Some(followed) if followed.via != 0 || tells(followed, &scratch.packet) => {
@@ -88,25 +121,16 @@ fn arrived(frame: *mut xdp_md, scratch: &mut Scratch) -> u32 {
         );
         return XDP_DROP;
     }
-    // Any way but these is the stack's: it knows how to ask for a neighbour, and what is the node's
-    // own.
-    if way.is_pod && way.pod_flags & pod_flags::TAKES_FRAMES == 0 {
-        return XDP_PASS;
-    }
-    if !way.is_pod && way.ifindex != frame.ifindex() {
-        return tunnel::enter(frame, scratch, way);
+    if !is_ours(frame, way) {
+        return match way.is_pod {
+            true => XDP_PASS,
+            false => tunnel::enter(frame, scratch, way),
+        };
     }
     if !rewrite_plain(frame, &scratch.packet, &scratch.new, &way.macs) {
         return XDP_PASS;
     }
-    if !way.is_pod {
-        count(Reason::XdpToNeighbour);
-        return XDP_TX;
-    }
-    count(Reason::XdpToPod);
-    // Into the receive queue of the pod's end of its veth pair.
-    // SAFETY: no pointers.
-    (unsafe { bpf_redirect(way.ifindex, 0) }) as u32
+    send(way)
 }
 
 const NOT_OURS: u32 = REFUSED;

@@ -23,6 +23,8 @@ mod memory;
 mod pins;
 mod pods;
 pub mod policy;
+mod programs;
+mod resident;
 pub mod services;
 mod slots;
 mod sys;
@@ -35,10 +37,10 @@ pub use error::Error;
 pub use events::{Event, EventReader};
 pub use flows::{FlowEntry, Sweep};
 pub use links::TcHook;
-pub use loader::{
-    Datapath, DatapathConfig, Limits, PacketResult, ProgramCost, Verdict, cleanup, ensure_bpffs,
-};
+pub use loader::{Datapath, DatapathConfig, Limits, cleanup, ensure_bpffs};
 pub use pods::PodLink;
+pub use programs::{PacketResult, ProgramCost, Verdict};
+pub use resident::{release_free, release_program};
 pub use skep_ebpf_common as layout;
 pub use sys::{Offload, netns_cookie, set_offload};
 pub use xdp::{XdpMode, XdpState};

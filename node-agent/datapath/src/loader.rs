@@ -15,10 +15,6 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use aya::maps::MapData;
-use aya::programs::{
-    CgroupSock, CgroupSockAddr, Program, ProgramError, SchedClassifier, TestRun, TestRunOptions,
-    Xdp,
-};
 use aya::{Ebpf, EbpfLoader};
 use ipnet::IpNet;
 use nix::errno::Errno;
@@ -42,8 +38,9 @@ use crate::memory::{BackendArray, CountArray, FlowBuckets, SlotArray};
 use crate::pins::{FORMER_FLOWS, Pins};
 use crate::pods::{NodeTables, PodLink};
 use crate::policy::{PolicyState, PolicyTables};
+use crate::programs::{PacketResult, ProgramCost, Programs, SOCKET_HOOKS, SOCKET_RELEASE};
 use crate::services::ServiceTables;
-use crate::sys::{AttachType, Target, netns_cookie, program_cost, send_frames};
+use crate::sys::{AttachType, Target, netns_cookie, send_frames};
 use crate::table::{Plain, Table, possible_cpus};
 use crate::xdp::{self, XdpMode, XdpState};
 
@@ -92,38 +89,9 @@ pub struct DatapathConfig {
     pub limits: Limits,
 }
 
-/// What a packet program decides.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// To the stack, or on its way out.
-    Pass,
-    Drop,
-    /// Past the stack, into a pod or to a neighbour.
-    Redirect,
-    /// Out of the interface that it came by (XDP).
-    Return,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PacketResult {
-    pub verdict: Verdict,
-    /// As the program left it.
-    pub frame: Vec<u8>,
-    /// Mean of the runs.
-    pub duration: Duration,
-}
-
-/// What a program has cost since it was loaded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ProgramCost {
-    pub program: &'static str,
-    pub runs: u64,
-    pub time: Duration,
-}
-
 /// The loaded programs and their tables. Dropping it leaves everything pinned and working.
 pub struct Datapath {
-    ebpf: Mutex<Ebpf>,
+    programs: Programs,
     /// Held as long as this agent runs the node's network.
     _lock: Flock<File>,
     /// The pin of the ring of flow events.
@@ -133,8 +101,6 @@ pub struct Datapath {
     xdp_mode: XdpMode,
     /// Of the present uplink.
     xdp: Mutex<XdpState>,
-    /// Why the kernel refuses the program, if it does.
-    xdp_refused: Option<String>,
     services: Mutex<ServiceTables>,
     node: NodeTables,
     policy: PolicyTables,
@@ -143,24 +109,6 @@ pub struct Datapath {
     counters: Counters,
     affinities: Table<AffinityKey, Affinity>,
 }
-
-const SOCKET_HOOKS: [(&str, AttachType); 8] = [
-    ("connect4", AttachType::Connect4),
-    ("sendmsg4", AttachType::Sendmsg4),
-    ("recvmsg4", AttachType::Recvmsg4),
-    ("getpeername4", AttachType::Getpeername4),
-    ("connect6", AttachType::Connect6),
-    ("sendmsg6", AttachType::Sendmsg6),
-    ("recvmsg6", AttachType::Recvmsg6),
-    ("getpeername6", AttachType::Getpeername6),
-];
-
-/// Frees what the hooks above take. Attached before them, so that nothing stays taken.
-const SOCKET_RELEASE: &str = "sock_release";
-
-pub(crate) const XDP_PROGRAM: &str = "xdp_net";
-
-const PACKET_PROGRAMS: [&str; 4] = ["from_pod", "to_pod", "from_net", "to_net"];
 
 impl Datapath {
     /// Loads the programs over the pinned maps of a predecessor, if there are any, and attaches
@@ -173,6 +121,8 @@ impl Datapath {
 
         let has_set_retval = u32::from(kernel_at_least(5, 18));
         let mut loader = EbpfLoader::new();
+        // The kernel's own types, which no program refers to: ten megabytes that would lie among what stays.
+        loader.btf(None);
         for (name, version) in LAYOUTS {
             loader.map_pin_path(name, pins.path(name, version));
         }
@@ -187,17 +137,7 @@ impl Datapath {
         let mut ebpf = loader
             .load(PROGRAMS)
             .map_err(|error| Error::Load(Box::new(error)))?;
-        load::<CgroupSock>(&mut ebpf, SOCKET_RELEASE, CgroupSock::load)?;
-        for (name, _) in SOCKET_HOOKS {
-            load::<CgroupSockAddr>(&mut ebpf, name, CgroupSockAddr::load)?;
-        }
-        for name in PACKET_PROGRAMS {
-            load::<SchedClassifier>(&mut ebpf, name, SchedClassifier::load)?;
-        }
-        // Kernels before 5.18 refuse it; tc does without.
-        let xdp_refused = load::<Xdp>(&mut ebpf, XDP_PROGRAM, Xdp::load)
-            .err()
-            .map(|error| error.to_string());
+        let programs = Programs::load(&mut ebpf)?;
 
         let slots = table_fd(&ebpf, "SLOTS")?;
         let backends = table_fd(&ebpf, "BACKENDS")?;
@@ -243,14 +183,13 @@ impl Datapath {
                 .map_err(|error| Error::file("read", "/sys/devices/system/cpu/possible", error))?,
         };
         let datapath = Self {
-            ebpf: Mutex::new(ebpf),
+            programs,
             _lock: lock,
             events: pins.current("EVENTS"),
             uplink: AtomicU32::new(0),
             links,
             xdp_mode: config.xdp,
             xdp: Mutex::new(XdpState::off("there is no uplink")),
-            xdp_refused,
             services: Mutex::new(services),
             node,
             policy,
@@ -303,10 +242,9 @@ impl Datapath {
 
     fn attach_sockets(&self, cgroup: &Path) -> Result<(), Error> {
         let folder = File::open(cgroup).map_err(|error| Error::file("open", cgroup, error))?;
-        let ebpf = self.ebpf.lock();
         let release = (SOCKET_RELEASE, AttachType::SockRelease);
         for (name, attach_type) in [release].into_iter().chain(SOCKET_HOOKS) {
-            let fd = program_fd(&ebpf, name)?;
+            let fd = self.programs.fd(name)?;
             self.links
                 .attach(name, fd, &Target::Cgroup(folder.as_fd()), attach_type)?;
         }
@@ -334,9 +272,9 @@ impl Datapath {
         }
         self.attach_pair("uplink", ifindex, "from_net", "to_net")?;
         // After tc, which takes what XDP leaves.
-        *self.xdp.lock() = match &self.xdp_refused {
+        *self.xdp.lock() = match &self.programs.xdp_refused {
             Some(why) => XdpState::off(why),
-            None => xdp::attach(&self.ebpf.lock(), &self.links, ifindex, self.xdp_mode)
+            None => xdp::attach(&self.programs, &self.links, ifindex, self.xdp_mode)
                 .unwrap_or_else(|error| XdpState::off(error.to_string())),
         };
         Ok(())
@@ -349,9 +287,8 @@ impl Datapath {
         ingress: &str,
         egress: &str,
     ) -> Result<(), Error> {
-        let ebpf = self.ebpf.lock();
         for (side, program) in [(Side::Ingress, ingress), (Side::Egress, egress)] {
-            let fd = program_fd(&ebpf, program)?;
+            let fd = self.programs.fd(program)?;
             self.links.attach_tc(kind, ifindex, side, fd)?;
         }
         Ok(())
@@ -502,70 +439,7 @@ impl Datapath {
         frame: &[u8],
         repeat: u32,
     ) -> Result<PacketResult, Error> {
-        /// `struct __sk_buff` up to `hwtstamp`; zero but for the interface.
-        const CONTEXT_LEN: usize = 192;
-        const IFINDEX: usize = 40;
-        const TC_VERDICTS: &[(u32, Verdict)] = &[
-            (0, Verdict::Pass),
-            (2, Verdict::Drop),
-            (7, Verdict::Redirect),
-        ];
-        const XDP_VERDICTS: &[(u32, Verdict)] = &[
-            (1, Verdict::Drop),
-            (2, Verdict::Pass),
-            (3, Verdict::Return),
-            (4, Verdict::Redirect),
-        ];
-        let refused = |detail: String| Error::Program {
-            program: program.to_string(),
-            detail,
-        };
-        let ebpf = self.ebpf.lock();
-        let found = ebpf
-            .program(program)
-            .ok_or_else(|| refused("not built".into()))?;
-        let mut output = vec![0u8; frame.len() + 256];
-        let options = TestRunOptions {
-            data_in: Some(frame),
-            data_out: Some(&mut output),
-            repeat: repeat.max(1),
-            ..TestRunOptions::new()
-        };
-        let (result, verdicts) = match found {
-            Program::SchedClassifier(classifier) => {
-                let mut context = [0u8; CONTEXT_LEN];
-                context[IFINDEX..IFINDEX + 4].copy_from_slice(&ifindex.to_ne_bytes());
-                let options = TestRunOptions {
-                    ctx_in: Some(&context),
-                    ..options
-                };
-                (classifier.test_run(options), TC_VERDICTS)
-            }
-            Program::Xdp(program) => {
-                // `struct xdp_md`: where the frame ends and the interface.
-                let mut context = [0u8; 24];
-                context[4..8].copy_from_slice(&(frame.len() as u32).to_ne_bytes());
-                context[12..16].copy_from_slice(&ifindex.to_ne_bytes());
-                let options = TestRunOptions {
-                    ctx_in: Some(&context),
-                    ..options
-                };
-                (program.test_run(options), XDP_VERDICTS)
-            }
-            _ => return Err(refused("not a packet program".into())),
-        };
-        let result = result.map_err(|error| refused(last_words(&error)))?;
-        output.truncate(result.data_size_out as usize);
-        let verdict = verdicts
-            .iter()
-            .find(|(value, _)| *value == result.return_value)
-            .map(|(_, verdict)| *verdict)
-            .ok_or_else(|| refused(format!("verdict {}", result.return_value)))?;
-        Ok(PacketResult {
-            verdict,
-            frame: output,
-            duration: result.duration,
-        })
+        self.programs.try_packet(program, ifindex, frame, repeat)
     }
 
     /// The ring that the programs write flow events to. One reader: what it has taken is gone.
@@ -590,23 +464,7 @@ impl Datapath {
     /// How often each program has run and for how long, as far as the kernel has counted: while
     /// `kernel.bpf_stats_enabled` is 1.
     pub fn program_costs(&self) -> Result<Vec<ProgramCost>, Error> {
-        let ebpf = self.ebpf.lock();
-        SOCKET_HOOKS
-            .iter()
-            .map(|(name, _)| *name)
-            .chain([SOCKET_RELEASE])
-            .chain(PACKET_PROGRAMS)
-            .chain(self.xdp_refused.is_none().then_some(XDP_PROGRAM))
-            .map(|name| {
-                let (runs, ns) = program_cost(program_fd(&ebpf, name)?)
-                    .map_err(|error| Error::kernel("look at program", name, error))?;
-                Ok(ProgramCost {
-                    program: name,
-                    runs,
-                    time: Duration::from_nanos(ns),
-                })
-            })
-            .collect()
+        self.programs.costs()
     }
 
     pub(crate) fn node_tables(&self) -> &NodeTables {
@@ -796,63 +654,6 @@ fn unsolicited_advertisement(mac: [u8; 6], ip: Ipv6Addr) -> [u8; 86] {
     }
     frame[56..58].copy_from_slice(&(!(sum as u16)).to_be_bytes());
     frame
-}
-
-fn load<'a, P: 'a>(
-    ebpf: &'a mut Ebpf,
-    name: &str,
-    load: impl FnOnce(&mut P) -> Result<(), ProgramError>,
-) -> Result<(), Error>
-where
-    &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
-{
-    let refused = |error: ProgramError| Error::Program {
-        program: name.to_string(),
-        detail: last_words(&error),
-    };
-    let program = ebpf.program_mut(name).ok_or_else(|| Error::Program {
-        program: name.into(),
-        detail: "not built".into(),
-    })?;
-    load(program.try_into().map_err(refused)?).map_err(refused)
-}
-
-/// The verifier explains itself at the end.
-fn last_words(error: &ProgramError) -> String {
-    const LINES: usize = 25;
-    let text = match error {
-        ProgramError::LoadError {
-            io_error,
-            verifier_log,
-        } => {
-            format!("{io_error}\n{verifier_log}")
-        }
-        other => other.to_string(),
-    };
-    let lines: Vec<&str> = text
-        .lines()
-        .filter(|line| !line.trim().is_empty())
-        .collect();
-    lines[lines.len().saturating_sub(LINES)..].join("\n")
-}
-
-pub(crate) fn program_fd<'a>(ebpf: &'a Ebpf, name: &str) -> Result<BorrowedFd<'a>, Error> {
-    let missing = |detail: String| Error::Program {
-        program: name.to_string(),
-        detail,
-    };
-    let program = ebpf
-        .program(name)
-        .ok_or_else(|| missing("not built".into()))?;
-    let fd = match program {
-        Program::CgroupSock(program) => program.fd(),
-        Program::CgroupSockAddr(program) => program.fd(),
-        Program::SchedClassifier(program) => program.fd(),
-        Program::Xdp(program) => program.fd(),
-        _ => return Err(missing("of an unexpected type".into())),
-    };
-    fd.map(|fd| fd.as_fd())
-        .map_err(|error| missing(error.to_string()))
 }
 
 fn map_data<'a>(ebpf: &'a Ebpf, name: &str) -> Result<&'a MapData, Error> {

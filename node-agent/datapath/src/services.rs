@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::net::IpAddr;
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
@@ -154,7 +155,9 @@ pub struct ServiceTables {
     backends: BackendArray,
     counts: CountArray,
     source_ranges: Table<Prefix<SourceRange>, u32>,
-    by_name: HashMap<String, Programmed>,
+    by_name: HashMap<Arc<str>, Programmed>,
+    /// Names by id.
+    names: HashMap<u32, Arc<str>>,
     /// What a predecessor left and nobody has claimed yet, by id.
     adopted: HashMap<u32, Programmed>,
     owner: HashMap<FrontendKey, u32>,
@@ -192,6 +195,7 @@ impl ServiceTables {
             counts,
             source_ranges,
             by_name: HashMap::new(),
+            names: HashMap::new(),
             adopted: HashMap::new(),
             owner: HashMap::new(),
             free_backends: Numbers::default(),
@@ -277,12 +281,17 @@ impl ServiceTables {
     /// `Full`: the port keeps its former state.
     pub fn set(&mut self, name: &str, wanted: &ServicePort) -> Result<(), Error> {
         self.recycle(Instant::now())?;
-        let mut programmed = match self.by_name.remove(name) {
-            Some(programmed) => programmed,
-            None => self.claim(wanted)?,
+        let (name, mut programmed) = match self.by_name.remove_entry(name) {
+            Some(known) => known,
+            None => {
+                let claimed = self.claim(wanted)?;
+                let name: Arc<str> = name.into();
+                self.names.insert(claimed.id, name.clone());
+                (name, claimed)
+            }
         };
         let result = self.write(&mut programmed, wanted);
-        self.by_name.insert(name.to_string(), programmed);
+        self.by_name.insert(name, programmed);
         result
     }
 
@@ -313,14 +322,14 @@ impl ServiceTables {
 
     /// Names of the ports that were set.
     pub fn names(&self) -> Vec<String> {
-        self.by_name.keys().cloned().collect()
+        self.by_name.keys().map(ToString::to_string).collect()
     }
 
     /// The id under which this port is counted.
     pub fn ids(&self) -> Vec<(String, u32)> {
         self.by_name
             .iter()
-            .map(|(name, port)| (name.clone(), port.id))
+            .map(|(name, port)| (name.to_string(), port.id))
             .collect()
     }
 
@@ -334,7 +343,7 @@ impl ServiceTables {
                     && let Some(backend) = self.backends.get(index)
                 {
                     given.push(BackendConnections {
-                        name: name.clone(),
+                        name: name.to_string(),
                         ip: backend.address.to_ip(),
                         port: backend.port.get(),
                         connections,
@@ -347,11 +356,6 @@ impl ServiceTables {
 
     /// The maps' content, as the programs see it.
     pub fn view(&self) -> Result<Vec<FrontendView>, Error> {
-        let names: HashMap<u32, &String> = self
-            .by_name
-            .iter()
-            .map(|(name, port)| (port.id, name))
-            .collect();
         let mut frontends: Vec<(FrontendKey, Frontend)> = Vec::new();
         self.frontends
             .for_each(|key, frontend| frontends.push((*key, *frontend)))?;
@@ -376,7 +380,7 @@ impl ServiceTables {
             };
             let (internal, external) = (list(frontend.internal), list(frontend.external));
             views.push(FrontendView {
-                name: names.get(&frontend.service).map(|name| (*name).clone()),
+                name: self.name_of(frontend.service),
                 ip: key.address.to_ip(),
                 port: key.port.get(),
                 protocol: key.protocol,
@@ -400,12 +404,11 @@ impl ServiceTables {
         let Some(frontend) = self.frontends.get(key)? else {
             return Ok(None);
         };
-        let name = self
-            .by_name
-            .iter()
-            .find(|(_, port)| port.id == frontend.service)
-            .map(|(name, _)| name.clone());
-        Ok(Some((frontend, name)))
+        Ok(Some((frontend, self.name_of(frontend.service))))
+    }
+
+    fn name_of(&self, id: u32) -> Option<String> {
+        self.names.get(&id).map(ToString::to_string)
     }
 
     /// The backends of an extent, each once, with their indices.
@@ -721,6 +724,7 @@ impl ServiceTables {
         for index in port.backends {
             self.discard_backend(index)?;
         }
+        self.names.remove(&port.id);
         self.quarantine
             .push_back((Instant::now(), Waste::Id(port.id)));
         Ok(())

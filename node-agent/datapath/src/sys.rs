@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::time::Duration;
 
 const BPF_MAP_LOOKUP_ELEM: i64 = 1;
 const BPF_MAP_UPDATE_ELEM: i64 = 2;
@@ -12,6 +13,7 @@ const BPF_MAP_DELETE_ELEM: i64 = 3;
 const BPF_MAP_GET_NEXT_KEY: i64 = 4;
 const BPF_OBJ_PIN: i64 = 6;
 const BPF_OBJ_GET: i64 = 7;
+const BPF_PROG_TEST_RUN: i64 = 10;
 const BPF_OBJ_GET_INFO_BY_FD: i64 = 15;
 const BPF_MAP_LOOKUP_BATCH: i64 = 24;
 const BPF_LINK_CREATE: i64 = 28;
@@ -130,6 +132,45 @@ pub(crate) fn open_pin(at: &Path) -> io::Result<OwnedFd> {
     let at = path(at)?;
     let mut attr = Attr::new().u64(0, at.as_ptr() as u64);
     bpf(BPF_OBJ_GET, &mut attr).map(owned)
+}
+
+/// What a program made of a frame.
+pub(crate) struct TestRun {
+    pub(crate) returned: u32,
+    pub(crate) output: Vec<u8>,
+    /// Mean of the runs.
+    pub(crate) duration: Duration,
+}
+
+/// Runs a packet program over a frame (`BPF_PROG_TEST_RUN`), `repeat` times.
+pub(crate) fn test_run(
+    program: BorrowedFd<'_>,
+    frame: &[u8],
+    context: &[u8],
+    repeat: u32,
+) -> io::Result<TestRun> {
+    /// A tunnel's headers, and more.
+    const GROWTH: usize = 256;
+    const RETURNED: usize = 4;
+    const OUTPUT_LEN: usize = 12;
+    const DURATION: usize = 36;
+    let mut output = vec![0u8; frame.len() + GROWTH];
+    let mut attr = Attr::new()
+        .u32(0, fd(program))
+        .u32(8, frame.len() as u32)
+        .u32(OUTPUT_LEN, output.len() as u32)
+        .u64(16, frame.as_ptr() as u64)
+        .u64(24, output.as_mut_ptr() as u64)
+        .u32(32, repeat)
+        .u32(40, context.len() as u32)
+        .u64(48, context.as_ptr() as u64);
+    bpf(BPF_PROG_TEST_RUN, &mut attr)?;
+    output.truncate(attr.get_u32(OUTPUT_LEN) as usize);
+    Ok(TestRun {
+        returned: attr.get_u32(RETURNED),
+        output,
+        duration: Duration::from_nanos(attr.get_u32(DURATION).into()),
+    })
 }
 
 /// How often a program has run and for how many nanoseconds in all; the kernel counts while

@@ -2,11 +2,9 @@
 
 use std::io;
 
-use aya::Ebpf;
-
 use crate::error::Error;
 use crate::links::Links;
-use crate::loader::{XDP_PROGRAM, program_fd};
+use crate::programs::{Programs, XDP_PROGRAM};
 use crate::sys::{self, AttachType, Target};
 
 /// `XDP_FLAGS_SKB_MODE` and `XDP_FLAGS_DRV_MODE` of linux/if_link.h.
@@ -48,7 +46,7 @@ impl XdpState {
 
 /// Attaches the program to the uplink, in the place of a predecessor's, or takes that away.
 pub(crate) fn attach(
-    ebpf: &Ebpf,
+    programs: &Programs,
     links: &Links,
     ifindex: u32,
     mode: XdpMode,
@@ -77,7 +75,7 @@ pub(crate) fn attach(
             (generic, GENERIC, XdpState::Generic)
         }
     };
-    let fd = program_fd(ebpf, XDP_PROGRAM)?;
+    let fd = programs.fd(XDP_PROGRAM)?;
     let target = Target::Interface(ifindex);
     match links.attach_with(&wanted, fd, &target, AttachType::Xdp, flags) {
         Ok(()) => Ok(state),

@@ -18,13 +18,13 @@ use hickory_server::Server;
 use hickory_server::net::runtime::Time;
 use hickory_server::server::{Request, RequestHandler, ResponseHandler, ResponseInfo};
 use hickory_server::zone_handler::MessageResponseBuilder;
-use k8s_openapi::api::core::v1::Service;
 use skep_client::{Informers, ObjectKey};
 use tokio::net::{TcpListener, UdpSocket};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::endpoints::Slice;
+use crate::services::Service;
 
 pub use reverse::Reverse;
 pub use upstream::Upstream;

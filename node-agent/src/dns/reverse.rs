@@ -1,15 +1,16 @@
 //! Names by address, for PTR: what the informers' caches do not index.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::Service;
 use parking_lot::RwLock;
 use skep_client::ObjectKey;
 
 use crate::endpoints::Slice;
+use crate::services::Service;
 
-use super::zone::{cluster_ips, host_label, ready_endpoints};
+use super::zone::{host_label, ready_endpoints};
 
 /// Names below the cluster domain, without it.
 #[derive(Debug, Default)]
@@ -19,14 +20,17 @@ pub struct Reverse {
 
 #[derive(Debug, Default)]
 struct Tables {
-    by_ip: HashMap<IpAddr, BTreeSet<String>>,
+    /// Sorted; most have one.
+    by_ip: HashMap<IpAddr, Vec<Arc<str>>>,
     /// What each object contributed, to take it back.
-    by_service: HashMap<ObjectKey, Vec<(IpAddr, String)>>,
-    by_slice: HashMap<ObjectKey, Vec<(IpAddr, String)>>,
+    by_service: HashMap<ObjectKey, Named>,
+    by_slice: HashMap<ObjectKey, Named>,
 }
 
+type Named = Box<[(IpAddr, Arc<str>)]>;
+
 impl Reverse {
-    pub fn names(&self, ip: IpAddr) -> Vec<String> {
+    pub fn names(&self, ip: IpAddr) -> Vec<Arc<str>> {
         self.tables
             .read()
             .by_ip
@@ -39,11 +43,8 @@ impl Reverse {
 
     pub fn set_service(&self, service: &Service) {
         let key = ObjectKey::of(&service.metadata);
-        let name = format!("{}.{}.svc", key.name, key.namespace);
-        let names = cluster_ips(service)
-            .into_iter()
-            .map(|ip| (ip, name.clone()))
-            .collect();
+        let name: Arc<str> = format!("{}.{}.svc", key.name, key.namespace).into();
+        let names: Named = service.ips.iter().map(|ip| (*ip, name.clone())).collect();
         let tables = &mut *self.tables.write();
         let before = tables.by_service.remove(&key).unwrap_or_default();
         replace(&mut tables.by_ip, &before, &names);
@@ -55,7 +56,7 @@ impl Reverse {
     pub fn remove_service(&self, key: &ObjectKey) {
         let tables = &mut *self.tables.write();
         let before = tables.by_service.remove(key).unwrap_or_default();
-        replace(&mut tables.by_ip, &before, &Vec::new());
+        replace(&mut tables.by_ip, &before, &[]);
     }
 
     /// Only endpoints of headless Services have names of their own; those with a hostname, or all
@@ -63,7 +64,7 @@ impl Reverse {
     pub fn set_slice(&self, slice: &Slice) {
         let key = ObjectKey::of(&slice.metadata);
         let service = slice.service();
-        let names: Vec<(IpAddr, String)> = service
+        let names: Named = service
             .into_iter()
             .flat_map(|service| {
                 let namespace = &key.namespace;
@@ -73,7 +74,8 @@ impl Reverse {
                     .map(move |(endpoint, ip)| {
                         (
                             ip,
-                            format!("{}.{service}.{namespace}.svc", host_label(endpoint, ip)),
+                            format!("{}.{service}.{namespace}.svc", host_label(endpoint, ip))
+                                .into(),
                         )
                     })
             })
@@ -89,24 +91,27 @@ impl Reverse {
     pub fn remove_slice(&self, key: &ObjectKey) {
         let tables = &mut *self.tables.write();
         let before = tables.by_slice.remove(key).unwrap_or_default();
-        replace(&mut tables.by_ip, &before, &Vec::new());
+        replace(&mut tables.by_ip, &before, &[]);
     }
 }
 
 fn replace(
-    by_ip: &mut HashMap<IpAddr, BTreeSet<String>>,
-    before: &Vec<(IpAddr, String)>,
-    names: &Vec<(IpAddr, String)>,
+    by_ip: &mut HashMap<IpAddr, Vec<Arc<str>>>,
+    before: &[(IpAddr, Arc<str>)],
+    names: &[(IpAddr, Arc<str>)],
 ) {
     for (ip, name) in before {
         if let Some(known) = by_ip.get_mut(ip) {
-            known.remove(name);
+            known.retain(|each| each != name);
             if known.is_empty() {
                 by_ip.remove(ip);
             }
         }
     }
     for (ip, name) in names {
-        by_ip.entry(*ip).or_default().insert(name.clone());
+        let known = by_ip.entry(*ip).or_insert_with(|| Vec::with_capacity(1));
+        if let Err(place) = known.binary_search(name) {
+            known.insert(place, name.clone());
+        }
     }
 }

@@ -7,12 +7,12 @@ use std::sync::Arc;
 
 use hickory_proto::rr::rdata::{A, AAAA, CNAME, NS, PTR, SOA, SRV, TXT};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
-use k8s_openapi::api::core::v1::Service;
 use skep_client::informer::BY_SERVICE;
 use skep_client::{Informer, ObjectKey};
 
 use super::reverse::Reverse;
 use crate::endpoints::{Endpoint, Slice, protocol_name};
+use crate::services::Service;
 
 /// Short: an answer is only as old as this, and asking costs no network.
 const TTL: u32 = 5;
@@ -117,15 +117,14 @@ impl Zone {
         let Some(object) = self.find(service, namespace) else {
             return Answer::NoSuchName;
         };
-        if let Some(target) = external_name(&object) {
+        if let Some(target) = object.external_name() {
             let Ok(target) = Name::from_ascii(format!("{}.", target.trim_end_matches('.'))) else {
                 return Answer::NoData;
             };
             return records(name, [RData::CNAME(CNAME(target))]);
         }
-        let ips = cluster_ips(&object);
-        if !ips.is_empty() {
-            return addresses(name, &ips, kind);
+        if !object.ips.is_empty() {
+            return addresses(name, &object.ips, kind);
         }
         // Headless: no endpoint, no name.
         let ips: Vec<IpAddr> = self
@@ -152,7 +151,7 @@ impl Zone {
     ) -> Answer {
         let headless = self
             .find(service, namespace)
-            .is_some_and(|object| is_headless(&object));
+            .is_some_and(|object| object.is_headless);
         if !headless {
             return Answer::NoSuchName;
         }
@@ -184,15 +183,11 @@ impl Zone {
         };
         let base = self.named(&format!("{service}.{namespace}.svc"));
         let mut found: Vec<RData> = Vec::new();
-        let srv = |number: i32, target: Name| {
-            let number = u16::try_from(number).unwrap_or_default();
-            RData::SRV(SRV::new(0, 100, number, target))
-        };
-        if is_headless(&object) {
+        let srv = |number: u16, target: Name| RData::SRV(SRV::new(0, 100, number, target));
+        if object.is_headless {
             for slice in self.slices_of(service, namespace) {
                 for slice_port in &slice.ports {
-                    let own = protocol_name(slice_port.protocol);
-                    if !same_port(Some(&slice_port.name), Some(own), port, protocol) {
+                    if !same_port(&slice_port.name, slice_port.protocol, port, protocol) {
                         continue;
                     }
                     let Some(number) = slice_port.number else {
@@ -202,24 +197,15 @@ impl Zone {
                         let host = Name::from_ascii(host_label(endpoint, ip))
                             .and_then(|host| host.append_domain(&base));
                         if let Ok(target) = host {
-                            found.push(srv(i32::from(number), target));
+                            found.push(srv(number, target));
                         }
                     }
                 }
             }
         } else {
-            for service_port in object
-                .spec
-                .iter()
-                .flat_map(|spec| spec.ports.iter().flatten())
-            {
-                if same_port(
-                    service_port.name.as_deref(),
-                    service_port.protocol.as_deref(),
-                    port,
-                    protocol,
-                ) {
-                    found.push(srv(service_port.port, base.clone()));
+            for own in &object.ports {
+                if same_port(&own.name, own.protocol, port, protocol) {
+                    found.push(srv(own.number, base.clone()));
                 }
             }
         }
@@ -293,29 +279,6 @@ fn pod(name: &Name, address: &str, kind: RecordType) -> Answer {
     }
 }
 
-fn external_name(service: &Service) -> Option<&str> {
-    let spec = service.spec.as_ref()?;
-    (spec.type_.as_deref() == Some("ExternalName")).then_some(spec.external_name.as_deref()?)
-}
-
-pub(super) fn is_headless(service: &Service) -> bool {
-    service
-        .spec
-        .as_ref()
-        .is_some_and(|spec| spec.cluster_ip.as_deref() == Some("None"))
-}
-
-pub(super) fn cluster_ips(service: &Service) -> Vec<IpAddr> {
-    let Some(spec) = &service.spec else {
-        return Vec::new();
-    };
-    let ips = match &spec.cluster_ips {
-        Some(ips) if !ips.is_empty() => ips.clone(),
-        _ => spec.cluster_ip.clone().into_iter().collect(),
-    };
-    ips.iter().filter_map(|ip| ip.parse().ok()).collect()
-}
-
 /// The endpoint's own label under its headless Service.
 pub(super) fn host_label(endpoint: &Endpoint, ip: IpAddr) -> String {
     match endpoint.hostname() {
@@ -331,10 +294,8 @@ pub(super) fn ready_endpoints(slice: &Slice) -> Vec<(&Endpoint, IpAddr)> {
         .collect()
 }
 
-fn same_port(name: Option<&str>, protocol: Option<&str>, port: &str, wanted: &str) -> bool {
-    name.unwrap_or_default() == port
-        && !port.is_empty()
-        && protocol.unwrap_or("TCP").eq_ignore_ascii_case(wanted)
+fn same_port(name: &str, protocol: u8, port: &str, wanted: &str) -> bool {
+    name == port && !port.is_empty() && protocol_name(protocol).eq_ignore_ascii_case(wanted)
 }
 
 /// `7.1.244.10.in-addr.arpa.` and `….ip6.arpa.` (RFC 1035 §3.5, RFC 3596 §2.5).

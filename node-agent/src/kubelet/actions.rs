@@ -15,7 +15,7 @@ use tokio::time::{Instant, timeout};
 use tracing::{debug, info, warn};
 
 use super::counters::ContainerType;
-use super::env::{self, Sources};
+use super::env::{self, NodeFacts, Sources};
 use super::plan::Action;
 use super::pod::{self, Kind};
 use super::volumes::{MountNamespace, VolumePaths, Volumes};
@@ -67,25 +67,21 @@ pub enum Outcome {
 pub async fn perform(shared: Shared, pod: Option<Arc<Pod>>, action: Action) -> Outcome {
     match (action, pod) {
         (Action::PrepareVolumes, Some(pod)) => Outcome::Volumes(volumes(&shared, &pod).await),
-        (Action::StartSandbox { attempt }, Some(pod)) => {
-            let result = sandbox(&shared, &pod, attempt).await;
-            let counters = &shared.ctx.counters;
-            counters.container(ContainerType::Sandbox, result.is_ok());
-            if let Err(message) = &result {
-                warn!(
-                    namespace = shared.who.namespace,
-                    name = shared.who.name,
-                    message,
-                    "cannot make the pod's sandbox; will retry"
-                );
-                let about = reference(&pod, None);
-                let text = format!("Failed to create pod sandbox: {message}");
-                shared
-                    .ctx
-                    .recorder
-                    .warning(&about, "FailedCreatePodSandBox", text);
+        (Action::CreateSandbox { attempt }, Some(pod)) => {
+            match create_sandbox(&shared, &pod, attempt).await {
+                Ok(()) => Outcome::Done,
+                Err(message) => no_sandbox(&shared, &pod, message),
             }
-            Outcome::Sandbox(result)
+        }
+        (Action::StartSandbox { sandbox }, Some(pod)) => {
+            match start_sandbox(&shared, &pod, &sandbox).await {
+                Ok(ips) => {
+                    let counters = &shared.ctx.counters;
+                    counters.container(ContainerType::Sandbox, true);
+                    Outcome::Sandbox(Ok((sandbox, ips)))
+                }
+                Err(message) => no_sandbox(&shared, &pod, message),
+            }
         }
         (Action::AttachNetwork { sandbox }, Some(pod)) => Outcome::Sandbox(
             attach(&shared, &pod, &sandbox)
@@ -113,7 +109,7 @@ pub async fn perform(shared: Shared, pod: Option<Arc<Pod>>, action: Action) -> O
             Outcome::Image(container, result)
         }
         (
-            Action::StartContainer {
+            Action::CreateContainer {
                 container,
                 attempt,
                 sandbox,
@@ -125,27 +121,47 @@ pub async fn perform(shared: Shared, pod: Option<Arc<Pod>>, action: Action) -> O
                 attempt,
                 sandbox: &sandbox,
                 epoch,
+                created: None,
+            };
+            match begin.create(&shared, &pod, &container).await {
+                Ok(()) => Outcome::Done,
+                Err(refusal) => {
+                    if let Some((kind, _)) = find(&pod, &container) {
+                        shared.ctx.counters.container(kind.into(), false);
+                    }
+                    refused(&shared, &pod, container, refusal)
+                }
+            }
+        }
+        (
+            Action::StartContainer {
+                container,
+                attempt,
+                sandbox,
+                epoch,
+                created,
+            },
+            Some(pod),
+        ) => {
+            let begin = Begin {
+                attempt,
+                sandbox: &sandbox,
+                epoch,
+                created: created.as_deref(),
             };
             let result = match find(&pod, &container) {
                 Some((kind, c)) => {
-                    let result = start(&shared, &pod, kind, &c, &begin).await;
+                    let result = begin.start(&shared, &pod, kind, &c).await;
                     let counters = &shared.ctx.counters;
                     counters.container(kind.into(), result.is_ok());
                     result
                 }
-                None => Err((
-                    "CreateContainerConfigError".into(),
-                    "the container is not in the spec".into(),
-                )),
+                None => Err(not_in_spec()),
             };
-            if let Err((_, message)) = &result {
-                let about = reference(&pod, Some(&container));
-                shared
-                    .ctx
-                    .recorder
-                    .warning(&about, "Failed", format!("Error: {message}"));
+            match result {
+                Ok(()) => Outcome::Started(container, Ok(())),
+                Err(refusal) => refused(&shared, &pod, container, refusal),
             }
-            Outcome::Started(container, result)
         }
         (
             Action::KillContainer {
@@ -298,11 +314,22 @@ async fn image_volumes(
     Ok(paths)
 }
 
-async fn sandbox(
-    shared: &Shared,
-    pod: &Pod,
-    attempt: u32,
-) -> Result<(String, Vec<IpAddr>), String> {
+fn no_sandbox(shared: &Shared, pod: &Pod, message: String) -> Outcome {
+    let ctx = &shared.ctx;
+    ctx.counters.container(ContainerType::Sandbox, false);
+    warn!(
+        namespace = shared.who.namespace,
+        name = shared.who.name,
+        message,
+        "cannot make the pod's sandbox; will retry"
+    );
+    let text = format!("Failed to create pod sandbox: {message}");
+    ctx.recorder
+        .warning(&reference(pod, None), "FailedCreatePodSandBox", text);
+    Outcome::Sandbox(Err(message))
+}
+
+async fn create_sandbox(shared: &Shared, pod: &Pod, attempt: u32) -> Result<(), String> {
     let ctx = &shared.ctx;
     if let Some(message) = spec::unsupported(pod) {
         return Err(message);
@@ -325,36 +352,37 @@ async fn sandbox(
             name.len()
         ));
     }
-    let group = spec::cgroup(&ctx.config, pod);
-    if let Some(cgroups) = &ctx.cgroups {
-        let class = spec::class_cgroup(&ctx.config, pod);
-        cgroups
-            .create(&class, &class_limits(shared, pod))
-            .map_err(|e| format!("cannot make the cgroup {class}: {e}"))?;
-        cgroups
-            .create(&group, &pod_limits(shared, pod))
-            .map_err(|e| format!("cannot make the pod's cgroup {group}: {e}"))?;
-    }
     let wanted = spec::sandbox(&ctx.config, pod, attempt);
-    let _permit = ctx.starts.acquire().await;
-    let id = ctx
-        .runtime
-        .create_sandbox(&wanted)
-        .await
-        .map_err(|e| e.to_string())?;
+    let _permit = ctx.creates.acquire().await;
+    let created = ctx.runtime.create_sandbox(&wanted).await;
+    created.map(drop).map_err(|e| e.to_string())
+}
+
+/// What does not start is removed.
+async fn start_sandbox(shared: &Shared, pod: &Pod, id: &str) -> Result<Vec<IpAddr>, String> {
+    let ctx = &shared.ctx;
     let ready = async {
-        ctx.runtime.start(&id).await.map_err(|e| e.to_string())?;
-        attach(shared, pod, &id).await
-    };
-    match ready.await {
-        Ok(ips) => Ok((id, ips)),
-        Err(message) => {
-            if let Err(e) = ctx.runtime.remove(&id).await {
-                debug!(id, error = %e, "cannot remove a sandbox that did not start");
-            }
-            Err(message)
+        let group = spec::cgroup(&ctx.config, pod);
+        if let Some(cgroups) = &ctx.cgroups {
+            let class = spec::class_cgroup(&ctx.config, pod);
+            cgroups
+                .create(&class, &class_limits(shared, pod))
+                .map_err(|e| format!("cannot make the cgroup {class}: {e}"))?;
+            cgroups
+                .create(&group, &pod_limits(shared, pod))
+                .map_err(|e| format!("cannot make the pod's cgroup {group}: {e}"))?;
         }
+        let _permit = ctx.starts.acquire().await;
+        ctx.runtime.start(id).await.map_err(|e| e.to_string())?;
+        attach(shared, pod, id).await
+    };
+    let ready = ready.await;
+    if ready.is_err()
+        && let Err(e) = ctx.runtime.remove(id).await
+    {
+        debug!(id, error = %e, "cannot remove a sandbox that did not start");
     }
+    ready
 }
 
 /// Of the group that holds all pods of this QoS class: best effort gets what others leave, and all
@@ -438,24 +466,187 @@ async fn attach(shared: &Shared, pod: &Pod, sandbox: &str) -> Result<Vec<IpAddr>
     })
 }
 
+fn not_in_spec() -> Refusal {
+    (
+        "CreateContainerConfigError".into(),
+        "the container is not in the spec".into(),
+    )
+}
+
+fn refused(shared: &Shared, pod: &Pod, container: String, refusal: Refusal) -> Outcome {
+    let about = reference(pod, Some(&container));
+    let text = format!("Error: {}", refusal.1);
+    shared.ctx.recorder.warning(&about, "Failed", text);
+    Outcome::Started(container, Err(refusal))
+}
+
 /// Which start of a container this is, and where.
 struct Begin<'a> {
     attempt: u32,
     sandbox: &'a str,
     epoch: u32,
+    /// The id of the container, if there is one.
+    created: Option<&'a str>,
 }
 
-async fn start(
-    shared: &Shared,
-    pod: &Pod,
-    kind: Kind,
-    c: &Container,
-    begin: &Begin<'_>,
-) -> Result<(), Refusal> {
+/// What a container is made from.
+struct Ingredients {
+    environment: Vec<(String, String)>,
+    node: NodeFacts,
+}
+
+impl Begin<'_> {
+    /// Only creates the container.
+    async fn create(&self, shared: &Shared, pod: &Pod, name: &str) -> Result<(), Refusal> {
+        let (kind, c) = find(pod, name).ok_or_else(not_in_spec)?;
+        let ingredients = ingredients(shared, pod, &c).await?;
+        if shared.ctx.volumes.is_some() {
+            // Mounts need the files; what is in them is written before the start.
+            let dir = shared.ctx.pod_dir(&shared.who.uid);
+            spec::ensure_etc(&dir).map_err(bad_config)?;
+        }
+        let _permit = shared.ctx.creates.acquire().await;
+        match self.make(shared, pod, kind, &c, &ingredients).await {
+            // Its sandbox has gone meanwhile, which says nothing about the container.
+            Err(Unmade::Runtime(RuntimeError::NotFound(message)))
+                if shared.ctx.runtime.inspect(self.sandbox).await.is_err() =>
+            {
+                debug!(container = name, message, "not created");
+                Ok(())
+            }
+            made => made.map(drop).map_err(Refusal::from),
+        }
+    }
+
+    async fn make(
+        &self,
+        shared: &Shared,
+        pod: &Pod,
+        kind: Kind,
+        c: &Container,
+        ingredients: &Ingredients,
+    ) -> Result<String, Unmade> {
+        let ctx = &shared.ctx;
+        let empty = Image::default();
+        let own = MountNamespace::own();
+        let made = spec::Made {
+            config: &ctx.config,
+            pod,
+            kind,
+            container: c,
+            attempt: self.attempt,
+            sandbox: self.sandbox,
+            image: shared.images.get(&c.name).unwrap_or(&empty),
+            env: ingredients.environment.clone(),
+            volumes: &shared.volumes,
+            namespace: ctx.volumes.as_ref().map_or(&own, Volumes::namespace),
+            node: &ingredients.node,
+            memory_capacity: ctx.memory_capacity,
+            dir: ctx.pod_dir(&shared.who.uid),
+        };
+        let mut wanted = spec::container(&made).map_err(Unmade::Config)?;
+        let epoch = self.epoch.to_string();
+        wanted.labels.insert(label::EPOCH.into(), epoch);
+        if let Some(id) = self.created {
+            // Its mounts are there, also after the machine has started again.
+            return Ok(id.into());
+        }
+        if kind == Kind::Ephemeral {
+            let target = target(shared, pod, &c.name).await;
+            wanted.pid_of = target.map_err(Unmade::Config)?;
+        }
+        let id = create(shared, self.sandbox, wanted, &made)
+            .await
+            .map_err(Unmade::Runtime)?;
+        let about = reference(pod, Some(&c.name));
+        ctx.recorder.normal(&about, "Created", "Container created");
+        Ok(id)
+    }
+
+    async fn start(
+        &self,
+        shared: &Shared,
+        pod: &Pod,
+        kind: Kind,
+        c: &Container,
+    ) -> Result<(), Refusal> {
+        let ctx = &shared.ctx;
+        let about = reference(pod, Some(&c.name));
+        let namespace = shared.who.namespace.as_str();
+        let ingredients = ingredients(shared, pod, c).await?;
+        if ctx.volumes.is_some() {
+            let dir = ctx.pod_dir(&shared.who.uid);
+            spec::write_etc(&ctx.config, pod, &ingredients.node, &dir).map_err(bad_config)?;
+        }
+        let permit = ctx.starts.acquire().await;
+        let id = self.make(shared, pod, kind, c, &ingredients).await?;
+        ctx.runtime
+            .start(&id)
+            .await
+            .map_err(|e| ("RunContainerError".to_string(), e.to_string()))?;
+        drop(permit);
+        ctx.recorder.normal(&about, "Started", "Container started");
+        info!(
+            namespace,
+            name = shared.who.name,
+            container = c.name,
+            attempt = self.attempt,
+            "started a container"
+        );
+        if let Some(handler) = c.lifecycle.as_ref().and_then(|l| l.post_start.as_ref()) {
+            let ip = shared.ips.first().copied();
+            let outcome = tokio::select! {
+                outcome = hooks::run(&*ctx.runtime, &id, pod, c, handler, ip) => outcome,
+                // The container is stopped as any other.
+                () = shared.ending.cancelled() => Ok(()),
+            };
+            if let Err(message) = outcome {
+                warn!(
+                    namespace,
+                    name = shared.who.name,
+                    container = c.name,
+                    message,
+                    "postStart failed"
+                );
+                // Without the message, which may hold what a server keeps secret.
+                ctx.recorder
+                    .warning(&about, "FailedPostStartHook", "PostStartHook failed");
+                let kill = Kill {
+                    container: &c.name,
+                    id: &id,
+                    grace: pod::grace(pod),
+                    hook: true,
+                    message: "FailedPostStartHook",
+                };
+                kill.perform(shared, Some(pod)).await;
+                return Err(("PostStartHookError".into(), message));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Why there is no container.
+enum Unmade {
+    Config(String),
+    Runtime(RuntimeError),
+}
+
+impl From<Unmade> for Refusal {
+    fn from(why: Unmade) -> Self {
+        match why {
+            Unmade::Config(message) => bad_config(message),
+            Unmade::Runtime(e) => ("CreateContainerError".into(), e.to_string()),
+        }
+    }
+}
+
+fn bad_config(message: String) -> Refusal {
+    ("CreateContainerConfigError".into(), message)
+}
+
+async fn ingredients(shared: &Shared, pod: &Pod, c: &Container) -> Result<Ingredients, Refusal> {
     let ctx = &shared.ctx;
-    let (attempt, sandbox) = (begin.attempt, begin.sandbox);
-    let about = reference(pod, Some(&c.name));
-    let bad_config = |message: String| ("CreateContainerConfigError".to_string(), message);
     let namespace = shared.who.namespace.as_str();
     let mut sources = Sources::default();
     let (maps, secrets) = env::references(c);
@@ -496,86 +687,7 @@ async fn start(
     let node = ctx.facts(&shared.ips);
     let services = ctx.services(namespace);
     let environment = env::environment(pod, c, &sources, &services, &node).map_err(bad_config)?;
-    let dir = ctx.pod_dir(&shared.who.uid);
-    if ctx.volumes.is_some() {
-        spec::write_etc(&ctx.config, pod, &node, &dir).map_err(bad_config)?;
-    }
-    let empty = Image::default();
-    let own = MountNamespace::own();
-    let namespace_of_mounts = ctx.volumes.as_ref().map_or(&own, Volumes::namespace);
-    let made = spec::Made {
-        config: &ctx.config,
-        pod,
-        kind,
-        container: c,
-        attempt,
-        sandbox,
-        image: shared.images.get(&c.name).unwrap_or(&empty),
-        env: environment,
-        volumes: &shared.volumes,
-        namespace: namespace_of_mounts,
-        node: &node,
-        memory_capacity: ctx.memory_capacity,
-        dir,
-    };
-    let mut wanted = spec::container(&made).map_err(bad_config)?;
-
-    wanted
-        .labels
-        .insert(label::EPOCH.into(), begin.epoch.to_string());
-    if kind == Kind::Ephemeral {
-        wanted.pid_of = target(shared, pod, &c.name).await.map_err(bad_config)?;
-    }
-
-    let permit = ctx.starts.acquire().await;
-    let id = create(shared, sandbox, wanted, &made)
-        .await
-        .map_err(|e| ("CreateContainerError".to_string(), e.to_string()))?;
-    ctx.recorder.normal(&about, "Created", "Container created");
-    ctx.runtime
-        .start(&id)
-        .await
-        .map_err(|e| ("RunContainerError".to_string(), e.to_string()))?;
-    drop(permit);
-    ctx.recorder.normal(&about, "Started", "Container started");
-    info!(
-        namespace,
-        name = shared.who.name,
-        container = c.name,
-        attempt,
-        "started a container"
-    );
-
-    if let Some(handler) = c.lifecycle.as_ref().and_then(|l| l.post_start.as_ref()) {
-        let ip = shared.ips.first().copied();
-        let outcome = tokio::select! {
-            outcome = hooks::run(&*ctx.runtime, &id, pod, c, handler, ip) => outcome,
-            // The container is stopped as any other.
-            () = shared.ending.cancelled() => Ok(()),
-        };
-        if let Err(message) = outcome {
-            warn!(
-                namespace,
-                name = shared.who.name,
-                container = c.name,
-                message,
-                "postStart failed"
-            );
-            // Without the message, which may hold what a server keeps secret.
-            ctx.recorder
-                .warning(&about, "FailedPostStartHook", "PostStartHook failed");
-            let kill = Kill {
-                container: &c.name,
-                id: &id,
-                grace: pod::grace(pod),
-                hook: true,
-                message: "FailedPostStartHook",
-            };
-            kill.perform(shared, Some(pod)).await;
-            return Err(("PostStartHookError".into(), message));
-        }
-    }
-    Ok(())
+    Ok(Ingredients { environment, node })
 }
 
 /// Makes a container whose process has the groups that it should.

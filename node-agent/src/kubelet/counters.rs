@@ -48,6 +48,7 @@ pub struct Counters {
     /// By signal.
     evictions: Mutex<BTreeMap<&'static str, u64>>,
     starts: Mutex<Histogram<{ START_BUCKETS.len() }>>,
+    actions: AtomicU64,
 }
 
 impl Counters {
@@ -57,6 +58,15 @@ impl Counters {
         let (begun, failed) = &self.containers[at];
         begun.fetch_add(1, Ordering::Relaxed);
         failed.fetch_add(u64::from(!began), Ordering::Relaxed);
+    }
+
+    /// Something is begun for a pod.
+    pub fn action(&self) {
+        self.actions.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub fn actions(&self) -> u64 {
+        self.actions.load(Ordering::Relaxed)
     }
 
     pub fn evicted(&self, signal: &'static str) {
@@ -93,6 +103,12 @@ impl Counters {
                 "kubelet_started_containers_errors_total{{container_type=\"{name}\"}} {count}"
             );
         }
+        let actions = self.actions();
+        let _ = write!(
+            out,
+            "# HELP skep_kubelet_actions_total What was begun for pods: one step of one pod each.\n\
+             # TYPE skep_kubelet_actions_total counter\nskep_kubelet_actions_total {actions}\n"
+        );
         out.push_str("# TYPE kubelet_evictions counter\n");
         for (signal, count) in self.evictions.lock().iter() {
             let _ = writeln!(

@@ -1,14 +1,17 @@
 //! A container's environment: `env`, `envFrom`, service links and `$(VAR)`.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{
-    ConfigMap, Container, ObjectFieldSelector, Pod, ResourceFieldSelector, Secret, Service,
+    ConfigMap, Container, ObjectFieldSelector, Pod, ResourceFieldSelector, Secret,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 use super::pod;
 use super::resources;
+use crate::endpoints::protocol_name;
+use crate::services::Service;
 
 /// The objects that a pod's containers refer to, by name; missing ones are absent.
 #[derive(Debug, Default)]
@@ -26,6 +29,13 @@ pub fn files(container: &Container) -> Vec<(&str, &str)> {
     sources
         .map(|r| (r.volume_name.as_str(), r.path.as_str()))
         .collect()
+}
+
+/// Whether the container's environment tells the pod's addresses, which only its network gives.
+pub fn needs_address(container: &Container) -> bool {
+    let sources = container.env.iter().flatten();
+    let mut fields = sources.filter_map(|e| e.value_from.as_ref()?.field_ref.as_ref());
+    fields.any(|f| matches!(f.field_path.as_str(), "status.podIP" | "status.podIPs"))
 }
 
 /// `NAME='value'` lines: what is between the quotes is taken as it is, newlines too. A word needs no quotes. Lines that
@@ -114,7 +124,7 @@ pub fn environment(
     pod: &Pod,
     container: &Container,
     sources: &Sources,
-    services: &[Service],
+    services: &[Arc<Service>],
     node: &NodeFacts,
 ) -> Result<Vec<(String, String)>, String> {
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
@@ -379,56 +389,46 @@ pub fn resource_value(
 }
 
 /// Variables in the manner of Docker links. The API's own Service is always there.
-fn service_links(pod: &Pod, services: &[Service]) -> BTreeMap<String, String> {
+fn service_links(pod: &Pod, services: &[Arc<Service>]) -> BTreeMap<String, String> {
     let enabled = pod::spec(pod).enable_service_links != Some(false);
     let namespace = pod.metadata.namespace.as_deref();
     let mut out = BTreeMap::new();
     // The pod's own namespace comes last and wins.
-    let is_master = |s: &Service| {
-        s.metadata.namespace.as_deref() == Some("default")
-            && s.metadata.name.as_deref() == Some("kubernetes")
-    };
+    let is_master = |s: &Service| s.namespace() == "default" && s.name() == "kubernetes";
     let own = |s: &Service| enabled && s.metadata.namespace.as_deref() == namespace;
     let chosen = services
         .iter()
         .filter(|s| is_master(s))
         .chain(services.iter().filter(|s| own(s)));
     for service in chosen {
-        let Some(spec) = &service.spec else { continue };
-        let Some(ip) = spec
-            .cluster_ip
-            .as_deref()
-            .filter(|ip| !matches!(*ip, "" | "None"))
-        else {
+        let Some(ip) = service.ips.first() else {
             continue;
         };
-        let name = variable(service.metadata.name.as_deref().unwrap_or_default());
-        let ports = spec.ports.as_deref().unwrap_or_default();
-        let Some(first) = ports.first() else { continue };
-        let host = if ip.contains(':') {
+        let name = variable(service.name());
+        let Some(first) = service.ports.first() else {
+            continue;
+        };
+        let host = if ip.is_ipv6() {
             format!("[{ip}]")
         } else {
             ip.to_string()
         };
         out.insert(format!("{name}_SERVICE_HOST"), ip.to_string());
-        out.insert(format!("{name}_SERVICE_PORT"), first.port.to_string());
-        for port in ports {
-            if let Some(port_name) = port.name.as_deref().filter(|n| !n.is_empty()) {
-                let key = format!("{name}_SERVICE_PORT_{}", variable(port_name));
-                out.insert(key, port.port.to_string());
-            }
+        out.insert(format!("{name}_SERVICE_PORT"), first.number.to_string());
+        for port in service.ports.iter().filter(|port| !port.name.is_empty()) {
+            let key = format!("{name}_SERVICE_PORT_{}", variable(&port.name));
+            out.insert(key, port.number.to_string());
         }
-        for (index, port) in ports.iter().enumerate() {
-            let protocol = port.protocol.as_deref().unwrap_or("TCP");
-            let lower = protocol.to_lowercase();
-            let url = format!("{lower}://{host}:{}", port.port);
+        for (index, port) in service.ports.iter().enumerate() {
+            let lower = protocol_name(port.protocol);
+            let url = format!("{lower}://{host}:{}", port.number);
             if index == 0 {
                 out.insert(format!("{name}_PORT"), url.clone());
             }
-            let prefix = format!("{name}_PORT_{}_{}", port.port, protocol.to_uppercase());
+            let prefix = format!("{name}_PORT_{}_{}", port.number, lower.to_uppercase());
             out.insert(prefix.clone(), url);
-            out.insert(format!("{prefix}_PROTO"), lower);
-            out.insert(format!("{prefix}_PORT"), port.port.to_string());
+            out.insert(format!("{prefix}_PROTO"), lower.to_string());
+            out.insert(format!("{prefix}_PORT"), port.number.to_string());
             out.insert(format!("{prefix}_ADDR"), ip.to_string());
         }
     }

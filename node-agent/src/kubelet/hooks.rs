@@ -104,7 +104,8 @@ pub async fn run(
         let failed = |error: String| format!("HTTP lifecycle hook ({path}) {of} {error}");
         let (url, headers) = probes::url(action, container, &ip).map_err(failed)?;
         // Whatever it answers, it was told.
-        return match probes::http_get(&url, &headers).await {
+        let asked = async { probes::http::Get::new(&url, headers)?.send().await };
+        return match asked.await {
             Ok(_) => Ok(()),
             Err(e) => Err(failed(format!("Get \"{url}\": {e}"))),
         };

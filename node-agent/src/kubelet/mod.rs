@@ -46,7 +46,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
-use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::api::{DeleteParams, PostParams, Preconditions};
 use kube::runtime::{WatchStreamExt, watcher};
@@ -60,6 +60,7 @@ use tracing::{debug, info, warn};
 use crate::endpoints::Slice;
 use crate::network::PodNetwork;
 use crate::runtime::{Listed, PodRef, Runtime, RuntimeError, Wake};
+use crate::services::Service;
 use env::NodeFacts;
 use events::Recorder;
 use objects::Objects;
@@ -76,7 +77,7 @@ const STATIC_LOOK: Duration = Duration::from_secs(1);
 const MIRROR_RETRY: Duration = Duration::from_secs(5);
 const WATCH_RETRY: Duration = Duration::from_millis(200);
 const WATCH_RETRY_MAX: Duration = Duration::from_secs(3);
-/// Containers that Docker is asked to start at the same time.
+/// Containers that Docker is asked to start at the same time, and as many again to create before they can start.
 const STARTS: usize = 8;
 
 #[derive(Debug, Clone)]
@@ -140,6 +141,7 @@ pub struct Context {
     pub thresholds: Vec<eviction::plan::Threshold>,
     pub memory_capacity: i64,
     pub starts: Semaphore,
+    pub creates: Semaphore,
     pub desk: admit::Desk,
     pub evictions: eviction::Evictions,
     pub shutdown: shutdown::Shutdown,
@@ -164,7 +166,7 @@ impl Context {
     }
 
     /// The Services whose variables a pod of this namespace gets.
-    pub fn services(&self, namespace: &str) -> Vec<Service> {
+    pub fn services(&self, namespace: &str) -> Vec<Arc<Service>> {
         let Some(informer) = &self.services else {
             return Vec::new();
         };
@@ -172,7 +174,7 @@ impl Context {
         if namespace != "default" {
             found.extend(informer.in_namespace("default"));
         }
-        found.iter().map(|s| (**s).clone()).collect()
+        found
     }
 
     pub fn pod_dir(&self, uid: &str) -> PathBuf {

@@ -8,6 +8,8 @@
 //!  deleted, over, failed ─ kill mains ─ kill sidecars ─ remove all, detach ─ clean up ─ delete object
 //! ```
 //!
+//! What starts first in a sandbox is created while the sandbox itself starts: for that it needs to be there and no more.
+//!
 //! The worker executes actions concurrently, at most one per [`Key`], and plans again whenever
 //! anything has changed. [`Input::busy`] holds what is under way, so that nothing is begun twice;
 //! an observation is never older than the completion of an action that is no longer busy.
@@ -20,6 +22,7 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Container, LinuxContainerUser, Pod};
 
 use super::admit::Rejection;
+use super::env;
 use super::pod::{self, Kind};
 use super::resize::{self, Change};
 use super::resources;
@@ -194,9 +197,12 @@ pub enum Key {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Action {
     PrepareVolumes,
-    /// Creates and starts a sandbox and attaches it to the network.
-    StartSandbox {
+    CreateSandbox {
         attempt: u32,
+    },
+    /// Starts a sandbox and attaches it to the network.
+    StartSandbox {
+        sandbox: String,
     },
     /// Finds the addresses of a running sandbox again.
     AttachNetwork {
@@ -205,13 +211,22 @@ pub enum Action {
     EnsureImage {
         container: String,
     },
-    /// Creates (if need be) and starts a container; runs its postStart hook.
-    StartContainer {
+    /// Creates a container whose sandbox cannot take it yet.
+    CreateContainer {
         container: String,
         attempt: u32,
         sandbox: String,
         /// See [`Epoch`].
         epoch: u32,
+    },
+    /// Creates (if need be) and starts a container; runs its postStart hook.
+    StartContainer {
+        container: String,
+        attempt: u32,
+        sandbox: String,
+        epoch: u32,
+        /// The id of the container that there is already.
+        created: Option<String>,
     },
     KillContainer {
         container: String,
@@ -247,12 +262,12 @@ impl Action {
     pub fn key(&self) -> Key {
         match self {
             Self::PrepareVolumes => Key::Volumes,
-            Self::StartSandbox { .. } => Key::Sandbox,
+            Self::CreateSandbox { .. } | Self::StartSandbox { .. } => Key::Sandbox,
             Self::AttachNetwork { .. } | Self::DetachNetwork => Key::Network,
             Self::EnsureImage { container } => Key::Image(container.clone()),
-            Self::StartContainer { container, .. } | Self::KillContainer { container, .. } => {
-                Key::Container(container.clone())
-            }
+            Self::CreateContainer { container, .. }
+            | Self::StartContainer { container, .. }
+            | Self::KillContainer { container, .. } => Key::Container(container.clone()),
             Self::Resize { .. } => Key::Resize,
             Self::PreStop { id, .. } => Key::PreStop(id.clone()),
             Self::Remove { id } => Key::Remove(id.clone()),
@@ -338,6 +353,23 @@ pub fn live_sandbox(observed: &[Observed]) -> Option<&Observed> {
     sandboxes(observed)
         .into_iter()
         .find(|s| s.state == State::Running)
+}
+
+/// Where containers are to be: the sandbox that runs, or else the one that is about to.
+fn home(observed: &[Observed]) -> Option<&Observed> {
+    let newest = || sandboxes(observed).into_iter().next();
+    live_sandbox(observed).or_else(|| newest().filter(|s| s.state == State::Created))
+}
+
+fn is_of(o: &Observed, sandbox: &Observed) -> bool {
+    o.labels.get(SANDBOX_LABEL) == Some(&sandbox.id)
+}
+
+/// Created for a sandbox that is no more: it can never start.
+fn is_stray(o: &Observed, home: Option<&Observed>) -> bool {
+    o.role == ContainerRole::App
+        && o.state == State::Created
+        && !home.is_some_and(|home| is_of(o, home))
 }
 
 pub fn plan(input: &Input<'_>) -> Plan {
@@ -473,6 +505,7 @@ fn run(input: &Input<'_>, pod: &Pod, plan: &mut Plan) {
         plan.push(input, Action::PrepareVolumes);
     }
     let sandbox = sandbox(input, plan);
+    let home = home(input.observed);
 
     // 2. Dead sandboxes and dead containers beyond the one that `lastState` shows.
     for old in sandboxes(input.observed) {
@@ -491,6 +524,12 @@ fn run(input: &Input<'_>, pod: &Pod, plan: &mut Plan) {
                     id: dead.id.clone(),
                 },
             );
+        }
+    }
+    for o in input.observed {
+        let busy = input.busy.contains_key(&Key::Container(o.name.clone()));
+        if is_stray(o, home) && !busy {
+            plan.push(input, Action::Remove { id: o.id.clone() });
         }
     }
 
@@ -516,13 +555,17 @@ fn run(input: &Input<'_>, pod: &Pod, plan: &mut Plan) {
         && !starting
         && !plan.waits_for(memory.sandbox_failure.as_ref(), input.now)
     {
-        let attempt = sandboxes(input.observed)
-            .first()
-            .map_or(0, |s| match s.state {
-                State::Created => s.attempt,
-                _ => s.attempt + 1,
-            });
-        plan.push(input, Action::StartSandbox { attempt });
+        let action = match home {
+            Some(created) => Action::StartSandbox {
+                sandbox: created.id.clone(),
+            },
+            None => Action::CreateSandbox {
+                attempt: sandboxes(input.observed)
+                    .first()
+                    .map_or(0, |s| s.attempt + 1),
+            },
+        };
+        plan.push(input, action);
     }
 
     // 4. All of them restart, if one has ended that way: first everything ends.
@@ -545,12 +588,12 @@ fn run(input: &Input<'_>, pod: &Pod, plan: &mut Plan) {
     }
 
     // 5. Containers in order.
-    let initialized = sandbox.is_some_and(|s| {
+    let initialized = home.is_some_and(|s| {
         containers.iter().any(|(kind, c)| {
             *kind == Kind::Main
                 && attempts(input.observed, &c.name)
                     .iter()
-                    .any(|o| o.labels.get(SANDBOX_LABEL) == Some(&s.id) && epoch.has(o))
+                    .any(|o| is_of(o, s) && epoch.has(o))
         })
     });
     for (kind, container) in &containers {
@@ -558,14 +601,15 @@ fn run(input: &Input<'_>, pod: &Pod, plan: &mut Plan) {
         let latest = here
             .first()
             .copied()
-            .filter(|o| sandbox.is_none_or(|s| o.labels.get(SANDBOX_LABEL) == Some(&s.id)))
+            .filter(|o| home.is_none_or(|s| is_of(o, s)))
             .filter(|o| epoch.has(o));
         let situation = Situation {
             pod,
             kind: *kind,
             container,
             latest,
-            sandbox,
+            home,
+            open: sandbox.is_some_and(|s| memory.network.contains_key(&s.id)),
             epoch: epoch.current,
         };
         let proceed = match kind {
@@ -671,7 +715,9 @@ struct Situation<'a> {
     container: &'a Container,
     /// Its newest start in this sandbox and epoch.
     latest: Option<&'a Observed>,
-    sandbox: Option<&'a Observed>,
+    home: Option<&'a Observed>,
+    /// The home runs and has its addresses: containers may start there.
+    open: bool,
     epoch: u32,
 }
 
@@ -681,7 +727,8 @@ fn one(input: &Input<'_>, plan: &mut Plan, situation: &Situation<'_>) {
         kind,
         container,
         latest,
-        sandbox,
+        home,
+        open,
         epoch,
     } = *situation;
     let name = &container.name;
@@ -733,9 +780,7 @@ fn one(input: &Input<'_>, plan: &mut Plan, situation: &Situation<'_>) {
         }
         return;
     }
-    let Some(sandbox) = sandbox.filter(|s| input.memory.network.contains_key(&s.id)) else {
-        return;
-    };
+    let Some(home) = home else { return };
     if !input.memory.volumes_ready
         || plan.waits_for(input.memory.start_failures.get(name), input.now)
     {
@@ -743,11 +788,27 @@ fn one(input: &Input<'_>, plan: &mut Plan, situation: &Situation<'_>) {
     }
     // Counted over all sandboxes: the name must be new, and so is the restart count.
     let newest = attempts(input.observed, name).first().copied();
-    let attempt = match newest {
-        Some(o) if o.state == State::Created && latest.is_some() => o.attempt,
-        Some(o) => o.attempt + 1,
-        None => known_restarts(pod, name),
+    let created = latest.filter(|o| o.state == State::Created);
+    let attempt = match (created, newest) {
+        (Some(o), _) => o.attempt,
+        // Its number is free when it is gone.
+        (None, Some(o)) if is_stray(o, Some(home)) => return,
+        (None, Some(o)) => o.attempt + 1,
+        (None, None) => known_restarts(pod, name),
     };
+    if !open {
+        let ended = newest.is_none_or(|o| o.state == State::Exited);
+        if latest.is_none() && ended && kind != Kind::Ephemeral && !env::needs_address(container) {
+            let action = Action::CreateContainer {
+                container: name.clone(),
+                attempt,
+                sandbox: home.id.clone(),
+                epoch,
+            };
+            plan.push(input, action);
+        }
+        return;
+    }
     if let Some(o) = latest.filter(|o| o.state == State::Exited) {
         let key = backoff_key(pod, name);
         plan.crashed
@@ -756,8 +817,9 @@ fn one(input: &Input<'_>, plan: &mut Plan, situation: &Situation<'_>) {
     let action = Action::StartContainer {
         container: name.clone(),
         attempt,
-        sandbox: sandbox.id.clone(),
+        sandbox: home.id.clone(),
         epoch,
+        created: created.map(|o| o.id.clone()),
     };
     plan.push(input, action);
 }
@@ -883,7 +945,10 @@ fn tear_down(input: &Input<'_>, plan: &mut Plan, pod: Option<&Pod>, grace: Durat
     let starting = input.busy.values().any(|a| {
         matches!(
             a,
-            Action::StartContainer { .. } | Action::StartSandbox { .. }
+            Action::CreateContainer { .. }
+                | Action::StartContainer { .. }
+                | Action::CreateSandbox { .. }
+                | Action::StartSandbox { .. }
         )
     });
     let (last, first): (Vec<&Observed>, Vec<&Observed>) = running
@@ -926,7 +991,8 @@ fn tear_down(input: &Input<'_>, plan: &mut Plan, pod: Option<&Pod>, grace: Durat
         return;
     }
     for o in input.observed {
-        if o.role == ContainerRole::Sandbox || forget {
+        // What never ran has nothing to show.
+        if o.role == ContainerRole::Sandbox || forget || o.state == State::Created {
             plan.push(input, Action::Remove { id: o.id.clone() });
         }
     }

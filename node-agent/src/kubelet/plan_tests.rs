@@ -93,6 +93,8 @@ impl Model {
     fn make(&mut self, role: ContainerRole, name: &str, attempt: u32, sandbox: &str) -> String {
         let same = |o: &&Observed| o.role == role && o.name == name && o.attempt == attempt;
         if let Some(existing) = self.containers.iter().find(same) {
+            let of = existing.labels.get(SANDBOX_LABEL).map(String::as_str);
+            assert_eq!(of, Some(sandbox), "{name} was made for another sandbox");
             return existing.id.clone();
         }
         self.next_id += 1;
@@ -118,6 +120,18 @@ impl Model {
             layer_path: None,
             labels: BTreeMap::from([(SANDBOX_LABEL.to_string(), sandbox.to_string())]),
         });
+        id
+    }
+
+    fn create(&mut self, name: &str, attempt: u32, sandbox: &str, epoch: u32) -> String {
+        let id = self.make(ContainerRole::App, name, attempt, sandbox);
+        if let Some(pod) = self.pod.clone() {
+            let all = pod::containers(&pod);
+            let (_, c) = all.iter().find(|(_, c)| c.name == name).unwrap();
+            let o = self.containers.iter_mut().find(|o| o.id == id).unwrap();
+            o.limits = resources::container_limits(&pod, c, 0);
+            o.labels.insert(label::EPOCH.into(), epoch.to_string());
+        }
         id
     }
 
@@ -160,11 +174,13 @@ impl Model {
         let ip: IpAddr = [10, 0, 0, 1].into();
         match action {
             Action::PrepareVolumes => self.memory.volumes_ready = !half,
-            Action::StartSandbox { attempt } => {
-                let id = self.make(ContainerRole::Sandbox, "", attempt, "");
-                if !half {
-                    self.start(&id);
-                    self.memory.network.insert(id, vec![ip]);
+            Action::CreateSandbox { attempt } => {
+                self.make(ContainerRole::Sandbox, "", attempt, "");
+            }
+            Action::StartSandbox { sandbox } => {
+                if !half && self.containers.iter().any(|o| o.id == sandbox) {
+                    self.start(&sandbox);
+                    self.memory.network.insert(sandbox, vec![ip]);
                     self.memory.network_detached = false;
                 }
             }
@@ -174,26 +190,35 @@ impl Model {
             Action::EnsureImage { container } => {
                 self.memory.images.insert(container, "i".into());
             }
+            Action::CreateContainer {
+                container,
+                attempt,
+                sandbox,
+                epoch,
+            } => {
+                if self.containers.iter().any(|o| o.id == sandbox) {
+                    self.create(&container, attempt, &sandbox, epoch);
+                }
+            }
             Action::StartContainer {
                 container,
                 attempt,
                 sandbox,
                 epoch,
+                created,
             } => {
                 let alive = self
                     .containers
                     .iter()
                     .any(|o| o.id == sandbox && o.state == State::Running);
                 if alive {
-                    let id = self.make(ContainerRole::App, &container, attempt, &sandbox);
-                    if let Some(pod) = self.pod.clone() {
-                        let c = pod::containers(&pod)
-                            .into_iter()
-                            .find(|(_, c)| c.name == container);
-                        let o = self.containers.iter_mut().find(|o| o.id == id).unwrap();
-                        o.limits = resources::container_limits(&pod, &c.unwrap().1, 0);
-                        o.labels.insert(label::EPOCH.into(), epoch.to_string());
-                    }
+                    assert!(
+                        self.memory.network.contains_key(&sandbox),
+                        "{container} starts without a network"
+                    );
+                    let left = created.filter(|id| self.containers.iter().any(|o| o.id == *id));
+                    let id =
+                        left.unwrap_or_else(|| self.create(&container, attempt, &sandbox, epoch));
                     if !half {
                         self.start(&id);
                     }
@@ -314,6 +339,8 @@ enum Step {
     /// The agent dies, in the middle of the n-th action, and starts again.
     Restart(usize),
     Time(u32),
+    /// The sandbox that is being started does not come up, and is removed.
+    SandboxFails,
     Delete,
     /// The object vanishes without a grace period.
     Vanish,
@@ -326,6 +353,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (0usize..6).prop_map(Step::Lose),
         1 => (0usize..8).prop_map(Step::Restart),
         2 => (1u32..400).prop_map(Step::Time),
+        1 => Just(Step::SandboxFails),
     ]
 }
 
@@ -380,6 +408,22 @@ fn apply(model: &mut Model, step: Step) {
                 ..Default::default()
             };
         }
+        Step::SandboxFails => {
+            let busy = model.busy.get(&Key::Sandbox).cloned();
+            if let Some(Action::StartSandbox { sandbox }) = busy {
+                model.busy.remove(&Key::Sandbox);
+                model.containers.retain(|o| o.id != sandbox);
+                let failure = Failure::new(
+                    model.memory.sandbox_failure.as_ref(),
+                    "FailedCreatePodSandBox",
+                    "sysctl".into(),
+                    RETRY_FIRST,
+                    RETRY_MAX,
+                    model.now,
+                );
+                model.memory.sandbox_failure = Some(failure);
+            }
+        }
         Step::Time(seconds) => model.now += SignedDuration::from_secs(i64::from(seconds)),
         Step::Delete => {
             if let Some(pod) = &mut model.pod {
@@ -415,6 +459,8 @@ proptest! {
             o.role == ContainerRole::Sandbox && o.state == State::Running
         });
         prop_assert_eq!(sandboxes.count(), 1);
+        let created = model.containers.iter().filter(|o| o.state == State::Created);
+        prop_assert_eq!(created.count(), 0);
     }
 
     #[test]
@@ -457,6 +503,99 @@ proptest! {
         model.settle();
         prop_assert_eq!(model.started.len(), started);
     }
+}
+
+impl Model {
+    /// Completes everything but the start of the sandbox; what was created meanwhile.
+    fn all_but_the_sandbox(&mut self) -> Vec<String> {
+        let mut found = Vec::new();
+        loop {
+            for (_, action) in self.plan().actions {
+                match action {
+                    Action::CreateContainer { container, .. } => found.push(container),
+                    Action::StartContainer { container, .. } => panic!("{container} is too early"),
+                    _ => {}
+                }
+            }
+            let starts = |action: &Action| matches!(action, Action::StartSandbox { .. });
+            let mut others = self.busy.iter().filter(|(_, action)| !starts(action));
+            let Some(key) = others.next().map(|(key, _)| key.clone()) else {
+                return found;
+            };
+            if let Some(action) = self.busy.remove(&key) {
+                self.perform(action, false);
+            }
+        }
+    }
+}
+
+/// The names of the containers that are begun while their sandbox starts.
+fn created_early(spec: serde_json::Value) -> Vec<String> {
+    let mut model = Model::new(pod(spec));
+    let found = model.all_but_the_sandbox();
+    let made = model.containers.clone();
+    model.settle();
+    for o in made.iter().filter(|o| o.role == ContainerRole::App) {
+        let now = model.containers.iter().find(|now| now.id == o.id).unwrap();
+        assert!(now.started_at.is_some(), "{} was made in vain", o.name);
+    }
+    found
+}
+
+#[test]
+fn what_starts_first_is_created_while_its_sandbox_starts() {
+    let c = |name: &str| serde_json::json!({"name": name, "image": "i"});
+    assert_eq!(
+        created_early(serde_json::json!({"containers": [c("a"), c("b")]})),
+        ["a", "b"]
+    );
+    assert_eq!(
+        created_early(
+            serde_json::json!({"containers": [c("a")], "initContainers": [c("i"), c("j")]})
+        ),
+        ["i"]
+    );
+    let mut sidecar = c("s");
+    sidecar["restartPolicy"] = "Always".into();
+    assert_eq!(
+        created_early(serde_json::json!({"containers": [c("a")], "initContainers": [sidecar]})),
+        ["s"]
+    );
+    // Its environment is known when the pod has its address.
+    let mut told = c("a");
+    told["env"] = serde_json::json!([
+        {"name": "IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}]);
+    assert_eq!(
+        created_early(serde_json::json!({"containers": [told, c("b")]})),
+        ["b"]
+    );
+}
+
+#[test]
+fn a_sandbox_that_does_not_start_takes_what_was_created_for_it_along() {
+    let mut model = Model::new(shapes().swap_remove(3));
+    for attempt in 0..3 {
+        assert_eq!(model.all_but_the_sandbox(), ["a", "b"]);
+        let apps = model
+            .containers
+            .iter()
+            .filter(|o| o.role == ContainerRole::App);
+        let made: Vec<(&str, u32)> = apps.map(|o| (o.name.as_str(), o.attempt)).collect();
+        assert_eq!(made, [("a", 0), ("b", 0)], "of sandbox {attempt}");
+        apply(&mut model, Step::SandboxFails);
+        let plan = model.plan();
+        let removals = plan.actions.iter();
+        let removals = removals.filter(|(_, a)| matches!(a, Action::Remove { .. }));
+        assert_eq!(removals.count(), 2, "{plan:?}");
+        while let Some((_, action)) = model.busy.pop_first() {
+            model.perform(action, false);
+        }
+        assert!(model.containers.is_empty(), "{:?}", model.containers);
+        model.now = plan.wake_at.expect("it is tried again");
+    }
+    model.settle();
+    assert_eq!(model.running(), ["a", "b"]);
+    assert!(model.containers.iter().all(|o| o.attempt == 0));
 }
 
 #[test]

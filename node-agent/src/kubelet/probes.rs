@@ -3,14 +3,16 @@
 //! One task a container. It reports to the pod's worker only when a verdict changes, and decides
 //! nothing itself.
 
+mod connection;
+pub mod http;
 pub mod metrics;
 
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
+use ::http::Request;
 use bytes::Bytes;
-use http::Uri;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use k8s_openapi::api::core::v1::{Container, HTTPGetAction, Probe};
@@ -21,18 +23,19 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
+use self::connection::Connection;
+use self::http::{Get, Headers, MAX_BODY};
 use super::hooks::exec;
-use super::insecure;
 use super::plan::ProbeResults;
 use crate::runtime::{PodRef, Runtime};
 
-/// As much of an answer as a message can use.
-const MAX_BODY: usize = 10 * 1024;
-const MAX_REDIRECTS: usize = 10;
 /// Docker's word in place of what a command would print.
 const NOT_RUN: &str = "OCI runtime exec failed";
 /// A runtime that takes longer to say anything is the reason why a command takes so long.
 const RUNTIME_ANSWERS: Duration = Duration::from_secs(2);
+
+/// Probes begin in these steps, but for the first one. Their intervals are whole seconds, so none drifts.
+const TOGETHER: Duration = Duration::from_millis(50);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Which {
@@ -85,6 +88,14 @@ enum Outcome {
 impl Outcome {
     fn is_good(&self) -> bool {
         matches!(self, Self::Good | Self::Doubtful(_))
+    }
+
+    fn kind(&self) -> metrics::Result {
+        match self {
+            Self::Good | Self::Doubtful(_) => metrics::Result::Successful,
+            Self::Bad(_) => metrics::Result::Failed,
+            Self::Unknown(_) => metrics::Result::Unknown,
+        }
     }
 }
 
@@ -150,13 +161,40 @@ fn seconds(value: Option<i32>, default: u64, least: u64) -> Duration {
     Duration::from_secs(seconds.unwrap_or(default).max(least))
 }
 
+/// What a probe asks each time.
+enum Question<'a> {
+    Exec(Vec<String>),
+    /// The URL as its author wrote it, and the request, unless that cannot be made.
+    Http(String, Result<Get, String>),
+    Other(&'a Probe),
+    Wrong(String),
+}
+
+/// The first moment not before `at` that is a whole number of steps away from one that all share. What is due anywhere
+/// within a step goes on together, and the agent wakes up once for it.
+fn together(at: Instant, step: Duration) -> Instant {
+    static BEGAN: LazyLock<Instant> = LazyLock::new(Instant::now);
+    let step = step.as_micros();
+    let steps = at
+        .saturating_duration_since(*BEGAN)
+        .as_micros()
+        .div_ceil(step);
+    *BEGAN + Duration::from_micros(u64::try_from(steps * step).unwrap_or(0))
+}
+
 impl Target {
     /// `until_good`: ends with the first good verdict.
     async fn repeat(&self, which: Which, probe: &Probe, began: Instant, until_good: bool) {
         let period = seconds(probe.period_seconds, 10, 1);
         let success = probe.success_threshold.unwrap_or(1).max(1);
         let failure = probe.failure_threshold.unwrap_or(3).max(1);
-        sleep_until(began + seconds(probe.initial_delay_seconds, 0, 0)).await;
+        let limit = seconds(probe.timeout_seconds, 1, 1);
+        let question = self.question(probe);
+        let series = self.metrics.series(self.labels(which));
+        // The first one without delay: others wait for it.
+        let mut next = began + seconds(probe.initial_delay_seconds, 0, 0);
+        next = next.max(Instant::now());
+        sleep_until(next).await;
         // What holds before the first verdict: alive, but not ready.
         let mut verdict = match which {
             Which::Liveness => Some(true),
@@ -165,10 +203,11 @@ impl Target {
         };
         let (mut last, mut run) = (None, 0);
         loop {
-            let next = Instant::now() + period;
             let begun = Instant::now();
-            let outcome = self.once(probe).await;
-            self.count(which, &outcome, begun.elapsed());
+            let outcome = self.once(&question, limit).await;
+            series.record(outcome.kind(), begun.elapsed());
+            // What was missed meanwhile is not made up for.
+            next = together((next + period).max(Instant::now()), TOGETHER);
             if let Outcome::Unknown(e) = &outcome {
                 debug!(id = self.id, error = e, "a probe could not be made");
                 self.tell_error(which, e).await;
@@ -228,54 +267,39 @@ impl Target {
         self.reports.send(told).await
     }
 
-    fn count(&self, which: Which, outcome: &Outcome, took: Duration) {
-        let labels = metrics::Labels {
+    fn labels(&self, which: Which) -> metrics::Labels {
+        metrics::Labels {
             probe_type: which.name(),
             container: self.container.name.clone(),
             pod: self.pod.name.clone(),
             namespace: self.pod.namespace.clone(),
             pod_uid: self.pod.uid.clone(),
-        };
-        let result = match outcome {
-            Outcome::Good | Outcome::Doubtful(_) => metrics::Result::Successful,
-            Outcome::Bad(_) => metrics::Result::Failed,
-            Outcome::Unknown(_) => metrics::Result::Unknown,
-        };
-        self.metrics.record(labels, result, took);
-    }
-
-    async fn once(&self, probe: &Probe) -> Outcome {
-        let limit = seconds(probe.timeout_seconds, 1, 1);
-        match &probe.exec {
-            Some(action) => {
-                self.exec(action.command.clone().unwrap_or_default(), limit)
-                    .await
-            }
-            None => match &probe.http_get {
-                Some(action) => self.http(action, limit).await,
-                None => self.over_the_network(probe, limit).await.into(),
-            },
         }
     }
 
-    async fn http(&self, action: &HTTPGetAction, limit: Duration) -> Outcome {
-        let ip = self.ip.map(|ip| ip.to_string()).unwrap_or_default();
-        let (url, headers) = match url(action, &self.container, &ip) {
-            Ok(found) => found,
-            Err(message) => return Outcome::Bad(message),
+    fn question<'a>(&self, probe: &'a Probe) -> Question<'a> {
+        if let Some(action) = &probe.exec {
+            return Question::Exec(action.command.clone().unwrap_or_default());
+        }
+        let Some(action) = &probe.http_get else {
+            return Question::Other(probe);
         };
-        match timeout(limit, http_get(&url, &headers)).await {
-            Err(_) => Outcome::Bad(format!(
-                "Get \"{url}\": context deadline exceeded (Client.Timeout exceeded while awaiting headers)"
-            )),
-            Ok(Err(e)) => Outcome::Bad(format!("Get \"{url}\": {e}")),
-            Ok(Ok((status, _))) if (200..300).contains(&status) => Outcome::Good,
-            Ok(Ok((status, body))) if (300..400).contains(&status) => {
-                Outcome::Doubtful(format!("Probe terminated redirects, Response body: {body}"))
+        let ip = self.ip.map(|ip| ip.to_string()).unwrap_or_default();
+        match url(action, &self.container, &ip) {
+            Ok((url, headers)) => {
+                let get = Get::new(&url, headers);
+                Question::Http(url, get)
             }
-            Ok(Ok((status, _))) => {
-                Outcome::Bad(format!("HTTP probe failed with statuscode: {status}"))
-            }
+            Err(message) => Question::Wrong(message),
+        }
+    }
+
+    async fn once(&self, question: &Question<'_>, limit: Duration) -> Outcome {
+        match question {
+            Question::Exec(command) => self.exec(command.clone(), limit).await,
+            Question::Http(url, get) => http_get(url, get.as_ref(), limit).await,
+            Question::Other(probe) => self.over_the_network(probe, limit).await.into(),
+            Question::Wrong(message) => Outcome::Bad(message.clone()),
         }
     }
 
@@ -310,10 +334,11 @@ impl Target {
                 .as_deref()
                 .filter(|h| !h.is_empty())
                 .unwrap_or(&ip);
-            return match timeout(limit, TcpStream::connect((host, port))).await {
+            let stands = async { Connection::open(host, port).await?.stands().await };
+            return match timeout(limit, stands).await {
                 Err(_) => Err(format!("dial tcp {}: i/o timeout", join(host, port))),
                 Ok(Err(e)) => Err(dial_error(host, port, &e)),
-                Ok(Ok(_)) => Ok(()),
+                Ok(Ok(())) => Ok(()),
             };
         }
         if let Some(action) = &probe.grpc {
@@ -329,6 +354,26 @@ impl Target {
             };
         }
         Ok(())
+    }
+}
+
+async fn http_get(url: &str, get: Result<&Get, &String>, limit: Duration) -> Outcome {
+    let answer = async {
+        match get {
+            Ok(get) => get.send().await,
+            Err(message) => Err(message.clone()),
+        }
+    };
+    match timeout(limit, answer).await {
+        Err(_) => Outcome::Bad(format!(
+            "Get \"{url}\": context deadline exceeded (Client.Timeout exceeded while awaiting headers)"
+        )),
+        Ok(Err(e)) => Outcome::Bad(format!("Get \"{url}\": {e}")),
+        Ok(Ok((status, _))) if (200..300).contains(&status) => Outcome::Good,
+        Ok(Ok((status, body))) if (300..400).contains(&status) => {
+            Outcome::Doubtful(format!("Probe terminated redirects, Response body: {body}"))
+        }
+        Ok(Ok((status, _))) => Outcome::Bad(format!("HTTP probe failed with statuscode: {status}")),
     }
 }
 
@@ -366,8 +411,6 @@ pub fn port(port: &IntOrString, container: &Container) -> Result<u16, String> {
     }
 }
 
-type Headers = Vec<(String, String)>;
-
 pub fn url(
     action: &HTTPGetAction,
     container: &Container,
@@ -388,96 +431,6 @@ pub fn url(
         format!("{scheme}://{}{slash}{path}", join(host, port)),
         headers,
     ))
-}
-
-/// Follows redirects to the same host; one to another host counts as the answer.
-pub async fn http_get(url: &str, headers: &Headers) -> Result<(u16, String), String> {
-    let mut url: url::Url = url.parse().map_err(|e| format!("{e}"))?;
-    for _ in 0..=MAX_REDIRECTS {
-        let (status, location, body) = http_get_once(&url, headers).await?;
-        let next = match location.filter(|_| (300..400).contains(&status)) {
-            Some(location) => url.join(&location).map_err(|e| e.to_string())?,
-            None => return Ok((status, body)),
-        };
-        if next.host_str() != url.host_str() {
-            return Ok((status, body));
-        }
-        url = next;
-    }
-    Err("stopped after 10 redirects".into())
-}
-
-async fn http_get_once(
-    url: &url::Url,
-    headers: &Headers,
-) -> Result<(u16, Option<String>, String), String> {
-    let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
-    let port = url.port_or_known_default().unwrap_or(80);
-    let stream = TcpStream::connect((host, port))
-        .await
-        .map_err(|e| dial_error(host, port, &e))?;
-    let path = &url[url::Position::BeforePath..url::Position::AfterQuery];
-    let mut request = http::Request::get(path.parse::<Uri>().map_err(|e| e.to_string())?);
-    let named = |name: &str| headers.iter().any(|(k, _)| k.eq_ignore_ascii_case(name));
-    if !named("host") {
-        request = request.header("Host", join(host, port));
-    }
-    if !named("user-agent") {
-        request = request.header("User-Agent", "kube-probe/1.36");
-    }
-    if !named("accept") {
-        request = request.header("Accept", "*/*");
-    }
-    for (name, value) in headers {
-        request = request.header(name, value);
-    }
-    let request = request
-        .header("Connection", "close")
-        .body(Full::<Bytes>::default())
-        .map_err(|e| e.to_string())?;
-    let response = if url.scheme() == "https" {
-        let stream = insecure::connect(host, stream)
-            .await
-            .map_err(|e| e.to_string())?;
-        send(stream, request).await
-    } else {
-        send(stream, request).await
-    }?;
-    let status = response.status().as_u16();
-    let location = response
-        .headers()
-        .get(http::header::LOCATION)
-        .and_then(|v| v.to_str().ok())
-        .map(String::from);
-    // A longer body does no harm: its beginning is thrown away with the rest.
-    let body = match Limited::new(response.into_body(), MAX_BODY).collect().await {
-        Ok(body) => String::from_utf8_lossy(&body.to_bytes()).into_owned(),
-        Err(_) => String::new(),
-    };
-    Ok((status, location, body))
-}
-
-async fn send<S>(
-    stream: S,
-    request: http::Request<Full<Bytes>>,
-) -> Result<http::Response<hyper::body::Incoming>, String>
-where
-    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
-{
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
-        .await
-        .map_err(|e| e.to_string())?;
-    tokio::spawn(async move {
-        // Its error is the request's too.
-        let _ = connection.await;
-    });
-    sender
-        .send_request(request)
-        .await
-        .map_err(|e| match e.is_incomplete_message() {
-            true => "EOF".to_string(),
-            false => e.to_string(),
-        })
 }
 
 /// `grpc.health.v1.Health/Check` by hand: one string in, one enum out.
@@ -511,7 +464,7 @@ async fn grpc(ip: &str, port: u16, service: &str) -> Result<(), String> {
     let mut body = vec![0];
     body.extend((message.len() as u32).to_be_bytes());
     body.extend(message);
-    let request = http::Request::post(format!(
+    let request = Request::post(format!(
         "http://{}/grpc.health.v1.Health/Check",
         join(ip, port)
     ))
@@ -565,10 +518,10 @@ mod tests {
     use super::*;
     use crate::runtime::hollow::HollowRuntime;
 
-    type Answer = http::Response<http_body_util::combinators::BoxBody<Bytes, Infallible>>;
+    type Answer = ::http::Response<http_body_util::combinators::BoxBody<Bytes, Infallible>>;
 
     /// `grpc.health.v1.Health` for HTTP/2, a few pages for HTTP/1.
-    async fn answer(request: http::Request<hyper::body::Incoming>) -> Result<Answer, Infallible> {
+    async fn answer(request: ::http::Request<hyper::body::Incoming>) -> Result<Answer, Infallible> {
         let path = request.uri().path().to_string();
         let asked = request.into_body().collect().await.map(|b| b.to_bytes());
         let asked = asked.unwrap_or_default();
@@ -588,12 +541,12 @@ mod tests {
             "/grpc.health.v1.Health/Check" => vec![0, 0, 0, 0, 2, 8, health],
             _ => Vec::new(),
         };
-        let trailers = http::HeaderMap::from_iter([(
-            http::HeaderName::from_static("grpc-status"),
-            http::HeaderValue::from_static(status),
+        let trailers = ::http::HeaderMap::from_iter([(
+            ::http::HeaderName::from_static("grpc-status"),
+            ::http::HeaderValue::from_static(status),
         )]);
         let body = Full::new(Bytes::from(body)).with_trailers(async { Some(Ok(trailers)) });
-        let mut response = http::Response::builder().status(code);
+        let mut response = ::http::Response::builder().status(code);
         match path.as_str() {
             "/moved" => response = response.header("location", "/broken"),
             "/away" => response = response.header("location", "http://192.0.2.1/"),
@@ -632,7 +585,9 @@ mod tests {
             ending: CancellationToken::new(),
             reports: mpsc::channel(1).0,
         };
-        target.once(&serde_json::from_value(probe).unwrap()).await
+        let probe = serde_json::from_value(probe).unwrap();
+        let limit = Duration::from_secs(1);
+        target.once(&target.question(&probe), limit).await
     }
 
     #[tokio::test]

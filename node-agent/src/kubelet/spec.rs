@@ -195,10 +195,7 @@ pub fn container(made: &Made<'_>) -> Result<ContainerSpec, String> {
         read_only: false,
         propagation: Propagation::Private,
     });
-    for (file, target) in [
-        ("etc-hosts", "/etc/hosts"),
-        ("resolv.conf", "/etc/resolv.conf"),
-    ] {
+    for (file, target) in [(HOSTS, "/etc/hosts"), (RESOLV_CONF, "/etc/resolv.conf")] {
         let source = made.dir.join(file);
         if source.exists() && !mounts.iter().any(|m| m.container_path == target) {
             mounts.push(MountSpec {
@@ -552,16 +549,43 @@ fn seccomp(
     }
 }
 
+const HOSTS: &str = "etc-hosts";
+const RESOLV_CONF: &str = "resolv.conf";
+
+/// Makes `/etc/hosts` and `/etc/resolv.conf` of a pod, empty where they are not there yet.
+///
+/// # Errors
+/// The text of a `CreateContainerConfigError`.
+pub fn ensure_etc(dir: &Path) -> Result<(), String> {
+    for name in [HOSTS, RESOLV_CONF] {
+        let path = dir.join(name);
+        let made = fs::create_dir_all(dir).and_then(|()| {
+            let mut options = fs::OpenOptions::new();
+            options.append(true).create(true).open(&path)
+        });
+        made.map_err(|e| format!("cannot make {}: {e}", path.display()))?;
+    }
+    Ok(())
+}
+
 /// Writes `/etc/hosts` and `/etc/resolv.conf` of a pod.
+///
+/// # Errors
+/// The text of a `CreateContainerConfigError`.
 pub fn write_etc(config: &Config, pod: &Pod, node: &NodeFacts, dir: &Path) -> Result<(), String> {
     let write = |name: &str, text: String| {
+        let path = dir.join(name);
+        // A container that runs must not find it empty.
+        if fs::read(&path).is_ok_and(|before| before == text.as_bytes()) {
+            return Ok(());
+        }
         fs::create_dir_all(dir)
-            .and_then(|()| fs::write(dir.join(name), text))
-            .map_err(|e| format!("cannot write {}: {e}", dir.join(name).display()))
+            .and_then(|()| fs::write(&path, text))
+            .map_err(|e| format!("cannot write {}: {e}", path.display()))
     };
-    write("etc-hosts", hosts(config, pod, node))?;
+    write(HOSTS, hosts(config, pod, node))?;
     let host = fs::read_to_string(&config.resolv_conf).unwrap_or_default();
-    write("resolv.conf", resolv_conf(config, pod, &host))
+    write(RESOLV_CONF, resolv_conf(config, pod, &host))
 }
 
 fn hosts(config: &Config, pod: &Pod, node: &NodeFacts) -> String {

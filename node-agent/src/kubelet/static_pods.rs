@@ -48,7 +48,9 @@ pub fn read(folder: &Path, node: &str) -> BTreeMap<String, Pod> {
 }
 
 fn parse(text: &str, path: &Path, node: &str) -> Result<Pod, String> {
-    let mut pod: Pod = serde_saphyr::from_str(text).map_err(|e| e.to_string())?;
+    // By way of JSON, which the agent reads pods from anyway: to read them from YAML too would take megabytes of code.
+    let value: serde_json::Value = serde_saphyr::from_str(text).map_err(|e| e.to_string())?;
+    let mut pod: Pod = serde_json::from_str(&value.to_string()).map_err(|e| e.to_string())?;
     let name = pod.name_any();
     let containers = pod.spec.as_ref().map_or(0, |s| s.containers.len());
     if name.is_empty() || containers == 0 {

@@ -244,7 +244,8 @@ fn container_status(
     out.restart_count = i32::try_from(current.attempt).unwrap_or(i32::MAX);
     out.image.clone_from(&current.image);
     out.image_id = match &current.image_id {
-        id if id.is_empty() => String::new(),
+        // One that has only been created is no news.
+        id if id.is_empty() || current.state == State::Created => String::new(),
         id => format!("{}://{id}", input.runtime),
     };
     let scheme = input.runtime;

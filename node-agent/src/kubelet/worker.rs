@@ -236,10 +236,7 @@ impl Worker {
         .unwrap_or(Duration::from_secs(3600));
         let mut stale = false;
         tokio::select! {
-            Some(done) = self.running.join_next() => {
-                self.finish(done);
-                stale = true;
-            }
+            Some(done) = self.running.join_next() => stale |= self.finish(done),
             Some(done) = self.writes.join_next() => self.written(done),
             Some(report) = self.reports.1.recv() => self.report(report),
             changed = self.desired.changed() => match changed {
@@ -256,8 +253,7 @@ impl Worker {
         }
         // What else has happened meanwhile needs no plan of its own.
         while let Some(done) = self.running.try_join_next() {
-            self.finish(done);
-            stale = true;
+            stale |= self.finish(done);
         }
         while let Some(done) = self.writes.try_join_next() {
             self.written(done);
@@ -624,6 +620,7 @@ impl Worker {
 
     fn begin(&mut self, key: Key, action: Action) {
         debug!(uid = self.shared.who.uid, ?action, "begin");
+        self.shared.ctx.counters.action();
         let work = actions::perform(self.shared.clone(), self.effective.clone(), action.clone());
         let result_key = key.clone();
         let handle = self.running.spawn(async move { (result_key, work.await) });
@@ -631,7 +628,8 @@ impl Worker {
         self.handles.insert(key, handle);
     }
 
-    fn finish(&mut self, done: Result<(Key, Outcome), tokio::task::JoinError>) {
+    /// Whether containers must be looked at again: Docker does not let anybody look at one that it starts.
+    fn finish(&mut self, done: Result<(Key, Outcome), tokio::task::JoinError>) -> bool {
         let (key, outcome) = match done {
             Ok(done) => done,
             Err(e) => {
@@ -647,9 +645,10 @@ impl Worker {
                     self.busy.remove(&key);
                     self.handles.remove(&key);
                 }
-                return;
+                return true;
             }
         };
+        let stale = !matches!(outcome, Outcome::Volumes(_) | Outcome::Image(..));
         self.busy.remove(&key);
         self.handles.remove(&key);
         let now = Timestamp::now();
@@ -738,6 +737,7 @@ impl Worker {
                 memory.delete_failure = Some(failure);
             }
         }
+        stale
     }
 
     /// A failed pull is shown as itself first, then as waiting for the next try.
@@ -922,7 +922,11 @@ impl Worker {
         let busy = |key: &Key| {
             matches!(
                 self.busy.get(key),
-                Some(Action::StartContainer { .. } | Action::StartSandbox { .. })
+                Some(
+                    Action::StartContainer { .. }
+                        | Action::CreateSandbox { .. }
+                        | Action::StartSandbox { .. }
+                )
             )
         };
         let wanted = status::status(&status::Input {

@@ -10,7 +10,7 @@ use futures::TryStreamExt;
 use ipnet::IpNet;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::AddressHeaderFlags;
-use netlink_packet_route::link::{LinkAttribute, LinkMessage};
+use netlink_packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkMessage};
 use netlink_packet_route::neighbour::NeighbourFlags;
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType,
@@ -137,8 +137,26 @@ impl Netlink {
         Ok(ips)
     }
 
-    pub async fn add_veth(&self, name: &str, peer: &str, mtu: u32) -> Result<(), NetlinkError> {
-        let message = LinkVeth::new(name, peer).mtu(mtu).build();
+    /// A pair whose first end, with this hardware address, is here and whose other one is in `netns` from the beginning: to
+    /// move it there would make the kernel wait for all its processors.
+    pub async fn add_veth(
+        &self,
+        name: &str,
+        mac: [u8; 6],
+        peer: &str,
+        netns: &File,
+        mtu: u32,
+    ) -> Result<(), NetlinkError> {
+        use std::os::fd::AsRawFd;
+        let other = LinkUnspec::new_with_name(peer)
+            .mtu(mtu)
+            .setns_by_fd(netns.as_raw_fd())
+            .build();
+        let message = LinkVeth::new(name, peer)
+            .mtu(mtu)
+            .address(mac.to_vec())
+            .set_info_data(InfoData::Veth(InfoVeth::Peer(other)))
+            .build();
         self.handle
             .link()
             .add(message)
@@ -192,15 +210,6 @@ impl Netlink {
             other => other
                 .map_err(|error| NetlinkError::new("remove interface", index.to_string(), error)),
         }
-    }
-
-    /// Moves an interface to another namespace.
-    pub async fn give(&self, index: u32, netns: &File) -> Result<(), NetlinkError> {
-        use std::os::fd::AsRawFd;
-        let message = LinkUnspec::new_with_index(index)
-            .setns_by_fd(netns.as_raw_fd())
-            .build();
-        self.change("move interface", index, message).await
     }
 
     pub async fn rename(&self, index: u32, name: &str) -> Result<(), NetlinkError> {

@@ -101,10 +101,15 @@ impl NodeNetwork {
             xdp: config.xdp,
             limits: Limits::default(),
         };
-        let datapath = tokio::task::spawn_blocking(move || Datapath::open(&datapath_config))
-            .await
-            .map_err(other)?
-            .map_err(other)?;
+        let datapath = tokio::task::spawn_blocking(move || {
+            let opened = Datapath::open(&datapath_config);
+            // This thread made it, and it may rest for long.
+            skep_datapath::release_free();
+            opened
+        })
+        .await
+        .map_err(other)?
+        .map_err(other)?;
         match datapath.xdp() {
             XdpState::Native => info!(uplink = uplink.name, "XDP in the uplink's driver"),
             XdpState::Generic => info!(uplink = uplink.name, "XDP in the stack, not in the driver"),

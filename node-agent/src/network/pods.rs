@@ -166,10 +166,10 @@ impl Pods {
         let own = netns.try_clone().map_err(other)?;
         let temporary = format!("{}p", lease.interface);
         self.netlink
-            .add_veth(&lease.interface, &temporary, self.mtu)
+            .add_veth(&lease.interface, HOST_MAC, &temporary, &netns, self.mtu)
             .await
             .map_err(other)?;
-        let result = self.connect_new(lease, &temporary, &netns, own).await;
+        let result = self.connect_new(lease, &temporary, own).await;
         if result.is_err()
             && let Ok(Some(host)) = self.netlink.interface(&lease.interface).await
         {
@@ -184,31 +184,19 @@ impl Pods {
         &self,
         lease: &Lease,
         temporary: &str,
-        netns: &File,
         own: File,
     ) -> Result<(), NetworkError> {
-        let find = async |name: &str| -> Result<Interface, NetworkError> {
-            self.netlink
-                .interface(name)
-                .await
-                .map_err(other)?
-                .ok_or_else(|| NetworkError::Other(format!("interface {name} vanished")))
-        };
-        let host = find(&lease.interface).await?;
-        let pod = find(temporary).await?;
-        self.netlink
-            .set_mac(host.index, HOST_MAC)
-            .await
-            .map_err(other)?;
+        let name = &lease.interface;
+        let host = self.netlink.interface(name).await.map_err(other)?;
+        let host = host.ok_or_else(|| NetworkError::Other(format!("interface {name} vanished")))?;
         let dual = lease.ips.iter().any(IpAddr::is_ipv6);
         quieten(&lease.interface, dual).map_err(other)?;
-        self.netlink.give(pod.index, netns).await.map_err(other)?;
         self.netlink.set_up(host.index).await.map_err(other)?;
         let host_index = host.index;
         let xdp = self.datapath.xdp().is_on();
-        let (ips, mtu, name) = (lease.ips.clone(), self.mtu, temporary.to_string());
+        let (ips, name) = (lease.ips.clone(), temporary.to_string());
         let (pod, cookie, takes_frames) = in_netns(own, async move || -> Result<_, NetlinkOrIo> {
-            configure_pod(&name, &ips, mtu).await?;
+            configure_pod(&name, &ips).await?;
             // Without, tc brings the pod what XDP would.
             let takes_frames = xdp && set_offload(POD_INTERFACE, Offload::Gro, true).is_ok();
             let (pod, cookie) = pod_end(host_index)
@@ -448,7 +436,7 @@ async fn pod_end(host_index: u32) -> Result<Option<(Interface, u64)>, NetlinkOrI
 }
 
 /// Runs inside the pod's namespace.
-async fn configure_pod(temporary: &str, ips: &[IpAddr], mtu: u32) -> Result<(), NetlinkOrIo> {
+async fn configure_pod(temporary: &str, ips: &[IpAddr]) -> Result<(), NetlinkOrIo> {
     let netlink = Netlink::open()?;
     if let Some(loopback) = netlink.interface("lo").await? {
         netlink.set_up(loopback.index).await?;
@@ -460,17 +448,16 @@ async fn configure_pod(temporary: &str, ips: &[IpAddr], mtu: u32) -> Result<(), 
     };
     let index = interface.index;
     netlink.rename(index, POD_INTERFACE).await?;
-    netlink.set_mtu(index, mtu).await?;
     let setting = |name: &str| format!("net/ipv6/conf/{POD_INTERFACE}/{name}");
     if ips.iter().any(IpAddr::is_ipv6) {
-        // Docker turns the family off in a namespace without a network, the loopback's included.
         write_sysctl("net/ipv6/conf/lo/disable_ipv6", "0")?;
         write_sysctl(&setting("disable_ipv6"), "0")?;
         // The node says what there is to know, and hands an address out once.
         write_sysctl(&setting("accept_ra"), "0")?;
         write_sysctl(&setting("accept_dad"), "0")?;
     } else {
-        // No family, no link-local chatter.
+        // No family, no link-local chatter, and `localhost` is one address.
+        write_sysctl("net/ipv6/conf/lo/disable_ipv6", "1")?;
         write_sysctl(&setting("disable_ipv6"), "1")?;
     }
     netlink.set_up(index).await?;

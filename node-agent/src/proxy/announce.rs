@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{Node, Service};
+use k8s_openapi::api::core::v1::Node;
 use skep_client::Informers;
 use skep_client::informer::BY_SERVICE;
 use skep_datapath::Datapath;
@@ -19,9 +19,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::endpoints::{Slice, Word};
+use crate::services::Service;
 
-/// Written by the controller that assigns addresses of the pool.
-const ADDRESS_FROM_POOL: &str = "skep.dev/AddressFromPool";
 /// Set on a Node: it takes no part in load balancing from outside.
 const EXCLUDE_LABEL: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
 /// After a failure, and between repetitions of an announcement.
@@ -44,7 +43,7 @@ pub async fn run(
     let any = Arc::new(AtomicBool::new(false));
     let wake = changed.clone();
     services.on_change(move |change| {
-        if change.each().any(|service| is_from_pool(service)) {
+        if change.each().any(|service| service.is_from_pool()) {
             wake.notify_one();
         }
     });
@@ -71,7 +70,7 @@ pub async fn run(
         let balanced: Vec<Arc<Service>> = services
             .all()
             .into_iter()
-            .filter(|service| is_from_pool(service))
+            .filter(|service| service.is_from_pool())
             .collect();
         any.store(!balanced.is_empty(), Ordering::Relaxed);
         let eligible: Vec<String> = if balanced.is_empty() {
@@ -179,16 +178,9 @@ pub fn plan_announced(
     // An address that several Services share is where all of them can be served, if anywhere.
     let mut candidates: BTreeMap<IpAddr, BTreeSet<&str>> = BTreeMap::new();
     for service in services {
-        let local = service
-            .spec
-            .as_ref()
-            .and_then(|spec| spec.external_traffic_policy.as_deref())
-            == Some("Local");
         let mut able: BTreeSet<&str> = eligible.iter().map(String::as_str).collect();
-        if local {
-            let namespace = service.metadata.namespace.as_deref().unwrap_or_default();
-            let name = service.metadata.name.as_deref().unwrap_or_default();
-            let found = slices(namespace, name);
+        if service.external_local {
+            let found = slices(service.namespace(), service.name());
             let with_endpoint = nodes_with_ready_endpoints(&found);
             // None has any: somebody answers, so that clients are not left without an answer.
             let serves = |node: &&str| with_endpoint.contains(&Word::of(node));
@@ -196,7 +188,7 @@ pub fn plan_announced(
                 able.retain(serves);
             }
         }
-        for ip in addresses(service) {
+        for ip in service.ingress().iter().map(|ingress| ingress.ip) {
             candidates
                 .entry(ip)
                 .and_modify(|nodes| {
@@ -215,26 +207,6 @@ pub fn plan_announced(
             best == Some(&node_name)
         })
         .map(|(ip, _)| ip)
-        .collect()
-}
-
-fn is_from_pool(service: &Service) -> bool {
-    let status = service.status.as_ref();
-    status
-        .and_then(|status| status.conditions.as_ref())
-        .into_iter()
-        .flatten()
-        .any(|condition| condition.type_ == ADDRESS_FROM_POOL && condition.status == "True")
-}
-
-fn addresses(service: &Service) -> Vec<IpAddr> {
-    let status = service.status.as_ref();
-    status
-        .and_then(|status| status.load_balancer.as_ref())
-        .and_then(|balancer| balancer.ingress.as_ref())
-        .into_iter()
-        .flatten()
-        .filter_map(|ingress| ingress.ip.as_ref()?.parse().ok())
         .collect()
 }
 

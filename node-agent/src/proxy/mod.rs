@@ -21,7 +21,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use k8s_openapi::api::core::v1::{Node, Service};
+use k8s_openapi::api::core::v1::Node;
 use parking_lot::Mutex;
 use skep_client::informer::{BY_SERVICE, Change};
 use skep_client::{Informer, Informers, ObjectKey};
@@ -33,6 +33,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::endpoints::{Slice, TRIGGER_TIME};
+use crate::services::Service;
 use health::HealthServers;
 use metrics::ProxyMetrics;
 use plan::{HealthPlan, NodeView, ServicePlan, plan_service};

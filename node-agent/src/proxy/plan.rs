@@ -3,23 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
-use std::time::Duration;
 
-use ipnet::IpNet;
-use k8s_openapi::api::core::v1::{Service, ServicePort as ApiPort, ServiceSpec};
 use skep_datapath::services::{Endpoint, Forwarding, FrontendAddress, ServicePort};
 
-use crate::endpoints::{Endpoint as SliceEndpoint, Slice, Word, protocol_name, protocol_number};
-
-/// Set on a Service: another proxy serves it.
-const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
-/// Set on a Service: `maglev` (the default) or `random`, for clients outside.
-const BALANCE_ANNOTATION: &str = "skep.dev/load-balancing";
-/// Set on a Service, for clients outside whose backend is on another node: `auto`, `snat` or `dsr`,
-/// whatever the agents' `--forwarding-mode` says.
-const FORWARDING_ANNOTATION: &str = "skep.dev/forwarding-mode";
-/// `sessionAffinityConfig.clientIP.timeoutSeconds` when it is not given.
-const DEFAULT_AFFINITY: Duration = Duration::from_secs(10_800);
+use crate::endpoints::{Endpoint as SliceEndpoint, Slice, Word, protocol_name};
+use crate::services::{Kind, Port, Service};
 
 /// What of this node the choice of endpoints depends on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -52,50 +40,29 @@ pub struct HealthPlan {
 /// A function of its arguments; equal inputs in another order give an equal plan.
 pub fn plan_service(service: &Service, slices: &[Arc<Slice>], node: &NodeView) -> ServicePlan {
     let mut plan = ServicePlan::default();
-    let Some(spec) = &service.spec else {
-        return plan;
-    };
-    let elsewhere = service
-        .metadata
-        .labels
-        .iter()
-        .flatten()
-        .any(|(label, _)| label == PROXY_NAME_LABEL);
-    if elsewhere || spec.type_.as_deref() == Some("ExternalName") {
+    if service.is_served_by_another_proxy || service.kind == Kind::ExternalName {
         return plan;
     }
-    let namespace = service.metadata.namespace.as_deref().unwrap_or_default();
-    let name = service.metadata.name.as_deref().unwrap_or_default();
-    let maglev = service
-        .metadata
-        .annotations
-        .iter()
-        .flatten()
-        .all(|(key, value)| key != BALANCE_ANNOTATION || value != "random");
-
-    let forwarding = forwarding_of(service, node);
-
+    let (namespace, name) = (service.namespace(), service.name());
+    let forwarding = service.forwarding.unwrap_or(node.forwarding);
     let mut local_ready = BTreeSet::new();
-    for cluster_ip in cluster_ips(spec) {
+    for &cluster_ip in &service.ips {
         let family = if cluster_ip.is_ipv4() { "ipv4" } else { "ipv6" };
-        for port in spec.ports.iter().flatten() {
-            let Some(protocol) = protocol_of(port) else {
-                continue;
-            };
-            let port_name = port.name.as_deref().unwrap_or_default();
-            let endpoints = endpoints_of(slices, port, protocol, &cluster_ip, node);
+        for port in &service.ports {
+            let endpoints = endpoints_of(slices, port, &cluster_ip, node);
             local_ready.extend(
                 endpoints
                     .iter()
                     .filter(|endpoint| endpoint.local && endpoint.is_ready())
                     .map(|endpoint| endpoint.ip),
             );
-            let frontends = frontends_of(service, spec, port, cluster_ip, node);
+            let frontends = frontends_of(service, port, cluster_ip, node);
             let base = format!(
-                "{namespace}/{name}:{port_name}/{}/{family}",
-                protocol_name(protocol)
+                "{namespace}/{name}:{}/{}/{family}",
+                port.name,
+                protocol_name(port.protocol)
             );
-            for (suffix, wanted) in plan_port(spec, protocol, &frontends, &endpoints, node, maglev)
+            for (suffix, wanted) in plan_port(service, port.protocol, &frontends, &endpoints, node)
             {
                 let wanted = ServicePort {
                     forwarding,
@@ -105,31 +72,14 @@ pub fn plan_service(service: &Service, slices: &[Arc<Slice>], node: &NodeView) -
             }
         }
     }
-    let health_port = spec
-        .health_check_node_port
-        .and_then(|port| u16::try_from(port).ok());
-    if let Some(port) = health_port.filter(|port| *port != 0)
-        && spec.type_.as_deref() == Some("LoadBalancer")
-        && spec.external_traffic_policy.as_deref() == Some("Local")
-    {
+    let port = service.health_check_node_port();
+    if port != 0 && service.kind == Kind::LoadBalancer && service.external_local {
         plan.health = Some(HealthPlan {
             port,
             local_endpoints: local_ready.len(),
         });
     }
     plan
-}
-
-/// An annotation of no known mode counts as none.
-fn forwarding_of(service: &Service, node: &NodeView) -> Forwarding {
-    let annotations = service.metadata.annotations.as_ref();
-    let mode = annotations.and_then(|annotations| annotations.get(FORWARDING_ANNOTATION));
-    match mode.map(String::as_str) {
-        Some("auto") => Forwarding::Auto,
-        Some("snat") => Forwarding::SourceNat,
-        Some("dsr") => Forwarding::DirectReturn,
-        _ => node.forwarding,
-    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -162,46 +112,35 @@ impl<'a> Candidate<'a> {
 }
 
 fn plan_port(
-    spec: &ServiceSpec,
+    service: &Service,
     protocol: u8,
     frontends: &[FrontendAddress],
     candidates: &[Candidate<'_>],
     node: &NodeView,
-    maglev: bool,
 ) -> Vec<(&'static str, ServicePort)> {
     let cluster = usable(candidates, |_| true, Some(node));
     let local = usable(candidates, |candidate| candidate.local, None);
-    let internal_local = spec.internal_traffic_policy.as_deref() == Some("Local");
-    let external_local = spec.external_traffic_policy.as_deref() == Some("Local");
-    let affinity = (spec.session_affinity.as_deref() == Some("ClientIP")).then(|| {
-        spec.session_affinity_config
-            .as_ref()
-            .and_then(|config| config.client_ip.as_ref())
-            .and_then(|client_ip| client_ip.timeout_seconds)
-            .and_then(|seconds| u64::try_from(seconds).ok())
-            .map_or(DEFAULT_AFFINITY, Duration::from_secs)
-    });
     let wanted = |frontends: Vec<FrontendAddress>, internal: &[Endpoint]| ServicePort {
         protocol,
         // All nodes choose the same backend for a connection, whichever of them it comes to.
-        maglev: maglev && frontends.iter().any(|frontend| frontend.external),
+        maglev: service.maglev && frontends.iter().any(|frontend| frontend.external),
         frontends,
         internal: internal.to_vec(),
-        external: if external_local {
+        external: if service.external_local {
             local.clone()
         } else {
             cluster.clone()
         },
-        affinity,
-        external_local,
-        source_ranges: source_ranges(spec),
+        affinity: service.affinity(),
+        external_local: service.external_local,
+        source_ranges: service.source_ranges().to_vec(),
         ..ServicePort::default()
     };
     let (external, internal): (Vec<_>, Vec<_>) = frontends
         .iter()
         .copied()
         .partition(|frontend| frontend.external);
-    if !internal_local {
+    if !service.internal_local {
         let all = internal.into_iter().chain(external).collect();
         return vec![("", wanted(all, &cluster))];
     }
@@ -265,20 +204,18 @@ fn nearest<'a, 'b>(ready: Vec<&'a Candidate<'b>>, node: &NodeView) -> Vec<&'a Ca
 
 fn endpoints_of<'a>(
     slices: &'a [Arc<Slice>],
-    port: &ApiPort,
-    protocol: u8,
+    port: &Port,
     cluster_ip: &IpAddr,
     node: &NodeView,
 ) -> Vec<Candidate<'a>> {
     let own = Word::of(&node.name);
-    let port_name = port.name.as_deref().unwrap_or_default();
     let mut candidates: Vec<Candidate<'a>> = Vec::new();
     for slice in slices
         .iter()
         .filter(|slice| slice.is_v4 == Some(cluster_ip.is_ipv4()))
     {
         let number = slice.ports.iter().find_map(|slice_port| {
-            let same = *slice_port.name == *port_name && slice_port.protocol == protocol;
+            let same = slice_port.name == port.name && slice_port.protocol == port.protocol;
             same.then_some(slice_port.number).flatten()
         });
         let Some(number) = number else {
@@ -301,14 +238,11 @@ fn endpoints_of<'a>(
 
 fn frontends_of(
     service: &Service,
-    spec: &ServiceSpec,
-    port: &ApiPort,
+    port: &Port,
     cluster_ip: IpAddr,
     node: &NodeView,
 ) -> Vec<FrontendAddress> {
-    let Ok(number) = u16::try_from(port.port) else {
-        return Vec::new();
-    };
+    let number = port.number;
     let same_family = |ip: &IpAddr| ip.is_ipv4() == cluster_ip.is_ipv4();
     let external = |ip: IpAddr, restricted| FrontendAddress {
         ip,
@@ -326,11 +260,7 @@ fn frontends_of(
             restricted: false,
         });
     }
-    let node_port = port
-        .node_port
-        .and_then(|port| u16::try_from(port).ok())
-        .unwrap_or(0);
-    if node_port != 0 {
+    if port.node_port != 0 {
         let ip = if cluster_ip.is_ipv4() {
             IpAddr::V4(Ipv4Addr::UNSPECIFIED)
         } else {
@@ -338,66 +268,33 @@ fn frontends_of(
         };
         frontends.push(FrontendAddress {
             ip,
-            port: node_port,
+            port: port.node_port,
             external: true,
             restricted: false,
         });
     }
-    let external_ips = spec
-        .external_ips
-        .iter()
-        .flatten()
-        .filter_map(|ip| ip.parse().ok());
+    let external_ips = service.external_ips().iter().copied();
     frontends.extend(
         external_ips
             .filter(same_family)
             .map(|ip| external(ip, false)),
     );
-    if spec.type_.as_deref() == Some("LoadBalancer") {
-        let ingress = service
-            .status
-            .as_ref()
-            .and_then(|status| status.load_balancer.as_ref())
-            .and_then(|balancer| balancer.ingress.as_ref());
-        let ips = ingress
-            .into_iter()
-            .flatten()
-            .filter(|ingress| ingress.ip_mode.as_deref() != Some("Proxy"))
-            .filter_map(|ingress| ingress.ip.as_ref()?.parse().ok());
-        frontends.extend(ips.filter(same_family).map(|ip| external(ip, true)));
+    if service.kind == Kind::LoadBalancer {
+        let vips = service.ingress().iter().filter(|ingress| ingress.is_vip);
+        let ips = vips.map(|ingress| ingress.ip).filter(same_family);
+        frontends.extend(ips.map(|ip| external(ip, true)));
     }
     frontends.sort();
     frontends.dedup();
     frontends
 }
 
-fn cluster_ips(spec: &ServiceSpec) -> Vec<IpAddr> {
-    let ips = match &spec.cluster_ips {
-        Some(ips) if !ips.is_empty() => ips.clone(),
-        _ => spec.cluster_ip.clone().into_iter().collect(),
-    };
-    // `None` (headless) and an empty string (not allocated yet) do not parse.
-    ips.iter().filter_map(|ip| ip.parse().ok()).collect()
-}
-
-fn source_ranges(spec: &ServiceSpec) -> Vec<IpNet> {
-    let mut ranges: Vec<IpNet> = spec
-        .load_balancer_source_ranges
-        .iter()
-        .flatten()
-        .filter_map(|range| range.trim().parse().ok())
-        .collect();
-    ranges.sort();
-    ranges
-}
-
-fn protocol_of(port: &ApiPort) -> Option<u8> {
-    protocol_number(port.protocol.as_deref())
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests {
+    use std::time::Duration;
+
+    use ipnet::IpNet;
     use serde_json::{Value, json};
 
     use super::*;
@@ -412,6 +309,15 @@ mod tests {
     }
 
     fn service(spec: Value) -> Service {
+        described(json!({}), spec, json!({}))
+    }
+
+    /// With more metadata, and a status.
+    fn described(more: Value, spec: Value, status: Value) -> Service {
+        let mut metadata = json!({"namespace": "default", "name": "web"});
+        for (key, value) in more.as_object().unwrap() {
+            metadata[key] = value.clone();
+        }
         let mut base = json!({
             "type": "ClusterIP", "clusterIP": "10.96.0.5", "clusterIPs": ["10.96.0.5"],
             "ports": [{"name": "http", "port": 80, "protocol": "TCP"}],
@@ -419,10 +325,8 @@ mod tests {
         for (key, value) in spec.as_object().unwrap() {
             base[key] = value.clone();
         }
-        serde_json::from_value(
-            json!({"metadata": {"namespace": "default", "name": "web"}, "spec": base}),
-        )
-        .unwrap()
+        serde_json::from_value(json!({"metadata": metadata, "spec": base, "status": status}))
+            .unwrap()
     }
 
     fn endpoint(ip: &str, node: &str, conditions: Value) -> Value {
@@ -563,17 +467,16 @@ mod tests {
 
     #[test]
     fn every_address_is_a_frontend() {
-        let mut object = service(json!({
+        let spec = json!({
             "type": "LoadBalancer", "externalIPs": ["198.51.100.7"],
             "ports": [{"name": "http", "port": 80, "nodePort": 30080}],
             "loadBalancerSourceRanges": ["203.0.113.0/24"],
             "sessionAffinity": "ClientIP",
             "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 60}},
-        }));
-        object.status = serde_json::from_value(
-            json!({"loadBalancer": {"ingress": [{"ip": "198.51.100.9"}, {"ip": "198.51.100.10", "ipMode": "Proxy"}]}}),
-        )
-        .unwrap();
+        });
+        let ingress = json!([{"ip": "198.51.100.9"}, {"ip": "198.51.100.10", "ipMode": "Proxy"}]);
+        let status = json!({"loadBalancer": {"ingress": ingress}});
+        let object = described(json!({}), spec, status);
         let plan = plan_service(&object, &[], &node());
         let port = &plan.ports["default/web:http/tcp/ipv4"];
         let addresses: Vec<(String, u16, bool, bool)> = port
@@ -608,8 +511,8 @@ mod tests {
                 ServicePlan::default()
             );
         }
-        let mut object = service(json!({}));
-        object.metadata.labels = Some([(PROXY_NAME_LABEL.to_string(), "other".to_string())].into());
+        let labels = json!({"labels": {"service.kubernetes.io/service-proxy-name": "other"}});
+        let object = described(labels, json!({}), json!({}));
         assert_eq!(plan_service(&object, &[], &node()), ServicePlan::default());
     }
 
@@ -630,14 +533,17 @@ mod tests {
     #[test]
     fn clients_outside_are_balanced_by_maglev_unless_told_otherwise() {
         let check = |kind: &str, balance: Option<&str>, expected: bool| {
-            let mut object = service(json!({
-                "type": kind, "ports": [{"name": "http", "port": 80, "nodePort": 30080}],
-            }));
-            if kind == "ClusterIP" {
-                object = service(json!({}));
-            }
-            let annotation = balance.map(|name| (BALANCE_ANNOTATION.into(), name.into()));
-            object.metadata.annotations = Some(annotation.into_iter().collect());
+            let spec = match kind {
+                "ClusterIP" => json!({}),
+                _ => json!({
+                    "type": kind, "ports": [{"name": "http", "port": 80, "nodePort": 30080}],
+                }),
+            };
+            let metadata = match balance {
+                Some(name) => json!({"annotations": {"skep.dev/load-balancing": name}}),
+                None => json!({}),
+            };
+            let object = described(metadata, spec, json!({}));
             let plan = plan_service(&object, &slice(vec![ready("10.244.0.2", "n")]), &node());
             assert_eq!(plan.ports["default/web:http/tcp/ipv4"].maglev, expected);
         };
@@ -666,14 +572,16 @@ mod tests {
     #[test]
     fn forwarding_is_the_services_choice_then_the_clusters() {
         let mode = |annotation: Option<&str>, cluster: Forwarding| {
-            let mut service = Service::default();
-            service.metadata.annotations = annotation
-                .map(|value| [(FORWARDING_ANNOTATION.to_string(), value.to_string())].into());
+            let metadata = match annotation {
+                Some(mode) => json!({"annotations": {"skep.dev/forwarding-mode": mode}}),
+                None => json!({}),
+            };
+            let object = described(metadata, json!({}), json!({}));
             let view = NodeView {
                 forwarding: cluster,
                 ..node()
             };
-            forwarding_of(&service, &view)
+            plan_service(&object, &[], &view).ports["default/web:http/tcp/ipv4"].forwarding
         };
         let (auto, snat, dsr) = (
             Forwarding::Auto,

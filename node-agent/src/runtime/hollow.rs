@@ -30,6 +30,8 @@ pub struct HollowRuntime {
 
 struct Inner {
     containers: Mutex<HashMap<String, Observed>>,
+    /// The sandbox of each container.
+    sandboxes: Mutex<HashMap<String, String>>,
     next: AtomicU64,
     events: broadcast::Sender<String>,
 }
@@ -57,6 +59,7 @@ impl HollowRuntime {
         let (events, _) = broadcast::channel(EVENTS);
         let inner = Inner {
             containers: Mutex::default(),
+            sandboxes: Mutex::default(),
             next: AtomicU64::new(1),
             events,
         };
@@ -191,12 +194,10 @@ impl Runtime for HollowRuntime {
     }
 
     async fn create_container(&self, sandbox: &str, spec: &ContainerSpec) -> Result<String> {
-        if self.inspect(sandbox).await?.state != State::Running {
-            return Err(RuntimeError::Conflict(format!(
-                "sandbox {sandbox} is not running"
-            )));
+        if self.inspect(sandbox).await?.state == State::Exited {
+            return Err(RuntimeError::Conflict(format!("sandbox {sandbox} is over")));
         }
-        Ok(self.create(&Wanted {
+        let id = self.create(&Wanted {
             role: ContainerRole::App,
             pod: &spec.pod,
             name: &spec.name,
@@ -204,11 +205,27 @@ impl Runtime for HollowRuntime {
             image: &spec.image,
             limits: &spec.resources,
             labels: &spec.labels,
-        }))
+        });
+        let mut sandboxes = self.inner.sandboxes.lock();
+        sandboxes
+            .entry(id.clone())
+            .or_insert_with(|| sandbox.into());
+        Ok(id)
     }
 
     async fn start(&self, id: &str) -> Result<()> {
+        let sandbox = self.inner.sandboxes.lock().get(id).cloned();
         let mut containers = self.inner.containers.lock();
+        let runs = |id: &String| {
+            containers
+                .get(id)
+                .is_some_and(|o| o.state == State::Running)
+        };
+        if let Some(sandbox) = sandbox.filter(|sandbox| !runs(sandbox)) {
+            return Err(RuntimeError::Conflict(format!(
+                "sandbox {sandbox} is not running"
+            )));
+        }
         let c = containers.get_mut(id).ok_or_else(|| Self::not_found(id))?;
         if c.state == State::Created {
             c.state = State::Running;
@@ -233,6 +250,7 @@ impl Runtime for HollowRuntime {
     }
 
     async fn remove(&self, id: &str) -> Result<()> {
+        self.inner.sandboxes.lock().remove(id);
         if let Some(c) = self.inner.containers.lock().remove(id) {
             self.wake(&c.pod.uid);
         }

@@ -243,6 +243,7 @@ impl Node {
             thresholds: Vec::new(),
             memory_capacity: 1 << 34,
             starts: Context::starts(),
+            creates: Context::starts(),
             desk: Default::default(),
             evictions: Default::default(),
             shutdown: Default::default(),

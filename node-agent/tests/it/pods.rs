@@ -412,3 +412,83 @@ async fn a_probe_that_is_too_slow_leaves_no_process() {
         node.wait_gone(name).await;
     }
 }
+
+/// A moment that Docker tells of a container.
+fn moment(id: &str, field: &str) -> jiff::Timestamp {
+    let text = docker(&["inspect", "-f", &format!("{{{{{field}}}}}"), id]);
+    let bare = text.trim_matches('"');
+    bare.parse().expect("a time")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_starts_first_is_created_while_its_sandbox_starts() {
+    let Some(node) = Node::start().await else {
+        return;
+    };
+    let mut told = sh("c", "echo $IP; exec sleep 1000");
+    told["env"] = json!([{"name": "IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}]);
+    // How many of the containers were there before their sandboxes ran.
+    let early = async |kind: &str, spec: Value| {
+        let mut early = 0;
+        for number in 0..4 {
+            let name = format!("{kind}-{number}");
+            let uid = node.create(&name, spec.clone());
+            node.wait_phase(&name, "Running").await;
+            let find = |role: &str| {
+                let of = format!("label=io.kubernetes.pod.uid={uid}");
+                let role = format!("label=io.kubernetes.docker.type={role}");
+                let list = [
+                    "ps",
+                    "-aq",
+                    "--no-trunc",
+                    "--filter",
+                    &of,
+                    "--filter",
+                    &role,
+                ];
+                docker(&list)
+            };
+            let began = moment(&find("podsandbox"), "json .State.StartedAt");
+            let containers = find("container");
+            for id in containers.lines() {
+                early += usize::from(moment(id, "json .Created") < began);
+            }
+            node.delete(&name);
+        }
+        early
+    };
+    // A slow machine may miss one.
+    let both = json!({"containers": [sh("a", FOREVER), sh("b", FOREVER)]});
+    assert!(early("plain", both).await >= 4);
+    let ordered = json!({"initContainers": [sh("i", "true")], "containers": [sh("a", FOREVER)]});
+    let of_ordered = early("ordered", ordered).await;
+    assert!((2..=4).contains(&of_ordered), "{of_ordered} of 4 and 4");
+    assert_eq!(early("told", json!({"containers": [told]})).await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sandbox_that_does_not_start_takes_its_containers_along() {
+    let Some(node) = Node::start().await else {
+        return;
+    };
+    // The kernel takes numbers.
+    let sysctl = json!([{"name": "kernel.shm_rmid_forced", "value": "maybe"}]);
+    let spec = json!({"securityContext": {"sysctls": sysctl}, "containers": [sh("c", FOREVER)]});
+    node.create("fails", spec);
+    node.wait_event("fails", "Created", "Container created")
+        .await;
+    node.wait_event("fails", "FailedCreatePodSandBox", "shm_rmid_forced")
+        .await;
+    let before = std::time::Instant::now();
+    while node.containers().await > 0 {
+        assert!(before.elapsed().as_secs() < 30, "containers are left");
+    }
+    let pod = node.api.get(&node.path("fails")).expect("exists");
+    let status = &pod["status"]["containerStatuses"][0];
+    assert_eq!(status["restartCount"], 0, "{status}");
+    let reason = &status["state"]["waiting"]["reason"];
+    assert_eq!(reason, "ContainerCreating", "{status}");
+    node.delete("fails");
+    node.wait_gone("fails").await;
+    assert_eq!(node.containers().await, 0);
+}

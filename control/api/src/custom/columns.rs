@@ -24,6 +24,10 @@ impl Columns {
         let mut paths = Vec::new();
         for column in list(&version["additionalPrinterColumns"]) {
             let path = text(column, "jsonPath");
+            // Upstream's table ends before the first column that it cannot read.
+            let Ok(compiled) = compile(path) else {
+                return Self { columns, paths };
+            };
             let description = match text(column, "description") {
                 "" => format!("Custom resource definition column (in JSONPath format): {path}"),
                 given => given.to_owned(),
@@ -35,7 +39,7 @@ impl Columns {
                 description: Cow::Owned(description),
                 priority: i32::try_from(column["priority"].as_i64().unwrap_or(0)).unwrap_or(0),
             });
-            paths.push(compile(path).ok().map(Arc::new));
+            paths.push(Some(Arc::new(compiled)));
         }
         if paths.is_empty() {
             columns.push(Column::age().typed("date"));
@@ -68,7 +72,8 @@ fn cell(ty: &str, value: &Value, now: Timestamp) -> Value {
     match (ty, value) {
         (_, Value::Null) if ty != "string" => Value::Null,
         ("string", Value::String(text)) => Value::from(text.as_str()),
-        ("string", Value::Null) => Value::from("<nil>"),
+        ("string", Value::Null) => Value::from("<no value>"),
+        ("string", Value::Array(_) | Value::Object(_)) => Value::from(go_json(value)),
         ("string", other) => Value::from(other.to_string()),
         ("integer", Value::Number(number)) => {
             let whole = number
@@ -77,7 +82,11 @@ fn cell(ty: &str, value: &Value, now: Timestamp) -> Value {
             whole.map_or(Value::Null, Value::from)
         }
         ("number", Value::Number(_)) | ("boolean", Value::Bool(_)) => value.clone(),
+        ("date", Value::String(text)) if text.is_empty() || text == "null" => {
+            Value::from("<unknown>")
+        }
         ("date", Value::String(text)) => match text.parse::<Timestamp>() {
+            Ok(at) if printer::is_zero(at) => Value::from("<unknown>"),
             Ok(at) => Value::from(duration::human(now.duration_since(at))),
             Err(_) => Value::from("<invalid>"),
         },
@@ -85,11 +94,20 @@ fn cell(ty: &str, value: &Value, now: Timestamp) -> Value {
     }
 }
 
+/// Go escapes what HTML would read as tags.
+fn go_json(value: &Value) -> String {
+    value
+        .to_string()
+        .replace('<', "\\u003c")
+        .replace('>', "\\u003e")
+        .replace('&', "\\u0026")
+}
+
 /// Compiles a path in kubectl's dialect (`.spec.a\.b[0]`) by way of the standard one (`$.spec['a.b'][0]`).
 ///
 /// # Errors
 /// What the parser says.
-pub fn compile(path: &str) -> Result<JpQuery, String> {
+fn compile(path: &str) -> Result<JpQuery, String> {
     let mut out = String::from("$");
     let mut chars = path.chars().peekable();
     while let Some(c) = chars.next() {
@@ -157,7 +175,8 @@ mod tests {
         let object = json!({
             "metadata": {"name": "x", "annotations": {"a.b/c": "odd"}},
             "spec": {"n": 5, "f": 1.5, "s": "t", "on": true, "l": ["p", "q"], "o": {"k": 1},
-                     "at": "2024-01-01T00:00:00Z", "bad": "soon"},
+                     "at": "2024-01-01T00:00:00Z", "bad": "soon", "empty": "", "null": null,
+                     "html": ["<b>"]},
             "status": {"conditions": [{"type": "A", "status": "False"}, {"type": "Ready", "status": "True"}]},
         });
         let now: Timestamp = "2024-01-01T00:05:00Z".parse().expect("a time");
@@ -179,6 +198,9 @@ mod tests {
         check("string", ".spec.l[1]", json!("q"));
         check("string", ".spec.o", json!(r#"{"k":1}"#));
         check("string", ".spec.none", Value::Null);
+        check("string", ".spec.null", json!("<no value>"));
+        check("string", ".spec.html", json!("[\"\\u003cb\\u003e\"]"));
+        check("date", ".spec.empty", json!("<unknown>"));
         check("date", ".spec.at", json!("5m"));
         check("date", ".spec.bad", json!("<invalid>"));
         check("string", ".metadata.annotations.a\\.b/c", json!("odd"));

@@ -15,7 +15,6 @@ use std::{borrow::Cow, sync::Arc};
 use serde_json::Value;
 use skep_schema::{TypeRef, structural};
 
-pub use columns::compile as compile_path;
 pub use path::{find, parts, pointer};
 
 use crate::{

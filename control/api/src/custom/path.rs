@@ -36,6 +36,113 @@ pub fn parts(path: &str) -> Option<Vec<String>> {
     Some(parts)
 }
 
+/// The schema at a path (`.spec.a`, `['odd.name']`) below another one, and the path as errors show it: keys of maps in
+/// brackets, names of fields after dots.
+///
+/// # Errors
+/// Upstream's words for a path that leads nowhere (`cel.ValidFieldPath`).
+pub fn resolve<'a>(
+    schema: &'a Value,
+    given: &str,
+    brackets: bool,
+) -> Result<(String, &'a Value), String> {
+    const END: &str = "unexpected end of JSON path";
+    let mut tokens = tokens(given).into_iter();
+    let (mut at, mut shown) = (schema, String::new());
+    while let Some(token) = tokens.next() {
+        let name = match token {
+            "[" if !brackets => return Err("array notation is not allowed".to_owned()),
+            "[" => {
+                let quoted = tokens.next().ok_or(END)?;
+                let name = quoted.strip_prefix('\'').filter(|_| quoted.len() > 1);
+                let name = name.and_then(|name| name.strip_suffix('\''));
+                unescaped(
+                    name.ok_or_else(|| format!("expected single quoted string but got {quoted}"))?,
+                )?
+            }
+            "." => tokens.next().ok_or(END)?.to_owned(),
+            other => return Err(format!("expected [ or . but got: {other}")),
+        };
+        let fields = at["properties"].as_object();
+        let fields = fields.filter(|fields| !fields.is_empty());
+        at = match (fields, &at["additionalProperties"]) {
+            (Some(fields), _) => {
+                if !shown.is_empty() {
+                    shown.push('.');
+                }
+                shown.push_str(&name);
+                fields.get(&name).ok_or("does not refer to a valid field")?
+            }
+            (None, values @ Value::Object(_)) => {
+                shown.push_str(&format!("[{name}]"));
+                values
+            }
+            (None, _) => return Err("does not refer to a valid field".to_owned()),
+        };
+        if token == "[" {
+            match tokens.next() {
+                None => return Err(END.to_owned()),
+                Some("]") => {}
+                Some(other) => return Err(format!("expected ] but got {other}")),
+            }
+        }
+    }
+    Ok((shown, at))
+}
+
+/// Delimiters, quoted names with their quotes, and what stands between.
+fn tokens(given: &str) -> Vec<&str> {
+    let mut tokens = Vec::new();
+    let mut rest = given;
+    while let Some(first) = rest.chars().next() {
+        let end = match first {
+            '.' | '[' | ']' => Some(1),
+            '\'' => {
+                let mut before = first;
+                let closing = rest.char_indices().skip(1).find(|(_, c)| {
+                    let closes = *c == '\'' && before != '\\';
+                    before = *c;
+                    closes
+                });
+                closing.map(|(at, _)| at + 1)
+            }
+            _ => rest.find(['.', '[', ']']),
+        };
+        let (token, after) = rest.split_at(end.unwrap_or(rest.len()));
+        tokens.push(token);
+        rest = after;
+    }
+    tokens
+}
+
+fn unescaped(text: &str) -> Result<String, String> {
+    let mut out = String::new();
+    let mut chars = text.chars();
+    while let Some(c) = chars.next() {
+        if c != '\\' {
+            out.push(c);
+            continue;
+        }
+        out.push(match chars.next() {
+            Some('a') => '\u{7}',
+            Some('b') => '\u{8}',
+            Some('f') => '\u{c}',
+            Some('n') => '\n',
+            Some('r') => '\r',
+            Some('t') => '\t',
+            Some('v') => '\u{b}',
+            Some(same @ ('\'' | '\\')) => same,
+            Some(other) => {
+                return Err(format!(
+                    "invalid string literal: invalid escape char \\{other}"
+                ));
+            }
+            None => '\\',
+        });
+    }
+    Ok(out)
+}
+
 /// What stands at a simple path.
 pub fn find<'a>(object: &'a Value, path: &str) -> Option<&'a Value> {
     let mut at = object;
@@ -59,6 +166,28 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn paths_lead_to_schemas() {
+        let schema = json!({"properties": {
+            "a": {"properties": {"b.c": {"type": "string"}}},
+            "m": {"additionalProperties": {"type": "integer"}},
+        }});
+        let shown = |path: &str, brackets| resolve(&schema, path, brackets).map(|(shown, _)| shown);
+        assert_eq!(shown(".a['b.c']", true), Ok("a.b.c".to_owned()));
+        assert_eq!(shown(".m['k']", true), Ok("m[k]".to_owned()));
+        assert_eq!(shown(".m.k", false), Ok("m[k]".to_owned()));
+        for (path, brackets, problem) in [
+            (".a['b.c']", false, "array notation is not allowed"),
+            (".x", true, "does not refer to a valid field"),
+            (".a.", true, "unexpected end of JSON path"),
+            ("a", true, "expected [ or . but got: a"),
+            (".a[b]", true, "expected single quoted string but got b"),
+            (".a['b.c'.", true, "expected ] but got ."),
+        ] {
+            assert_eq!(shown(path, brackets), Err(problem.to_owned()), "{path}");
+        }
+    }
 
     #[test]
     fn paths_lead_to_values() {

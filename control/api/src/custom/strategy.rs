@@ -80,7 +80,7 @@ impl Custom {
     }
 
     /// The rest of validation once the values are checked: embedded resources, lists, rules.
-    fn check_deeper(&self, new: &Value, old: Option<&Value>, errors: &mut Errors) {
+    fn check_deeper(&self, new: &Value, old: Option<&Value>, errors: &mut Errors) -> Warnings {
         for (path, object) in structural::embedded(new, &self.schema) {
             check_embedded(&path, object, errors);
         }
@@ -94,7 +94,7 @@ impl Custom {
             );
         }
         if self.rules.is_empty() {
-            return;
+            return Warnings::new();
         }
         let blocking = errors.0.iter().any(|error| {
             matches!(
@@ -114,9 +114,9 @@ impl Custom {
                 "some validation rules were not checked because the object was invalid; correct the existing errors \
                  to complete validation",
             ));
-            return;
+            return Warnings::new();
         }
-        self.rules.validate(new, old, errors);
+        self.rules.validate(new, old, errors)
     }
 }
 
@@ -165,17 +165,30 @@ pub(crate) fn to_field_error(invalid: Invalid) -> FieldError {
 /// (apiextensions `objectmeta.Validate`).
 fn check_embedded(path: &str, object: &serde_json::Map<String, Value>, errors: &mut Errors) {
     let at = Path::new(path);
-    let given = |name: &str| object.get(name).and_then(Value::as_str).unwrap_or_default();
-    let api_version = given("apiVersion");
-    if api_version.matches('/').count() > 1 {
-        let detail = format!("unexpected GroupVersion string: {api_version}");
-        errors.invalid(&at.child("apiVersion"), api_version, detail);
-    }
-    let kind = given("kind");
-    if !kind.is_empty() {
-        for message in text::dns1035_label(&kind.to_lowercase()) {
-            let detail = format!("may have mixed case, but should otherwise match: {message}");
-            errors.invalid(&at.child("kind"), kind, detail);
+    for name in ["apiVersion", "kind"] {
+        let below = at.child(name);
+        let Some(value) = object.get(name) else {
+            continue;
+        };
+        match value.as_str() {
+            None => errors.invalid(&below, Bad::json(value), "must be a string"),
+            Some("") => errors.invalid(&below, "", "must not be empty"),
+            Some(version) if name == "apiVersion" => {
+                if version.matches('/').count() > 1 {
+                    let detail = format!("unexpected GroupVersion string: {version}");
+                    errors.invalid(&below, version, detail);
+                }
+            }
+            Some(kind) => {
+                let messages = text::dns1035_label(&kind.to_lowercase());
+                if !messages.is_empty() {
+                    let detail = format!(
+                        "may have mixed case, but should otherwise match: {}",
+                        messages.join(",")
+                    );
+                    errors.invalid(&below, kind, detail);
+                }
+            }
         }
     }
     let Some(metadata) = object.get("metadata") else {
@@ -184,29 +197,16 @@ fn check_embedded(path: &str, object: &serde_json::Map<String, Value>, errors: &
     match ObjectMeta::deserialize(metadata) {
         Err(problem) => {
             let shown = Bad::json(metadata);
-            errors.add(
-                FieldErrorKind::Invalid,
-                &at.child("metadata"),
-                shown,
-                problem.to_string(),
-            );
+            errors.invalid(&at.child("metadata"), shown, problem.to_string());
         }
-        Ok(meta) => {
-            let named = meta.name.as_deref().is_some_and(|name| !name.is_empty())
-                || meta
-                    .generate_name
-                    .as_deref()
-                    .is_some_and(|name| !name.is_empty());
-            // Embedded objects need no name, but one that they have must be one.
-            if named || meta.labels.is_some() || meta.annotations.is_some() {
-                let mut meta = meta;
-                if !named {
-                    meta.name = Some("x".to_owned());
-                }
-                let namespaced = meta.namespace.as_deref().is_some_and(|ns| !ns.is_empty());
-                let path = at.child("metadata");
-                validate_object_meta(&meta, namespaced, NameRule::Subdomain, &path, errors);
+        Ok(mut meta) => {
+            // Embedded objects need no name.
+            if meta.name.as_deref().unwrap_or_default().is_empty() {
+                meta.name = Some("fakename".to_owned());
             }
+            let namespaced = meta.namespace.as_deref().is_some_and(|ns| !ns.is_empty());
+            let path = at.child("metadata");
+            validate_object_meta(&meta, namespaced, NameRule::PathSegment, &path, errors);
         }
     }
 }
@@ -235,9 +235,9 @@ impl Strategy for Custom {
         errors.0.extend(values.into_iter().map(field_error));
         self.check_scale(object, true, &mut errors);
         self.check_scale(object, false, &mut errors);
-        self.check_deeper(object, None, &mut errors);
+        let warnings = self.check_deeper(object, None, &mut errors);
         if errors.is_empty() {
-            Ok(Warnings::new())
+            Ok(warnings)
         } else {
             Err(errors.0)
         }
@@ -294,9 +294,9 @@ impl Strategy for Custom {
             self.check_scale(new, true, &mut errors);
         }
         self.check_scale(new, false, &mut errors);
-        self.check_deeper(new, Some(old), &mut errors);
+        let warnings = self.check_deeper(new, Some(old), &mut errors);
         if errors.is_empty() {
-            Ok(Warnings::new())
+            Ok(warnings)
         } else {
             Err(errors.0)
         }

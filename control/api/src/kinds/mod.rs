@@ -188,6 +188,15 @@ pub trait Kind:
         Warnings::new()
     }
 
+    /// Brings what is valid into the form that it is kept in; whether that changed anything.
+    fn canonicalize(&mut self) -> bool {
+        false
+    }
+
+    fn status_warnings(&self) -> Warnings {
+        Warnings::new()
+    }
+
     fn printer() -> Arc<dyn Printer> {
         Arc::new(NameAndAge::new())
     }
@@ -214,15 +223,31 @@ fn times(object: &mut Value) -> Vec<&mut Value> {
     for (name, value) in fields {
         match name.as_str() {
             "status" => {
-                let conditions = value.get_mut("conditions").and_then(Value::as_array_mut);
-                let times = conditions.into_iter().flatten();
-                found.extend(times.filter_map(|one| one.get_mut("lastTransitionTime")));
+                for (name, value) in value.as_object_mut().into_iter().flatten() {
+                    match name.as_str() {
+                        "conditions" => condition_times(value, &mut found),
+                        // Of a resource claim.
+                        "devices" => {
+                            for device in value.as_array_mut().into_iter().flatten() {
+                                if let Some(conditions) = device.get_mut("conditions") {
+                                    condition_times(conditions, &mut found);
+                                }
+                            }
+                        }
+                        _ => {}
+                    }
+                }
             }
             "series" => found.extend(value.get_mut("lastObservedTime")),
             _ => {}
         }
     }
     found
+}
+
+fn condition_times<'a>(conditions: &'a mut Value, found: &mut Vec<&'a mut Value>) {
+    let conditions = conditions.as_array_mut().into_iter().flatten();
+    found.extend(conditions.filter_map(|one| one.get_mut("lastTransitionTime")));
 }
 
 fn fill_times(object: &mut Value) -> bool {
@@ -377,6 +402,7 @@ impl<T: Kind> Strategy for Typed<T> {
             return Err(errors.0);
         }
         let warnings = typed.warnings(None);
+        typed.canonicalize();
         // Writing costs as much as all the rest.
         if typed != given {
             self.write(&typed, object)?;
@@ -452,8 +478,12 @@ impl<T: Kind> Strategy for Typed<T> {
         }
         let warnings = match of {
             UpdateOf::Main => typed.warnings(Some(&old_typed)),
-            _ => Warnings::new(),
+            UpdateOf::Status => typed.status_warnings(),
+            UpdateOf::Subresource(_) => Warnings::new(),
         };
+        if typed.canonicalize() {
+            self.write(&typed, new)?;
+        }
         owned.put_back(new);
         Ok(warnings)
     }

@@ -1,6 +1,6 @@
 //! Who may do what, and what is checked before it is done.
 
-use std::sync::Arc;
+use std::{cmp::Ordering, sync::Arc};
 
 use jiff::Timestamp;
 use serde_json::Value;
@@ -179,7 +179,7 @@ pub fn validating_webhook_configuration() -> Arc<dyn Printer> {
 }
 
 pub fn flow_schema() -> Arc<dyn Printer> {
-    table(
+    let table = Lazy::new(
         || {
             vec![
                 Column::name(),
@@ -206,7 +206,20 @@ pub fn flow_schema() -> Arc<dyn Printer> {
             ]
         },
         flow_schema_cells,
-    )
+    );
+    Arc::new(Lazy {
+        order: Some(by_precedence),
+        ..table
+    })
+}
+
+/// Flow schemas are listed in the order in which they are tried.
+fn by_precedence(a: &Value, b: &Value) -> Ordering {
+    let key = |one| {
+        let precedence = integer(one, "/spec/matchingPrecedence");
+        (precedence, text(one, "/metadata/name"))
+    };
+    key(a).cmp(&key(b))
 }
 
 pub fn priority_level_configuration() -> Arc<dyn Printer> {
@@ -338,18 +351,43 @@ fn validating_admission_policy_cells(object: &Value, now: Timestamp) -> Vec<Valu
     policy_cells(object, "/spec/validations", now)
 }
 
+/// A label selector as Go's generated code writes it.
+fn go_selector(selector: &Value) -> String {
+    let labels = selector.pointer("/matchLabels").and_then(Value::as_object);
+    let labels: String = labels
+        .into_iter()
+        .flatten()
+        .map(|(key, value)| format!("{key}: {},", value.as_str().unwrap_or_default()))
+        .collect();
+    let expressions: String = items(selector, "/matchExpressions")
+        .iter()
+        .map(|one| {
+            format!(
+                "LabelSelectorRequirement{{Key:{},Operator:{},Values:[{}],}},",
+                text(one, "/key"),
+                text(one, "/operator"),
+                joined(strings(one, "/values"), " ")
+            )
+        })
+        .collect();
+    format!(
+        "&LabelSelector{{MatchLabels:map[string]string{{{labels}}},\
+         MatchExpressions:[]LabelSelectorRequirement{{{expressions}}},}}"
+    )
+}
+
 fn policy_binding_cells(object: &Value, now: Timestamp) -> Vec<Value> {
     let parameter = object
         .pointer("/spec/paramRef")
         .filter(|one| !one.is_null());
     let parameter = parameter.map_or("<unset>".to_owned(), |one| {
         let (namespace, name) = (text(one, "/namespace"), text(one, "/name"));
-        if !name.is_empty() && !namespace.is_empty() {
-            format!("{namespace}/{name}")
-        } else if !name.is_empty() {
-            name.to_owned()
+        if name.is_empty() {
+            one.pointer("/selector")
+                .filter(|selector| selector.is_object())
+                .map_or("<unset>".to_owned(), go_selector)
         } else {
-            selector(one.pointer("/selector"))
+            format!("{}/{name}", or(namespace, "*"))
         }
     });
     vec![
@@ -404,8 +442,7 @@ fn priority_level_configuration_cells(object: &Value, now: Timestamp) -> Vec<Val
             .cloned()
     };
     let or_none = |value: Option<Value>| value.unwrap_or_else(|| "<none>".into());
-    let shares = number("/spec/limited/nominalConcurrencyShares")
-        .or_else(|| number("/spec/exempt/nominalConcurrencyShares"));
+    let shares = number("/spec/limited/nominalConcurrencyShares");
     let queuing = |field: &str| {
         or_none(number(&format!(
             "/spec/limited/limitResponse/queuing/{field}"
@@ -420,4 +457,36 @@ fn priority_level_configuration_cells(object: &Value, now: Timestamp) -> Vec<Val
         queuing("queueLengthLimit"),
         age(object, now),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn parameters_of_bindings() {
+        let cell = |reference: Value| {
+            let object = json!({"spec": {"paramRef": reference}});
+            policy_binding_cells(&object, Timestamp::UNIX_EPOCH)[2].clone()
+        };
+        assert_eq!(cell(Value::Null), "<unset>");
+        assert_eq!(cell(json!({"name": "n"})), "*/n");
+        assert_eq!(cell(json!({"name": "n", "namespace": "x"})), "x/n");
+        assert_eq!(
+            cell(json!({"selector": {"matchLabels": {"a": "b"},
+                "matchExpressions": [{"key": "k", "operator": "In", "values": ["v", "w"]}]}})),
+            "&LabelSelector{MatchLabels:map[string]string{a: b,},MatchExpressions:[]LabelSelectorRequirement{\
+             LabelSelectorRequirement{Key:k,Operator:In,Values:[v w],},},}"
+        );
+    }
+
+    #[test]
+    fn flow_schemas_stand_in_the_order_they_are_tried() {
+        let schema = |name: &str, precedence: i64| json!({"metadata": {"name": name}, "spec": {"matchingPrecedence": precedence}});
+        let order = flow_schema().order().expect("an order");
+        assert_eq!(order(&schema("b", 1), &schema("a", 2)), Ordering::Less);
+        assert_eq!(order(&schema("b", 2), &schema("a", 2)), Ordering::Greater);
+    }
 }

@@ -241,6 +241,7 @@ fn api_service_cells(object: &Value, now: Timestamp) -> Vec<Value> {
     };
     let available = match condition(object, "Available") {
         Some(one) if text(one, "/status") == "True" => "True".to_owned(),
+        Some(one) if text(one, "/reason").is_empty() => text(one, "/status").to_owned(),
         Some(one) => format!("{} ({})", text(one, "/status"), text(one, "/reason")),
         None => "Unknown".to_owned(),
     };
@@ -369,7 +370,7 @@ fn resource_quota_cells(object: &Value, now: Timestamp) -> Vec<Value> {
             "{resource}: {used}/{}",
             shown(Some(limit)).unwrap_or_default()
         );
-        if resource.starts_with("limits") {
+        if resource.starts_with("limits.") {
             limits.push(entry)
         } else {
             requests.push(entry)

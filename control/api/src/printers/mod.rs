@@ -3,6 +3,7 @@
 //! Cells are read straight from the stored JSON: a list of pods prints without a typed pod being made.
 
 use std::{
+    cmp::Ordering,
     collections::HashMap,
     sync::{Arc, LazyLock},
 };
@@ -23,6 +24,19 @@ pub mod workloads;
 struct Lazy {
     columns: LazyLock<Vec<Column>>,
     cells: fn(&Value, Timestamp) -> Vec<Value>,
+    conditions: fn(&Value) -> Option<Value>,
+    order: Option<fn(&Value, &Value) -> Ordering>,
+}
+
+impl Lazy {
+    fn new(columns: fn() -> Vec<Column>, cells: fn(&Value, Timestamp) -> Vec<Value>) -> Self {
+        Self {
+            columns: LazyLock::new(columns),
+            cells,
+            conditions: |_| None,
+            order: None,
+        }
+    }
 }
 
 impl Printer for Lazy {
@@ -33,16 +47,21 @@ impl Printer for Lazy {
     fn cells(&self, object: &Value, now: Timestamp) -> Vec<Value> {
         (self.cells)(object, now)
     }
+
+    fn conditions(&self, object: &Value) -> Option<Value> {
+        (self.conditions)(object)
+    }
+
+    fn order(&self) -> Option<fn(&Value, &Value) -> Ordering> {
+        self.order
+    }
 }
 
 pub(crate) fn table(
     columns: fn() -> Vec<Column>,
     cells: fn(&Value, Timestamp) -> Vec<Value>,
 ) -> Arc<dyn Printer> {
-    Arc::new(Lazy {
-        columns: LazyLock::new(columns),
-        cells,
-    })
+    Arc::new(Lazy::new(columns, cells))
 }
 
 impl Column {

@@ -329,10 +329,11 @@ fn ip_address_cells(object: &Value, now: Timestamp) -> Vec<Value> {
     let parent = parent.map_or("<none>".to_owned(), |one| {
         let group = text(one, "/group");
         let dot = if group.is_empty() { "" } else { "." };
+        let namespace = text(one, "/namespace");
+        let slash = if namespace.is_empty() { "" } else { "/" };
         format!(
-            "{}{dot}{group}/{}/{}",
-            text(one, "/resource").to_lowercase(),
-            text(one, "/namespace"),
+            "{}{slash}{namespace}/{}",
+            format!("{}{dot}{group}", text(one, "/resource")).to_lowercase(),
             text(one, "/name")
         )
     });

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::*;
 use crate::printer::{Column, Printer, age, name, time_since};
 
 pub fn pod() -> Arc<dyn Printer> {
-    table(
+    let table = Lazy::new(
         || {
             vec![
                 Column::name(),
@@ -43,7 +43,21 @@ pub fn pod() -> Arc<dyn Printer> {
             ]
         },
         pod_cells,
-    )
+    );
+    Arc::new(Lazy {
+        conditions: completed,
+        ..table
+    })
+}
+
+fn completed(pod: &Value) -> Option<Value> {
+    let phase = text(pod, "/status/phase");
+    let message = match phase {
+        "Succeeded" => "The pod has completed successfully.",
+        "Failed" => "The pod failed.",
+        _ => return None,
+    };
+    Some(json!([{"type": "Completed", "status": "True", "reason": phase, "message": message}]))
 }
 
 /// What a pod is up to, in a word: the phase, or why a container is not running.
@@ -214,8 +228,6 @@ fn end_reason(terminated: &Value) -> String {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     #[track_caller]
@@ -273,6 +285,25 @@ mod tests {
             "1/1",
             "Terminating",
             "0",
+        );
+        check(
+            json!({"spec": spec, "status": {"phase": "Pending", "initContainerStatuses": [
+                {"name": "i", "restartCount": 0, "state": {"terminated": {"exitCode": 1, "signal": 9}}}]}}),
+            "0/1",
+            "Init:Signal:9",
+            "0",
+        );
+    }
+
+    #[test]
+    fn rows_say_which_pods_are_over() {
+        let printer = pod();
+        let of = |phase: &str| printer.conditions(&json!({"status": {"phase": phase}}));
+        assert_eq!(of("Running"), None);
+        let over = of("Failed").expect("a condition");
+        assert_eq!(
+            over,
+            json!([{"type": "Completed", "status": "True", "reason": "Failed", "message": "The pod failed."}])
         );
     }
 }

@@ -452,7 +452,7 @@ fn volume_attachment_cells(object: &Value, now: Timestamp) -> Vec<Value> {
 
 fn volume_attributes_class_cells(object: &Value, now: Timestamp) -> Vec<Value> {
     let annotations = object.pointer("/metadata/annotations");
-    let key = "storageclass.kubernetes.io/is-default-class";
+    let key = "volumeattributesclass.alpha.kubernetes.io/is-default-class";
     let default = annotations
         .and_then(|all| all.get(key))
         .and_then(Value::as_str)

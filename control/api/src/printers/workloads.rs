@@ -513,6 +513,11 @@ fn metric(spec: &Value, status: &Value) -> String {
     let target = |name: &str| shown(spec.pointer(&format!("/{field}/target/{name}")));
     let current = |name: &str| shown(status.pointer(&format!("/{field}/current/{name}")));
     let unknown = || "<unknown>".to_owned();
+    // A quantity that is absent from a status that is there.
+    let quantity = |name: &str| match status.get(field).is_some_and(Value::is_object) {
+        true => current(name).unwrap_or("<nil>".to_owned()),
+        false => unknown(),
+    };
     let average = target("averageValue");
     let resource = text(spec, &format!("/{field}/name"));
     match type_ {
@@ -525,18 +530,18 @@ fn metric(spec: &Value, status: &Value) -> String {
             }
             None => format!(
                 "{}/{}",
-                current("value").unwrap_or_else(unknown),
+                quantity("value"),
                 target("value").unwrap_or_default()
             ),
         },
         "Pods" => format!(
             "{}/{}",
-            current("averageValue").unwrap_or_else(unknown),
+            quantity("averageValue"),
             average.unwrap_or_default()
         ),
         _ => match average {
             Some(wanted) => {
-                let have = current("averageValue").unwrap_or_else(unknown);
+                let have = quantity("averageValue");
                 format!("{resource}: {have}/{wanted}")
             }
             None => {

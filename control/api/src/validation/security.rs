@@ -18,7 +18,8 @@ const SECCOMP_POD: &str = "seccomp.security.alpha.kubernetes.io/pod";
 const SECCOMP_CONTAINER: &str = "container.seccomp.security.alpha.kubernetes.io/";
 const APPARMOR_CONTAINER: &str = "container.apparmor.security.beta.kubernetes.io/";
 
-fn validate_id(id: Option<i64>, path: &Path<'_>, errors: &mut Errors) {
+/// Of a user or a group.
+pub fn validate_id(id: Option<i64>, path: &Path<'_>, errors: &mut Errors) {
     let Some(id) = id else { return };
     for message in text::in_range(id, 0, i32::MAX.into()) {
         errors.invalid(path, id, message);

@@ -280,15 +280,16 @@ pub struct Iscsi<'a> {
 
 pub fn validate_iscsi(source: &Iscsi<'_>, path: &Path<'_>, errors: &mut Errors) {
     require(source.target_portal, &path.child("targetPortal"), errors);
-    let prefix = if source.of_pod {
-        "must be valid format starting with iqn, eui, or naa"
+    const PREFIX: &str = "must be valid format starting with iqn, eui, or naa";
+    let unknown = if source.of_pod {
+        PREFIX
     } else {
         "must be valid format"
     };
     if source.iqn.is_empty() {
         errors.required(&path.child("iqn"), "");
     } else {
-        validate_iqn(source.iqn, prefix, &path.child("iqn"), errors);
+        validate_iqn(source.iqn, unknown, &path.child("iqn"), errors);
     }
     if !(0..=255).contains(&source.lun) {
         errors.invalid(
@@ -301,7 +302,7 @@ pub fn validate_iscsi(source: &Iscsi<'_>, path: &Path<'_>, errors: &mut Errors) 
         errors.required(&path.child("secretRef"), "");
     }
     if let Some(initiator) = source.initiator {
-        validate_iqn(initiator, prefix, &path.child("initiatorname"), errors);
+        validate_iqn(initiator, PREFIX, &path.child("initiatorname"), errors);
     }
 }
 

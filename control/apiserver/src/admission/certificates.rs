@@ -70,7 +70,9 @@ impl Plugin for CertificateSigning {
         if !attributes.resource.is(GROUP, PLURAL)
             || attributes.subresource != "status"
             || attributes.operation != Operation::Update
-            || attributes.object["status"]["certificate"] == attributes.old["status"]["certificate"]
+            || ["certificate", "conditions"].iter().all(|field| {
+                attributes.object["status"][*field] == attributes.old["status"][*field]
+            })
         {
             return Ok(());
         }

@@ -3,8 +3,12 @@
 use std::collections::BTreeMap;
 
 use async_trait::async_trait;
+use k8s_openapi::api::core::v1::PodSpec;
 use serde_json::{Map, Value, json};
-use skep_api::quantity::Amount;
+use skep_api::{
+    pod as pods,
+    quantity::{Amount, ResourceList},
+};
 
 use super::{Attributes, Operation, Plugin, forbidden, joined, objects};
 use crate::{context::Api, status::Result};
@@ -154,35 +158,26 @@ fn pod_violations(pod: &Value, range: &Value) -> Vec<String> {
                     check(limit, "Container", usage, &mut broken);
                 }
             }
-            Some("Pod") => {
-                let total = Usage {
-                    requests: total(&main, &init, |u| &u.requests),
-                    limits: total(&main, &init, |u| &u.limits),
-                };
-                check(limit, "Pod", &total, &mut broken);
-            }
+            Some("Pod") => check(limit, "Pod", &total(pod), &mut broken),
             _ => {}
         }
     }
     broken
 }
 
-/// The sum of the containers, or what an init container needs if that is more.
-fn total(main: &[Usage], init: &[Usage], get: fn(&Usage) -> &Amounts) -> Amounts {
-    let mut sum = Amounts::new();
-    for (name, amount) in main.iter().flat_map(get) {
-        let entry = sum.entry(name.clone()).or_insert(Amount::ZERO);
-        *entry = if entry.is_zero() {
-            *amount
-        } else {
-            *entry + *amount
-        };
+/// What the pod needs in all: sidecars run beside the others, pod-level resources count instead of the containers'.
+fn total(pod: &Value) -> Usage {
+    let mut spec: PodSpec = serde_json::from_value(pod["spec"].clone()).unwrap_or_default();
+    spec.overhead = None;
+    let amounts = |list: ResourceList| -> Amounts {
+        list.iter()
+            .map(|(name, quantity)| (name.clone(), Amount::of(quantity)))
+            .collect()
+    };
+    Usage {
+        requests: amounts(pods::spec_requests(&spec)),
+        limits: amounts(pods::spec_limits(&spec)),
     }
-    for (name, amount) in init.iter().flat_map(get) {
-        let entry = sum.entry(name.clone()).or_insert(*amount);
-        *entry = Amount::max(*entry, *amount);
-    }
-    sum
 }
 
 fn check(limit: &Value, of: &str, usage: &Usage, broken: &mut Vec<String>) {
@@ -287,6 +282,19 @@ mod tests {
             pod["metadata"]["annotations"][ANNOTATION],
             "LimitRanger plugin set: cpu request for container c; cpu limit for container c"
         );
+        assert_eq!(pod_violations(&pod, &range()), Vec::<String>::new());
+    }
+
+    #[test]
+    fn sidecars_and_pod_level_resources_count() {
+        let one = |cpu: &str| json!({"limits": {"cpu": cpu}, "requests": {"cpu": cpu}});
+        let mut pod = json!({"spec": {
+            "containers": [{"name": "c", "resources": one("1500m")}],
+            "initContainers": [{"name": "s", "restartPolicy": "Always", "resources": one("1")}],
+        }});
+        let broken = ["maximum cpu usage per Pod is 2, but limit is 2500m"];
+        assert_eq!(pod_violations(&pod, &range()), broken);
+        pod["spec"]["resources"] = one("2");
         assert_eq!(pod_violations(&pod, &range()), Vec::<String>::new());
     }
 

@@ -1,7 +1,8 @@
 //! Priority, DefaultTolerationSeconds, RuntimeClass.
 
 use async_trait::async_trait;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
+use skep_api::quantity::Amount;
 
 use super::{Attributes, Operation, Plugin, forbidden, object, objects};
 use crate::{context::Api, status::Result};
@@ -86,10 +87,11 @@ impl Plugin for Priority {
             return Ok(());
         }
         let name = attributes.object["metadata"]["name"].clone();
+        let creates = attributes.operation == Operation::Create;
         let classes = objects(api, SCHEDULING, "priorityclasses", "");
         let other = classes
             .iter()
-            .find(|c| c["globalDefault"] == true && c["metadata"]["name"] != name);
+            .find(|c| c["globalDefault"] == true && (creates || c["metadata"]["name"] != name));
         match other {
             None => Ok(()),
             Some(other) => {
@@ -175,66 +177,203 @@ impl Plugin for RuntimeClass {
     }
 
     async fn mutate(&self, api: &Api, attributes: &mut Attributes<'_>) -> Result<()> {
+        let Some(class) = class_of(api, attributes).await? else {
+            return Ok(());
+        };
+        let fixed = &class["overhead"]["podFixed"];
+        let own = &attributes.object["spec"]["overhead"];
+        if !class["overhead"].is_null() && has_items(own) && !same_amounts(fixed, own) {
+            return Err(forbidden(attributes, OVERHEAD_DIFFERS));
+        }
+        if fixed.is_object() {
+            attributes.object["spec"]["overhead"] = fixed.clone();
+        }
+        let conflict = schedule(&mut attributes.object["spec"], &class["scheduling"]);
+        match conflict {
+            Some(why) => Err(forbidden(attributes, &why)),
+            None => Ok(()),
+        }
+    }
+
+    async fn validate(&self, api: &Api, attributes: &mut Attributes<'_>) -> Result<()> {
+        let class = class_of(api, attributes).await?.unwrap_or(Value::Null);
         if !attributes.is("", "pods") || attributes.operation != Operation::Create {
             return Ok(());
         }
-        let spec = &attributes.object["spec"];
-        let overhead = spec["overhead"].as_object().is_some_and(|o| !o.is_empty());
-        let Some(name) = spec["runtimeClassName"].as_str().filter(|n| !n.is_empty()) else {
-            if overhead {
-                return Err(forbidden(
-                    attributes,
-                    "pod rejected: Pod Overhead set without corresponding RuntimeClass defined Overhead",
-                ));
-            }
-            return Ok(());
-        };
-        let Some(class) = object(api, "node.k8s.io", "runtimeclasses", "", name).await? else {
+        let own = &attributes.object["spec"]["overhead"];
+        if class["overhead"].is_null() {
+            return match has_items(own) {
+                true => Err(forbidden(attributes, OVERHEAD_WITHOUT_CLASS)),
+                false => Ok(()),
+            };
+        }
+        match same_amounts(&class["overhead"]["podFixed"], own) {
+            true => Ok(()),
+            false => Err(forbidden(attributes, OVERHEAD_DIFFERS)),
+        }
+    }
+}
+
+const OVERHEAD_DIFFERS: &str =
+    "pod rejected: Pod's Overhead doesn't match RuntimeClass's defined Overhead";
+const OVERHEAD_WITHOUT_CLASS: &str =
+    "pod rejected: Pod Overhead set without corresponding RuntimeClass defined Overhead";
+
+/// Of a pod that is being made; `None` if it names none.
+async fn class_of(api: &Api, attributes: &Attributes<'_>) -> Result<Option<Value>> {
+    if !attributes.is("", "pods") || attributes.operation != Operation::Create {
+        return Ok(None);
+    }
+    let Some(name) = attributes.object["spec"]["runtimeClassName"].as_str() else {
+        return Ok(None);
+    };
+    match object(api, "node.k8s.io", "runtimeclasses", "", name).await? {
+        Some(class) => Ok(Some(class)),
+        None => {
             let why = format!("pod rejected: RuntimeClass {name:?} not found");
-            return Err(forbidden(attributes, &why));
-        };
-        let fixed = &class["overhead"]["podFixed"];
-        if overhead && *fixed != spec["overhead"] {
-            return Err(forbidden(
-                attributes,
-                "pod rejected: Pod's Overhead doesn't match RuntimeClass's defined Overhead",
+            Err(forbidden(attributes, &why))
+        }
+    }
+}
+
+fn has_items(list: &Value) -> bool {
+    list.as_object().is_some_and(|list| !list.is_empty())
+}
+
+/// Quantities by what they are, not by how they are written.
+fn same_amounts(one: &Value, other: &Value) -> bool {
+    let none = Map::new();
+    let (one, other) = (
+        one.as_object().unwrap_or(&none),
+        other.as_object().unwrap_or(&none),
+    );
+    let amount = |value: &Value| value.as_str().and_then(Amount::parse);
+    one.len() == other.len()
+        && one.iter().all(|(name, value)| {
+            let other = other.get(name).and_then(amount);
+            other.is_some() && amount(value) == other
+        })
+}
+
+/// Adds what the class says about nodes to the pod's spec; answers what the two disagree on.
+fn schedule(spec: &mut Value, scheduling: &Value) -> Option<String> {
+    let selector = scheduling["nodeSelector"].as_object();
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    for (key, value) in selector.into_iter().flatten() {
+        let own = &spec["nodeSelector"][key.as_str()];
+        if !own.is_null() && own != value {
+            return Some(format!(
+                "conflict: runtimeClass.scheduling.nodeSelector[{key}] = {}; pod.spec.nodeSelector[{key}] = {}",
+                text(value),
+                text(own)
             ));
         }
-        let selector = class["scheduling"]["nodeSelector"].as_object();
-        for (key, value) in selector.into_iter().flatten() {
-            let own = &spec["nodeSelector"][key.as_str()];
-            if !own.is_null() && own != value {
-                let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-                let why = format!(
-                    "pod rejected: conflict: runtimeClass.scheduling.nodeSelector[{key}] = {}; \
-                     pod.spec.nodeSelector[{key}] = {}",
-                    text(value),
-                    text(own)
-                );
-                return Err(forbidden(attributes, &why));
-            }
+    }
+    for (key, value) in selector.into_iter().flatten() {
+        spec["nodeSelector"][key.as_str()] = value.clone();
+    }
+    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    let added = list(&scheduling["tolerations"]);
+    if !added.is_empty() {
+        let merged = merge_tolerations(list(&spec["tolerations"]), added);
+        spec["tolerations"] = merged.into();
+    }
+    None
+}
+
+/// Of two tolerations of which one tolerates all that the other does, that one stays (upstream
+/// `pkg/util/tolerations`).
+fn merge_tolerations(own: Vec<Value>, added: Vec<Value>) -> Vec<Value> {
+    let all: Vec<Value> = own.into_iter().chain(added).collect();
+    let mut merged: Vec<Value> = Vec::new();
+    for (i, one) in all.iter().enumerate() {
+        let before = merged.iter().any(|other| is_superset(other, one));
+        let after = all[i + 1..]
+            .iter()
+            .any(|other| other != one && is_superset(other, one));
+        if !before && !after {
+            merged.push(one.clone());
         }
-        let spec = &mut attributes.object["spec"];
-        if fixed.is_object() {
-            spec["overhead"] = fixed.clone();
+    }
+    merged
+}
+
+fn is_superset(wide: &Value, narrow: &Value) -> bool {
+    let text = |value: &Value, field: &str| value[field].as_str().unwrap_or_default().to_owned();
+    if wide == narrow {
+        return true;
+    }
+    let (key, effect) = (text(wide, "key"), text(wide, "effect"));
+    let exists = text(wide, "operator") == "Exists";
+    // An empty key with Exists tolerates everything.
+    if key != text(narrow, "key") && !(key.is_empty() && exists) {
+        return false;
+    }
+    if effect != text(narrow, "effect") && !effect.is_empty() {
+        return false;
+    }
+    if effect == "NoExecute"
+        && let Some(seconds) = wide["tolerationSeconds"].as_i64()
+        && narrow["tolerationSeconds"]
+            .as_i64()
+            .is_none_or(|narrow| seconds < narrow)
+    {
+        return false;
+    }
+    match text(wide, "operator").as_str() {
+        "" | "Equal" => {
+            matches!(text(narrow, "operator").as_str(), "" | "Equal")
+                && text(wide, "value") == text(narrow, "value")
         }
-        for (key, value) in selector.into_iter().flatten() {
-            spec["nodeSelector"][key.as_str()] = value.clone();
-        }
-        for toleration in class["scheduling"]["tolerations"]
-            .as_array()
-            .into_iter()
-            .flatten()
-        {
-            if !spec["tolerations"].is_array() {
-                spec["tolerations"] = json!([]);
-            }
-            if let Some(own) = spec["tolerations"].as_array_mut()
-                && !own.contains(toleration)
-            {
-                own.push(toleration.clone());
-            }
-        }
-        Ok(())
+        "Exists" => true,
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_class_schedules_its_pods() {
+        let scheduling = json!({
+            "nodeSelector": {"runtime": "vm"},
+            "tolerations": [
+                {"key": "vm", "operator": "Exists"},
+                {"key": "a", "value": "b", "effect": "NoSchedule"},
+            ],
+        });
+        let mut spec = json!({"tolerations": [
+            {"key": "vm", "operator": "Equal", "value": "x", "effect": "NoSchedule"},
+            {"key": "a", "operator": "Exists"},
+        ]});
+        assert_eq!(schedule(&mut spec, &scheduling), None);
+        assert_eq!(
+            spec,
+            json!({
+                "nodeSelector": {"runtime": "vm"},
+                "tolerations": [
+                    {"key": "a", "operator": "Exists"},
+                    {"key": "vm", "operator": "Exists"},
+                ],
+            })
+        );
+        let mut spec = json!({"nodeSelector": {"runtime": "runc"}});
+        assert_eq!(
+            schedule(&mut spec, &scheduling).as_deref(),
+            Some(
+                "conflict: runtimeClass.scheduling.nodeSelector[runtime] = vm; pod.spec.nodeSelector[runtime] = runc"
+            )
+        );
+    }
+
+    #[test]
+    fn overheads_are_compared_as_quantities() {
+        assert!(same_amounts(
+            &json!({"cpu": "0.5"}),
+            &json!({"cpu": "500m"})
+        ));
+        assert!(!same_amounts(&json!({"cpu": "1"}), &json!({"memory": "1"})));
+        assert!(!same_amounts(&json!({"cpu": "1"}), &json!({})));
     }
 }

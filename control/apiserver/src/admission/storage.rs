@@ -8,6 +8,16 @@ use super::{Attributes, Operation, Plugin, forbidden, nodes::newest, object, obj
 use crate::{context::Api, status::Result};
 
 const GROUP: &str = "storage.k8s.io";
+/// What named the class before there was a field for it; it counts first.
+const CLASS_ANNOTATION: &str = "volume.beta.kubernetes.io/storage-class";
+
+/// Of a claim; empty without one.
+pub fn class_name(claim: &Value) -> &str {
+    let annotation = claim["metadata"]["annotations"][CLASS_ANNOTATION].as_str();
+    annotation
+        .or_else(|| claim["spec"]["storageClassName"].as_str())
+        .unwrap_or_default()
+}
 
 /// A claim that names no class gets the default one.
 pub struct DefaultStorageClass;
@@ -21,11 +31,10 @@ impl Plugin for DefaultStorageClass {
     async fn mutate(&self, api: &Api, attributes: &mut Attributes<'_>) -> Result<()> {
         const DEFAULT: &str = "storageclass.kubernetes.io/is-default-class";
         const BETA_DEFAULT: &str = "storageclass.beta.kubernetes.io/is-default-class";
-        const OLD: &str = "volume.beta.kubernetes.io/storage-class";
         if !attributes.is("", "persistentvolumeclaims")
             || attributes.operation != Operation::Create
             || !attributes.object["spec"]["storageClassName"].is_null()
-            || !attributes.object["metadata"]["annotations"][OLD].is_null()
+            || !attributes.object["metadata"]["annotations"][CLASS_ANNOTATION].is_null()
         {
             return Ok(());
         }
@@ -103,10 +112,12 @@ impl Plugin for PersistentVolumeClaimResize {
                 "Only bound persistent volume claims can be expanded",
             ));
         }
-        let class = attributes.object["spec"]["storageClassName"]
-            .as_str()
-            .unwrap_or_default();
-        let class = object(api, GROUP, "storageclasses", "", class).await?;
+        // Only a class that did not change can say so.
+        let name = class_name(&attributes.object);
+        let class = match name == class_name(attributes.old) {
+            true => object(api, GROUP, "storageclasses", "", name).await?,
+            false => None,
+        };
         if class.is_some_and(|class| class["allowVolumeExpansion"] == true) {
             return Ok(());
         }

@@ -7,8 +7,10 @@ use crate::identity::{MASTERS, User};
 
 pub mod bootstrap;
 pub mod cached;
+pub mod claims;
 pub mod escalation;
 pub mod node;
+pub mod parameters;
 pub mod rbac;
 
 /// What is being asked for (`authorization.k8s.io SubjectAccessReviewSpec`).

@@ -140,6 +140,7 @@ async fn attempt(
         name: &name,
         ..target
     };
+    hooks::check_references(ctx, target, object, None).await?;
     let chain = api.admission.load_full();
     let mut attributes = target.attributes(
         ctx,

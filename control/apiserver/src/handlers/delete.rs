@@ -459,6 +459,17 @@ fn orphans_by_default(resource: &Resource) -> bool {
         || (resource.is("batch", "jobs") && resource.def.version == "v1")
 }
 
+/// Few know that of jobs (upstream `pkg/registry/batch/job/storage`).
+fn warn_of_orphans(ctx: &Ctx, resource: &Resource, options: &DeleteOptions) {
+    if options.propagation.is_none() && resource.is("batch", "jobs") && orphans_by_default(resource)
+    {
+        ctx.warn(
+            "child pods are preserved by default when jobs are deleted; set propagationPolicy=Background to remove \
+             them or set propagationPolicy=Orphan to suppress this warning",
+        );
+    }
+}
+
 /// Kinds whose delete answers with the last state of the object instead of a `Status` (`ReturnDeletedObject`).
 pub fn answers_with_object(resource: &Resource) -> bool {
     const KINDS: [(&str, &str); 12] = [

@@ -236,14 +236,15 @@ impl ContinueToken {
         // As lenient as Go about the bits after the last whole byte.
         let lenient = GeneralPurposeConfig::new()
             .with_decode_allow_trailing_bits(true)
-            .with_decode_padding_mode(DecodePaddingMode::Indifferent);
+            .with_decode_padding_mode(DecodePaddingMode::RequireNone);
         let bytes = GeneralPurpose::new(&URL_SAFE, lenient)
             .decode(text)
             .map_err(|error| {
                 let at = match error {
                     base64::DecodeError::InvalidByte(at, _)
                     | base64::DecodeError::InvalidLastSymbol(at, _) => at,
-                    _ => text.len(),
+                    base64::DecodeError::InvalidPadding => text.find('=').unwrap_or(text.len()),
+                    base64::DecodeError::InvalidLength(length) => length.saturating_sub(1),
                 };
                 refuse(format!("illegal base64 data at input byte {at}"))
             })?;
@@ -291,5 +292,14 @@ mod tests {
             refusal.message,
             "invalid continue token: continue key is not valid: invalid character '\\u0081' looking for beginning of value"
         );
+        for (token, at) in [("x", 0), ("xxxxx", 4), ("ab=", 2), ("a b", 1)] {
+            let refusal = ContinueToken::parse(token).expect_err(token);
+            let expected = format!("illegal base64 data at input byte {at}");
+            assert!(
+                refusal.message.ends_with(&expected),
+                "{token}: {}",
+                refusal.message
+            );
+        }
     }
 }

@@ -230,6 +230,7 @@ async fn attempt(
         }
     }
     hooks::stamp_conditions(ctx, target, &mut object, Some(&old));
+    hooks::check_references(ctx, target, &object, Some(&old)).await?;
     let mut object = as_stored(resource, object)?;
     ignore_managed_times(&mut object, &old);
     let mut attributes = target.attributes(ctx, Operation::Update, options, object, &old);

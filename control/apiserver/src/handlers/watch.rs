@@ -65,8 +65,9 @@ pub async fn watch(ctx: &Ctx, resource: &Arc<Resource>) -> Result<Response> {
         field: selection.route(resource),
     });
     let timeout = match options.timeout_seconds {
-        Some(seconds) if seconds > 0 => Duration::from_secs(seconds),
-        _ => DEFAULT_TIMEOUT.mul_f64(1.0 + rand::random::<f64>()),
+        None | Some(0) => DEFAULT_TIMEOUT.mul_f64(1.0 + rand::random::<f64>()),
+        // A time that is over: the watch ends as it begins, as upstream's does.
+        Some(seconds) => Duration::from_secs(u64::try_from(seconds).unwrap_or(0)),
     };
     let frames = Frames {
         renderer: Renderer::new(ctx, resource.clone(), out),

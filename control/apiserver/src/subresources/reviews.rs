@@ -5,7 +5,10 @@ use std::{collections::BTreeMap, sync::Arc};
 use axum::response::Response;
 use http::StatusCode;
 use serde_json::{Map, Value, json};
-use skep_api::field::{Bad, FieldError, FieldErrorKind};
+use skep_api::{
+    field::{Bad, FieldError, FieldErrorKind},
+    validation::text,
+};
 
 use crate::{
     admission::Operation,
@@ -188,6 +191,7 @@ fn selector_problems(attributes: &Value, errors: &mut Vec<FieldError>) {
             continue;
         };
         let path = format!("spec.resourceAttributes.{field}");
+        let labels = field == "labelSelector";
         let raw = selector["rawSelector"].as_str().unwrap_or_default();
         let requirements = selector["requirements"].as_array();
         let requirements = requirements.map(Vec::as_slice).unwrap_or_default();
@@ -198,12 +202,7 @@ fn selector_problems(attributes: &Value, errors: &mut Vec<FieldError>) {
                 "",
                 format!("when {path} is specified, requirements or rawSelector is required"),
             )),
-            ("", requirements) => {
-                for (i, requirement) in requirements.iter().enumerate() {
-                    requirement_problems(requirement, &format!("{path}.requirements[{i}]"), errors);
-                }
-            }
-            (_, []) => {}
+            ("", _) | (_, []) => {}
             (raw, _) => errors.push(FieldError::new(
                 FieldErrorKind::Invalid,
                 format!("{path}.rawSelector"),
@@ -211,12 +210,22 @@ fn selector_problems(attributes: &Value, errors: &mut Vec<FieldError>) {
                 "may not specified at the same time as requirements",
             )),
         }
+        for (i, requirement) in requirements.iter().enumerate() {
+            let at = format!("{path}.requirements[{i}]");
+            requirement_problems(requirement, labels, &at, errors);
+        }
     }
 }
 
 /// Operators that are not known may come from newer clients and are let through.
-fn requirement_problems(requirement: &Value, path: &str, errors: &mut Vec<FieldError>) {
-    let values = requirement["values"].as_array().map_or(0, Vec::len);
+fn requirement_problems(
+    requirement: &Value,
+    labels: bool,
+    path: &str,
+    errors: &mut Vec<FieldError>,
+) {
+    let given = texts(&requirement["values"]);
+    let values = given.len();
     let at = format!("{path}.values");
     match requirement["operator"].as_str().unwrap_or_default() {
         "In" | "NotIn" if values == 0 => errors.push(FieldError::new(
@@ -233,7 +242,23 @@ fn requirement_problems(requirement: &Value, path: &str, errors: &mut Vec<FieldE
         )),
         _ => {}
     }
-    if requirement["key"].as_str().unwrap_or_default().is_empty() {
+    let key = requirement["key"].as_str().unwrap_or_default();
+    if labels {
+        // What selects by label must be a label.
+        let mut invalid = |at: String, bad: &str, problems: text::Messages| {
+            for why in problems {
+                errors.push(FieldError::new(FieldErrorKind::Invalid, &at, bad, why));
+            }
+        };
+        invalid(format!("{path}.key"), key, text::qualified_name(key));
+        for (i, value) in given.iter().enumerate() {
+            invalid(
+                format!("{path}.values[{i}]"),
+                value,
+                text::label_value(value),
+            );
+        }
+    } else if key.is_empty() {
         errors.push(FieldError::new(
             FieldErrorKind::Required,
             format!("{path}.key"),
@@ -313,12 +338,6 @@ fn access(ctx: &Ctx, mut review: Value, subject: Subject) -> Result<Value> {
             "exactly one of nonResourceAttributes or resourceAttributes must be specified",
         );
     }
-    if let Some(attributes) = resource {
-        selector_problems(attributes, &mut errors);
-    }
-    let mut invalid = |field: &str, bad: Bad, detail: &str| {
-        errors.push(FieldError::new(FieldErrorKind::Invalid, field, bad, detail));
-    };
     let groups = texts(&spec["groups"]);
     if subject != Subject::Caller && text(spec, "user").is_empty() && groups.is_empty() {
         invalid(
@@ -327,6 +346,12 @@ fn access(ctx: &Ctx, mut review: Value, subject: Subject) -> Result<Value> {
             "at least one of user or group must be specified",
         );
     }
+    if let Some(attributes) = resource {
+        selector_problems(attributes, &mut errors);
+    }
+    let mut invalid = |field: &str, bad: Bad, detail: &str| {
+        errors.push(FieldError::new(FieldErrorKind::Invalid, field, bad, detail));
+    };
     let (allowed, detail) = match subject {
         Subject::Local => (
             &["managedFields", "namespace"][..],

@@ -282,15 +282,18 @@ struct Target<'a> {
     port: &'a str,
 }
 
-fn split_target(text: &str) -> Result<Target<'_>> {
+/// `kind`: what it is of, for the refusal.
+fn split_target<'a>(text: &'a str, kind: &str) -> Result<Target<'a>> {
     let parts: Vec<&str> = text.split(':').collect();
     let (scheme, name, port) = match parts.as_slice() {
-        [name] => ("", *name, ""),
-        [name, port] => ("", *name, *port),
-        [scheme @ ("" | "http" | "https"), name, port] => (*scheme, *name, *port),
+        [name] if !name.is_empty() => ("", *name, ""),
+        [name, port] if !name.is_empty() => ("", *name, *port),
+        [scheme @ ("" | "http" | "https"), name, port] if !name.is_empty() => {
+            (*scheme, *name, *port)
+        }
         _ => {
             return Err(Status::bad_request(format!(
-                "invalid proxy target {text:?}"
+                "invalid {kind} request {text:?}"
             )));
         }
     };
@@ -310,7 +313,9 @@ fn proxy_path(ctx: &Ctx, path: Option<&str>) -> String {
 }
 
 pub async fn proxy(ctx: &Ctx) -> Result<Response> {
-    let (namespace, target) = (&ctx.info.namespace, split_target(&ctx.info.name)?);
+    let namespace = &ctx.info.namespace;
+    let kind = ctx.info.resource.trim_end_matches('s');
+    let target = split_target(&ctx.info.name, kind)?;
     let path = proxy_path(ctx, None);
     let tls = if target.scheme == "https" {
         Tls::Proxy
@@ -338,12 +343,7 @@ pub async fn proxy(ctx: &Ctx) -> Result<Response> {
             let address = pod["status"]["podIP"]
                 .as_str()
                 .and_then(|ip| ip.parse().ok());
-            let address = address.ok_or_else(|| {
-                Status::bad_request(format!(
-                    "address not allowed: pod {} has no IP",
-                    target.name
-                ))
-            })?;
+            let address = address.ok_or_else(|| Status::bad_request("address not allowed"))?;
             let containers = pod["spec"]["containers"].as_array().into_iter().flatten();
             let ports = containers.flat_map(|c| c["ports"].as_array().into_iter().flatten());
             let first = ports.into_iter().find_map(|p| p["containerPort"].as_u64());

@@ -292,9 +292,14 @@ async fn another_server_answers_until_it_dies() {
     let slice = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices/widgets-a";
     cluster.delete(slice, Value::Null).await.expect(200);
     condition(&cluster, "EndpointsNotFound").await;
-    let begun = std::time::Instant::now();
-    assert_eq!(cluster.get(WIDGETS).await.code, 503);
-    assert!(begun.elapsed() < Duration::from_secs(1));
+    // A busy machine may hold one answer up; if the server waited for the dead one, it would hold up every one.
+    let mut fastest = DEADLINE;
+    for _ in 0..10 {
+        let begun = std::time::Instant::now();
+        assert_eq!(cluster.get(WIDGETS).await.code, 503);
+        fastest = fastest.min(begun.elapsed());
+    }
+    assert!(fastest < Duration::from_secs(1), "{fastest:?}");
     cluster.get("/api/v1/namespaces/default").await.expect(200);
 }
 
@@ -348,6 +353,50 @@ async fn discovery(cluster: &Cluster) {
     assert!(v2["paths"].get("/apis/example.com/v1/widgets").is_some());
     assert!(v2["paths"].get("/other").is_none());
     assert!(v2["definitions"].get("com.example.v1.Widget").is_some());
+}
+
+/// Whether the group is in everything that says what there is.
+async fn is_published(cluster: &Cluster) -> bool {
+    let groups = cluster.get("/apis").await.expect(200);
+    let index = cluster.get("/openapi/v3").await.expect(200);
+    let v2 = cluster.get("/openapi/v2").await.expect(200);
+    let mut groups = groups["groups"].as_array().into_iter().flatten();
+    groups.any(|group| group["name"] == "example.com")
+        && index["paths"]["apis/example.com/v1"].is_object()
+        && v2["paths"]["/apis/example.com/v1/widgets"].is_object()
+}
+
+#[tokio::test]
+async fn an_available_server_is_published_within_a_second() {
+    let (authority, front) = (Authority::new(), Authority::new());
+    let cluster = Cluster::with_front_proxy(front_proxy(&front)).await;
+    let (address, server) = backend(&authority, &front).await;
+    service(&cluster, address).await;
+    // What there is without it is known by then.
+    assert!(!is_published(&cluster).await);
+    let path = format!("{API_SERVICES}/v1.example.com");
+    let until = async |published: bool| {
+        let changed = async {
+            while is_published(&cluster).await != published {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let in_time = tokio::time::timeout(DEADLINE, changed).await;
+        assert!(in_time.is_ok(), "published: not {published}");
+    };
+    // A busy machine may hold one of them up, but not all.
+    let mut fastest = DEADLINE;
+    for _ in 0..5 {
+        let begun = std::time::Instant::now();
+        let made = api_service(bundle(&authority));
+        cluster.post(API_SERVICES, made).await.expect(201);
+        until(true).await;
+        fastest = fastest.min(begun.elapsed());
+        cluster.delete(&path, Value::Null).await.expect(200);
+        until(false).await;
+    }
+    assert!(fastest < Duration::from_secs(1), "{fastest:?}");
+    server.abort();
 }
 
 #[tokio::test]

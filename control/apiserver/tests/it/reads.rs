@@ -157,6 +157,13 @@ async fn a_watch_honours_its_timeout_and_the_drain() {
         .await;
     assert_eq!(answer.code, 200);
     assert!(started.elapsed() >= Duration::from_millis(900));
+    // A time that is over already.
+    let over = cluster
+        .get(&format!(
+            "{MAPS}?watch=1&timeoutSeconds=-1&resourceVersion=0"
+        ))
+        .await;
+    assert_eq!(over.code, 200);
     let watch = cluster
         .send(
             Request::get(format!("{MAPS}?watch=1"))

@@ -119,8 +119,12 @@ fn v3_document(paths: Map<String, Value>, definitions: Definitions<'_>) -> Value
     })
 }
 
-/// The aggregated OpenAPI v2 document.
-pub fn v2(texts: &Texts, rows: &[Row]) -> Value {
+/// The sections of the aggregated OpenAPI v2 document that rows add to.
+pub const V2_SECTIONS: [&str; 3] = ["paths", "definitions", "parameters"];
+
+/// What some rows add to the OpenAPI v2 document, by section. The parts of all rows together are the document: what two
+/// parts have in common is the same in both.
+pub fn v2_part(texts: &Texts, rows: &[Row]) -> Value {
     let mut definitions = Definitions::new(Form::V2, texts);
     let mut paths = Map::new();
     let versions: BTreeSet<(&str, &str)> = rows
@@ -139,12 +143,14 @@ pub fn v2(texts: &Texts, rows: &[Row]) -> Value {
         paths::resource(row, &mut definitions, &mut paths);
     }
     let parameters = parameters::share(&mut paths);
-    json!({
+    json!({"paths": paths, "definitions": definitions.finish(), "parameters": parameters})
+}
+
+/// The OpenAPI v2 document without its [`V2_SECTIONS`].
+pub fn v2_head() -> Map<String, Value> {
+    let head = json!({
         "swagger": "2.0",
         "info": {"title": "Kubernetes", "version": VERSION},
-        "paths": paths,
-        "definitions": definitions.finish(),
-        "parameters": parameters,
         "securityDefinitions": {"BearerToken": {
             "type": "apiKey",
             "description": "Bearer Token authentication",
@@ -152,7 +158,11 @@ pub fn v2(texts: &Texts, rows: &[Row]) -> Value {
             "in": "header",
         }},
         "security": [{"BearerToken": []}],
-    })
+    });
+    match head {
+        Value::Object(head) => head,
+        _ => Map::new(),
+    }
 }
 
 /// A document as gnostic's `openapi.v2.Document`.

@@ -148,7 +148,7 @@ fn custom_kinds_stand_under_their_reversed_group() {
         true
     );
     assert!(widget["properties"]["metadata"]["allOf"].is_array());
-    let document = v2(&Texts::read(), &[row]);
+    let document = v2_part(&Texts::read(), &[row]);
     check_references(&document, "#/definitions/", &document["definitions"]);
     let widget = &document["definitions"]["com.example.v1.Widget"];
     assert_eq!(

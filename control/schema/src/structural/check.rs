@@ -7,9 +7,17 @@ use super::{
     validate::validate_default,
 };
 
-/// Everything wrong with an `openAPIV3Schema`, with fields below it (`properties[x].type`). CEL rules are not looked at.
-pub fn check(schema: &Value) -> Vec<Invalid> {
+/// Everything wrong with an `openAPIV3Schema`, with fields below it (`properties[x].type`).
+pub struct Checked {
+    pub invalid: Vec<Invalid>,
+    /// Every place has one type, and defaults fit: rules can be compiled.
+    pub structural: bool,
+}
+
+/// CEL rules are not looked at.
+pub fn check(schema: &Value) -> Checked {
     let mut found = Vec::new();
+    let mut structural = false;
     match schema {
         Value::Object(map) => {
             let parsed = Schema::parse(schema, "", 0);
@@ -18,10 +26,12 @@ pub fn check(schema: &Value) -> Vec<Invalid> {
                 found.push(Invalid::new(InvalidKind::Forbidden, "nullable", "", detail));
             }
             if parsed.is_ok() {
-                found.append(&mut structure(map));
-                if found.is_empty() {
-                    all_defaults(map, "", true, &mut found);
+                let mut own = structure(map);
+                if own.is_empty() {
+                    all_defaults(map, "", true, &mut own);
                 }
+                structural = own.is_empty();
+                found.append(&mut own);
             }
             markers(map, "", &Place::root(), &mut found);
             if let (Err(error), true) = (parsed, found.is_empty()) {
@@ -31,7 +41,10 @@ pub fn check(schema: &Value) -> Vec<Invalid> {
         }
         _ => found.push(Invalid::new(InvalidKind::Required, "", "", "")),
     }
-    found
+    Checked {
+        invalid: found,
+        structural,
+    }
 }
 
 pub(super) fn object<'a>(
@@ -221,6 +234,27 @@ fn markers(map: &Map<String, Value>, path: &str, place: &Place, found: &mut Vec<
         .flatten()
         .filter_map(Value::as_str)
         .collect();
+    if let Some(map_type) = map.get("x-kubernetes-map-type").and_then(Value::as_str) {
+        if ty != "object" {
+            let kind = if ty.is_empty() {
+                InvalidKind::Required
+            } else {
+                InvalidKind::Invalid
+            };
+            let detail = "must be object if x-kubernetes-map-type is specified";
+            found.push(Invalid::new(kind, join(path, "type"), ty, detail));
+        }
+        if !["atomic", "granular"].contains(&map_type) {
+            let detail = "supported values: \"atomic\", \"granular\"";
+            let at = join(path, "x-kubernetes-map-type");
+            found.push(Invalid::new(
+                InvalidKind::NotSupported,
+                at,
+                map_type,
+                detail,
+            ));
+        }
+    }
     if let Some(list_type) = list_type {
         let at = join(path, "x-kubernetes-list-type");
         if ty != "array" {
@@ -246,11 +280,12 @@ fn markers(map: &Map<String, Value>, path: &str, place: &Place, found: &mut Vec<
             let detail = "supported values: \"atomic\", \"set\", \"map\"";
             found.push(Invalid::new(
                 InvalidKind::NotSupported,
-                at,
+                at.as_str(),
                 list_type,
                 detail,
             ));
-        } else if list_type == "map" && keys.is_empty() {
+        }
+        if list_type == "map" && keys.is_empty() {
             found.push(Invalid::new(
                 InvalidKind::Required,
                 join(path, "x-kubernetes-list-map-keys"),
@@ -276,34 +311,14 @@ fn markers(map: &Map<String, Value>, path: &str, place: &Place, found: &mut Vec<
             "must be map if x-kubernetes-list-map-keys is non-empty",
         ));
     }
-    if let Some(map_type) = map.get("x-kubernetes-map-type").and_then(Value::as_str) {
-        if ty != "object" {
-            let detail = "must be object if x-kubernetes-map-type is specified";
-            found.push(Invalid::new(
-                InvalidKind::Invalid,
-                join(path, "type"),
-                ty,
-                detail,
-            ));
-        }
-        if !["atomic", "granular"].contains(&map_type) {
-            let detail = "supported values: \"atomic\", \"granular\"";
-            let at = join(path, "x-kubernetes-map-type");
-            found.push(Invalid::new(
-                InvalidKind::NotSupported,
-                at,
-                map_type,
-                detail,
-            ));
-        }
-    }
-    set_items(map, list_type, path, found);
+    set_items(map, list_type, &keys, path, found);
 }
 
 /// Items of sets and keyed lists have an identity, which null has not, and which must not be merged.
 fn set_items(
     map: &Map<String, Value>,
     list_type: Option<&str>,
+    keys: &[&str],
     path: &str,
     found: &mut Vec<Invalid>,
 ) {
@@ -311,7 +326,7 @@ fn set_items(
         return;
     };
     let below = join(path, "items");
-    if list_type == "set" {
+    if list_type == "set" && text(map, "type") == "array" {
         let detail = "must be atomic as item of a list with x-kubernetes-list-type=set";
         let marker = match text(items, "type") {
             "array" => "x-kubernetes-list-type",
@@ -340,6 +355,38 @@ fn set_items(
         let at = join(&below, "nullable");
         found.push(Invalid::new(InvalidKind::Forbidden, at, "", detail));
     }
+    if list_type == "map" {
+        key_presence(items, keys, &below, found);
+    }
+}
+
+/// Every item of a keyed list has all its keys.
+fn key_presence(items: &Map<String, Value>, keys: &[&str], path: &str, found: &mut Vec<Invalid>) {
+    let required: Vec<&str> = items
+        .get("required")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect();
+    for key in keys {
+        let property = object(items, "properties").and_then(|properties| object(properties, key));
+        let Some(property) = property else {
+            continue;
+        };
+        let below = join(path, &format!("properties[{key}]"));
+        if property.get("default").is_none_or(Value::is_null) && !required.contains(key) {
+            let detail = "this property is in x-kubernetes-list-map-keys, so it must have a default or be a required \
+                          property";
+            let at = join(&below, "default");
+            found.push(Invalid::new(InvalidKind::Required, at, "", detail));
+        }
+        if flag(property, "nullable") {
+            let detail = "this property is in x-kubernetes-list-map-keys, so it cannot be nullable";
+            let at = join(&below, "nullable");
+            found.push(Invalid::new(InvalidKind::Forbidden, at, "", detail));
+        }
+    }
 }
 
 fn list_map_keys(map: &Map<String, Value>, keys: &[&str], path: &str, found: &mut Vec<Invalid>) {
@@ -358,15 +405,7 @@ fn list_map_keys(map: &Map<String, Value>, keys: &[&str], path: &str, found: &mu
         ));
         return;
     }
-    let required: Vec<&str> = items
-        .get("required")
-        .and_then(Value::as_array)
-        .into_iter()
-        .flatten()
-        .filter_map(Value::as_str)
-        .collect();
     let at = join(path, "x-kubernetes-list-map-keys");
-    let mut later = Vec::new();
     for (index, key) in keys.iter().enumerate() {
         let property = object(items, "properties").and_then(|properties| object(properties, key));
         let below = join(path, &format!("items.properties[{key}]"));
@@ -389,18 +428,6 @@ fn list_map_keys(map: &Map<String, Value>, keys: &[&str], path: &str, found: &mu
                         "must be a scalar type if parent array's x-kubernetes-list-type is map",
                     ));
                 }
-                if property.get("default").is_none_or(Value::is_null) && !required.contains(key) {
-                    let detail = "this property is in x-kubernetes-list-map-keys, so it must have a default or be a \
-                                  required property";
-                    let at = join(&below, "default");
-                    later.push(Invalid::new(InvalidKind::Required, at, "", detail));
-                }
-                if flag(property, "nullable") {
-                    let detail =
-                        "this property is in x-kubernetes-list-map-keys, so it cannot be nullable";
-                    let at = join(&below, "nullable");
-                    later.push(Invalid::new(InvalidKind::Forbidden, at, "", detail));
-                }
             }
         }
         if keys[..index].contains(key) {
@@ -413,7 +440,6 @@ fn list_map_keys(map: &Map<String, Value>, keys: &[&str], path: &str, found: &mu
             ));
         }
     }
-    found.append(&mut later);
 }
 
 /// Every default of a schema must be one of its values. Maps are not followed: defaults may not stand there.

@@ -21,8 +21,14 @@ pub(super) fn structure(schema: &Map<String, Value>) -> Vec<Invalid> {
     let mut found = Vec::new();
     invariants(schema, Level::Root, "", &mut found);
     completeness(schema, schema, "", "", &mut found);
-    found.sort_by(|a, b| {
-        (&a.field, a.kind as u8, &a.detail).cmp(&(&b.field, b.kind as u8, &b.detail))
+    // By whole texts: what follows a field's name is a colon, or what stands below it.
+    found.sort_by_cached_key(|one| {
+        let kind = match one.kind {
+            InvalidKind::Required => "Required value",
+            InvalidKind::Forbidden => "Forbidden",
+            _ => "Invalid value",
+        };
+        format!("{}: {kind}: {}", one.field, one.detail)
     });
     found
 }
@@ -134,10 +140,6 @@ fn invariants(map: &Map<String, Value>, level: Level, path: &str, found: &mut Ve
             ty,
             "must be object at the root",
         );
-    }
-    if !ty.is_empty() && int_or_string {
-        let detail = "must be empty if x-kubernetes-int-or-string is true";
-        add(found, InvalidKind::Invalid, at(), ty, detail);
     }
     let resource = level == Level::Root || embedded;
     for (name, property) in properties(map) {
@@ -276,7 +278,6 @@ fn nested(map: &Map<String, Value>, skip_any_of: bool, path: &str, found: &mut V
         ("title", EMPTY),
         ("description", EMPTY),
         ("nullable", FALSE),
-        ("externalDocs", UNDEFINED),
         ("x-kubernetes-preserve-unknown-fields", FALSE),
         ("x-kubernetes-embedded-resource", FALSE),
         ("x-kubernetes-int-or-string", FALSE),

@@ -215,9 +215,50 @@ fn violations_are_worded_as_upstream_s() {
 }
 
 #[test]
+fn values_that_are_no_strings_are_quoted_and_sizes_come_first() {
+    let schema = structural(&json!({"type": "object", "properties": {
+        "n": {"type": "integer", "enum": [1, 2]},
+        "o": {"type": "object", "minProperties": 2, "properties": {"a": {"type": "string"}}},
+        "p": {"type": "object", "required": ["b"], "properties": {"a": {"type": "string"}}},
+    }}))
+    .expect("a schema");
+    let value = json!({"n": 3, "o": {"a": 1}, "p": {"a": 1}});
+    let found: Vec<String> = validate_values(&value, None, &schema)
+        .into_iter()
+        .map(|one| format!("{}: {}", one.field, one.detail))
+        .collect();
+    assert_eq!(
+        found,
+        [
+            r#"n: supported values: "1", "2""#,
+            "o: o in body should have at least 2 properties",
+            r#"p.a: p.a in body must be of type string: "integer""#,
+            "p.b: ",
+        ]
+    );
+    let status = json!({"status": {"n": 3, "o": {"a": 1}}});
+    let schema = structural(&json!({"type": "object", "properties": {"status": {"type": "object", "properties": {
+        "n": {"type": "integer", "maximum": 2}, "o": {"not": {"type": "object"}, "x-kubernetes-preserve-unknown-fields": true},
+    }}}}))
+    .expect("a schema");
+    let found: Vec<String> = validate_field(&status, &json!({}), "status", &schema)
+        .into_iter()
+        .map(|one| format!("{}: {}", one.field, one.detail))
+        .collect();
+    assert_eq!(
+        found,
+        [
+            "status.n: n in body should be less than or equal to 2",
+            "status: \"o\" must not validate the schema (not)",
+        ]
+    );
+}
+
+#[test]
 fn schemas_are_checked() {
     let fields = |schema: Value| -> Vec<(String, String)> {
         check(&schema)
+            .invalid
             .into_iter()
             .map(|invalid| (invalid.field, invalid.detail))
             .collect()
@@ -275,12 +316,37 @@ fn schemas_are_checked() {
     assert!(
         with(json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true})).is_empty()
     );
+    // Its form and its keys are told both.
+    assert_eq!(
+        with(
+            json!({"x-kubernetes-preserve-unknown-fields": true, "x-kubernetes-map-type": "bag", "x-kubernetes-list-type": "set",
+                "x-kubernetes-list-map-keys": ["k"]})
+        ),
+        [
+            field(
+                "properties[x].type",
+                "must be object if x-kubernetes-map-type is specified"
+            ),
+            field(
+                "properties[x].x-kubernetes-map-type",
+                "supported values: \"atomic\", \"granular\""
+            ),
+            field(
+                "properties[x].type",
+                "must be array if x-kubernetes-list-type is specified"
+            ),
+            field(
+                "properties[x].x-kubernetes-list-type",
+                "must be map if x-kubernetes-list-map-keys is non-empty"
+            ),
+        ]
+    );
     // JSON in which nothing stops the nesting.
     let mut deep = json!({"type": "object"});
     for _ in 0..110 {
         deep = json!({"type": "object", "additionalProperties": deep});
     }
-    assert!(!check(&deep).is_empty());
+    assert!(!check(&deep).invalid.is_empty());
     assert!(structural(&deep).is_err());
 }
 
@@ -288,6 +354,7 @@ fn schemas_are_checked() {
 fn what_only_validates_may_not_say_what_a_place_is() {
     let found = |schema: Value| -> Vec<String> {
         check(&schema)
+            .invalid
             .into_iter()
             .map(|invalid| format!("{}: {}", invalid.field, invalid.detail))
             .collect()

@@ -37,8 +37,15 @@ pub fn validate_field(value: &Value, old: &Value, field: &str, ty: &TypeRef) -> 
         return Vec::new();
     };
     let mut found = Vec::new();
-    schema.validate(value, old.get(field), field, &mut found);
+    schema.validate(value, old.get(field), "", &mut found);
     found.truncate(MAX_ERRORS);
+    // Upstream's texts name what is below the field only.
+    for one in &mut found {
+        one.field = match one.field.as_str() {
+            "" | "<nil>" => field.to_owned(),
+            below => format!("{field}.{below}"),
+        };
+    }
     found
 }
 
@@ -106,7 +113,15 @@ impl Schema {
             _ => {}
         }
         if !self.one_of_values.is_empty() && !self.one_of_values.contains(value) {
-            let values: Vec<String> = self.one_of_values.iter().map(Value::to_string).collect();
+            // What is no string is shown as one of JSON.
+            let values: Vec<String> = self
+                .one_of_values
+                .iter()
+                .map(|value| match value {
+                    Value::String(_) => value.to_string(),
+                    other => format!("{:?}", other.to_string()),
+                })
+                .collect();
             let detail = format!("supported values: {}", values.join(", "));
             found.push(Invalid::new(
                 InvalidKind::NotSupported,
@@ -376,37 +391,12 @@ impl Schema {
         if let Some(min) = self.min_properties.filter(|min| length < *min) {
             let detail = format!("{path} in body should have at least {min} properties");
             found.push(Invalid::new(InvalidKind::Invalid, path, length, detail));
+            return;
         }
         if let Some(max) = self.max_properties.filter(|max| length > *max) {
             let detail = format!("must have at most {max} items");
             found.push(Invalid::new(InvalidKind::TooMany, path, length, detail));
-        }
-        let needed = ["apiVersion", "kind"];
-        let embedded = needed.iter().filter(|name| {
-            self.embedded_resource
-                && map
-                    .get(**name)
-                    .and_then(Value::as_str)
-                    .unwrap_or_default()
-                    .is_empty()
-        });
-        for name in embedded {
-            found.push(Invalid::new(
-                InvalidKind::Required,
-                join(path, name),
-                "",
-                "",
-            ));
-        }
-        for name in self.required.iter().filter(|name| !map.contains_key(*name)) {
-            if !(self.embedded_resource && needed.contains(&name.as_str())) {
-                found.push(Invalid::new(
-                    InvalidKind::Required,
-                    join(path, name),
-                    "",
-                    "",
-                ));
-            }
+            return;
         }
         for (name, value) in map {
             let below = match (self.properties.get(name), &self.additional) {
@@ -416,6 +406,17 @@ impl Schema {
             };
             let old = old.and_then(|old| old.get(name));
             below.validate(value, old, &join(path, name), found);
+        }
+        let needed = ["apiVersion", "kind"];
+        let embedded = needed.into_iter().filter(|_| self.embedded_resource);
+        let required = self.required.iter().map(String::as_str);
+        let required = required.filter(|name| !self.embedded_resource || !needed.contains(name));
+        for name in required
+            .chain(embedded)
+            .filter(|name| !map.contains_key(*name))
+        {
+            let at = join(path, name);
+            found.push(Invalid::new(InvalidKind::Required, at, "", ""));
         }
     }
 

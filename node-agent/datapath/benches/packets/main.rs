@@ -144,6 +144,11 @@ fn program(setup: Setup, way: Way) -> String {
     format!("{}: a program run", setup.name(way))
 }
 
+/// The same of a packet that begins a flow.
+fn beginning(setup: Setup, way: Way) -> String {
+    format!("{}, of a new flow", program(setup, way))
+}
+
 /// What the program itself takes.
 fn beyond_empty(setup: Setup, way: Way) -> String {
     format!("{}, beyond an empty one", program(setup, way))
@@ -219,8 +224,13 @@ fn measure(way: Way, setup: Setup, table: Option<&mut Table>) -> Result<()> {
     let place = Place::new()?;
     let run = Run::begin(&place, way, setup)?;
     let rate = run.established()?;
-    let ns = run.program_ns()?;
+    let ns = run.program_ns(ACK, CLIENTS, SLICE)?;
     let new = run.opened()?;
+    let begun = match run.skep {
+        // As many as there is room for beside those.
+        Some(_) => run.program_ns(SYN, 1 << 30, SLICE / 4)?,
+        None => None,
+    };
     let Some(table) = table else { return Ok(()) };
     if let Some(rate) = rate {
         table.add(&established(setup, way), "M/s", rate);
@@ -231,6 +241,9 @@ fn measure(way: Way, setup: Setup, table: Option<&mut Table>) -> Result<()> {
     }
     if let Some(new) = new {
         table.add(&opened(setup, way), "M/s", new);
+    }
+    if let Some((ns, empty)) = begun {
+        table.add(&beginning(setup, way), "ns", ns - empty);
     }
     Ok(())
 }
@@ -544,7 +557,7 @@ impl<'a> Run<'a> {
 
     /// Nanoseconds of one run, the kernel's two looks at its clock included; and of the run of an
     /// empty program, which is those.
-    fn program_ns(&self) -> Result<Option<(f64, f64)>> {
+    fn program_ns(&self, flags: u8, flows: u32, count: u32) -> Result<Option<(f64, f64)>> {
         let cost = || -> Result<Option<(u64, u64)>> {
             let program = match self.way {
                 Way::Xdp => "xdp_net",
@@ -565,7 +578,7 @@ impl<'a> Run<'a> {
         let Some((ns, runs)) = cost()? else {
             return Ok(None);
         };
-        self.rate(ACK, CLIENTS, SLICE, SLICE)?;
+        self.rate(flags, flows, count, count)?;
         let (ns_after, runs_after) = cost()?.ok_or("the program went away")?;
         let hook = match self.way {
             Way::Xdp | Way::BareXdp => Hook::Xdp,

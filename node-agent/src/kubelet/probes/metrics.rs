@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -38,27 +39,37 @@ const RESULTS: [(Result, &str); 3] = [
 ];
 
 #[derive(Debug, Clone, Default)]
-struct Series {
+struct Numbers {
     /// As in [`RESULTS`].
     results: [u64; 3],
     durations: Histogram<{ BUCKETS.len() }>,
 }
 
-/// One entry a probe of a pod that is here.
+/// What one probe has found.
 #[derive(Debug, Default)]
-pub struct Metrics(Mutex<BTreeMap<Labels, Series>>);
+pub struct Series(Mutex<Numbers>);
 
-impl Metrics {
-    pub fn record(&self, labels: Labels, result: Result, took: Duration) {
-        let mut all = self.0.lock();
-        let series = all.entry(labels).or_default();
+impl Series {
+    pub fn record(&self, result: Result, took: Duration) {
+        let mut numbers = self.0.lock();
         for (at, (kind, _)) in RESULTS.iter().enumerate() {
-            series.results[at] += u64::from(*kind == result);
+            numbers.results[at] += u64::from(*kind == result);
         }
         if result == Result::Unknown {
             return;
         }
-        series.durations.record(&BUCKETS, took);
+        numbers.durations.record(&BUCKETS, took);
+    }
+}
+
+/// One entry a probe of a pod that is here.
+#[derive(Debug, Default)]
+pub struct Metrics(Mutex<BTreeMap<Labels, Arc<Series>>>);
+
+impl Metrics {
+    /// Where this probe records what it finds.
+    pub fn series(&self, labels: Labels) -> Arc<Series> {
+        self.0.lock().entry(labels).or_default().clone()
     }
 
     /// The pod is gone.
@@ -68,6 +79,8 @@ impl Metrics {
 
     pub fn text(&self) -> String {
         let all = self.0.lock();
+        let all: Vec<(&Labels, Numbers)> =
+            all.iter().map(|(l, s)| (l, s.0.lock().clone())).collect();
         let mut out = String::from(
             "# HELP prober_probe_total [BETA] Cumulative number of a liveness, readiness or startup probe for a \
              container by result.\n# TYPE prober_probe_total counter\n",
@@ -79,7 +92,7 @@ impl Metrics {
             )
         };
         // Writing to a string cannot fail.
-        for (labels, series) in all.iter() {
+        for (labels, series) in &all {
             for ((_, result), count) in RESULTS.iter().zip(series.results) {
                 if count > 0 {
                     let _ = writeln!(
@@ -120,9 +133,12 @@ mod tests {
             probe_type: "Liveness",
         };
         let took = Duration::from_millis(20);
-        metrics.record(labels.clone(), Result::Successful, took);
-        metrics.record(labels.clone(), Result::Failed, Duration::from_secs(60));
-        metrics.record(labels, Result::Unknown, took);
+        metrics
+            .series(labels.clone())
+            .record(Result::Successful, took);
+        let series = metrics.series(labels);
+        series.record(Result::Failed, Duration::from_secs(60));
+        series.record(Result::Unknown, took);
         let text = metrics.text();
         let own = "container=\"c\",namespace=\"default\",pod=\"web\"";
         for line in [

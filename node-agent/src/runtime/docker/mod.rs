@@ -235,7 +235,8 @@ impl Runtime for DockerRuntime {
             loop {
                 let mut filters = this.filters(None);
                 filters.insert("type".into(), vec!["container".into()]);
-                let names = ["start", "die", "oom", "destroy"];
+                // Whoever creates and starts a container looks at it then.
+                let names = ["die", "oom", "destroy"];
                 filters.insert("event".into(), names.map(String::from).to_vec());
                 let options = query::EventsOptionsBuilder::new().filters(&filters).build();
                 let mut events = Box::pin(this.docker.events(Some(options)));

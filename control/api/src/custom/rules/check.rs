@@ -35,9 +35,14 @@ pub struct Problem {
     pub detail: String,
 }
 
-/// Everything wrong with the rules of a structural schema.
-pub fn rules(schema: &Value) -> Vec<Problem> {
-    let mut walk = Walk::default();
+/// Everything wrong with the rules of a structural schema. `sound`: whether the rules at a place are looked at.
+pub fn rules(schema: &Value, sound: &dyn Fn(&str) -> bool) -> Vec<Problem> {
+    let mut walk = Walk {
+        found: Vec::new(),
+        total: 0,
+        costs: Vec::new(),
+        sound,
+    };
     walk.schema(schema, true, "", Some(1), None, 0);
     let mut found = walk.found;
     if walk.total > cost::TOTAL_LIMIT {
@@ -65,14 +70,14 @@ pub fn rules(schema: &Value) -> Vec<Problem> {
 /// How many rules are named when all together are too expensive.
 const MOST_EXPENSIVE: usize = 4;
 
-#[derive(Default)]
-struct Walk {
+struct Walk<'a> {
     found: Vec<Problem>,
     total: u64,
     costs: Vec<(u64, String)>,
+    sound: &'a dyn Fn(&str) -> bool,
 }
 
-impl Walk {
+impl Walk<'_> {
     /// `often`: how many values of the schema one object may have; `None` is no bound. `uncorrelated`: where the way from
     /// the root lost the identity of items.
     fn schema(
@@ -89,8 +94,7 @@ impl Walk {
         }
         for (name, property) in schema["properties"].as_object().into_iter().flatten() {
             let below = format!("{at}.properties[{name}]");
-            let lost = uncorrelated.or((schema["x-kubernetes-map-type"] == "atomic").then_some(at));
-            self.schema(property, false, &below, often, lost, depth + 1);
+            self.schema(property, false, &below, often, uncorrelated, depth + 1);
         }
         let (ty, _) = types::of(schema, root, depth);
         let times = often.map(|often| often.saturating_mul(ty.size()));
@@ -105,7 +109,8 @@ impl Walk {
             let lost = uncorrelated.or((!keyed).then_some(at));
             self.schema(&schema["items"], false, &below, times, lost, depth + 1);
         }
-        for (index, rule) in list(&schema["x-kubernetes-validations"]).enumerate() {
+        let rules = list(&schema["x-kubernetes-validations"]);
+        for (index, rule) in rules.filter(|_| (self.sound)(at)).enumerate() {
             let at = format!("{at}.x-kubernetes-validations[{index}]");
             self.rule(rule, &ty, &at, often.unwrap_or(u64::MAX), uncorrelated);
         }
@@ -125,12 +130,14 @@ impl Walk {
         let optional_old = rule["optionalOldSelf"] == true;
         let field = format!("{at}.rule");
         let whole = || Bad::Rule(rule.clone());
-        let (checked, uses_old) = checked(source, ty, optional_old);
+        let (checked, mut uses_old) = checked(source, ty, optional_old);
+        let mut compiled = false;
         match checked {
             Ok(checked) => {
+                compiled = matches!(checked.ty, Type::Bool | Type::Dyn);
                 let cost = checked.cost.saturating_mul(often);
                 self.costs("estimated rule cost", cost, &field);
-                if !matches!(checked.ty, Type::Bool | Type::Dyn) {
+                if !compiled {
                     let detail = "cel expression must evaluate to a bool".to_owned();
                     self.problem(Kind::Invalid, field.clone(), whole(), detail);
                 }
@@ -140,8 +147,10 @@ impl Walk {
                 self.problem(Kind::Invalid, field.clone(), whole(), detail);
             }
         }
+        // Of a rule that does not compile, nothing else is known.
+        uses_old &= compiled;
         let message = text(rule, "messageExpression").trim();
-        if !message.is_empty() {
+        if !message.is_empty() && compiled {
             self.message(message, rule, ty, at);
         }
         if uses_old {

@@ -14,7 +14,10 @@ use serde_json::Value;
 use skep_cel::{Budget, Environment, Error, OptionalValue, Program};
 
 use super::{list, path, text};
-use crate::field::{Bad, Errors, FieldError, FieldErrorKind};
+use crate::{
+    field::{Bad, Errors, FieldError, FieldErrorKind},
+    strategy::Warnings,
+};
 
 /// Most of what a `messageExpression` may say; longer texts give way to `message` (upstream the same).
 const MAX_MESSAGE_BYTES: usize = 5 * 1024;
@@ -38,8 +41,8 @@ pub(super) struct Node {
     additional: Option<Box<Node>>,
     list_map_keys: Vec<String>,
     keyed: bool,
-    /// `object` or `array`: such values are too long for a message.
-    composite: bool,
+    /// Of the schema. Values of `object` and `array` are too long for a message.
+    ty: String,
 }
 
 struct Rule {
@@ -88,6 +91,18 @@ impl Environment for Values {
 /// What the rules of one object may cost together, as upstream's `RuntimeCELCostBudget`.
 const OBJECT_COST: u64 = 10_000_000;
 
+/// What is left of the budget, and what was found with it.
+struct Told<'a> {
+    budget: Budget,
+    errors: &'a mut Errors,
+    warnings: Warnings,
+    /// What did not hold before may stay.
+    ratchet: bool,
+}
+
+/// A value and what it was before.
+type Pair<'a> = Option<(&'a Value, &'a Value)>;
+
 /// Rules go on; or one was too expensive, and no other is looked at.
 #[derive(PartialEq, Eq)]
 enum Next {
@@ -104,16 +119,42 @@ impl Rules {
         }
     }
 
+    /// The rules of a schema that stands within another one.
+    pub fn of_part(schema: &Value) -> Self {
+        Self {
+            root: Node::compile(schema, false, 0).map(Arc::new),
+        }
+    }
+
+    /// Adds what does not hold of a default, which stands at `path`.
+    pub fn validate_default(&self, default: &Value, path: &str, errors: &mut Errors) {
+        let mut told = Told {
+            budget: Budget::new(OBJECT_COST),
+            errors,
+            warnings: Warnings::new(),
+            ratchet: false,
+        };
+        if let Some(root) = &self.root {
+            root.validate(default, Some(default), None, path, &mut told);
+        }
+    }
+
     pub fn is_empty(&self) -> bool {
         self.root.is_none()
     }
 
-    /// Adds what does not hold. `new` and `old` must fit the schema.
-    pub fn validate(&self, new: &Value, old: Option<&Value>, errors: &mut Errors) {
+    /// Adds what does not hold, and warns of what did not hold before either. `new` and `old` must fit the schema.
+    pub fn validate(&self, new: &Value, old: Option<&Value>, errors: &mut Errors) -> Warnings {
+        let mut told = Told {
+            budget: Budget::new(OBJECT_COST),
+            errors,
+            warnings: Warnings::new(),
+            ratchet: true,
+        };
         if let Some(root) = &self.root {
-            let budget = Budget::new(OBJECT_COST);
-            root.validate(new, old, "", &budget, errors);
+            root.validate(new, old, old.map(|old| (new, old)), "", &mut told);
         }
+        told.warnings
     }
 }
 
@@ -132,11 +173,12 @@ impl Node {
         let items = below(&schema["items"]).map(Box::new);
         let additional = below(&schema["additionalProperties"]).map(Box::new);
         let mut rules: Vec<Rule> = list(&schema["x-kubernetes-validations"])
-            .map(Rule::compile)
+            .map(|rule| Rule::compile(rule, schema))
             .collect();
         // Rules may stand in the parts of an `allOf` too, about the same value.
         for part in list(&schema["allOf"]) {
-            rules.extend(list(&part["x-kubernetes-validations"]).map(Rule::compile));
+            let part = list(&part["x-kubernetes-validations"]);
+            rules.extend(part.map(|rule| Rule::compile(rule, schema)));
         }
         if rules.is_empty() && properties.is_empty() && items.is_none() && additional.is_none() {
             return None;
@@ -155,23 +197,23 @@ impl Node {
             additional,
             list_map_keys: keys.map(str::to_owned).collect(),
             keyed: schema["x-kubernetes-list-type"] == "map",
-            composite: matches!(text(schema, "type"), "object" | "array"),
+            ty: text(schema, "type").to_owned(),
         })
     }
 
+    /// `nearest`: of this value, or of the nearest one around it that has an old one.
     fn validate(
         &self,
         new: &Value,
         old: Option<&Value>,
+        nearest: Pair<'_>,
         path: &str,
-        budget: &Budget,
-        errors: &mut Errors,
+        told: &mut Told<'_>,
     ) -> Next {
         if new.is_null() {
             return Next::Go;
         }
-        if !self.rules.is_empty()
-            && self.validate_here(new, old, path, budget, errors) == Next::Stop
+        if !self.rules.is_empty() && self.validate_here(new, old, nearest, path, told) == Next::Stop
         {
             return Next::Stop;
         }
@@ -184,7 +226,8 @@ impl Node {
                         (None, None) => continue,
                     };
                     let old = old.and_then(|old| old.get(name));
-                    if node.validate(value, old, &step, budget, errors) == Next::Stop {
+                    let nearest = old.map(|old| (value, old)).or(nearest);
+                    if node.validate(value, old, nearest, &step, told) == Next::Stop {
                         return Next::Stop;
                     }
                 }
@@ -196,7 +239,8 @@ impl Node {
                 for (at, item) in items.iter().enumerate() {
                     let old = old.and_then(|old| self.old_item(item, old));
                     let step = format!("{path}[{at}]");
-                    if node.validate(item, old, &step, budget, errors) == Next::Stop {
+                    let nearest = old.map(|old| (item, old)).or(nearest);
+                    if node.validate(item, old, nearest, &step, told) == Next::Stop {
                         return Next::Stop;
                     }
                 }
@@ -222,18 +266,17 @@ impl Node {
         &self,
         new: &Value,
         old: Option<&Value>,
+        nearest: Pair<'_>,
         path: &str,
-        budget: &Budget,
-        errors: &mut Errors,
+        told: &mut Told<'_>,
     ) -> Next {
         let old = old.filter(|old| !old.is_null());
-        let shown = || {
-            if self.composite {
-                Bad::omitted()
-            } else {
-                Bad::from(new.clone())
-            }
+        let shown = || match self.ty.as_str() {
+            "object" | "array" => Bad::omitted(),
+            _ => Bad::from(new.clone()),
         };
+        let budget = &told.budget;
+        let mut unchanged = None;
         let at = if path.is_empty() { "<nil>" } else { path };
         let mut values = Values {
             own: self.shape.value(new),
@@ -241,13 +284,11 @@ impl Node {
             optional: false,
         };
         for rule in &self.rules {
+            // Of a rule without an answer, the type is shown in place of the value.
             let mut fail = |detail: String| {
-                errors.push(FieldError::new(
-                    FieldErrorKind::Invalid,
-                    at,
-                    shown(),
-                    detail,
-                ));
+                let bad = Bad::from(self.ty.as_str());
+                let error = FieldError::new(FieldErrorKind::Invalid, at, bad, detail);
+                told.errors.push(error);
             };
             if budget.spent() {
                 fail(
@@ -263,8 +304,6 @@ impl Node {
             if rule.uses_old && old.is_none() && !rule.optional_old {
                 continue;
             }
-            // What was wrong before and did not change may stay.
-            let ratcheted = !rule.uses_old && old == Some(new);
             values.optional = rule.optional_old;
             match program.evaluate(&values, budget) {
                 Ok(skep_cel::Value::Bool(true)) => {}
@@ -276,7 +315,6 @@ impl Node {
                     ));
                     return Next::Stop;
                 }
-                _ if ratcheted => {}
                 Err(Error::Failed(why)) if why.starts_with("no such overload") => fail(format!(
                     "'{why}': call arguments did not match a supported operator, function or macro signature for rule: \
                      {}",
@@ -288,12 +326,17 @@ impl Node {
                 Ok(_) => {
                     let detail = rule.message(&values, budget);
                     let field = rule.field_below(path);
-                    let bad = if rule.field.is_empty() {
-                        shown()
-                    } else {
-                        Bad::omitted()
+                    let detail = match rule.reason {
+                        FieldErrorKind::Duplicate => String::new(),
+                        _ => detail,
                     };
-                    errors.push(FieldError::new(rule.reason, field, bad, detail));
+                    let error = FieldError::new(rule.reason, field, shown(), detail);
+                    let same = || nearest.is_some_and(|(new, old)| new == old);
+                    if told.ratchet && !rule.uses_old && *unchanged.get_or_insert_with(same) {
+                        told.warnings.push(error.to_string());
+                    } else {
+                        told.errors.push(error);
+                    }
                 }
             }
         }
@@ -310,7 +353,13 @@ fn join(path: &str, name: &str) -> String {
 }
 
 impl Rule {
-    fn compile(rule: &Value) -> Self {
+    fn compile(rule: &Value, schema: &Value) -> Self {
+        let given = text(rule, "fieldPath");
+        let field = match path::resolve(schema, given, true) {
+            Ok((shown, _)) if shown.is_empty() || shown.starts_with('[') => shown,
+            Ok((shown, _)) => format!(".{shown}"),
+            Err(_) => given.to_owned(),
+        };
         let source = text(rule, "rule");
         let program = Program::compile(source).ok();
         let message_expression = text(rule, "messageExpression").trim();
@@ -330,7 +379,7 @@ impl Rule {
                 expression => Program::compile(expression).ok(),
             },
             reason,
-            field: normalized_field(text(rule, "fieldPath").trim()),
+            field,
             optional_old: rule["optionalOldSelf"] == true,
         }
     }
@@ -368,28 +417,6 @@ impl Rule {
             (false, false) => format!("{path}{}", self.field),
         }
     }
-}
-
-/// `.a['b.c']` as a field path is shown: `.a[b.c]`; a quoted name that is plain becomes `.name`.
-fn normalized_field(given: &str) -> String {
-    let Some(parts) = path::parts(given) else {
-        return given.to_owned();
-    };
-    let mut out = String::new();
-    for part in parts {
-        let mut bytes = part.bytes();
-        let plain = bytes
-            .next()
-            .is_some_and(|b| b.is_ascii_alphabetic() || b == b'_')
-            && bytes.all(|b| b.is_ascii_alphanumeric() || b == b'_');
-        if plain {
-            out.push('.');
-            out.push_str(&part);
-        } else {
-            out.push_str(&format!("[{part}]"));
-        }
-    }
-    out
 }
 
 #[cfg(test)]

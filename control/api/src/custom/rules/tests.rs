@@ -190,7 +190,7 @@ fn a_rule_that_fails_says_so() {
         &schema,
         json!({}),
         None,
-        &["<nil>: Invalid value: no such key: a evaluating rule: self.a == 1"],
+        &[r#"<nil>: Invalid value: "object": no such key: a evaluating rule: self.a == 1"#],
     );
 }
 
@@ -198,7 +198,7 @@ fn a_rule_that_fails_says_so() {
 fn definitions_are_told_what_is_wrong_with_a_rule() {
     let problems = |property: Value| -> Vec<String> {
         let schema = json!({"type": "object", "properties": {"a": property}});
-        check::rules(&schema)
+        check::rules(&schema, &|_| true)
             .into_iter()
             .map(|p| format!("{}: {}", p.field, p.detail))
             .collect()
@@ -266,7 +266,7 @@ fn rules_over_unbounded_lists_are_too_expensive() {
         }
         json!({"type": "object", "properties": {"l": list}})
     };
-    let problems = check::rules(&schema(json!({})));
+    let problems = check::rules(&schema(json!({})), &|_| true);
     assert!(
         problems[0].detail.starts_with(
             "estimated rule cost exceeds budget by factor of more than 100x (try simplifying"
@@ -275,7 +275,7 @@ fn rules_over_unbounded_lists_are_too_expensive() {
     );
     let mut bounded = schema(json!({"maxItems": 10}));
     bounded["properties"]["l"]["items"]["maxLength"] = 10.into();
-    assert_eq!(check::rules(&bounded), Vec::new());
+    assert_eq!(check::rules(&bounded, &|_| true), Vec::new());
 }
 
 /// Rules over one list of a schema.
@@ -286,7 +286,7 @@ fn over_list(mut list: Value, text: &str) -> Value {
 
 #[track_caller]
 fn holds(schema: &Value, new: Value, old: Option<Value>) {
-    assert_eq!(check::rules(schema), Vec::new());
+    assert_eq!(check::rules(schema, &|_| true), Vec::new());
     check(schema, new, old, &[]);
 }
 
@@ -350,7 +350,7 @@ fn rules_know_every_macro() {
         );
     }
     let said = |text: &str| {
-        let found = check::rules(&over_list(ints.clone(), text));
+        let found = check::rules(&over_list(ints.clone(), text), &|_| true);
         found.first().map(|p| p.detail.clone()).unwrap_or_default()
     };
     assert!(
@@ -361,4 +361,23 @@ fn rules_know_every_macro() {
     assert!(said("self.l.all(i, x, x == 'a')").contains("applied to '(int, string)'"));
     assert!(said("self.l[0].matches('(')").contains("applied to 'int.(string)'"));
     assert!(said("'a'.matches('(')").contains("invalid matches argument"));
+}
+
+#[test]
+fn what_did_not_hold_before_is_only_warned_of() {
+    let items = json!({"type": "array", "items": {"type": "integer", "x-kubernetes-validations": rule("self > 3")}});
+    let schema = json!({"type": "object", "properties": {"a": items, "b": {"type": "integer"}}});
+    let told = |new: Value, old: Value| {
+        let mut errors = Errors::default();
+        let warnings = Rules::compile(&schema).validate(&new, Some(&old), &mut errors);
+        (errors.0.len(), warnings)
+    };
+    let warning = "a[0]: Invalid value: 1: failed rule: self > 3".to_owned();
+    // Items of a list without keys are as old as the list.
+    let old = json!({"a": [1], "b": 1});
+    assert_eq!(
+        told(json!({"a": [1], "b": 2}), old.clone()),
+        (0, vec![warning])
+    );
+    assert_eq!(told(json!({"a": [1, 4], "b": 1}), old), (1, vec![]));
 }

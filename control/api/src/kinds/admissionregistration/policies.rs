@@ -9,6 +9,7 @@ use k8s_openapi::api::admissionregistration::v1::{
 
 use super::{
     expressions::Scope,
+    reserved_name_warnings,
     rules::{
         FAILURE_POLICIES, set_match_defaults, validate_match_conditions, validate_match_resources,
         validate_word,
@@ -19,6 +20,7 @@ use crate::{
     kinds::{Check, Generation, Kind, Rules, keep_status_metadata},
     printer::Printer,
     printers::access,
+    strategy::Warnings,
     validation::{labels::validate_label_name, meta::validate_conditions, text},
     zero::{List, Text, set},
 };
@@ -78,6 +80,10 @@ impl Kind for ValidatingAdmissionPolicy {
         validate_conditions(status.conditions.items(), &path.child("conditions"), errors);
     }
 
+    fn warnings(&self, _old: Option<&Self>) -> Warnings {
+        reserved_name_warnings(&self.metadata)
+    }
+
     fn printer() -> Arc<dyn Printer> {
         access::validating_admission_policy()
     }
@@ -102,6 +108,10 @@ impl Kind for MutatingAdmissionPolicy {
             (spec.param_kind, spec.match_conditions)
         };
         validate_mutating(self, parts(self) != parts(old), errors);
+    }
+
+    fn warnings(&self, _old: Option<&Self>) -> Warnings {
+        reserved_name_warnings(&self.metadata)
     }
 
     fn printer() -> Arc<dyn Printer> {

@@ -8,6 +8,7 @@ use k8s_openapi::api::admissionregistration::v1::{
 
 use super::{
     policies::RULES,
+    reserved_name_warnings,
     rules::{set_match_defaults, validate_match_resources},
 };
 use crate::{
@@ -15,6 +16,7 @@ use crate::{
     kinds::{Kind, Rules},
     printer::Printer,
     printers::access,
+    strategy::Warnings,
     validation::{
         labels::{SelectorRules, validate_selector},
         text,
@@ -44,6 +46,10 @@ impl Kind for ValidatingAdmissionPolicyBinding {
         validate_actions(&spec.validation_actions, &at, errors);
     }
 
+    fn warnings(&self, _old: Option<&Self>) -> Warnings {
+        reserved_name_warnings(&self.metadata)
+    }
+
     fn printer() -> Arc<dyn Printer> {
         access::validating_admission_policy_binding()
     }
@@ -66,6 +72,10 @@ impl Kind for MutatingAdmissionPolicyBinding {
             &Path::new("spec"),
             errors,
         );
+    }
+
+    fn warnings(&self, _old: Option<&Self>) -> Warnings {
+        reserved_name_warnings(&self.metadata)
     }
 
     fn printer() -> Arc<dyn Printer> {

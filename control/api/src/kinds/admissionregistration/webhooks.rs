@@ -10,14 +10,18 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::LabelSelector,
 };
 
-use super::rules::{
-    FAILURE_POLICIES, MATCH_POLICIES, validate_match_conditions, validate_rule, validate_word,
+use super::{
+    reserved_name_warnings,
+    rules::{
+        FAILURE_POLICIES, MATCH_POLICIES, validate_match_conditions, validate_rule, validate_word,
+    },
 };
 use crate::{
     field::{Bad, Errors, Path},
     kinds::{Check, Generation, Kind, Rules},
     printer::Printer,
     printers::access,
+    strategy::Warnings,
     validation::{
         labels::{SelectorRules, validate_selector},
         text,
@@ -108,6 +112,10 @@ impl Kind for ValidatingWebhookConfiguration {
         validate(&webhooks_of!(self, hook => None), Some(&old), errors);
     }
 
+    fn warnings(&self, _old: Option<&Self>) -> Warnings {
+        reserved_name_warnings(&self.metadata)
+    }
+
     fn printer() -> Arc<dyn Printer> {
         access::validating_webhook_configuration()
     }
@@ -132,6 +140,10 @@ impl Kind for MutatingWebhookConfiguration {
         let hooks = webhooks_of!(self, hook => hook.reinvocation_policy.as_ref());
         let old = webhooks_of!(old, hook => hook.reinvocation_policy.as_ref());
         validate(&hooks, Some(&old), errors);
+    }
+
+    fn warnings(&self, _old: Option<&Self>) -> Warnings {
+        reserved_name_warnings(&self.metadata)
     }
 
     fn printer() -> Arc<dyn Printer> {

@@ -5,7 +5,11 @@ use skep_schema::structural;
 
 use super::internal;
 use crate::{
-    custom::{self, list, path, rules::check, strategy::to_field_error},
+    custom::{
+        self, list, path,
+        rules::{Rules, check},
+        strategy::to_field_error,
+    },
     field::{Bad, Errors, FieldError, FieldErrorKind, Path},
 };
 
@@ -24,8 +28,9 @@ pub(super) fn validate(
         with_status(schema, &at, errors);
     }
     let found = structural::check(schema);
-    let clean = found.is_empty();
-    for mut invalid in found {
+    let mut broken = Vec::new();
+    for mut invalid in found.invalid {
+        broken.push(format!(".{}", invalid.field));
         invalid.field = match invalid.field.as_str() {
             "" => root.clone(),
             below => format!("{root}.{below}"),
@@ -33,9 +38,29 @@ pub(super) fn validate(
         invalid.detail = invalid.detail.replace("{root}", &root);
         errors.push(to_field_error(invalid));
     }
-    forms(schema, &root, errors);
-    if clean && !unchanged {
-        for problem in check::rules(schema) {
+    let mut formal = Errors::default();
+    forms(schema, &root, &mut formal);
+    broken.extend(formal.0.iter().map(|error| {
+        let below = error.field.strip_prefix(&root);
+        below.unwrap_or_default().to_owned()
+    }));
+    errors.0.append(&mut formal.0);
+    let mut sound_defaults = true;
+    if found.structural {
+        let before = errors.0.len();
+        default_rules(schema, &root, errors);
+        sound_defaults = errors.0.len() == before;
+    }
+    if found.structural && sound_defaults && !unchanged {
+        // Rules are compiled where nothing else is wrong at their place or below it.
+        let sound = |at: &str| {
+            let below = |error: &String| {
+                let rest = error.strip_prefix(at);
+                rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+            };
+            !broken.iter().any(below)
+        };
+        for problem in check::rules(schema, &sound) {
             let field = format!("{root}{}", problem.field);
             let bad = match &problem.bad {
                 check::Bad::None => Bad::omitted(),
@@ -82,9 +107,13 @@ fn with_status(schema: &Value, at: &Path<'_>, errors: &mut Errors) {
         ("x-kubernetes-validations", "XValidations"),
     ];
     let ty = custom::text(schema, "type");
-    if !ty.is_empty() && ty != "object" {
+    // Only the first field that may not stand there is told, in the order of upstream's struct.
+    let before = ["id", "$schema", "$ref"];
+    let first = |name: &&str| !custom::text(schema, name).is_empty();
+    if !ty.is_empty() && ty != "object" && !before.iter().any(first) {
         let detail = "only \"object\" is allowed as the type at the root of the schema if the status subresource is enabled";
         errors.invalid(&at.child("type"), ty, detail);
+        return;
     }
     let other = schema
         .as_object()
@@ -111,8 +140,45 @@ const REASONS: [&str; 4] = [
     "FieldValueDuplicate",
 ];
 
+/// A default keeps the rules of its place.
+fn default_rules(schema: &Value, at: &str, errors: &mut Errors) {
+    let default = &schema["default"];
+    if !default.is_null() {
+        let rules = Rules::of_part(schema);
+        rules.validate_default(default, &format!("{at}.default"), errors);
+    }
+    if schema["items"].is_object() {
+        default_rules(&schema["items"], &format!("{at}.items"), errors);
+    }
+    for (name, property) in schema["properties"].as_object().into_iter().flatten() {
+        default_rules(property, &format!("{at}.properties[{name}]"), errors);
+    }
+}
+
+/// Whether some part of a schema has a default.
+pub(super) fn has_default(schema: &Value) -> bool {
+    match schema {
+        Value::Object(map) => {
+            let own = map.get("default").is_some_and(|default| !default.is_null());
+            own || map.values().any(has_default)
+        }
+        Value::Array(list) => list.iter().any(has_default),
+        _ => false,
+    }
+}
+
 /// What can be said about rules without compiling them.
 fn forms(schema: &Value, at: &str, errors: &mut Errors) {
+    if schema["additionalProperties"].is_object() {
+        let below = format!("{at}.additionalProperties");
+        forms(&schema["additionalProperties"], &below, errors);
+    }
+    for (name, property) in schema["properties"].as_object().into_iter().flatten() {
+        forms(property, &format!("{at}.properties[{name}]"), errors);
+    }
+    if schema["items"].is_object() {
+        forms(&schema["items"], &format!("{at}.items"), errors);
+    }
     for (index, rule) in list(&schema["x-kubernetes-validations"]).enumerate() {
         let place = |field: &str| format!("{at}.x-kubernetes-validations[{index}].{field}");
         let given = |name: &str| custom::text(rule, name);
@@ -162,38 +228,10 @@ fn forms(schema: &Value, at: &str, errors: &mut Errors) {
                 let detail = "fieldPath must not contain line breaks";
                 add(FieldErrorKind::Invalid, "fieldPath", detail.into());
             }
-            if at_path(schema, field.trim()).is_err() {
+            if path::resolve(schema, field, true).is_err() {
                 let detail = "fieldPath must be a valid path";
                 add(FieldErrorKind::Invalid, "fieldPath", detail.into());
             }
         }
     }
-    for (name, property) in schema["properties"].as_object().into_iter().flatten() {
-        forms(property, &format!("{at}.properties[{name}]"), errors);
-    }
-    for name in ["items", "additionalProperties"] {
-        if schema[name].is_object() {
-            forms(&schema[name], &format!("{at}.{name}"), errors);
-        }
-    }
-}
-
-/// The schema at a path (`.spec.a`, `['odd.name']`) below another one.
-///
-/// # Errors
-/// Upstream's words for a path that leads nowhere.
-pub(super) fn at_path(schema: &Value, given: &str) -> Result<Value, String> {
-    let Some(parts) = path::parts(given).filter(|parts| !parts.is_empty()) else {
-        return Err("does not refer to a valid field".to_owned());
-    };
-    let mut at = schema.clone();
-    for part in parts {
-        let below = match (&at["properties"][&part], &at["additionalProperties"]) {
-            (property @ Value::Object(_), _) => property.clone(),
-            (_, values @ Value::Object(_)) => values.clone(),
-            _ => return Err("does not refer to a valid field".to_owned()),
-        };
-        at = below;
-    }
-    Ok(at)
 }

@@ -176,14 +176,18 @@ impl Shared {
             let first = parts.next();
             parts.all(|part| Some(&part) == first.as_ref())
         };
-        Self {
+        let mut shared = Self {
             schema: same(|v| serde_json::to_value(&v.schema).unwrap_or_default()),
             subresources: same(|v| serde_json::to_value(&v.subresources).unwrap_or_default()),
             columns: same(|v| {
                 serde_json::to_value(&v.additional_printer_columns).unwrap_or_default()
             }),
-            selectable: same(|v| serde_json::to_value(&v.selectable_fields).unwrap_or_default()),
-        }
+            selectable: false,
+        };
+        // Selectable fields are never parted from the schema that they point into.
+        shared.selectable = shared.schema
+            && same(|v| serde_json::to_value(&v.selectable_fields).unwrap_or_default());
+        shared
     }
 }
 
@@ -221,6 +225,12 @@ fn validate_spec(
             errors.required(&at.child("openAPIV3Schema"), "");
         }
     }
+    let preserves = spec.preserve_unknown_fields == Some(true);
+    let mut schemas = versions.iter().filter_map(schema_of);
+    if preserves && schemas.any(|schema| schema::has_default(&schema)) {
+        let detail = "must be false in order to use defaults in the schema";
+        errors.invalid(&path.child("preserveUnknownFields"), true, detail);
+    }
     let has_schema = |name: &str, schema: &Value| {
         let old = old?.versions.iter().find(|v| v.name == name)?;
         (schema_of(old)? == *schema).then_some(())
@@ -255,8 +265,16 @@ fn validate_spec(
         }
         if !shared.selectable {
             let fields = version.selectable_fields.as_deref().unwrap_or_default();
-            let schema = schema_of(version).unwrap_or_default();
-            validate_selectable(fields, &schema, &at.child("selectableFields"), errors);
+            let at = at.child("selectableFields");
+            match schema_of(version).filter(|_| !shared.schema) {
+                Some(schema) => validate_selectable(fields, &schema, &at, errors),
+                None if fields.is_empty() => {}
+                None => {
+                    // Upstream's words say the contrary of what they mean.
+                    let detail = "selectableFields may only be set when version.schema.openAPIV3Schema is not included";
+                    errors.invalid(&at, "", detail);
+                }
+            }
         }
     }
     let shown = || Bad::shown(internal::versions(versions, shared.schema));
@@ -266,6 +284,11 @@ fn validate_spec(
     if versions.iter().filter(|version| version.storage).count() != 1 {
         let detail = "must have exactly one version marked as storage version";
         errors.invalid(&versions_path, shown(), detail);
+    }
+    // The internal form repeats the first version's name at the top.
+    if let Some(first) = versions.first().filter(|first| !first.name.is_empty()) {
+        let messages = text::dns1035_label(&first.name);
+        each(&path.child("version"), &first.name, messages, "", errors);
     }
 
     let names = path.child("names");
@@ -315,9 +338,22 @@ fn validate_spec(
         }
         if shared.selectable {
             let fields = first.selectable_fields.as_deref().unwrap_or_default();
-            let schema = schema_of(first).unwrap_or_default();
-            validate_selectable(fields, &schema, &path.child("selectableFields"), errors);
+            let at = path.child("selectableFields");
+            match schema_of(first) {
+                Some(schema) => validate_selectable(fields, &schema, &at, errors),
+                None if fields.is_empty() => {}
+                None => {
+                    let detail =
+                        "selectableFields may only be set when validations.schema is included";
+                    errors.invalid(&at, "", detail);
+                }
+            }
         }
+    }
+    let strategy = spec.conversion.as_ref().map(|one| one.strategy.as_str());
+    if let (true, Some(strategy)) = (preserves, strategy.filter(|one| *one != "None")) {
+        let detail = "must be None if spec.preserveUnknownFields is true";
+        errors.invalid(&path.child("conversion.strategy"), strategy, detail);
     }
 }
 
@@ -363,7 +399,11 @@ fn deprecation(version: &CustomResourceDefinitionVersion, path: &Path<'_>, error
     if warning.is_empty() {
         fail("must not be an empty string".to_owned());
     }
-    if let Some((at, _)) = warning.char_indices().find(|(_, c)| c.is_control()) {
+    let printable = |c: char| c == ' ' || !format!("{:?}", format!("a{c}")).contains("\\u{");
+    if let Some((at, _)) = warning
+        .char_indices()
+        .find(|(_, c)| c.is_control() || !printable(*c))
+    {
         fail(format!(
             "must only contain printable UTF-8 characters; non-printable character found at index {at}"
         ));
@@ -423,8 +463,6 @@ fn simple_path(given: &str, path: &Path<'_>, errors: &mut Errors) -> bool {
         errors.invalid(path, given, "must not be empty");
     } else if !given.starts_with('.') {
         errors.invalid(path, given, "must be a simple json path starting with .");
-    } else if let Err(problem) = custom::compile_path(given) {
-        errors.invalid(path, given, format!("is an invalid json path: {problem}"));
     } else {
         return true;
     }
@@ -524,22 +562,22 @@ fn validate_selectable(
             errors.required(&at, "");
             continue;
         }
-        let found = match schema::at_path(schema, given) {
+        let (normal, found) = match custom::path::resolve(schema, given, false) {
             Ok(found) => found,
             Err(problem) => {
                 errors.invalid(&at, given, format!("is an invalid path: {problem}"));
                 continue;
             }
         };
-        if given == ".metadata" || given.starts_with(".metadata.") {
+        if normal == "metadata" || normal.starts_with("metadata.") {
             errors.invalid(&at, given, "must not point to fields in metadata");
         }
-        if !["string", "boolean", "integer"].contains(&custom::text(&found, "type")) {
+        if !["string", "boolean", "integer"].contains(&custom::text(found, "type")) {
             let detail = "must point to a field of type string, boolean or integer. Enum string fields and strings with \
                           formats are allowed.";
             errors.invalid(&at, given, detail);
         }
-        if !seen.insert(given) {
+        if !seen.insert(normal) {
             errors.duplicate(&at, given);
         }
     }
@@ -653,5 +691,118 @@ fn review_versions(versions: &[String], path: &Path<'_>, errors: &mut Errors) {
     {
         let detail = format!("must include at least one of {}", KNOWN.join(", "));
         errors.invalid(path, Bad::json(&versions), detail);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[track_caller]
+    fn check(change: impl FnOnce(&mut Value), expected: &[&str]) {
+        let schema = json!({"type": "object", "properties": {
+            "spec": {"type": "object", "properties": {"a": {"type": "string"}}}}});
+        let mut object = json!({
+            "metadata": {"name": "ws.e.io"},
+            "spec": {
+                "group": "e.io", "scope": "Cluster",
+                "names": {"plural": "ws", "singular": "w", "kind": "W", "listKind": "WList"},
+                "versions": [{"name": "v1", "served": true, "storage": true, "schema": {"openAPIV3Schema": schema}}],
+            },
+            "status": {"storedVersions": ["v1"]},
+        });
+        change(&mut object);
+        let definition: CustomResourceDefinition =
+            serde_json::from_value(object).expect("a definition");
+        let mut errors = Errors::default();
+        super::definition(&definition, None, &mut errors);
+        let texts: Vec<String> = errors
+            .0
+            .iter()
+            .map(|error| format!("{}: {}", error.field, error.detail))
+            .collect();
+        assert_eq!(texts, expected);
+    }
+
+    #[test]
+    fn definitions() {
+        const ARRAY: &str =
+            "spec.selectableFields[0].jsonPath: is an invalid path: array notation is not allowed";
+        const LABEL: &str = "a DNS-1035 label must consist of lower case alphanumeric characters or '-', start with an \
+                             alphabetic character, and end with an alphanumeric character (e.g. 'my-name',  or \
+                             'abc-123', regex used for validation is '[a-z]([-a-z0-9]*[a-z0-9])?')";
+        let version = |object: &mut Value| object["spec"]["versions"][0].take();
+        check(|_| {}, &[]);
+        check(
+            |object| {
+                object["spec"]["versions"][0]["name"] = json!("1");
+                object["status"]["storedVersions"] = json!(["1"]);
+            },
+            &[
+                &format!("spec.versions[0].name: {LABEL}"),
+                &format!("spec.version: {LABEL}"),
+            ],
+        );
+        check(
+            |object| {
+                object["spec"]["versions"][0]["selectableFields"] =
+                    json!([{"jsonPath": ".spec['a']"}]);
+            },
+            &[ARRAY],
+        );
+        // The schema is the same in both versions and stands at the top, the fields do not.
+        check(
+            |object| {
+                let mut first = version(object);
+                let mut second = first.clone();
+                second["name"] = json!("v2");
+                second["storage"] = json!(false);
+                first["selectableFields"] = json!([{"jsonPath": ".spec.a"}]);
+                object["spec"]["versions"] = json!([first, second]);
+            },
+            &[
+                "spec.versions[0].selectableFields: selectableFields may only be set when version.schema.openAPIV3Schema \
+                 is not included",
+            ],
+        );
+        // Only the first thing that may not stand beside a status.
+        check(
+            |object| {
+                let version = &mut object["spec"]["versions"][0];
+                version["subresources"] = json!({"status": {}});
+                version["schema"]["openAPIV3Schema"]["type"] = json!("array");
+                version["schema"]["openAPIV3Schema"]["maxProperties"] = json!(1);
+            },
+            &[
+                "spec.validation.openAPIV3Schema.type: only \"object\" is allowed as the type at the root of the schema if \
+                 the status subresource is enabled",
+                "spec.validation.openAPIV3Schema.items: must be specified",
+                "spec.validation.openAPIV3Schema.type: must be object at the root",
+            ],
+        );
+        // A default that breaks the rule of its place.
+        check(
+            |object| {
+                object["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
+                    ["properties"]["a"] = json!({
+                    "type": "string", "default": "x", "maxLength": 9, "x-kubernetes-validations": [{"rule": "self != 'x'"}]});
+            },
+            &[
+                "spec.validation.openAPIV3Schema.properties[spec].properties[a].default: failed rule: self != 'x'",
+            ],
+        );
+        // Of a rule with a bad message, nothing is compiled.
+        check(
+            |object| {
+                object["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["x-kubernetes-validations"] =
+                    json!([{"rule": "nothing.like", "message": " "}]);
+            },
+            &[
+                "spec.validation.openAPIV3Schema.x-kubernetes-validations[0].message: message must be non-empty if \
+                 specified",
+            ],
+        );
     }
 }

@@ -62,6 +62,28 @@ impl Kind for CertificateSigningRequest {
         self.spec.clone_from(&old.spec);
     }
 
+    /// Who approves does so through `/approval`: as many conditions of the kind are the old ones.
+    fn prepare_status_update(&mut self, old: &Self) {
+        let old = conditions_of(old);
+        let Some(new) = self
+            .status
+            .as_mut()
+            .and_then(|status| status.conditions.as_mut())
+        else {
+            return;
+        };
+        for type_ in ["Approved", "Denied"] {
+            let before: Vec<_> = old.iter().filter(|one| one.type_ == type_).collect();
+            let now = new.iter_mut().filter(|one| one.type_ == type_);
+            let now: Vec<_> = now.collect();
+            if now.len() == before.len() {
+                for (now, before) in now.into_iter().zip(before) {
+                    now.clone_from(before);
+                }
+            }
+        }
+    }
+
     fn prepare_subresource_update(&mut self, old: &Self, _subresource: &str) {
         self.spec.clone_from(&old.spec);
         let certificate = old.status.as_ref().and_then(|one| one.certificate.clone());
@@ -339,6 +361,10 @@ fn validate_parts(
     }
 }
 
+const ED25519: &str = "1.3.101.112";
+/// And a hash after it.
+const ECDSA: &str = "1.2.840.10045.4.";
+
 /// A PEM block with a request that its own key signed.
 fn check_request(pem: &[u8]) -> Result<(), String> {
     let block = Pem::iter_from_buffer(pem).next();
@@ -346,14 +372,22 @@ fn check_request(pem: &[u8]) -> Result<(), String> {
         .and_then(Result::ok)
         .filter(|block| block.label == "CERTIFICATE REQUEST");
     let block = block.ok_or("PEM block type must be CERTIFICATE REQUEST")?;
-    let (rest, request) = X509CertificationRequest::from_der(&block.contents)
-        .map_err(|error| format!("asn1: structure error: {error}"))?;
+    let (rest, request) = X509CertificationRequest::from_der(&block.contents).map_err(|error| {
+        let problem = super::asn1::problem(&block.contents);
+        problem.unwrap_or_else(|| format!("asn1: structure error: {error}"))
+    })?;
     if !rest.is_empty() {
         return Err("asn1: syntax error: trailing data".to_owned());
     }
-    request
-        .verify_signature()
-        .map_err(|_| "crypto/rsa: verification error".to_owned())
+    request.verify_signature().map_err(|_| {
+        let algorithm = request.signature_algorithm.algorithm.to_id_string();
+        let problem = match algorithm.as_str() {
+            ED25519 => "x509: Ed25519 verification failure",
+            other if other.starts_with(ECDSA) => "x509: ECDSA verification failure",
+            _ => "crypto/rsa: verification error",
+        };
+        problem.to_owned()
+    })
 }
 
 fn check_certificates(pem: &[u8]) -> Result<(), String> {
@@ -376,8 +410,7 @@ fn check_certificates(pem: &[u8]) -> Result<(), String> {
         let mut rest = block.contents.as_slice();
         while !rest.is_empty() {
             let parsed = X509Certificate::from_der(rest);
-            let (after, _) =
-                parsed.map_err(|error| format!("x509: malformed certificate: {error}"))?;
+            let (after, _) = parsed.map_err(|_| "x509: malformed certificate")?;
             rest = after;
         }
     }
@@ -385,4 +418,30 @@ fn check_certificates(pem: &[u8]) -> Result<(), String> {
         return Err("must contain at least one CERTIFICATE PEM block".to_owned());
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn approvals_are_not_changed_through_the_status() {
+        let of = |conditions: Value| -> CertificateSigningRequest {
+            serde_json::from_value(json!({"metadata": {}, "status": {"conditions": conditions}}))
+                .expect("a request")
+        };
+        let old = of(json!([{"type": "Approved", "status": "True", "reason": "old"}]));
+        let mut new = of(json!([
+            {"type": "Failed", "status": "True"},
+            {"type": "Approved", "status": "False", "reason": "new"},
+        ]));
+        new.prepare_status_update(&old);
+        let reasons: Vec<_> = conditions_of(&new)
+            .iter()
+            .map(|one| one.reason.as_deref())
+            .collect();
+        assert_eq!(reasons, [None, Some("old")]);
+    }
 }

@@ -62,6 +62,13 @@ impl Kind for Endpoints {
         warnings
     }
 
+    fn canonicalize(&mut self) -> bool {
+        let packed = self.subsets.as_deref().map(super::subsets::repack);
+        let changed = packed != self.subsets;
+        self.subsets = packed;
+        changed
+    }
+
     fn printer() -> std::sync::Arc<dyn crate::printer::Printer> {
         crate::printers::network::endpoints()
     }

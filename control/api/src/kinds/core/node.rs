@@ -42,6 +42,19 @@ impl Kind for Node {
         }
     }
 
+    fn prepare_create(&mut self) {
+        drop_config_source(self, None);
+        drop_config(self, None);
+    }
+
+    fn prepare_update(&mut self, old: &Self) {
+        drop_config_source(self, Some(old));
+    }
+
+    fn prepare_status_update(&mut self, old: &Self) {
+        drop_config(self, Some(old));
+    }
+
     fn validate(&self, errors: &mut Errors) {
         let spec = self.spec.clone().unwrap_or_default();
         validate_taints(spec.taints.items(), &Path::new("metadata.taints"), errors);
@@ -85,6 +98,9 @@ impl Kind for Node {
     fn warnings(&self, _old: Option<&Self>) -> Warnings {
         let mut warnings = Warnings::new();
         let spec = self.spec.clone().unwrap_or_default();
+        if spec.config_source.is_some() {
+            warnings.push("spec.configSource: the feature is removed".to_owned());
+        }
         if !spec.external_id.text().is_empty() {
             let message = "spec.externalID: this field is deprecated, and is unused by Kubernetes";
             warnings.push(message.to_owned());
@@ -111,6 +127,21 @@ impl Kind for Node {
             },
         }];
         Some(FIELDS)
+    }
+}
+
+/// Kubelets are no longer configured by objects: nodes that were keep what says so, others do not get it.
+fn drop_config_source(node: &mut Node, old: Option<&Node>) {
+    let used = old.and_then(|old| old.spec.as_ref()?.config_source.as_ref());
+    if let (None, Some(spec)) = (used, &mut node.spec) {
+        spec.config_source = None;
+    }
+}
+
+fn drop_config(node: &mut Node, old: Option<&Node>) {
+    let used = old.and_then(|old| old.status.as_ref()?.config.as_ref());
+    if let (None, Some(status)) = (used, &mut node.status) {
+        status.config = None;
     }
 }
 
@@ -176,5 +207,47 @@ fn validate_change(new: &Node, old: &Node, errors: &mut Errors) {
     validate_taints(spec.taints.items(), &Path::new("metadata.taints"), errors);
     if spec.external_id.text() != old_spec.external_id.text() {
         errors.forbidden(&Path::new("spec.externalID"), "may not be updated");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        kinds::Typed,
+        strategy::{Strategy, UpdateOf},
+    };
+
+    #[test]
+    fn kubelets_are_not_configured_by_objects() {
+        let strategy: Typed<Node> = Default::default();
+        let source = json!({"configMap": {"name": "c", "namespace": "n", "kubeletConfigKey": "k"}});
+        let mut node = json!({
+            "apiVersion": "v1", "kind": "Node",
+            "metadata": {"name": "a", "uid": "u", "resourceVersion": "1", "creationTimestamp": "2026-01-01T00:00:00Z"},
+            "spec": {"configSource": source}, "status": {"config": {"active": source}},
+        });
+        let configured = node.clone();
+        assert_eq!(strategy.create(&mut node), Ok(Warnings::new()));
+        assert_eq!(node["spec"], json!({}));
+        assert_eq!(node["status"]["config"], Value::Null);
+        let mut again = configured.clone();
+        assert_eq!(
+            strategy.update(&mut again, &node, UpdateOf::Main),
+            Ok(Warnings::new())
+        );
+        assert_eq!(again["spec"], json!({}));
+        let mut again = configured.clone();
+        assert_eq!(
+            strategy.update(&mut again, &configured, UpdateOf::Main),
+            Ok(vec!["spec.configSource: the feature is removed".to_owned()])
+        );
+        assert_eq!(again["spec"]["configSource"], source);
+        let mut again = configured;
+        assert_eq!(
+            strategy.update(&mut again, &node, UpdateOf::Status),
+            Ok(Warnings::new())
+        );
+        assert_eq!(again["status"]["config"], Value::Null);
     }
 }

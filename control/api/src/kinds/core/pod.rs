@@ -1,3 +1,5 @@
+use std::collections::BTreeSet;
+
 use k8s_openapi::{
     api::core::v1::{
         Container, ContainerStatus, NodeAffinity, Pod, PodAffinityTerm, PodCondition, PodIP,
@@ -18,10 +20,10 @@ use crate::{
         containers::validate_image_padding,
         internal::{self, ephemeral_container_diff, pod_spec_diff},
         labels::Labels,
-        net::{is_dual_stack, parse_ip, validate_ip},
+        net::{ip_warning, is_dual_stack, parse_ip, validate_ip},
         pod_spec::{PodRules, labels_of, validate_pod_annotations, validate_pod_spec},
         scheduling::validate_tolerations,
-        security::validate_profile_annotations_match,
+        security::{validate_id, validate_profile_annotations_match},
         text,
         warnings::pod_warnings,
     },
@@ -90,6 +92,9 @@ impl Kind for Pod {
         self.metadata
             .deletion_timestamp
             .clone_from(&old.metadata.deletion_timestamp);
+        let status = self.status.get_or_insert_default();
+        let old = old.status.clone().unwrap_or_default();
+        keep_what_old_agents_drop(status, old);
     }
 
     fn prepare_subresource_update(&mut self, old: &Self, subresource: &str) {
@@ -106,8 +111,9 @@ impl Kind for Pod {
             "ephemeralcontainers" => spec.ephemeral_containers = asked.ephemeral_containers,
             "resize" => {
                 resize(&mut spec.containers, &asked.containers);
-                let init = spec.init_containers.as_deref_mut().unwrap_or_default();
-                resize(init, asked.init_containers.items());
+                let mut init = spec.init_containers.take().unwrap_or_default();
+                resize(&mut init, asked.init_containers.items());
+                spec.init_containers = Some(init).filter(|init| !init.is_empty());
             }
             _ => {}
         }
@@ -155,6 +161,23 @@ impl Kind for Pod {
 
     fn warnings(&self, old: Option<&Self>) -> Warnings {
         pod_warnings(self, old)
+    }
+
+    fn status_warnings(&self) -> Warnings {
+        let status = self.status.clone().unwrap_or_default();
+        let pod_ips = status.pod_ips.items().iter().map(|one| one.ip.as_str());
+        let host_ips = status.host_ips.items().iter().map(|one| one.ip.as_str());
+        let path = Path::new("status");
+        let mut warnings = Warnings::new();
+        let mut look = |ips: &mut dyn Iterator<Item = &str>, field: &str| {
+            let path = path.child(field);
+            for (i, ip) in ips.enumerate() {
+                warnings.extend(ip_warning(ip, &path.index(i).child("ip")));
+            }
+        };
+        look(&mut { pod_ips }, "podIPs");
+        look(&mut { host_ips }, "hostIPs");
+        warnings
     }
 
     fn printer() -> std::sync::Arc<dyn crate::printer::Printer> {
@@ -304,14 +327,43 @@ fn require_labels(
     }
 }
 
-/// Takes resources and resize policies over, container by container.
-fn resize(containers: &mut [Container], asked: &[Container]) {
-    for container in containers {
-        let Some(asked) = asked.iter().find(|one| one.name == container.name) else {
-            continue;
-        };
+/// Takes resources and resize policies over, container by container. Lists that do not match are taken as they are, for
+/// validation to refuse.
+fn resize(containers: &mut Vec<Container>, asked: &[Container]) {
+    let same = containers.len() == asked.len()
+        && containers
+            .iter()
+            .zip(asked)
+            .all(|(own, asked)| own.name == asked.name);
+    if !same {
+        *containers = asked.to_vec();
+        return;
+    }
+    for (container, asked) in containers.iter_mut().zip(asked) {
         container.resources.clone_from(&asked.resources);
         container.resize_policy.clone_from(&asked.resize_policy);
+    }
+}
+
+/// Agents that do not know a field must not remove it.
+fn keep_what_old_agents_drop(status: &mut PodStatus, old: PodStatus) {
+    if status.qos_class.text().is_empty() {
+        status.qos_class = old.qos_class;
+    }
+    if status.observed_generation.unwrap_or(0) == 0 {
+        status.observed_generation = old.observed_generation;
+    }
+    // There may be several conditions of one type.
+    let mut before = old.conditions.unwrap_or_default();
+    for condition in status.conditions.iter_mut().flatten() {
+        let same = |one: &PodCondition| one.type_ == condition.type_;
+        let Some(place) = before.iter().position(same) else {
+            continue;
+        };
+        let old = before.remove(place);
+        if condition.observed_generation.unwrap_or(0) == 0 {
+            condition.observed_generation = old.observed_generation;
+        }
     }
 }
 
@@ -717,6 +769,115 @@ fn validate_status(new: &Pod, old: &Pod, errors: &mut Errors) {
         );
     }
     validate_ips(&ips, &path.child("hostIPs"), errors);
+    let no_containers: &[Container] = &[];
+    let all = [
+        (
+            "containerStatuses",
+            status.container_statuses.items(),
+            &spec.containers[..],
+        ),
+        (
+            "initContainerStatuses",
+            status.init_container_statuses.items(),
+            spec.init_containers.items(),
+        ),
+        (
+            "ephemeralContainerStatuses",
+            status.ephemeral_container_statuses.items(),
+            no_containers,
+        ),
+    ];
+    let os = spec.os.as_ref().map_or("linux", |os| os.name.as_str());
+    for (field, statuses, _) in &all {
+        validate_container_users(statuses, os, &path.child(field), errors);
+    }
+    for (field, statuses, containers) in &all {
+        let path = path.child(field);
+        for (i, status) in statuses.iter().enumerate() {
+            let path = path.index(i);
+            let path = path.child("allocatedResourcesStatus");
+            if *field != "ephemeralContainerStatuses" {
+                let container = containers.iter().find(|one| one.name == status.name);
+                validate_resource_health(status, container, &path, errors);
+            } else if !status.allocated_resources_status.items().is_empty() {
+                errors.forbidden(&path, "must not be specified in container status");
+            }
+        }
+    }
+}
+
+/// Who the processes of containers run as.
+fn validate_container_users(
+    statuses: &[ContainerStatus],
+    os: &str,
+    path: &Path<'_>,
+    errors: &mut Errors,
+) {
+    for (i, status) in statuses.iter().enumerate() {
+        let Some(user) = status.user.as_ref().and_then(|user| user.linux.as_ref()) else {
+            continue;
+        };
+        let path = path.index(i);
+        let path = path.child("linux");
+        if os == "windows" {
+            errors.forbidden(&path, "cannot be set for a windows pod");
+            continue;
+        }
+        validate_id(Some(user.uid), &path.child("uid"), errors);
+        validate_id(Some(user.gid), &path.child("gid"), errors);
+        let groups = path.child("supplementalGroups");
+        for (i, group) in user.supplemental_groups.items().iter().enumerate() {
+            validate_id(Some(*group), &groups.index(i), errors);
+        }
+    }
+}
+
+/// How the devices of a container are. A status of no container says what it likes.
+fn validate_resource_health(
+    status: &ContainerStatus,
+    container: Option<&Container>,
+    path: &Path<'_>,
+    errors: &mut Errors,
+) {
+    for (i, resource) in status.allocated_resources_status.items().iter().enumerate() {
+        let path = path.index(i);
+        let name = resource.name.as_str();
+        if let Some(container) = container {
+            let own = container.resources.clone().unwrap_or_default();
+            let (known, detail) = if name.starts_with("claim:") {
+                let claims = own.claims.items().iter();
+                let mut names = claims.map(|claim| match claim.request.text() {
+                    "" => format!("claim:{}", claim.name),
+                    request => format!("claim:{}/{request}", claim.name),
+                });
+                (
+                    names.any(|one| one == name),
+                    "must match one of the container's resource claims in a format 'claim:<claimName>/<request>' or 'claim:<claimName>' if request is empty",
+                )
+            } else {
+                (
+                    own.requests.is_some_and(|list| list.contains_key(name)),
+                    "must match one of the container's resource requests",
+                )
+            };
+            if !known {
+                errors.invalid(&path.child("name"), name, detail);
+            }
+        }
+        let path = path.child("resources");
+        let mut ids = BTreeSet::new();
+        for (i, one) in resource.resources.items().iter().enumerate() {
+            let path = path.index(i);
+            let health = one.health.text();
+            if !matches!(health, "Healthy" | "Unhealthy" | "Unknown") {
+                let words = ["Healthy", "Unhealthy", "Unknown"];
+                errors.not_supported(&path.child("health"), health, &words);
+            }
+            if !ids.insert(one.resource_id.as_str()) {
+                errors.duplicate(&path.child("resourceID"), &one.resource_id);
+            }
+        }
+    }
 }
 
 /// What ended and is not to be restarted stays ended.
@@ -862,6 +1023,20 @@ fn validate_resize(new: &Pod, old: &Pod, errors: &mut Errors) {
         new.spec.clone().unwrap_or_default(),
         old.spec.clone().unwrap_or_default(),
     );
+    let before = errors.len();
+    for (field, new, old) in [
+        ("containers", &new.containers[..], &old.containers[..]),
+        (
+            "initContainers",
+            new.init_containers.items(),
+            old.init_containers.items(),
+        ),
+    ] {
+        validate_same_containers(field, new, old, &path.child(field), errors);
+    }
+    if errors.len() > before {
+        return;
+    }
     let both = |new: &[Container], old: &[Container]| -> Vec<(Container, Container)> {
         new.iter().cloned().zip(old.iter().cloned()).collect()
     };
@@ -890,6 +1065,31 @@ fn validate_resize(new: &Pod, old: &Pod, errors: &mut Errors) {
         };
         if !allowed {
             errors.forbidden(&path, detail);
+        }
+    }
+}
+
+/// What follows compares them one by one.
+fn validate_same_containers(
+    field: &str,
+    new: &[Container],
+    old: &[Container],
+    path: &Path<'_>,
+    errors: &mut Errors,
+) {
+    if new.len() != old.len() {
+        errors.forbidden(
+            path,
+            format!("{field} may not be added or removed on resize"),
+        );
+        return;
+    }
+    for (i, (new, old)) in new.iter().zip(old).enumerate() {
+        if new.name != old.name {
+            errors.forbidden(
+                &path.index(i).child("name"),
+                format!("{field} may not be renamed or reordered on resize"),
+            );
         }
     }
 }
@@ -949,4 +1149,137 @@ fn with_compute_of(new: &Container, old: &Container) -> Container {
         }
     }
     container
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::{
+        kinds::Typed,
+        strategy::{Strategy, UpdateOf},
+    };
+
+    fn stored(spec: Value, status: Value) -> Value {
+        let mut pod = json!({
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {
+                "name": "p", "namespace": "n", "uid": "u", "resourceVersion": "1",
+                "creationTimestamp": "2026-01-01T00:00:00Z",
+            },
+            "spec": spec,
+            "status": status,
+        });
+        strategy().default(&mut pod);
+        pod
+    }
+
+    fn strategy() -> Typed<Pod> {
+        Default::default()
+    }
+
+    fn containers() -> Value {
+        json!({
+            "containers": [
+                {"name": "a", "image": "i", "resources": {"requests": {"cpu": "1", "example.com/x": "1"},
+                                                          "limits": {"example.com/x": "1"}}},
+                {"name": "b", "image": "i", "resources": {"requests": {"cpu": "1"}}},
+            ],
+        })
+    }
+
+    fn check(of: UpdateOf<'_>, old: &Value, change: impl FnOnce(&mut Value), expected: &[&str]) {
+        let mut new = old.clone();
+        change(&mut new);
+        let refused = strategy().update(&mut new, old, of);
+        let texts: Vec<String> = refused
+            .err()
+            .unwrap_or_default()
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        assert_eq!(texts, expected);
+    }
+
+    #[test]
+    fn a_resize_keeps_the_containers() {
+        let old = stored(containers(), json!({"qosClass": "Burstable"}));
+        let of = UpdateOf::Subresource("resize");
+        let more = |pod: &mut Value| {
+            pod["spec"]["containers"][0]["resources"]["requests"]["cpu"] = json!("2");
+        };
+        check(of, &old, more, &[]);
+        let fewer = |pod: &mut Value| {
+            let all = pod["spec"]["containers"].as_array_mut();
+            all.expect("containers").truncate(1);
+        };
+        let refused =
+            "spec.containers: Forbidden: containers may not be added or removed on resize";
+        check(of, &old, fewer, &[refused]);
+        let swap = |pod: &mut Value| {
+            let all = pod["spec"]["containers"].as_array_mut();
+            all.expect("containers").swap(0, 1);
+        };
+        let renamed = |i: usize| {
+            format!(
+                "spec.containers[{i}].name: Forbidden: containers may not be renamed or reordered on resize"
+            )
+        };
+        check(of, &old, swap, &[&renamed(0), &renamed(1)]);
+    }
+
+    #[test]
+    fn a_status_keeps_what_old_agents_leave_out() {
+        let old = stored(
+            containers(),
+            json!({
+                "qosClass": "Burstable",
+                "observedGeneration": 3,
+                "conditions": [
+                    {"type": "Ready", "status": "True", "observedGeneration": 2},
+                    {"type": "x.io/y", "status": "True"},
+                ],
+            }),
+        );
+        let mut new = old.clone();
+        new["status"] = json!({"conditions": [
+            {"type": "x.io/y", "status": "False", "observedGeneration": 3},
+            {"type": "Ready", "status": "False"},
+        ]});
+        let written = strategy().update(&mut new, &old, UpdateOf::Status);
+        assert_eq!(written, Ok(Warnings::new()));
+        assert_eq!(new["status"]["qosClass"], "Burstable");
+        assert_eq!(new["status"]["observedGeneration"], 3);
+        assert_eq!(new["status"]["conditions"][0]["observedGeneration"], 3);
+        assert_eq!(new["status"]["conditions"][1]["observedGeneration"], 2);
+    }
+
+    #[test]
+    fn statuses_name_users_and_devices_that_are_there() {
+        let old = stored(containers(), json!({"qosClass": "Burstable"}));
+        let report = |pod: &mut Value| {
+            let health = |id: &str, health: &str| json!({"resourceID": id, "health": health});
+            pod["status"]["containerStatuses"] = json!([{
+                "name": "a", "image": "i", "imageID": "", "ready": true, "restartCount": 0,
+                "user": {"linux": {"uid": -1, "gid": 0}},
+                "allocatedResourcesStatus": [
+                    {"name": "example.com/x", "resources": [health("1", "Healthy"), health("1", "Odd")]},
+                    {"name": "claim:c"},
+                ],
+            }]);
+        };
+        check(
+            UpdateOf::Status,
+            &old,
+            report,
+            &[
+                "status.containerStatuses[0].linux.uid: Invalid value: -1: must be between 0 and 2147483647, inclusive",
+                r#"status.containerStatuses[0].allocatedResourcesStatus[0].resources[1].health: Unsupported value: "Odd": supported values: "Healthy", "Unhealthy", "Unknown""#,
+                r#"status.containerStatuses[0].allocatedResourcesStatus[0].resources[1].resourceID: Duplicate value: "1""#,
+                "status.containerStatuses[0].allocatedResourcesStatus[1].name: Invalid value: \"claim:c\": must match one of the container's resource claims in a format 'claim:<claimName>/<request>' or 'claim:<claimName>' if request is empty",
+            ],
+        );
+    }
 }

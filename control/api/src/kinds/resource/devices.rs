@@ -22,7 +22,8 @@ pub(super) const EFFECTS: [&str; 3] = ["NoExecute", "NoSchedule", "None"];
 const POOL_NAME_LIMIT: usize = 253;
 const ID_LIMIT: usize = 32;
 const VALUE_LIMIT_BYTES: usize = 64;
-const KEY_LIMIT: usize = 63 + 1 + ID_LIMIT;
+const LABEL_LIMIT: usize = 63;
+const KEY_LIMIT: usize = LABEL_LIMIT + 1 + ID_LIMIT;
 const ATTRIBUTES_AND_CAPACITIES_LIMIT: usize = 32;
 const TAINTS_LIMIT: usize = 16;
 const COUNTERS_LIMIT: usize = 32;
@@ -66,7 +67,8 @@ fn validate_qualified_name(name: &str, path: &Path<'_>, errors: &mut Errors) {
                 validate_id(id, path, errors);
             }
         }
-        _ => errors.invalid(path, name, "must not contain more than one slash"),
+        // Upstream looks no closer at these.
+        _ => {}
     }
 }
 
@@ -119,20 +121,19 @@ pub(super) fn validate_device(
     }
     let at = path.child("attributes");
     for (name, attribute) in attributes {
+        let shown = shown_key(name, KEY_LIMIT);
+        let at = at.key(&shown);
         validate_qualified_name(name, &at, errors);
-        validate_attribute(attribute, &at.key(&shown_key(name, KEY_LIMIT)), errors);
+        validate_attribute(attribute, &at, errors);
     }
     if old.is_none_or(|old| old.capacity != device.capacity) {
         let at = path.child("capacity");
         let shared = device.allow_multiple_allocations.is_true();
         for (name, capacity) in capacity {
+            let shown = shown_key(name, KEY_LIMIT);
+            let at = at.key(&shown);
             validate_qualified_name(name, &at, errors);
-            validate_capacity(
-                capacity,
-                shared,
-                &at.key(&shown_key(name, KEY_LIMIT)),
-                errors,
-            );
+            validate_capacity(capacity, shared, &at, errors);
         }
     }
     if old.is_none_or(|old| old.taints != device.taints) {
@@ -363,7 +364,8 @@ fn validate_values(
             }
         },
     );
-    if values.len() <= VALUES_LIMIT && !values.contains(&default) {
+    // Of too many values, none is looked at.
+    if values.len() > VALUES_LIMIT || !values.contains(&default) {
         errors.invalid(
             path,
             default.to_string(),
@@ -379,18 +381,22 @@ fn validate_range(
     path: &Path<'_>,
     errors: &mut Errors,
 ) {
+    let min_at = path.child("min");
+    if range.min.0.is_empty() {
+        errors.required(&min_at, "required when validRange is defined");
+        return;
+    }
     let min = Amount::of(&range.min);
     if min > whole {
         errors.invalid(
-            &path.child("min"),
+            &min_at,
             min.to_string(),
             format!("min is larger than capacity value: {whole}"),
         );
     }
-    let default_at = path.child("default");
     if default < min {
         errors.invalid(
-            &default_at,
+            &min_at,
             default.to_string(),
             format!("default is less than min: {min}"),
         );
@@ -414,7 +420,7 @@ fn validate_range(
         }
         if default > max {
             errors.invalid(
-                &default_at,
+                &at,
                 default.to_string(),
                 format!("default is more than max: {max}"),
             );
@@ -492,7 +498,8 @@ fn validate_counters(
         errors.too_many(&at, counters.len(), COUNTERS_LIMIT);
     } else {
         for name in counters.keys() {
-            errors.invalid_each(&at, name, text::dns1123_label(name));
+            let shown = shown_key(name, LABEL_LIMIT);
+            errors.invalid_each(&at.key(&shown), name, text::dns1123_label(name));
         }
     }
 }

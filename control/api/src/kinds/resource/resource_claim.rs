@@ -298,6 +298,10 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::{
+        kinds::Typed,
+        strategy::{Strategy, UpdateOf},
+    };
 
     #[track_caller]
     fn check(devices: Value, expected: &[&str]) {
@@ -339,6 +343,32 @@ mod tests {
                 r#"spec.devices.constraints[0].matchAttribute: Invalid value: "a": a fully qualified name must be a domain and a name separated by a slash"#,
                 "spec.devices.config[0].opaque: Required value",
             ],
+        );
+    }
+
+    #[test]
+    fn conditions_of_devices_have_a_time() {
+        let strategy: Typed<ResourceClaim> = Default::default();
+        let old = json!({
+            "apiVersion": "resource.k8s.io/v1", "kind": "ResourceClaim",
+            "metadata": {"name": "c", "namespace": "n", "uid": "u", "resourceVersion": "1",
+                         "creationTimestamp": "2026-01-01T00:00:00Z"},
+            "spec": {"devices": {"requests": [{"name": "r", "exactly": {
+                "deviceClassName": "c", "allocationMode": "ExactCount", "count": 1,
+            }}]}},
+            "status": {"allocation": {"devices": {"results": [
+                {"request": "r", "driver": "d.io", "pool": "p", "device": "x"},
+            ]}}},
+        });
+        let mut new = old.clone();
+        new["status"]["devices"] = json!([{"driver": "d.io", "pool": "p", "device": "x", "conditions": [
+            {"type": "A", "status": "True", "reason": "R", "message": "", "lastTransitionTime": null},
+        ]}]);
+        let refused = strategy.update(&mut new, &old, UpdateOf::Status).err();
+        let texts: Vec<String> = refused.iter().flatten().map(ToString::to_string).collect();
+        assert_eq!(
+            texts,
+            ["status.devices[0].conditions[0].lastTransitionTime: Required value: must be set"]
         );
     }
 }

@@ -125,4 +125,41 @@ fn validate_spec(driver: &CSIDriver, errors: &mut Errors) {
             "must be greater than or equal to 10 seconds",
         );
     }
+    if let Some(secret) = spec.service_account_token_in_secrets
+        && tokens.is_empty()
+    {
+        errors.invalid(
+            &path.child("serviceAccountTokenInSecrets"),
+            secret,
+            "serviceAccountTokenInSecrets is set but no tokenRequests are specified",
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn tokens_in_secrets_are_asked_for() {
+        let problems = |tokens: serde_json::Value| {
+            let spec = json!({"serviceAccountTokenInSecrets": false, "tokenRequests": tokens});
+            let mut driver: CSIDriver =
+                serde_json::from_value(json!({"metadata": {}, "spec": spec})).expect("a driver");
+            driver.set_defaults();
+            let mut errors = Errors::default();
+            driver.validate(&mut errors);
+            errors.0.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(problems(json!([{"audience": "a"}])), Vec::<String>::new());
+        assert_eq!(
+            problems(json!([])),
+            [
+                "spec.serviceAccountTokenInSecrets: Invalid value: false: serviceAccountTokenInSecrets is set but no \
+              tokenRequests are specified"
+            ]
+        );
+    }
 }
