@@ -126,10 +126,9 @@ async fn attempt(
     match resource.def.strategy.create(object) {
         Ok(warnings) => ctx.warnings.lock().extend(warnings),
         Err(errors) => {
-            let def = &resource.def;
             return Err(Status::invalid(
-                &def.group,
-                &def.kind,
+                &resource.stored_group,
+                &resource.def.kind,
                 meta(object, "name"),
                 &errors,
             ));

@@ -225,8 +225,8 @@ async fn attempt(
     match checked {
         Ok(mut more) => warnings.append(&mut more),
         Err(errors) => {
-            let def = &resource.def;
-            return Err(Status::invalid(&def.group, &def.kind, name, &errors));
+            let (group, kind) = (&resource.stored_group, &resource.def.kind);
+            return Err(Status::invalid(group, kind, name, &errors));
         }
     }
     hooks::stamp_conditions(ctx, target, &mut object, Some(&old));

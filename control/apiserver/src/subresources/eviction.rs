@@ -164,6 +164,10 @@ async fn budget_of(ctx: &Ctx, namespace: &str, pod: &crate::cache::Entry) -> Res
         .iter()
         .map(|(key, value)| (key.to_owned(), value.to_owned()))
         .collect();
+    // Not even a budget for every pod is asked then.
+    if labels.is_empty() {
+        return Ok(None);
+    }
     let mut found = None;
     for entry in snapshot.iter() {
         let budget = read_object(budgets, &entry.bytes())?;

@@ -78,8 +78,11 @@ impl Kind for Job {
         if !spec.manual_selector.is_true() {
             generate_selector(spec, &uid, &name);
         }
-        // Upstream defaults again when it reads the object back: the generated labels become the Job's own.
-        take_template_labels(self);
+        // Upstream defaults again when it reads the object back: the generated labels become the Job's own. A name that
+        // does not do for a label is refused before, and only where it was generated.
+        if text::label_value(&name).is_empty() {
+            take_template_labels(self);
+        }
     }
 
     fn validate(&self, errors: &mut Errors) {

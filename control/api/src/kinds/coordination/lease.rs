@@ -30,7 +30,7 @@ impl Kind for Lease {
         if !spec.preferred_holder.text().is_empty() && spec.strategy.text().is_empty() {
             errors.forbidden(
                 &path.child("preferredHolder"),
-                "may only be specified when `strategy` is defined",
+                "may only be specified if `strategy` is defined",
             );
         }
     }

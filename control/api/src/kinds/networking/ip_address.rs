@@ -10,7 +10,6 @@ use crate::{
 impl Kind for IPAddress {
     const RULES: Rules = Rules::cluster()
         .name(NameRule::Any)
-        .create_on_update()
         .update_checks(&[Check::Metadata, Check::MetadataChange]);
     const HAS_DEFAULTS: bool = false;
 

@@ -10,8 +10,8 @@ use crate::{
 };
 
 impl Kind for ServiceCIDR {
-    // Upstream gives up fields of a group that is not this one.
-    const RULES: Rules = Rules::cluster().status().reset(&[]).reset_status(&[]);
+    // Upstream lets the main endpoint write the status too, and gives up fields of a group that is not this one.
+    const RULES: Rules = Rules::cluster().reset_status(&[]);
     const HAS_DEFAULTS: bool = false;
 
     fn prepare_status_update(&mut self, old: &Self) {
@@ -78,4 +78,41 @@ fn cidrs(object: &ServiceCIDR) -> Vec<String> {
         .spec
         .as_ref()
         .map_or(Vec::new(), |spec| spec.cidrs.items().to_vec())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::{
+        kinds::Typed,
+        strategy::{Strategy, UpdateOf},
+    };
+
+    #[test]
+    fn the_main_endpoint_writes_the_status() {
+        let strategy = <Typed<ServiceCIDR> as Default>::default();
+        let mut old = json!({
+            "apiVersion": "networking.k8s.io/v1",
+            "kind": "ServiceCIDR",
+            "metadata": {"name": "a", "uid": "u", "resourceVersion": "1"},
+            "spec": {"cidrs": ["10.0.0.0/24"]},
+            "status": {"conditions": [{
+                "type": "Ready",
+                "status": "True",
+                "reason": "r",
+                "message": "",
+                "lastTransitionTime": "2026-01-01T00:00:00Z",
+            }]},
+        });
+        strategy.create(&mut old).expect("fine");
+        assert_eq!(old["status"]["conditions"][0]["type"], "Ready");
+        let mut new = old.clone();
+        new["status"] = json!({});
+        strategy
+            .update(&mut new, &old, UpdateOf::Main)
+            .expect("fine");
+        assert_eq!(new["status"], json!({}));
+    }
 }

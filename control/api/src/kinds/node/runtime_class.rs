@@ -1,4 +1,4 @@
-use k8s_openapi::api::node::v1::RuntimeClass;
+use k8s_openapi::api::{core::v1::Toleration, node::v1::RuntimeClass};
 
 use crate::{
     defaults::pod_spec::round_up,
@@ -54,9 +54,16 @@ impl Kind for RuntimeClass {
             );
             let tolerations = scheduling.tolerations.items();
             let at = path.child("tolerations");
+            validate_tolerations(tolerations, &at, errors);
+            let key = |one: &Toleration| Toleration {
+                toleration_seconds: None,
+                ..one.clone()
+            };
             for (i, toleration) in tolerations.iter().enumerate() {
-                validate_tolerations(std::slice::from_ref(toleration), &at, errors);
-                if tolerations[..i].contains(toleration) {
+                if tolerations[..i]
+                    .iter()
+                    .any(|one| key(one) == key(toleration))
+                {
                     errors.duplicate(&at.index(i), internal::bad("Toleration", toleration));
                 }
             }
@@ -84,5 +91,36 @@ impl Kind for RuntimeClass {
 
     fn printer() -> std::sync::Arc<dyn crate::printer::Printer> {
         crate::printers::workloads::runtime_class()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn tolerations_differ_in_more_than_their_time() {
+        let class = json!({"metadata": {"name": "c"}, "handler": "h", "scheduling": {"tolerations": [
+            {"key": "a", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 1},
+            {"key": "a b"},
+            {"key": "a", "operator": "Exists", "effect": "NoExecute"},
+        ]}});
+        let class: RuntimeClass = serde_json::from_value(class).unwrap();
+        let mut errors = Errors::default();
+        class.validate(&mut errors);
+        let found: Vec<(&str, &str)> = errors
+            .0
+            .iter()
+            .map(|error| (error.field.as_str(), error.kind.reason()))
+            .collect();
+        assert_eq!(
+            found,
+            [
+                ("scheduling.tolerations[1].key", "FieldValueInvalid"),
+                ("scheduling.tolerations[2]", "FieldValueDuplicate"),
+            ]
+        );
     }
 }
