@@ -74,6 +74,9 @@ fn cell(ty: &str, value: &Value, now: Timestamp) -> Value {
         ("string", Value::String(text)) => Value::from(text.as_str()),
         ("string", Value::Null) => Value::from("<no value>"),
         ("string", Value::Array(_) | Value::Object(_)) => Value::from(go_json(value)),
+        ("string", Value::Number(number)) if number.is_f64() => {
+            Value::from(go_float(number.as_f64().unwrap_or_default()))
+        }
         ("string", other) => Value::from(other.to_string()),
         ("integer", Value::Number(number)) => {
             let whole = number
@@ -91,6 +94,21 @@ fn cell(ty: &str, value: &Value, now: Timestamp) -> Value {
             Err(_) => Value::from("<invalid>"),
         },
         _ => Value::Null,
+    }
+}
+
+/// Go writes large and small numbers with an exponent of two digits.
+fn go_float(value: f64) -> String {
+    let shortest = format!("{value:e}");
+    match shortest
+        .split_once('e')
+        .and_then(|(digits, exponent)| Some((digits, exponent.parse::<i32>().ok()?)))
+    {
+        Some((digits, exponent)) if !(-4..6).contains(&exponent) => {
+            let sign = if exponent < 0 { '-' } else { '+' };
+            format!("{digits}e{sign}{:02}", exponent.abs())
+        }
+        _ => value.to_string(),
     }
 }
 
@@ -175,7 +193,7 @@ mod tests {
         let object = json!({
             "metadata": {"name": "x", "annotations": {"a.b/c": "odd"}},
             "spec": {"n": 5, "f": 1.5, "s": "t", "on": true, "l": ["p", "q"], "o": {"k": 1},
-                     "at": "2024-01-01T00:00:00Z", "bad": "soon", "empty": "", "null": null,
+                     "at": "2024-01-01T00:00:00Z", "bad": "soon", "empty": "", "null": null, "big": 1_500_000.5,
                      "html": ["<b>"]},
             "status": {"conditions": [{"type": "A", "status": "False"}, {"type": "Ready", "status": "True"}]},
         });
@@ -197,6 +215,8 @@ mod tests {
         check("string", ".spec.l[*]", json!("p"));
         check("string", ".spec.l[1]", json!("q"));
         check("string", ".spec.o", json!(r#"{"k":1}"#));
+        check("string", ".spec.f", json!("1.5"));
+        check("string", ".spec.big", json!("1.5000005e+06"));
         check("string", ".spec.none", Value::Null);
         check("string", ".spec.null", json!("<no value>"));
         check("string", ".spec.html", json!("[\"\\u003cb\\u003e\"]"));

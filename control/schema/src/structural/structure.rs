@@ -20,6 +20,7 @@ enum Level {
 pub(super) fn structure(schema: &Map<String, Value>) -> Vec<Invalid> {
     let mut found = Vec::new();
     invariants(schema, Level::Root, "", &mut found);
+    // As upstream, of the root's own alternatives only.
     completeness(schema, schema, "", "", &mut found);
     // By whole texts: what follows a field's name is a colon, or what stands below it.
     found.sort_by_cached_key(|one| {
@@ -320,21 +321,6 @@ fn completeness(
     }
     if let Some(not) = object(map, "not") {
         spoken_of(not, structure, at, &join(from, "not"), found);
-    }
-    // Below, the structure's own validations.
-    if std::ptr::eq(map, structure) {
-        if let Some(items) = object(map, "items") {
-            let below = join(at, "items");
-            completeness(items, items, &below, &below, found);
-        }
-        for (name, property) in properties(map) {
-            let below = join(at, &format!("properties[{name}]"));
-            completeness(property, property, &below, &below, found);
-        }
-        if let Some(values) = object(map, "additionalProperties") {
-            let below = join(at, "additionalProperties");
-            completeness(values, values, &below, &below, found);
-        }
     }
 }
 

@@ -236,6 +236,17 @@ fn values_that_are_no_strings_are_quoted_and_sizes_come_first() {
             "p.b: ",
         ]
     );
+    let sets = structural(
+        &json!({"type": "object", "properties": {"m": {"type": "object", "additionalProperties": {
+            "type": "array", "x-kubernetes-list-type": "set", "items": {"type": "integer"},
+        }}}}),
+    )
+    .expect("a schema");
+    let fields: Vec<String> = duplicates(&json!({"m": {"k": [1, 2, 1, 1, 2]}}), &sets)
+        .into_iter()
+        .map(|one| one.field)
+        .collect();
+    assert_eq!(fields, ["m[k][2]", "m[k][4]"]);
     let status = json!({"status": {"n": 3, "o": {"a": 1}}});
     let schema = structural(&json!({"type": "object", "properties": {"status": {"type": "object", "properties": {
         "n": {"type": "integer", "maximum": 2}, "o": {"not": {"type": "object"}, "x-kubernetes-preserve-unknown-fields": true},
@@ -359,16 +370,25 @@ fn what_only_validates_may_not_say_what_a_place_is() {
             .map(|invalid| format!("{}: {}", invalid.field, invalid.detail))
             .collect()
     };
-    let schema = json!({"type": "object", "properties": {"a": {"type": "object", "anyOf": [
-        {"type": "object", "description": "x", "properties": {"b": {"minLength": 1}}},
-    ]}}});
+    let schema = json!({"type": "object", "properties": {"a": {"type": "object"}}, "anyOf": [
+        {"type": "object", "description": "x", "properties": {"a": {"properties": {"b": {"minLength": 1}}}}},
+    ]});
     assert_eq!(
         found(schema),
         [
-            "properties[a].anyOf[0].description: must be empty to be structural",
-            "properties[a].anyOf[0].type: must be empty to be structural",
-            "properties[a].properties[b]: because it is defined in {root}.properties[a].anyOf[0].properties[b]",
+            "anyOf[0].description: must be empty to be structural",
+            "anyOf[0].type: must be empty to be structural",
+            "properties[a].properties[b]: because it is defined in {root}.anyOf[0].properties[a].properties[b]",
         ]
+    );
+    // Upstream looks for fields that are missing from the root only.
+    assert_eq!(
+        found(
+            json!({"type": "object", "properties": {"a": {"type": "object", "anyOf": [
+                {"properties": {"b": {"minLength": 1}}},
+            ]}}})
+        ),
+        Vec::<String>::new()
     );
     let either = json!([{"type": "integer"}, {"type": "string"}]);
     assert_eq!(

@@ -1,5 +1,7 @@
 //! Values against a schema, in the words of kube-openapi's validator as apiextensions reports them.
 
+use std::collections::HashMap;
+
 use serde_json::{Map, Value, json};
 
 use super::{Additional, Invalid, InvalidKind, Schema, format, join, root_of};
@@ -360,12 +362,8 @@ impl Schema {
                     found.push((path.to_owned(), map));
                 }
                 for (name, value) in map {
-                    match (self.properties.get(name), &self.additional) {
-                        (Some(schema), _) => schema.embedded(value, &join(path, name), found),
-                        (None, Additional::Schema(schema)) => {
-                            schema.embedded(value, &join(path, name), found);
-                        }
-                        (None, _) => {}
+                    if let Some((schema, at)) = self.below(name, path) {
+                        schema.embedded(value, &at, found);
                     }
                 }
             }
@@ -420,50 +418,68 @@ impl Schema {
         }
     }
 
-    /// Sets and keyed lists hold each item once.
+    /// Sets and keyed lists hold each item once. What stands there more often is told where it is repeated first.
     fn unique(&self, value: &Value, path: &str, found: &mut Vec<Invalid>) {
         match value {
             Value::Array(list) => {
-                let mut seen: Vec<Value> = Vec::new();
-                for (at, item) in list.iter().enumerate() {
-                    let item_path = format!("{path}[{at}]");
-                    let identity = match self.list_type.as_str() {
-                        "set" => Some(item.clone()),
-                        "map" => {
-                            let mut key = Map::new();
-                            for name in &self.list_map_keys {
-                                let value = item.get(name).cloned();
-                                key.extend(value.map(|value| (name.clone(), value)));
-                            }
-                            Some(Value::Object(key))
-                        }
-                        _ => None,
-                    };
-                    if let Some(identity) = identity {
-                        if seen.contains(&identity) {
-                            let kind = InvalidKind::Duplicate;
-                            found.push(Invalid::new(kind, item_path.as_str(), identity, ""));
-                        } else {
-                            seen.push(identity);
-                        }
-                    }
-                    if let Some(items) = &self.items {
-                        items.unique(item, &item_path, found);
+                self.unique_items(list, path, found);
+                if let Some(items) = &self.items {
+                    for (at, item) in list.iter().enumerate() {
+                        items.unique(item, &format!("{path}[{at}]"), found);
                     }
                 }
             }
             Value::Object(map) => {
                 for (name, value) in map {
-                    match (self.properties.get(name), &self.additional) {
-                        (Some(schema), _) => schema.unique(value, &join(path, name), found),
-                        (None, Additional::Schema(schema)) => {
-                            schema.unique(value, &join(path, name), found);
-                        }
-                        (None, _) => {}
+                    if let Some((schema, at)) = self.below(name, path) {
+                        schema.unique(value, &at, found);
                     }
                 }
             }
             _ => {}
+        }
+    }
+
+    /// The schema of a field or of a map's values, and the path as Go's field paths show it.
+    fn below(&self, name: &str, path: &str) -> Option<(&Self, String)> {
+        match (self.properties.get(name), &self.additional) {
+            (Some(schema), _) => Some((schema, join(path, name))),
+            (None, Additional::Schema(schema)) => Some((schema, format!("{path}[{name}]"))),
+            (None, _) => None,
+        }
+    }
+
+    fn unique_items(&self, list: &[Value], path: &str, found: &mut Vec<Invalid>) {
+        let keyed = match self.list_type.as_str() {
+            "set" => false,
+            "map" => true,
+            _ => return,
+        };
+        let odd = |item: &Value| !item.is_object() && !item.is_null();
+        if keyed && let Some(at) = list.iter().position(odd) {
+            let (path, detail) = (
+                format!("{path}[{at}]"),
+                "must be an object for an array of list-type map",
+            );
+            let bad = list[at].clone();
+            found.push(Invalid::new(InvalidKind::Invalid, path, bad, detail));
+            return;
+        }
+        let mut seen: HashMap<String, usize> = HashMap::new();
+        for (at, item) in list.iter().enumerate() {
+            let identity = if keyed {
+                let keys = self.list_map_keys.iter();
+                let keys = keys.filter_map(|name| Some((name.clone(), item.get(name)?.clone())));
+                Value::Object(keys.collect())
+            } else {
+                item.clone()
+            };
+            let times = seen.entry(identity.to_string()).or_default();
+            *times += 1;
+            if *times == 2 {
+                let at = format!("{path}[{at}]");
+                found.push(Invalid::new(InvalidKind::Duplicate, at, identity, ""));
+            }
         }
     }
 }
