@@ -174,14 +174,14 @@ impl Programs {
     }
 }
 
-fn load<'a, P: 'a>(
+fn load<'a, P>(
     ebpf: &'a mut Ebpf,
     name: &str,
     load: impl FnOnce(&mut P) -> Result<(), ProgramError>,
 ) -> Result<OwnedFd, Error>
 where
     &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
-    P: Loaded,
+    P: Loaded + 'a,
 {
     let refused = |error: ProgramError| Error::Program {
         program: name.to_string(),
