@@ -20,7 +20,7 @@ const WINDOW: u32 = 8_192;
 const BUCKET_WINDOW: u32 = 512;
 /// Windows of a map that are mapped at a time. A mapped page counts as this process's memory, and
 /// mapping a window costs some microseconds: what is used together lies together.
-const WINDOWS: usize = 8;
+const WINDOWS: usize = 4;
 const PAGE: usize = 4_096;
 
 /// An array of the kernel's, of which the windows that were used last are mapped.
