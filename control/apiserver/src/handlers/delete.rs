@@ -443,16 +443,6 @@ fn update_finalizers(resource: &Resource, object: &mut Value, options: &DeleteOp
     }
 }
 
-fn warn_of_orphans(ctx: &Ctx, resource: &Resource, options: &DeleteOptions) {
-    if options.propagation.is_none() && resource.is("batch", "jobs") {
-        ctx.warnings.lock().push(
-            "child pods are preserved by default when jobs are deleted; set propagationPolicy=Background to remove them \
-             or set propagationPolicy=Orphan to suppress this warning"
-                .to_owned(),
-        );
-    }
-}
-
 /// Versions that predate the garbage collector keep their dependents unless told otherwise.
 fn orphans_by_default(resource: &Resource) -> bool {
     resource.is("", "replicationcontrollers")
