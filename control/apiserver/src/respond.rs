@@ -6,7 +6,7 @@ use axum::{body::Body, response::Response};
 use bytes::{Bytes, BytesMut};
 use http::{HeaderValue, StatusCode, header};
 use serde_json::{Value, json, value::RawValue};
-use skep_api::printer::Printer;
+use skep_api::printer::{NameAndAge, Printer};
 
 use crate::{
     cache::{Body as Stored, Entry},
@@ -125,18 +125,25 @@ impl Ctx {
 
     /// An object that no row of the table describes (`Scale`, reviews, `Status`): only encodings, and a plain table.
     pub fn value(&self, code: StatusCode, value: &Value, out: &Output) -> Result<Response> {
+        self.value_as(code, value, out, &NameAndAge::new())
+    }
+
+    /// The same, with the rows of a table as the printer makes them.
+    pub fn value_as(
+        &self,
+        code: StatusCode,
+        value: &Value,
+        out: &Output,
+        printer: &dyn Printer,
+    ) -> Result<Response> {
         let api_version = value["apiVersion"].as_str().unwrap_or_default();
         let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
         let kind = value["kind"].as_str().unwrap_or_default();
         let schema = skep_schema::builtin(group, version, kind);
         match out.transform {
             Transform::Table if kind != "Status" => {
-                let printer: Box<dyn Printer> = match kind {
-                    "Scale" => Box::new(crate::subresources::scale::ScalePrinter::default()),
-                    _ => Box::new(skep_api::printer::NameAndAge::new()),
-                };
                 let table = self.table(
-                    printer.as_ref(),
+                    printer,
                     &[],
                     &[value],
                     codec::meta(value, "resourceVersion"),

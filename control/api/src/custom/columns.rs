@@ -4,7 +4,7 @@ use std::{borrow::Cow, sync::Arc};
 
 use jiff::Timestamp;
 use jsonpath_rust::{parser::model::JpQuery, parser::parse_json_path, query::js_path_process};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{list, text};
 use crate::{
@@ -47,6 +47,22 @@ impl Columns {
         }
         Self { columns, paths }
     }
+}
+
+/// What the `scale` of a custom resource shows as a table: what stands in the `Scale` at the resource's own paths.
+pub fn of_scale(spec_replicas: &str, status_replicas: &str) -> Columns {
+    let replicas = |name: &str, path: &str, what: &str| {
+        let description = format!("Number of {what} replicas");
+        json!({"name": name, "type": "integer", "description": description, "jsonPath": path})
+    };
+    let mut columns = Columns::new(&json!({"additionalPrinterColumns": [
+        replicas("Desired", spec_replicas, "desired"),
+        replicas("Available", status_replicas, "actual"),
+    ]}));
+    let age = Columns::new(&Value::Null);
+    columns.columns.extend(age.columns.into_iter().skip(1));
+    columns.paths.extend(age.paths);
+    columns
 }
 
 impl Printer for Columns {
@@ -182,8 +198,6 @@ fn compile(path: &str) -> Result<JpQuery, String> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     #[track_caller]
@@ -228,6 +242,22 @@ mod tests {
             "string",
             r#".status.conditions[?(@.type=="Ready")].status"#,
             json!("True"),
+        );
+    }
+
+    #[test]
+    fn a_scale_is_read_at_the_paths_of_its_object() {
+        let scale = json!({
+            "metadata": {"name": "x", "creationTimestamp": "2024-01-01T00:00:00Z"},
+            "spec": {"replicas": 2}, "status": {"replicas": 1},
+        });
+        let now: Timestamp = "2024-01-01T00:05:00Z".parse().expect("a time");
+        let printer = of_scale(".spec.replicas", ".status.count");
+        let names: Vec<&str> = printer.columns().iter().map(|c| c.name.as_ref()).collect();
+        assert_eq!(names, ["Name", "Desired", "Available", "Age"]);
+        assert_eq!(
+            printer.cells(&scale, now),
+            [json!("x"), json!(2), Value::Null, json!("5m")]
         );
     }
 

@@ -15,6 +15,7 @@ use std::{borrow::Cow, sync::Arc};
 use serde_json::Value;
 use skep_schema::{TypeRef, structural};
 
+pub use columns::of_scale as scale_columns;
 pub use path::{find, parts, pointer};
 
 use crate::{

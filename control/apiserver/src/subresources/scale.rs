@@ -40,6 +40,8 @@ pub struct ScalePaths {
     pub selector: String,
     /// As the definition of a custom resource writes `spec_replicas`: there it must be present, and its strategy checks it.
     pub spec_path: Option<String>,
+    /// The same of `status_replicas`.
+    pub status_path: String,
 }
 
 impl ScalePaths {
@@ -54,6 +56,14 @@ impl ScalePaths {
                 .as_deref()
                 .map_or_else(|| "/\u{0}".to_owned(), pointer),
             spec_path: Some(scale.spec_replicas.clone()),
+            status_path: scale.status_replicas.clone(),
+        }
+    }
+
+    fn printer(&self) -> Box<dyn Printer> {
+        match &self.spec_path {
+            Some(path) => Box::new(skep_api::custom::scale_columns(path, &self.status_path)),
+            None => Box::new(ScalePrinter::default()),
         }
     }
 
@@ -78,6 +88,7 @@ impl Default for ScalePaths {
             status_replicas: "/status/replicas".into(),
             selector: "/spec/selector".into(),
             spec_path: None,
+            status_path: String::new(),
         }
     }
 }
@@ -96,7 +107,8 @@ pub async fn handle(ctx: &Ctx, resource: &Arc<Resource>, verb: Verb) -> Result<R
         let entry = entry.ok_or_else(|| Status::missing(resource, name))?;
         let object = conversion::read(&ctx.api, resource, &entry.bytes(), entry.revision).await?;
         paths.check(&object)?;
-        return ctx.value(StatusCode::OK, &scale_of(&object, &paths), &out);
+        let scale = scale_of(&object, &paths);
+        return ctx.value_as(StatusCode::OK, &scale, &out, paths.printer().as_ref());
     }
     let target = Target {
         resource,
@@ -156,7 +168,8 @@ pub async fn handle(ctx: &Ctx, resource: &Arc<Resource>, verb: Verb) -> Result<R
         Object::Value(value) => value,
         Object::Bytes(bytes) => read_object_in_row_version(&bytes)?,
     };
-    ctx.value(StatusCode::OK, &scale_of(&object, &paths), &out)
+    let scale = scale_of(&object, &paths);
+    ctx.value_as(StatusCode::OK, &scale, &out, paths.printer().as_ref())
 }
 
 fn read_object_in_row_version(bytes: &[u8]) -> Result<Value> {
@@ -165,7 +178,7 @@ fn read_object_in_row_version(bytes: &[u8]) -> Result<Value> {
 }
 
 /// Columns of `as=Table`.
-pub struct ScalePrinter(Vec<Column>);
+struct ScalePrinter(Vec<Column>);
 
 impl Default for ScalePrinter {
     fn default() -> Self {

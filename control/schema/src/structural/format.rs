@@ -288,12 +288,10 @@ fn email(text: &str) -> bool {
     let atom = |c: char| c.is_alphanumeric() || "!#$%&'*+-/=?^_`{|}~".contains(c) || !c.is_ascii();
     match address.rsplit_once('@') {
         Some((local, domain)) => {
-            let parts = domain.split('.');
+            let mut parts = domain.split('.');
             !local.is_empty()
                 && !local.contains(' ')
-                && parts
-                    .into_iter()
-                    .all(|part| !part.is_empty() && part.chars().all(atom))
+                && parts.all(|part| !part.is_empty() && part.chars().all(atom))
         }
         None => false,
     }

@@ -91,6 +91,9 @@ impl Environment for Values {
 /// What the rules of one object may cost together, as upstream's `RuntimeCELCostBudget`.
 const OBJECT_COST: u64 = 10_000_000;
 
+const OUT_OF_BUDGET: &str =
+    "validation failed due to running out of cost budget, no further validation rules will be run";
+
 /// What is left of the budget, and what was found with it.
 struct Told<'a> {
     budget: Budget,
@@ -291,10 +294,7 @@ impl Node {
                 told.errors.push(error);
             };
             if budget.spent() {
-                fail(
-                    "validation failed due to running out of cost budget, no further validation rules will be run"
-                        .to_owned(),
-                );
+                fail(OUT_OF_BUDGET.to_owned());
                 return Next::Stop;
             }
             let Some(program) = &rule.program else {
@@ -307,6 +307,10 @@ impl Node {
             values.optional = rule.optional_old;
             match program.evaluate(&values, budget) {
                 Ok(skep_cel::Value::Bool(true)) => {}
+                Err(Error::CallLimit) if budget.spent() => {
+                    fail(OUT_OF_BUDGET.to_owned());
+                    return Next::Stop;
+                }
                 Err(Error::CallLimit) => {
                     fail(format!(
                         "'{}': no further validation rules will be run due to call cost exceeds limit for rule: {}",

@@ -157,11 +157,18 @@ fn default_rules(schema: &Value, at: &str, errors: &mut Errors) {
 
 /// Whether some part of a schema has a default.
 pub(super) fn has_default(schema: &Value) -> bool {
+    let named = |value: &Value| {
+        value
+            .as_object()
+            .is_some_and(|all| all.values().any(has_default))
+    };
     match schema {
-        Value::Object(map) => {
-            let own = map.get("default").is_some_and(|default| !default.is_null());
-            own || map.values().any(has_default)
-        }
+        Value::Object(map) => map.iter().any(|(name, value)| match name.as_str() {
+            "default" => !value.is_null(),
+            "properties" => named(value),
+            "enum" | "example" => false,
+            _ => has_default(value),
+        }),
         Value::Array(list) => list.iter().any(has_default),
         _ => false,
     }
