@@ -10,7 +10,6 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use futures::StreamExt;
 use ipnet::IpNet;
-use k8s_openapi::api::core::v1::Service;
 use nix::net::if_::if_nametoindex;
 use nix::sched::{CloneFlags, setns};
 use serde_json::Value;
@@ -21,6 +20,7 @@ use skep_agent::network::{
     NodeNetwork, NodeNetworkConfig, PodIdentity, PodNetwork, PodNetworkSpec, Way,
 };
 use skep_agent::proxy::{ProxyConfig, program_static};
+use skep_agent::services::Service;
 use skep_client::Informer;
 use skep_datapath::services::{Endpoint, Forwarding, FrontendAddress, ServicePort};
 use skep_datapath::{Datapath, DatapathConfig, Limits, TcHook, XdpMode, XdpState};
