@@ -65,6 +65,9 @@ async fn a_quota_counts_and_then_refuses() {
         )
         .await
         .expect(201);
+    let status_path = format!("{quotas}/q/status");
+    let limits = json!({"status": {"hard": hard}});
+    cluster.merge(&status_path, limits).await.expect(200);
     let unknown = cluster.post(MAPS, map("early")).await.expect(403);
     assert!(
         unknown["message"]
@@ -73,10 +76,7 @@ async fn a_quota_counts_and_then_refuses() {
             .contains("status unknown for quota")
     );
     let status = json!({"status": {"hard": hard, "used": {"configmaps": "0"}}});
-    cluster
-        .merge(&format!("{quotas}/q/status"), status)
-        .await
-        .expect(200);
+    cluster.merge(&status_path, status).await.expect(200);
     // At once, so that they race for the last place.
     let creates = (0..6).map(|n| {
         let cluster = cluster.clone();
