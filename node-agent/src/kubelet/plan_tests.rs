@@ -246,7 +246,14 @@ impl Model {
                     self.memory.pre_stopped.insert(id);
                 }
             }
-            Action::Remove { id } => self.containers.retain(|o| o.id != id),
+            Action::Remove { id } => {
+                self.containers.retain(|o| o.id != id);
+                // What an operator has left of a container may be all that told its number: the API's status would.
+                let containers = &self.containers;
+                self.started.retain(|(name, _)| {
+                    name.is_empty() || containers.iter().any(|o| o.name == *name)
+                });
+            }
             Action::DetachNetwork => self.memory.network_detached = !half,
             Action::CleanUp => self.memory.cleaned_up = !half,
             Action::DeleteObject => {
