@@ -9,9 +9,11 @@ use crate::zero::{List, Text};
 /// A port and who offers it; no port stands for subsets without ports.
 struct Offer {
     port: Option<EndpointPort>,
-    /// Indexes into all addresses, sorted, and whether they are ready.
-    addresses: Vec<(usize, bool)>,
+    addresses: Offerers,
 }
+
+/// Indexes into all addresses, sorted, and whether they are ready.
+type Offerers = Vec<(usize, bool)>;
 
 pub fn repack(subsets: &[EndpointSubset]) -> Vec<EndpointSubset> {
     let mut addresses: Vec<&EndpointAddress> = Vec::new();
@@ -38,7 +40,7 @@ pub fn repack(subsets: &[EndpointSubset]) -> Vec<EndpointSubset> {
             }
         }
     }
-    let mut packed: Vec<(Vec<(usize, bool)>, Vec<EndpointPort>)> = Vec::new();
+    let mut packed: Vec<(Offerers, Vec<EndpointPort>)> = Vec::new();
     for offer in offers {
         let known = packed.iter_mut().find(|(of, _)| *of == offer.addresses);
         match known {
