@@ -20,6 +20,16 @@ pub struct Rejection {
     pub message: String,
 }
 
+const NODE_AFFINITY: &str = "NodeAffinity";
+const TAINT_TOLERATION: &str = "TaintToleration";
+
+impl Rejection {
+    /// Whether the node's labels or taints are why.
+    pub fn is_for_the_node(&self) -> bool {
+        [NODE_AFFINITY, TAINT_TOLERATION].contains(&self.reason.as_str())
+    }
+}
+
 fn reject(reason: &str, message: impl Into<String>) -> Result<(), Rejection> {
     Err(Rejection {
         reason: reason.into(),
@@ -164,7 +174,7 @@ fn placement(input: &Input<'_>) -> Result<(), Rejection> {
     if let Some(node) = input.node {
         if !matches_required_affinity(spec, node) {
             return failed(
-                "NodeAffinity",
+                NODE_AFFINITY,
                 "node(s) didn't match Pod's node affinity/selector",
             );
         }
@@ -176,7 +186,7 @@ fn placement(input: &Input<'_>) -> Result<(), Rejection> {
             .any(|t| t.effect == "NoExecute" && !is_tolerated(t, tolerations));
         if driven_out && !pod::is_static(input.pod) {
             return failed(
-                "TaintToleration",
+                TAINT_TOLERATION,
                 "node(s) had taints that the pod didn't tolerate",
             );
         }

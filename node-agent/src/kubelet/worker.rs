@@ -10,11 +10,13 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
-    LinuxContainerUser, ObjectReference, Pod, PodCondition, PodStatus,
+    LinuxContainerUser, Node, ObjectReference, Pod, PodCondition, PodStatus,
 };
+use kube::Api;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -36,6 +38,8 @@ const PULL_ERROR_SHOWN: Duration = Duration::from_secs(2);
 /// How often a resize that did not fit is tried again.
 const DEFERRED: Duration = Duration::from_secs(5);
 const REPORTS: usize = 64;
+/// How long the API may take to show the node before a pod is refused for it.
+const NODE_PATIENCE: Duration = Duration::from_secs(5);
 /// In the pod's folder: what was allocated to its containers.
 const ALLOCATED: &str = "allocated.json";
 
@@ -177,6 +181,9 @@ impl Worker {
             if stale {
                 self.observe().await;
             }
+            if !self.observe_failed {
+                self.admit().await;
+            }
             let now = Timestamp::now();
             let unwritten = !self.memory.status_written;
             let plan = self.step(now);
@@ -293,7 +300,7 @@ impl Worker {
     async fn observe(&mut self) {
         let look = self.shared.ctx.runtime.observe(&self.shared.who.uid);
         let silent = || RuntimeError::Unavailable("the container runtime does not answer".into());
-        let looked = tokio::time::timeout(RUNTIME_PATIENCE, look).await;
+        let looked = timeout(RUNTIME_PATIENCE, look).await;
         match looked.unwrap_or_else(|_| Err(silent())) {
             Ok(observed) => {
                 self.observed = observed;
@@ -397,7 +404,6 @@ impl Worker {
                 }
             }
         }
-        self.admit();
         self.take_notice();
         self.allocate();
         let pod = self.effective.clone();
@@ -488,18 +494,53 @@ impl Worker {
     }
 
     /// Once in the pod's life, before anything of it exists.
-    fn admit(&mut self) {
-        let Some(pod) = self.pod.clone() else { return };
+    async fn admit(&mut self) {
+        let mut verdict = self.judge();
+        if verdict
+            .as_ref()
+            .is_err_and(admit::Rejection::is_for_the_node)
+        {
+            // The scheduler may have seen a newer label or taint than this agent has.
+            let ctx = &self.shared.ctx;
+            let nodes: Api<Node> = Api::all(ctx.client.clone());
+            let newest = nodes.get(&ctx.config.node_name);
+            if let Ok(Ok(node)) = timeout(NODE_PATIENCE, newest).await {
+                *ctx.desk.node.write() = Some(Arc::new(node));
+                verdict = self.judge();
+            }
+        }
+        let Err(rejection) = verdict else { return };
+        info!(
+            uid = self.shared.who.uid,
+            reason = rejection.reason,
+            message = rejection.message,
+            "rejected the pod"
+        );
+        if let Some(pod) = &self.pod {
+            let about = reference(pod, None);
+            let message = rejection.message.clone();
+            let recorder = &self.shared.ctx.recorder;
+            recorder.warning(&about, &rejection.reason, message);
+        }
+        self.memory.rejected = Some(rejection);
+    }
+
+    /// # Errors
+    /// When the pod, of which nothing exists, cannot run here.
+    fn judge(&self) -> Result<(), admit::Rejection> {
+        let Some(pod) = self.pod.clone() else {
+            return Ok(());
+        };
         let ctx = self.shared.ctx.clone();
         let uid = &self.shared.who.uid;
         let mut taken = ctx.desk.taken.lock();
         if self.memory.rejected.is_some() || taken.contains(uid) {
-            return;
+            return Ok(());
         }
         let begun = !self.observed.is_empty() || pod::phase(&pod) != "Pending";
         if begun || pod::is_terminating(&pod) {
             taken.insert(uid.clone());
-            return;
+            return Ok(());
         }
         let pods = ctx.pods.read();
         let others: Vec<Arc<Pod>> = pods
@@ -524,25 +565,9 @@ impl Worker {
             has_apparmor: super::spec::has_apparmor(),
             unsafe_sysctls: &ctx.desk.unsafe_sysctls,
         });
-        match refused.map_or(verdict, Err) {
-            Ok(()) => {
-                taken.insert(uid.clone());
-            }
-            Err(rejection) => {
-                info!(
-                    uid,
-                    reason = rejection.reason,
-                    message = rejection.message,
-                    "rejected the pod"
-                );
-                ctx.recorder.warning(
-                    &reference(&pod, None),
-                    &rejection.reason,
-                    rejection.message.clone(),
-                );
-                self.memory.rejected = Some(rejection);
-            }
-        }
+        refused.map_or(verdict, Err)?;
+        taken.insert(uid.clone());
+        Ok(())
     }
 
     /// Decides what the pod's containers get of what it asks for.

@@ -3,6 +3,8 @@
 //!
 //! Names are those of the suite (`[sig-node]`, `[sig-storage]`), shortened.
 
+use std::sync::Arc;
+
 use serde_json::{Value, json};
 
 use crate::harness::{IMAGE, Node, may_be_privileged};
@@ -922,6 +924,33 @@ async fn security() {
         std::fs::write(folder.join("chmod.json"), profile.to_string()).expect("written");
     })
     .await;
+}
+
+/// What the scheduler knew of the node holds, though the agent has not heard of it.
+#[tokio::test]
+async fn a_label_that_the_node_has_just_got_counts() {
+    let Some(node) = Node::start().await else {
+        return;
+    };
+    let known = json!({"metadata": {"name": node.name, "labels": {"disk": "none"}}});
+    let desk = &node.ctx.as_ref().expect("an agent").desk;
+    *desk.node.write() = Some(Arc::new(serde_json::from_value(known).unwrap()));
+    node.api.put(
+        &format!("/api/v1/nodes/{}", node.name),
+        json!({"kind": "Node", "apiVersion": "v1", "metadata": {"name": node.name, "labels": {"disk": "ssd"}}}),
+    );
+    let on = |disk: &str| {
+        pod(
+            "sleep 1000",
+            json!({}),
+            json!({"nodeSelector": {"disk": disk}}),
+        )
+    };
+    node.create("fits", on("ssd"));
+    node.create("elsewhere", on("hdd"));
+    node.wait_phase("fits", "Running").await;
+    let refused = node.wait_phase("elsewhere", "Failed").await;
+    assert_eq!(refused["status"]["reason"], "NodeAffinity");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -90,7 +90,8 @@ impl Kind for Event {
             validate_series(self, errors);
         }
         // What upstream calls each, whether it is as it was, and how it is shown.
-        let fields: [(&str, bool, fn(&Self) -> Bad); 14] = [
+        type Shown = fn(&Event) -> Bad;
+        let fields: [(&str, bool, Shown); 14] = [
             ("involvedObject", self.regarding == old.regarding, |event| {
                 internal::bad(
                     "ObjectReference",
