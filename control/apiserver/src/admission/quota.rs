@@ -409,7 +409,7 @@ fn device_usage(claim: &Value, usage: &mut Usage) {
             let sum = usage
                 .entry(format!("{class}{OF_DEVICE_CLASS}"))
                 .or_insert_with(|| whole(0));
-            *sum = *sum + whole(count);
+            *sum += whole(count);
         }
     }
 }
