@@ -345,19 +345,22 @@ mod tests {
         serving.await.expect("a task").expect("a server");
     }
 
+    /// A body without an end, counted in `open` as long as somebody keeps it.
+    fn endless(open: &Arc<AtomicUsize>) -> Body {
+        let open = Open::new(open);
+        let chunks = stream::repeat_with(move || {
+            let _still = &open;
+            Ok::<_, std::io::Error>(vec![b'x'; 64 * 1024])
+        });
+        Body::from_stream(chunks)
+    }
+
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn who_does_not_read_is_let_go_and_delays_nobody() {
         const PATIENCE: Duration = Duration::from_millis(300);
         let open = Arc::new(AtomicUsize::new(0));
         let counted = open.clone();
-        let endless = move || {
-            let open = Open::new(&counted);
-            let chunks = stream::repeat_with(move || {
-                let _still = &open;
-                Ok::<_, std::io::Error>(vec![b'x'; 64 * 1024])
-            });
-            async move { Body::from_stream(chunks) }
-        };
+        let endless = move || std::future::ready(endless(&counted));
         let router = Router::new()
             .route("/endless", get(endless))
             .route("/short", get(async || "short"));
@@ -408,14 +411,7 @@ mod tests {
         const PATIENCE: Duration = Duration::from_millis(300);
         let open = Arc::new(AtomicUsize::new(0));
         let counted = open.clone();
-        let endless = move || {
-            let open = Open::new(&counted);
-            let chunks = stream::repeat_with(move || {
-                let _still = &open;
-                Ok::<_, std::io::Error>(vec![b'x'; 64 * 1024])
-            });
-            async move { Body::from_stream(chunks) }
-        };
+        let endless = move || std::future::ready(endless(&counted));
         // One event, and then none.
         let idle = async || {
             let event = stream::once(async { Ok::<_, std::io::Error>("event") });
