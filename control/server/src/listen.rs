@@ -450,6 +450,8 @@ mod tests {
         for _ in 0..100 {
             read.next().await.expect("more").expect("no error");
         }
+        // The connection lasts as long as something of it is held.
+        drop((idle, read, sender));
         connection.abort();
         shutdown.cancel();
         serving.await.expect("a task").expect("a server");
