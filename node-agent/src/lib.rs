@@ -16,6 +16,7 @@ pub mod endpoints;
 pub mod kubelet;
 pub mod memory;
 pub mod network;
+pub mod oom;
 pub mod policy;
 pub mod proxy;
 pub mod runtime;

@@ -447,6 +447,7 @@ async fn run(options: Options) -> Result<()> {
     };
     let objects = objects::Objects::new(client.clone());
     let mut tasks: Vec<tokio::task::JoinHandle<()>> = Vec::new();
+    let mut ooms = None;
     let (runtime, volumes, cgroups): (Arc<dyn Runtime>, _, _) = match options.runtime {
         Which::Hollow => (Arc::new(HollowRuntime::new()), None, None),
         Which::Docker => {
@@ -464,6 +465,7 @@ async fn run(options: Options) -> Result<()> {
             );
             let cgroups = cgroup::Cgroups::discover();
             cgroups.enter(&options.cgroup_parent)?;
+            ooms = docker.ooms();
             (Arc::new(docker), Some(volumes), Some(cgroups))
         }
     };
@@ -584,7 +586,7 @@ async fn run(options: Options) -> Result<()> {
     if docker {
         tasks.push(tokio::spawn(eviction::run(
             ctx.clone(),
-            eviction::Settings::new(ctx.thresholds.clone()),
+            eviction::Settings::new(ctx.thresholds.clone(), ooms),
             stop.clone(),
         )));
         let thresholds = image_gc::Thresholds {

@@ -258,6 +258,7 @@ impl Node {
         });
         self.stop = CancellationToken::new();
         let settings = eviction::Settings {
+            ooms: self.docker.ooms(),
             thresholds: self.thresholds.clone(),
             period: std::time::Duration::from_millis(300),
         };

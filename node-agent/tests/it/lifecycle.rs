@@ -270,6 +270,17 @@ async fn containers_end_as_they_should() {
         json!({"restartPolicy": "Never", "containers": [
             container("c", "x=aaaaaaaaaaaaaaaa; while :; do x=$x$x; done", memory)]}),
     );
+    // They end before Docker listens for it, each with some likelihood.
+    let memory = json!({"resources": {"limits": {"memory": "16Mi"}}});
+    let hungry = ["h0", "h1", "h2", "h3"];
+    let once = "exec dd if=/dev/zero of=/dev/null bs=100M count=1";
+    let containers: Vec<Value> = hungry
+        .map(|name| container(name, once, memory.clone()))
+        .into();
+    node.create(
+        "oom-at-once",
+        json!({"restartPolicy": "Never", "containers": containers}),
+    );
     let rules = json!({"restartPolicy": "Never", "restartPolicyRules": [
         {"action": "Restart", "exitCodes": {"operator": "In", "values": [42]}}],
         "volumeMounts": [{"name": "v", "mountPath": "/v"}]});
@@ -345,6 +356,11 @@ async fn containers_end_as_they_should() {
         (&ended["reason"], &ended["exitCode"]),
         (&json!("OOMKilled"), &json!(137))
     );
+    let pod = node.wait_phase("oom-at-once", "Failed").await;
+    for name in hungry {
+        let ended = &status(&pod, name)["state"]["terminated"];
+        assert_eq!(ended["reason"], "OOMKilled", "{ended}");
+    }
 
     let pod = node.wait_phase("rules", "Failed").await;
     assert_eq!(status(&pod, "c")["restartCount"], 1);

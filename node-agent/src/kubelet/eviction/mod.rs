@@ -22,7 +22,8 @@ use tracing::{info, warn};
 
 use super::status::EVICTED;
 use super::usage::{self, Used};
-use super::{Context, disk, image_gc, pod, resources};
+use super::{Context, disk, image_gc, node, pod, resources};
+use crate::oom::{OomLog, Victim};
 use plan::{Candidate, History, Levels, Pressure, Share, Signal, Threshold};
 
 /// As upstream's monitoring period.
@@ -96,13 +97,16 @@ impl Evictions {
 
 pub struct Settings {
     pub thresholds: Vec<Threshold>,
+    /// Where it is seen that the kernel was quicker. `None` where its log cannot be read.
+    pub ooms: Option<Arc<OomLog>>,
     pub period: Duration,
 }
 
 impl Settings {
-    pub fn new(thresholds: Vec<Threshold>) -> Self {
+    pub fn new(thresholds: Vec<Threshold>, ooms: Option<Arc<OomLog>>) -> Self {
         Self {
             thresholds,
+            ooms,
             period: PERIOD,
         }
     }
@@ -110,7 +114,11 @@ impl Settings {
 
 /// Looks every period until `stop`.
 pub async fn run(ctx: Arc<Context>, settings: Settings, stop: CancellationToken) {
-    let Settings { thresholds, period } = settings;
+    let Settings {
+        thresholds,
+        ooms,
+        period,
+    } = settings;
     let mut history = History::default();
     let mut tick = tokio::time::interval(period);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -144,11 +152,22 @@ pub async fn run(ctx: Arc<Context>, settings: Settings, stop: CancellationToken)
                 relieve(&ctx, &pods, shortage).await;
             }
         }
+        for victim in ooms.iter().flat_map(|ooms| ooms.system_victims()) {
+            tell_oom(&ctx, &victim);
+        }
         if round.is_multiple_of(DISK_EVERY) {
             enforce_limits(&ctx, &pods).await;
         }
         round = round.wrapping_add(1);
     }
+}
+
+/// The machine's memory ran out before a pod could be evicted.
+fn tell_oom(ctx: &Context, victim: &Victim) {
+    let Victim { process, pid, .. } = victim;
+    let message = format!("System OOM encountered, victim process: {process}, pid: {pid}");
+    let about = node::reference(&ctx.config.node_name);
+    ctx.recorder.warning(&about, "SystemOOM", message);
 }
 
 fn levels(ctx: &Context, images: Option<&Path>) -> Levels {

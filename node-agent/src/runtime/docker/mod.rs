@@ -30,6 +30,8 @@ use tracing::{info, warn};
 use answers::{error, observed, output, pod_ref, role, unless_unchanged};
 use daemon::{HostNetwork, daemon_pid, host_network, least_oom_score};
 
+use crate::oom::{self, OomLog};
+
 use super::{
     BoxStream, ContainerSpec, ContainerStats, ExecSpec, Image, Listed, Observed, PodRef,
     RegistryAuth, ResourceLimits, Result, Runtime, RuntimeError, RuntimeVersion, SandboxSpec,
@@ -50,6 +52,8 @@ pub struct DockerRuntime {
     daemon_pid: Option<u32>,
     /// The least `oom_score_adj` that the daemon may give.
     least_oom_score: i64,
+    /// What Docker may have missed of containers that ran out of memory. `None` where the kernel's log cannot be read.
+    ooms: Option<Arc<OomLog>>,
 }
 
 impl DockerRuntime {
@@ -63,13 +67,33 @@ impl DockerRuntime {
         .map_err(|e| RuntimeError::Unavailable(e.to_string()))?;
         let daemon_pid = daemon_pid(socket).await;
         let host_network = host_network(daemon_pid);
+        let ooms = OomLog::open(oom::LOG.as_ref())
+            .inspect_err(|e| warn!(error = %e, "cannot read the kernel's log: out of memory is told as Docker sees it"))
+            .ok()
+            .map(Arc::new);
         Ok(Self {
             docker,
             scope: scope.into(),
             host_network,
             daemon_pid,
             least_oom_score: least_oom_score(daemon_pid),
+            ooms,
         })
+    }
+
+    pub fn ooms(&self) -> Option<Arc<OomLog>> {
+        self.ooms.clone()
+    }
+
+    fn observed(&self, container: ContainerInspectResponse) -> Observed {
+        let mut observed = observed(container);
+        if observed.state == State::Exited
+            && observed.exit_code != 0
+            && let Some(ooms) = &self.ooms
+        {
+            observed.oom_killed |= ooms.killed_in(&observed.id);
+        }
+        observed
     }
 
     /// The daemon's process, or the one that opened its socket for it.
@@ -209,7 +233,7 @@ impl Runtime for DockerRuntime {
             {
                 // Removed between the two calls.
                 Err(RuntimeError::NotFound(_)) => Ok(None),
-                other => other.map(|c| Some(observed(c))),
+                other => other.map(|c| Some(self.observed(c))),
             }
         }))
         .await;
@@ -223,7 +247,7 @@ impl Runtime for DockerRuntime {
         self.docker
             .inspect_container(id, None)
             .await
-            .map(observed)
+            .map(|c| self.observed(c))
             .map_err(error)
     }
 
