@@ -11,10 +11,11 @@ use ipnet::IpNet;
 use rustls::pki_types::CertificateDer;
 use skep_agent::dns::{Dns, DnsConfig};
 use skep_agent::endpoints::Slice;
+use skep_agent::kubelet::logind::Logind;
 use skep_agent::kubelet::volumes::{MountNamespace, Volumes};
 use skep_agent::kubelet::{
-    self, Config, Context, Kubelet, bootstrap, cgroup, events, eviction, image_gc, logs, node,
-    objects, reserved, shutdown,
+    self, Config, Context, Kubelet, bootstrap, cgroup, events, eviction, image_gc, logind, logs,
+    node, objects, reserved, shutdown,
 };
 use skep_agent::memory;
 use skep_agent::network::node::cleanup as network_cleanup;
@@ -182,7 +183,7 @@ struct Options {
     /// How far.
     #[arg(long, default_value_t = 80, value_name = "PERCENT", global = true)]
     image_gc_low_threshold: u8,
-    /// How long pods have when the machine shuts down, which SIGPWR tells; 0: they are not ended. The critical ones
+    /// How long pods have when the machine shuts down, which logind or SIGPWR tells; 0: they are not ended. The critical ones
     /// (`system-cluster-critical` and above) end last, in the second part of it.
     #[arg(long, default_value_t = 0, value_name = "SECONDS", global = true)]
     shutdown_grace_period: u64,
@@ -607,6 +608,14 @@ async fn run(options: Options) -> Result<()> {
             }
         }));
     }
+    if docker && !periods.is_empty() {
+        tasks.push(tokio::spawn(logind::run(
+            ctx.clone(),
+            periods.clone(),
+            Logind::default(),
+            stop.clone(),
+        )));
+    }
     let mut power = signal(SignalKind::from_raw(SIGPWR))?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -674,6 +683,9 @@ async fn cleanup(options: Options) -> Result<()> {
             }
             _ => {}
         }
+    }
+    if let Err(e) = logind::clear(&Logind::default()) {
+        failures.push(format!("cannot take back what was said to logind: {e}"));
     }
     let group = format!("{}/kubepods", options.cgroup_parent.trim_end_matches('/'));
     if let Err(e) = cgroup::Cgroups::discover().remove(&group) {

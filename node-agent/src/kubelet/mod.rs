@@ -18,6 +18,7 @@ pub mod hooks;
 pub mod image_gc;
 pub mod images;
 mod insecure;
+pub mod logind;
 pub mod logs;
 pub mod node;
 pub mod objects;

@@ -9,6 +9,7 @@ mod eviction;
 mod faults;
 mod harness;
 mod lifecycle;
+mod logind;
 mod logs;
 mod mounts;
 mod outage;

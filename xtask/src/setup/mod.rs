@@ -60,7 +60,7 @@ const PROTOBUF_TYPES: Package = Package {
 };
 
 /// Needed besides to test and to measure.
-const NEEDED_FOR_TESTS: [Package; 2] = [
+const NEEDED_FOR_TESTS: [Package; 3] = [
     Package {
         name: "nftables",
         program: "nft",
@@ -70,6 +70,11 @@ const NEEDED_FOR_TESTS: [Package; 2] = [
         name: "busybox-static",
         program: "busybox",
         purpose: "the image of the kubelet's tests",
+    },
+    Package {
+        name: "dbus-daemon",
+        program: "dbus-daemon",
+        purpose: "asking the real logind for a shutdown that it does not do",
     },
 ];
 
