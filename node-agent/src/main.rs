@@ -32,10 +32,6 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-/// Many objects of many sizes come and go: glibc's allocator keeps more of what is free.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 /// Runs the pods of this node and carries their traffic.
 #[derive(Debug, Parser)]
 #[command(name = "skep-agent", version)]
@@ -270,8 +266,8 @@ fn main() -> Result<()> {
         )
         .with_writer(std::io::stderr)
         .init();
-    // The allocator asks for huge pages, and a huge page of which little is used counts as a whole: a third of what an idle
-    // agent holds.
+    skep_datapath::share_memory();
+    // A huge page of which little is used counts as a whole.
     if let Err(error) = nix::sys::prctl::set_thp_disable(true) {
         warn!(%error, "memory comes in huge pages");
     }

@@ -26,7 +26,6 @@ impl Looks {
     }
 }
 
-/// To be run by the thread that everything was set up on: what is free belongs to whoever made it.
 pub async fn run(counters: &Counters) -> Infallible {
     let mut looks = Looks::default();
     loop {

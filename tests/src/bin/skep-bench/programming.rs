@@ -101,6 +101,8 @@ impl Drop for Stub {
 }
 
 fn round(size: &str) -> Result<Value> {
+    // As the agent does.
+    skep_datapath::share_memory();
     let (services, _) = parse(size)?;
     let scratch = Scratch::new()?;
     let mut stub = Stub(
