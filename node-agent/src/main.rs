@@ -270,11 +270,7 @@ fn main() -> Result<()> {
         )
         .with_writer(std::io::stderr)
         .init();
-    // The allocator asks for huge pages, and a huge page of which little is used counts as a whole: a third of what an idle
-    // agent holds.
-    if let Err(error) = nix::sys::prctl::set_thp_disable(true) {
-        warn!(%error, "memory comes in huge pages");
-    }
+    memory::without_huge_pages();
     // Both `ring` and others may be linked in; say which one TLS uses.
     if rustls::crypto::ring::default_provider()
         .install_default()
@@ -283,10 +279,7 @@ fn main() -> Result<()> {
         bail!("a TLS provider is installed already");
     }
     let options = Options::parse();
-    tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
+    memory::runtime()
         .context("cannot start the runtime")?
         .block_on(async {
             match options.command {

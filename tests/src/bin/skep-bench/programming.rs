@@ -16,6 +16,7 @@ use axum::routing::{get, post};
 use axum::serve::ListenerExt as _;
 use futures::stream;
 use serde_json::{Value, json};
+use skep_agent::memory::{give_back, runtime, without_huge_pages};
 use skep_agent::proxy::{self, ProxyConfig};
 use skep_client::Informers;
 use skep_datapath::Datapath;
@@ -32,13 +33,19 @@ const STUB: &str = "SKEP_BENCH_STUB";
 const SIZES: [(usize, usize); 2] = [(5_000, 50), (10_000, 25)];
 const CHANGES: usize = 200;
 const PATIENCE: Duration = Duration::from_secs(300);
+/// Between two looks at memory that is being given back.
+const SETTLE: Duration = Duration::from_millis(100);
 /// Between two looks into the kernel, which add to what a change takes.
 const LOOK: Duration = Duration::from_micros(100);
 
 /// Serves the stub if this process is to be one.
 pub(crate) fn stub_if_asked() -> Option<Result<()>> {
     let size = std::env::var(STUB).ok()?;
-    Some(runtime().and_then(|runtime| runtime.block_on(serve(&size))))
+    Some(
+        runtime()
+            .map_err(Into::into)
+            .and_then(|runtime| runtime.block_on(serve(&size))),
+    )
 }
 
 pub(crate) fn measure(rounds: usize) -> Result<Vec<Figure>> {
@@ -102,6 +109,7 @@ impl Drop for Stub {
 
 fn round(size: &str) -> Result<Value> {
     let (services, _) = parse(size)?;
+    without_huge_pages();
     let scratch = Scratch::new()?;
     let mut stub = Stub(
         Command::new(std::env::current_exe()?)
@@ -154,8 +162,14 @@ fn round(size: &str) -> Result<Value> {
         took.sort_unstable();
         let p99 = took[took.len() * 99 / 100];
         let own = std::process::id().cast_signed();
+        // As the agent does when it comes to rest.
+        give_back();
+        let mut anonymous = f64::MAX;
+        while memory::anonymous_mib(own)? < anonymous {
+            anonymous = memory::anonymous_mib(own)?;
+            tokio::time::sleep(SETTLE).await;
+        }
         let resident = memory::resident_mib(own)?;
-        let anonymous = memory::anonymous_mib(own)?;
         stop.cancel();
         Ok(json!({
             "cold": cold, "p99": p99.as_secs_f64() * 1e3,
@@ -199,11 +213,6 @@ async fn change(address: SocketAddr, datapath: &Datapath, number: usize) -> Resu
 fn value(metrics: &str, name: &str) -> Option<f64> {
     let line = metrics.lines().find(|line| line.starts_with(name))?;
     line.rsplit(' ').next()?.parse().ok()
-}
-
-fn runtime() -> Result<tokio::runtime::Runtime> {
-    let mut builder = tokio::runtime::Builder::new_multi_thread();
-    Ok(builder.worker_threads(2).enable_all().build()?)
 }
 
 fn parse(size: &str) -> Result<(usize, usize)> {
