@@ -266,11 +266,7 @@ fn main() -> Result<()> {
         )
         .with_writer(std::io::stderr)
         .init();
-    skep_datapath::share_memory();
-    // A huge page of which little is used counts as a whole.
-    if let Err(error) = nix::sys::prctl::set_thp_disable(true) {
-        warn!(%error, "memory comes in huge pages");
-    }
+    memory::prepare();
     // Both `ring` and others may be linked in; say which one TLS uses.
     if rustls::crypto::ring::default_provider()
         .install_default()
@@ -279,10 +275,7 @@ fn main() -> Result<()> {
         bail!("a TLS provider is installed already");
     }
     let options = Options::parse();
-    tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
+    memory::runtime()
         .context("cannot start the runtime")?
         .block_on(async {
             match options.command {
