@@ -1,31 +1,39 @@
 //! EndpointSlices as a node needs them. A cluster has hundreds of thousands of endpoints and every
-//! node knows all of them: as typed objects they are 700 bytes each, here 40.
+//! node knows all of them: as typed objects they are 700 bytes each, here 20.
 
-use std::collections::{BTreeMap, HashMap};
-use std::net::IpAddr;
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::num::NonZeroU32;
+use std::str::FromStr;
 use std::sync::LazyLock;
+use std::time::SystemTime;
 
-use k8s_openapi::NamespaceResourceScope;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use parking_lot::RwLock;
 use serde::Deserialize;
+use skep_client::informer::by_service;
+use skep_client::{Kept, ObjectKey};
 use skep_datapath::layout::{SCTP, TCP, UDP};
+
+use crate::slim::{Identity, Metadata, Sent, Slim, digest};
 
 pub const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 /// Set on a slice: when that happened which made it differ.
-pub const TRIGGER_TIME: &str = "endpoints.kubernetes.io/last-change-trigger-time";
+const TRIGGER_TIME: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 
 /// An EndpointSlice without what nobody on a node reads. Never written back.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(from = "Read")]
 pub struct Slice {
-    /// Names, versions, the label [`SERVICE_NAME_LABEL`] and the annotation [`TRIGGER_TIME`].
-    pub metadata: ObjectMeta,
-    /// `None`: names, which nothing is sent to.
-    pub is_v4: Option<bool>,
+    identity: Identity,
+    service: Option<Box<str>>,
+    /// When that happened which made it differ, as far as it is said.
+    pub triggered: Option<SystemTime>,
     pub ports: Box<[Port]>,
-    pub endpoints: Box<[Endpoint]>,
+    ips: Ips,
+    /// Of each endpoint, in the order of `ips`.
+    facts: Box<[Facts]>,
+    /// By the endpoint's place among all, in that order.
+    more: Box<[(u32, More)]>,
 }
 
 #[derive(Clone, Debug)]
@@ -36,16 +44,31 @@ pub struct Port {
     pub number: Option<u16>,
 }
 
-#[derive(Clone, Debug, Deserialize)]
-#[serde(from = "ReadEndpoint")]
-pub struct Endpoint {
-    /// The first address: the others are the same endpoint's.
-    pub ip: Option<IpAddr>,
-    flags: u8,
-    node: Option<Word>,
-    /// Of the pod's uid; 0: no pod.
+/// The first address of each endpoint: the others are the same endpoint's.
+#[derive(Clone, Debug)]
+enum Ips {
+    V4(Box<[Ipv4Addr]>),
+    V6(Box<[Ipv6Addr]>),
+    /// Which nothing is sent to.
+    Names,
+}
+
+impl Ips {
+    fn get(&self, index: usize) -> Option<IpAddr> {
+        match self {
+            Self::V4(ips) => ips.get(index).map(|ip| IpAddr::V4(*ip)),
+            Self::V6(ips) => ips.get(index).map(|ip| IpAddr::V6(*ip)),
+            Self::Names => None,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Facts {
+    /// Of the pod's uid; 0: no pod. Two pods with the same would have to live at the same time in one namespace to matter.
     pod: u64,
-    more: Option<Box<More>>,
+    node: Option<Word>,
+    flags: u8,
 }
 
 /// What few endpoints have.
@@ -60,43 +83,76 @@ const READY: u8 = 1;
 const SERVING: u8 = 2;
 const TERMINATING: u8 = 4;
 
-impl Endpoint {
+/// One of a slice's.
+#[derive(Clone, Copy, Debug)]
+pub struct Endpoint<'a> {
+    pub ip: IpAddr,
+    facts: &'a Facts,
+    more: Option<&'a More>,
+}
+
+impl<'a> Endpoint<'a> {
     pub fn is_ready(&self) -> bool {
-        self.flags & READY != 0
+        self.facts.flags & READY != 0
     }
 
     pub fn is_serving(&self) -> bool {
-        self.flags & SERVING != 0
+        self.facts.flags & SERVING != 0
     }
 
     pub fn is_terminating(&self) -> bool {
-        self.flags & TERMINATING != 0
+        self.facts.flags & TERMINATING != 0
     }
 
     pub fn node(&self) -> Option<Word> {
-        self.node
+        self.facts.node
     }
 
-    pub fn hostname(&self) -> Option<&str> {
-        self.more.as_ref()?.hostname.as_deref()
+    pub fn hostname(&self) -> Option<&'a str> {
+        self.more?.hostname.as_deref()
     }
 
     /// Zones and nodes whose clients it is meant for (KEP-2433, KEP-3015).
-    pub fn hints(&self) -> (&[Word], &[Word]) {
+    pub fn hints(&self) -> (&'a [Word], &'a [Word]) {
         self.more
-            .as_ref()
             .map_or((&[], &[]), |more| (&more.zones, &more.nodes))
     }
 
     pub fn is_pod(&self, uid: &str) -> bool {
-        self.pod != 0 && self.pod == digest(uid)
+        self.facts.pod != 0 && self.facts.pod == digest(uid)
     }
 }
 
 impl Slice {
+    pub fn namespace(&self) -> &str {
+        &self.identity.namespace
+    }
+
     pub fn service(&self) -> Option<&str> {
-        let labels = self.metadata.labels.as_ref()?;
-        labels.get(SERVICE_NAME_LABEL).map(String::as_str)
+        self.service.as_deref()
+    }
+
+    /// Whether its endpoints have addresses of this family.
+    pub fn is_v4(&self, v4: bool) -> bool {
+        match self.ips {
+            Ips::V4(_) => v4,
+            Ips::V6(_) => !v4,
+            Ips::Names => false,
+        }
+    }
+
+    /// Those that have an address.
+    pub fn endpoints(&self) -> impl Iterator<Item = Endpoint<'_>> {
+        self.facts.iter().enumerate().filter_map(|(index, facts)| {
+            let more = self
+                .more
+                .binary_search_by_key(&index, |(at, _)| *at as usize);
+            Some(Endpoint {
+                ip: self.ips.get(index)?,
+                facts,
+                more: more.ok().map(|at| &self.more[at].1),
+            })
+        })
     }
 }
 
@@ -118,13 +174,6 @@ impl Word {
     }
 }
 
-/// FNV-1a: two pods with the same would have to live at the same time on one node to matter.
-fn digest(text: &str) -> u64 {
-    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    })
-}
-
 pub fn protocol_number(name: Option<&str>) -> Option<u8> {
     match name.unwrap_or("TCP") {
         "TCP" => Some(TCP),
@@ -142,32 +191,41 @@ pub fn protocol_name(protocol: u8) -> &'static str {
     }
 }
 
-impl kube::Resource for Slice {
-    type DynamicType = ();
-    type Scope = NamespaceResourceScope;
+impl Slim for Slice {
+    const GROUP: &'static str = "discovery.k8s.io";
+    const VERSION: &'static str = "v1";
+    const KIND: &'static str = "EndpointSlice";
+    const PLURAL: &'static str = "endpointslices";
 
-    fn kind(_: &()) -> std::borrow::Cow<'_, str> {
-        "EndpointSlice".into()
+    fn identity(&self) -> &Identity {
+        &self.identity
+    }
+}
+
+impl Kept for Slice {
+    type Sent = Sent<Self>;
+
+    fn keep(sent: Sent<Self>) -> Self {
+        sent.object
     }
 
-    fn group(_: &()) -> std::borrow::Cow<'_, str> {
-        "discovery.k8s.io".into()
+    fn key(&self) -> ObjectKey {
+        self.identity.key()
     }
 
-    fn version(_: &()) -> std::borrow::Cow<'_, str> {
-        "v1".into()
+    fn is_same(&self, other: &Self) -> bool {
+        self.identity.is_same(&other.identity)
     }
 
-    fn plural(_: &()) -> std::borrow::Cow<'_, str> {
-        "endpointslices".into()
+    fn owners(&self) -> impl Iterator<Item = &str> {
+        std::iter::empty()
     }
 
-    fn meta(&self) -> &ObjectMeta {
-        &self.metadata
-    }
-
-    fn meta_mut(&mut self) -> &mut ObjectMeta {
-        &mut self.metadata
+    fn indexes(&self) -> Vec<(&'static str, String)> {
+        let service = self.service().into_iter();
+        service
+            .map(|name| by_service(self.namespace(), name))
+            .collect()
     }
 }
 
@@ -176,11 +234,11 @@ impl kube::Resource for Slice {
 #[serde(rename_all = "camelCase")]
 struct Read {
     #[serde(default)]
-    metadata: ObjectMeta,
+    metadata: Metadata,
     #[serde(default)]
     address_type: String,
     ports: Option<Vec<ReadPort>>,
-    endpoints: Option<Vec<Endpoint>>,
+    endpoints: Option<Vec<ReadEndpoint>>,
 }
 
 #[derive(Deserialize)]
@@ -202,7 +260,7 @@ struct ReadEndpoint {
     target_ref: Option<TargetRef>,
 }
 
-#[derive(Default, Deserialize)]
+#[derive(Clone, Copy, Default, Deserialize)]
 struct Conditions {
     ready: Option<bool>,
     serving: Option<bool>,
@@ -235,66 +293,80 @@ impl From<Read> for Slice {
                 number: port.port.and_then(|port| u16::try_from(port).ok()),
             })
         });
+        let trigger = read.metadata.annotation(TRIGGER_TIME);
+        let trigger = trigger.and_then(|text| text.parse::<jiff::Timestamp>().ok());
+        let endpoints = read.endpoints.unwrap_or_default();
+        let (ips, with_address) = match read.address_type.as_str() {
+            "IPv4" => {
+                let (ips, of) = addresses(endpoints);
+                (Ips::V4(ips), of)
+            }
+            "IPv6" => {
+                let (ips, of) = addresses(endpoints);
+                (Ips::V6(ips), of)
+            }
+            _ => (Ips::Names, Vec::new()),
+        };
+        let mut more = Vec::new();
+        let mut facts = Vec::with_capacity(with_address.len());
+        for (index, endpoint) in (0u32..).zip(with_address) {
+            facts.push(endpoint.facts());
+            more.extend(endpoint.more().map(|more| (index, more)));
+        }
         Self {
-            metadata: slim(read.metadata),
-            is_v4: match read.address_type.as_str() {
-                "IPv4" => Some(true),
-                "IPv6" => Some(false),
-                _ => None,
-            },
+            identity: read.metadata.identity(),
+            service: read.metadata.label(SERVICE_NAME_LABEL).map(Box::from),
+            triggered: trigger.map(SystemTime::from),
             ports: ports.collect(),
-            // Copied: an allocator may leave the room that the vector had grown to with what is in it.
-            endpoints: Box::from(read.endpoints.unwrap_or_default().as_slice()),
+            ips,
+            facts: facts.into_boxed_slice(),
+            more: more.into_boxed_slice(),
         }
     }
 }
 
-fn slim(metadata: ObjectMeta) -> ObjectMeta {
-    let only = |map: Option<BTreeMap<String, String>>, key: &str| {
-        let value = map?.remove(key)?;
-        Some(BTreeMap::from([(key.to_string(), value)]))
-    };
-    ObjectMeta {
-        labels: only(metadata.labels, SERVICE_NAME_LABEL),
-        annotations: only(metadata.annotations, TRIGGER_TIME),
-        name: metadata.name,
-        namespace: metadata.namespace,
-        uid: metadata.uid,
-        resource_version: metadata.resource_version,
-        ..ObjectMeta::default()
-    }
+/// The addresses of this family, and whose they are.
+fn addresses<A: FromStr>(endpoints: Vec<ReadEndpoint>) -> (Box<[A]>, Vec<ReadEndpoint>) {
+    let parsed = endpoints.into_iter().filter_map(|endpoint| {
+        let ip = endpoint.addresses.first()?.parse().ok()?;
+        Some((ip, endpoint))
+    });
+    let (ips, of): (Vec<A>, Vec<ReadEndpoint>) = parsed.unzip();
+    // Copied: an allocator may leave the room that the vector had grown to with what is in it.
+    (ips.into_iter().collect::<Box<[A]>>(), of)
 }
 
-impl From<ReadEndpoint> for Endpoint {
-    fn from(read: ReadEndpoint) -> Self {
+impl ReadEndpoint {
+    fn facts(&self) -> Facts {
         // Unset: ready, and serving as it is ready (discovery.k8s.io/v1, EndpointConditions).
-        let conditions = read.conditions.unwrap_or_default();
+        let conditions = self.conditions.unwrap_or_default();
         let ready = conditions.ready.unwrap_or(true);
         let flag = |set: bool, flag: u8| if set { flag } else { 0 };
         let flags = flag(ready, READY)
             | flag(conditions.serving.unwrap_or(ready), SERVING)
             | flag(conditions.terminating.unwrap_or(false), TERMINATING);
-        let hints = read.hints.unwrap_or_default();
+        let target = self.target_ref.as_ref();
+        let uid = target.and_then(|target| target.uid.as_deref());
+        Facts {
+            pod: uid.map_or(0, digest),
+            node: self.node_name.as_deref().map(Word::of),
+            flags,
+        }
+    }
+
+    fn more(self) -> Option<More> {
+        let hints = self.hints.unwrap_or_default();
         let words = |hints: Option<Vec<Hint>>| -> Box<[Word]> {
             let hints = hints.into_iter().flatten();
             hints.map(|hint| Word::of(&hint.name)).collect()
         };
         let more = More {
-            hostname: read.hostname.filter(|name| !name.is_empty()),
+            hostname: self.hostname.filter(|name| !name.is_empty()),
             zones: words(hints.for_zones),
             nodes: words(hints.for_nodes),
         };
         let plain = more.hostname.is_none() && more.zones.is_empty() && more.nodes.is_empty();
-        Self {
-            ip: read.addresses.first().and_then(|ip| ip.parse().ok()),
-            flags,
-            node: read.node_name.as_deref().map(Word::of),
-            pod: read
-                .target_ref
-                .and_then(|target| target.uid)
-                .map_or(0, |uid| digest(&uid)),
-            more: (!plain).then(|| Box::new(more)),
-        }
+        (!plain).then_some(more)
     }
 }
 
@@ -307,7 +379,7 @@ mod tests {
 
     #[test]
     fn an_endpoint_is_small() {
-        assert_eq!(size_of::<Endpoint>(), 40);
+        assert_eq!(size_of::<Ipv4Addr>() + size_of::<Facts>(), 20);
     }
 
     #[test]
@@ -328,24 +400,26 @@ mod tests {
                     "targetRef": {"kind": "Pod", "uid": "u-1"},
                     "hints": {"forZones": [{"name": "z"}], "forNodes": [{"name": "node1"}]},
                 },
-                {"addresses": ["not an address"]},
+                {"addresses": ["not an address"], "hostname": "b"},
+                {"addresses": ["fd00::6"]},
             ],
         }))
         .unwrap();
         assert_eq!(slice.service(), Some("web"));
-        assert_eq!(slice.metadata.labels.as_ref().unwrap().len(), 1);
-        assert_eq!(slice.metadata.annotations.as_ref().unwrap().len(), 1);
-        assert_eq!(slice.is_v4, Some(false));
+        let trigger: jiff::Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
+        assert_eq!(slice.triggered, Some(trigger.into()));
+        assert!(slice.is_v4(false) && !slice.is_v4(true));
         let ports: Vec<_> = slice
             .ports
             .iter()
             .map(|port| (&*port.name, port.protocol, port.number))
             .collect();
         assert_eq!(ports, [("http", TCP, Some(80)), ("", UDP, Some(53))]);
-        let [first, second] = &*slice.endpoints else {
+        let endpoints: Vec<Endpoint<'_>> = slice.endpoints().collect();
+        let [first, second] = &*endpoints else {
             panic!("{slice:?}");
         };
-        assert_eq!(first.ip, Some("fd00::5".parse().unwrap()));
+        assert_eq!(first.ip.to_string(), "fd00::5");
         assert!(!first.is_ready() && first.is_serving() && first.is_terminating());
         assert_eq!(first.node(), Some(Word::of("node1")));
         assert_eq!(first.hostname(), Some("a"));
@@ -354,9 +428,20 @@ mod tests {
             (&[Word::of("z")][..], &[Word::of("node1")][..])
         );
         assert!(first.is_pod("u-1") && !first.is_pod("u-2"));
-        assert_eq!(second.ip, None);
+        assert_eq!(second.ip.to_string(), "fd00::6");
+        assert_eq!(second.hostname(), None);
         assert!(second.is_ready() && second.is_serving() && !second.is_terminating());
         assert!(!second.is_pod(""));
         assert_eq!(second.hints(), (&[][..], &[][..]));
+    }
+
+    #[test]
+    fn names_are_no_endpoints() {
+        let slice: Slice = serde_json::from_value(json!({
+            "addressType": "FQDN", "endpoints": [{"addresses": ["example.org"]}],
+        }))
+        .unwrap();
+        assert!(!slice.is_v4(true) && !slice.is_v4(false));
+        assert_eq!(slice.endpoints().count(), 0);
     }
 }

@@ -4,7 +4,7 @@
 //! - `runtime`: the container runtime behind one trait: Docker, or hollow
 //! - `network`: the pod network behind one trait
 //! - `proxy`, `policy`, `dns`: Services, NetworkPolicy and names of the cluster, on this node
-//! - `services`, `endpoints`: Services and EndpointSlices in little memory, for all of these
+//! - `services`, `endpoints`, `slim`: Services and EndpointSlices in little memory, for all of these
 //! - `memory`: what the agent does not use, given back
 //!
 //! The agent is a client of the API like any other; it must not know the API server's crates.
@@ -21,3 +21,4 @@ pub mod policy;
 pub mod proxy;
 pub mod runtime;
 pub mod services;
+pub mod slim;

@@ -33,10 +33,6 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-/// Many objects of many sizes come and go: glibc's allocator keeps more of what is free.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 /// Runs the pods of this node and carries their traffic.
 #[derive(Debug, Parser)]
 #[command(name = "skep-agent", version)]
@@ -271,11 +267,7 @@ fn main() -> Result<()> {
         )
         .with_writer(std::io::stderr)
         .init();
-    // The allocator asks for huge pages, and a huge page of which little is used counts as a whole: a third of what an idle
-    // agent holds.
-    if let Err(error) = nix::sys::prctl::set_thp_disable(true) {
-        warn!(%error, "memory comes in huge pages");
-    }
+    memory::prepare();
     // Both `ring` and others may be linked in; say which one TLS uses.
     if rustls::crypto::ring::default_provider()
         .install_default()
@@ -284,10 +276,7 @@ fn main() -> Result<()> {
         bail!("a TLS provider is installed already");
     }
     let options = Options::parse();
-    tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
+    memory::runtime()
         .context("cannot start the runtime")?
         .block_on(async {
             match options.command {

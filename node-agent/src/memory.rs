@@ -2,14 +2,39 @@
 //! was free afterwards.
 
 use std::convert::Infallible;
+use std::io;
 use std::time::Duration;
 
+use skep_datapath::{give_back_memory, share_memory};
+use tokio::runtime::{Builder, Runtime};
 use tracing::{debug, warn};
 
 use crate::kubelet::counters::Counters;
 
 /// Between two looks. An agent that has begun nothing from one to the next is at rest.
 const LOOK: Duration = Duration::from_secs(10);
+/// Of the runtime.
+const THREADS: usize = 2;
+
+/// To be called before there are threads.
+pub fn prepare() {
+    share_memory();
+    // A huge page of which little is used counts as a whole.
+    if let Err(error) = nix::sys::prctl::set_thp_disable(true) {
+        warn!(%error, "memory comes in huge pages");
+    }
+}
+
+/// What the agent runs in.
+///
+/// # Errors
+/// As thread creation.
+pub fn runtime() -> io::Result<Runtime> {
+    Builder::new_multi_thread()
+        .worker_threads(THREADS)
+        .enable_all()
+        .build()
+}
 
 /// How many actions had been begun.
 #[derive(Debug, Default)]
@@ -26,7 +51,6 @@ impl Looks {
     }
 }
 
-/// To be run by the thread that everything was set up on: what is free belongs to whoever made it.
 pub async fn run(counters: &Counters) -> Infallible {
     let mut looks = Looks::default();
     loop {
@@ -34,7 +58,7 @@ pub async fn run(counters: &Counters) -> Infallible {
         if !looks.look(counters.actions()) {
             continue;
         }
-        skep_datapath::give_back_memory();
+        give_back_memory();
         match skep_datapath::release_program() {
             Ok(()) => debug!("released what is not used"),
             Err(error) => warn!(%error, "memory stays in use that is not needed"),

@@ -1,17 +1,16 @@
 //! Services as a node needs them, as [`crate::endpoints`] has EndpointSlices: a cluster has thousands and
-//! every node knows all of them. As typed objects they are 5 KB each, here a tenth of that.
+//! every node knows all of them. As typed objects they are 5 KB each, here a twentieth of that.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use k8s_openapi::NamespaceResourceScope;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Deserialize;
+use skep_client::{Kept, ObjectKey};
 use skep_datapath::services::Forwarding;
 
 use crate::endpoints::protocol_number;
+use crate::slim::{Identity, Metadata, Sent, Slim};
 
 /// Set on a Service: another proxy serves it.
 const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
@@ -29,8 +28,7 @@ const DEFAULT_AFFINITY: Duration = Duration::from_secs(10_800);
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(from = "Read")]
 pub struct Service {
-    /// Names and versions.
-    pub metadata: ObjectMeta,
+    identity: Identity,
     pub kind: Kind,
     pub is_headless: bool,
     pub is_served_by_another_proxy: bool,
@@ -88,11 +86,11 @@ pub struct Ingress {
 
 impl Service {
     pub fn name(&self) -> &str {
-        self.metadata.name.as_deref().unwrap_or_default()
+        &self.identity.name
     }
 
     pub fn namespace(&self) -> &str {
-        self.metadata.namespace.as_deref().unwrap_or_default()
+        &self.identity.namespace
     }
 
     /// Of the type that has one.
@@ -134,32 +132,38 @@ impl Service {
     }
 }
 
-impl kube::Resource for Service {
-    type DynamicType = ();
-    type Scope = NamespaceResourceScope;
+impl Slim for Service {
+    const GROUP: &'static str = "";
+    const VERSION: &'static str = "v1";
+    const KIND: &'static str = "Service";
+    const PLURAL: &'static str = "services";
 
-    fn kind(_: &()) -> std::borrow::Cow<'_, str> {
-        "Service".into()
+    fn identity(&self) -> &Identity {
+        &self.identity
+    }
+}
+
+impl Kept for Service {
+    type Sent = Sent<Self>;
+
+    fn keep(sent: Sent<Self>) -> Self {
+        sent.object
     }
 
-    fn group(_: &()) -> std::borrow::Cow<'_, str> {
-        "".into()
+    fn key(&self) -> ObjectKey {
+        self.identity.key()
     }
 
-    fn version(_: &()) -> std::borrow::Cow<'_, str> {
-        "v1".into()
+    fn is_same(&self, other: &Self) -> bool {
+        self.identity.is_same(&other.identity)
     }
 
-    fn plural(_: &()) -> std::borrow::Cow<'_, str> {
-        "services".into()
+    fn owners(&self) -> impl Iterator<Item = &str> {
+        std::iter::empty()
     }
 
-    fn meta(&self) -> &ObjectMeta {
-        &self.metadata
-    }
-
-    fn meta_mut(&mut self) -> &mut ObjectMeta {
-        &mut self.metadata
+    fn indexes(&self) -> Vec<(&'static str, String)> {
+        Vec::new()
     }
 }
 
@@ -167,7 +171,7 @@ impl kube::Resource for Service {
 #[derive(Deserialize)]
 struct Read {
     #[serde(default)]
-    metadata: ObjectMeta,
+    metadata: Metadata,
     spec: Option<ReadSpec>,
     status: Option<ReadStatus>,
 }
@@ -246,22 +250,21 @@ impl From<Read> for Service {
             status,
         } = read;
         let (spec, status) = (spec.unwrap_or_default(), status.unwrap_or_default());
-        let annotation = |key: &str| metadata.annotations.as_ref()?.get(key).map(String::as_str);
         let is_local = |policy: &Option<String>| policy.as_deref() == Some("Local");
-        let has_label = |labels: &BTreeMap<String, String>| labels.contains_key(PROXY_NAME_LABEL);
         Self {
+            identity: metadata.identity(),
             kind: match spec.r#type.as_deref() {
                 Some("ExternalName") => Kind::ExternalName,
                 Some("LoadBalancer") => Kind::LoadBalancer,
                 _ => Kind::Internal,
             },
             is_headless: spec.cluster_ip.as_deref() == Some("None"),
-            is_served_by_another_proxy: metadata.labels.as_ref().is_some_and(has_label),
+            is_served_by_another_proxy: metadata.label(PROXY_NAME_LABEL).is_some(),
             internal_local: is_local(&spec.internal_traffic_policy),
             external_local: is_local(&spec.external_traffic_policy),
-            maglev: annotation(BALANCE_ANNOTATION) != Some("random"),
+            maglev: metadata.annotation(BALANCE_ANNOTATION) != Some("random"),
             // One of no known mode counts as none.
-            forwarding: match annotation(FORWARDING_ANNOTATION) {
+            forwarding: match metadata.annotation(FORWARDING_ANNOTATION) {
                 Some("auto") => Some(Forwarding::Auto),
                 Some("snat") => Some(Forwarding::SourceNat),
                 Some("dsr") => Some(Forwarding::DirectReturn),
@@ -270,13 +273,6 @@ impl From<Read> for Service {
             ips: cluster_ips(&spec),
             ports: ports(spec.ports.as_deref().unwrap_or_default()),
             more: more(spec, status),
-            metadata: ObjectMeta {
-                name: metadata.name,
-                namespace: metadata.namespace,
-                uid: metadata.uid,
-                resource_version: metadata.resource_version,
-                ..ObjectMeta::default()
-            },
         }
     }
 }
@@ -383,8 +379,6 @@ mod tests {
         }))
         .unwrap();
         assert_eq!((service.namespace(), service.name()), ("default", "web"));
-        assert!(service.metadata.labels.is_none() && service.metadata.annotations.is_none());
-        assert_eq!(service.metadata.uid.as_deref(), Some("u"));
         assert_eq!(service.kind, Kind::LoadBalancer);
         assert!(!service.is_headless && !service.is_served_by_another_proxy && !service.maglev);
         assert!(!service.internal_local && service.external_local && service.is_from_pool());

@@ -14,6 +14,7 @@
 
 use std::{
     any::{Any, TypeId},
+    borrow::Borrow,
     collections::{BTreeMap, BTreeSet, HashMap, HashSet, hash_map::Entry},
     fmt::Debug,
     hash::Hash,
@@ -39,6 +40,10 @@ use crate::{Backoff, ObjectKey};
 
 /// Between attempts to list or watch after a failure.
 const WATCH_BACKOFF: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(10));
+
+/// Objects of one list request. A page is in memory as text, twice, and as objects while it is read, and an EndpointSlice
+/// may have 30 KB.
+const PAGE: u32 = 100;
 
 /// Index of the pods bound to a node, by the node's name.
 pub const BY_NODE: &str = "node";
@@ -73,8 +78,54 @@ impl<K> Change<K> {
 
 type Handler<K> = Box<dyn Fn(&Change<K>) + Send + Sync>;
 
+/// What a cache keeps of an object: the object, or of a kind that a cluster has very many of, what is read of it.
+pub trait Kept: Send + Sync + 'static {
+    /// As the API sends it.
+    type Sent;
+
+    fn keep(sent: Self::Sent) -> Self;
+
+    fn key(&self) -> ObjectKey;
+
+    /// Whether both, which have the same key, are the same version of the same object.
+    fn is_same(&self, other: &Self) -> bool;
+
+    /// The uids of its owners.
+    fn owners(&self) -> impl Iterator<Item = &str>;
+
+    /// The names of indexes, and its value in each.
+    fn indexes(&self) -> Vec<(&'static str, String)>;
+}
+
+impl<K: Resource + Clone + Send + Sync + 'static> Kept for K {
+    type Sent = K;
+
+    fn keep(mut sent: K) -> K {
+        slim(&mut sent);
+        sent
+    }
+
+    fn key(&self) -> ObjectKey {
+        ObjectKey::of(self.meta())
+    }
+
+    fn is_same(&self, other: &K) -> bool {
+        let (one, other) = (self.meta(), other.meta());
+        one.resource_version == other.resource_version && one.uid == other.uid
+    }
+
+    fn owners(&self) -> impl Iterator<Item = &str> {
+        let owners = self.meta().owner_references.iter().flatten();
+        owners.map(|owner| owner.uid.as_str())
+    }
+
+    fn indexes(&self) -> Vec<(&'static str, String)> {
+        indexes(self)
+    }
+}
+
 struct Cache<K> {
-    objects: BTreeMap<ObjectKey, Arc<K>>,
+    objects: BTreeMap<Arc<ObjectKey>, Arc<K>>,
     /// Keys by uid of any owner.
     by_owner: HashMap<String, Keys>,
     by_index: HashMap<(&'static str, String), Keys>,
@@ -82,12 +133,12 @@ struct Cache<K> {
 
 /// Never empty. A set of one, which most are, would take as much memory as one of eleven.
 enum Keys {
-    One(ObjectKey),
-    Many(BTreeSet<ObjectKey>),
+    One(Arc<ObjectKey>),
+    Many(BTreeSet<Arc<ObjectKey>>),
 }
 
 impl Keys {
-    fn iter(&self) -> impl Iterator<Item = &ObjectKey> {
+    fn iter(&self) -> impl Iterator<Item = &Arc<ObjectKey>> {
         let (one, many) = match self {
             Keys::One(key) => (Some(key), None),
             Keys::Many(keys) => (None, Some(keys)),
@@ -106,25 +157,27 @@ impl<K> Default for Cache<K> {
     }
 }
 
-impl<K: Resource + 'static> Cache<K> {
+impl<K: Kept> Cache<K> {
     fn put(&mut self, key: ObjectKey, object: Option<Arc<K>>) -> Option<Arc<K>> {
+        let known = self.objects.get_key_value(&key);
+        let key = known.map_or_else(|| Arc::new(key), |(known, _)| known.clone());
         let old = match &object {
             Some(object) => self.objects.insert(key.clone(), object.clone()),
             None => self.objects.remove(&key),
         };
         if let Some(old) = &old {
-            for owner in old.meta().owner_references.iter().flatten() {
-                unindex(&mut self.by_owner, &owner.uid, &key);
+            for owner in old.owners() {
+                unindex(&mut self.by_owner, owner, &key);
             }
-            for index in indexes(old.as_ref()) {
+            for index in old.indexes() {
                 unindex(&mut self.by_index, &index, &key);
             }
         }
         if let Some(object) = &object {
-            for owner in object.meta().owner_references.iter().flatten() {
-                add_to(&mut self.by_owner, owner.uid.clone(), &key);
+            for owner in object.owners() {
+                add_to(&mut self.by_owner, owner.to_owned(), &key);
             }
-            for index in indexes(object.as_ref()) {
+            for index in object.indexes() {
                 add_to(&mut self.by_index, index, &key);
             }
         }
@@ -132,7 +185,7 @@ impl<K: Resource + 'static> Cache<K> {
     }
 }
 
-fn add_to<I: Eq + Hash>(map: &mut HashMap<I, Keys>, index: I, key: &ObjectKey) {
+fn add_to<I: Eq + Hash>(map: &mut HashMap<I, Keys>, index: I, key: &Arc<ObjectKey>) {
     match map.entry(index) {
         Entry::Vacant(vacant) => {
             vacant.insert(Keys::One(key.clone()));
@@ -150,7 +203,11 @@ fn add_to<I: Eq + Hash>(map: &mut HashMap<I, Keys>, index: I, key: &ObjectKey) {
     }
 }
 
-fn unindex<I: Eq + Hash>(map: &mut HashMap<I, Keys>, index: &I, key: &ObjectKey) {
+fn unindex<I, Q>(map: &mut HashMap<I, Keys>, index: &Q, key: &Arc<ObjectKey>)
+where
+    I: Eq + Hash + Borrow<Q>,
+    Q: Eq + Hash + ?Sized,
+{
     let is_last = match map.get_mut(index) {
         None => false,
         Some(Keys::One(known)) => known == key,
@@ -174,7 +231,7 @@ fn indexes<K: Resource + 'static>(object: &K) -> Vec<(&'static str, String)> {
             .into_iter()
             .collect();
     }
-    // EndpointSlices, in whatever form a process keeps them.
+    // EndpointSlices.
     let meta = object.meta();
     let service = meta
         .labels
@@ -182,9 +239,14 @@ fn indexes<K: Resource + 'static>(object: &K) -> Vec<(&'static str, String)> {
         .and_then(|labels| labels.get("kubernetes.io/service-name"));
     let namespace = meta.namespace.as_deref().unwrap_or_default();
     service
-        .map(|name| (BY_SERVICE, format!("{namespace}/{name}")))
+        .map(|name| by_service(namespace, name))
         .into_iter()
         .collect()
+}
+
+/// Where an EndpointSlice of this Service is found.
+pub fn by_service(namespace: &str, service: &str) -> (&'static str, String) {
+    (BY_SERVICE, format!("{namespace}/{service}"))
 }
 
 struct Shared<K> {
@@ -207,7 +269,7 @@ impl<K> Clone for Informer<K> {
     }
 }
 
-impl<K: Resource + Clone + Send + Sync + 'static> Informer<K> {
+impl<K: Kept> Informer<K> {
     fn new() -> Self {
         Self {
             shared: Arc::new(Shared {
@@ -222,7 +284,7 @@ impl<K: Resource + Clone + Send + Sync + 'static> Informer<K> {
     pub fn fixed(objects: impl IntoIterator<Item = K>) -> Self {
         let informer = Self::new();
         for object in objects {
-            informer.apply(object);
+            informer.put(object.key(), Some(Arc::new(object)));
         }
         informer.shared.synced.send_replace(true);
         informer
@@ -249,7 +311,7 @@ impl<K: Resource + Clone + Send + Sync + 'static> Informer<K> {
         let start = Bound::Included(ObjectKey::new(namespace, ""));
         cache
             .objects
-            .range((start, Bound::Unbounded))
+            .range::<ObjectKey, _>((start, Bound::Unbounded))
             .take_while(|(key, _)| key.namespace == namespace)
             .map(|(_, object)| object.clone())
             .collect()
@@ -316,20 +378,22 @@ impl<K: Resource + Clone + Send + Sync + 'static> Informer<K> {
         }
     }
 
-    fn apply(&self, object: K) {
-        self.put(ObjectKey::of(object.meta()), Some(Arc::new(object)));
+    fn apply(&self, object: K::Sent) {
+        let object = K::keep(object);
+        self.put(object.key(), Some(Arc::new(object)));
     }
 
     /// Follows the stream of `api` until `stop`. Errors are retried with [`WATCH_BACKOFF`].
-    async fn follow(self, api: Api<K>, stop: CancellationToken)
+    async fn follow(self, api: Api<K::Sent>, stop: CancellationToken)
     where
-        K: DeserializeOwned + Debug,
+        K::Sent: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
     {
         let kind = std::any::type_name::<K>()
             .rsplit("::")
             .next()
             .unwrap_or_default();
-        let mut stream = pin!(watcher(api, watcher::Config::default()));
+        let config = watcher::Config::default().page_size(PAGE);
+        let mut stream = pin!(watcher(api, config));
         // Keys seen in the list under way; what is not among them when it ends is gone.
         let mut listed: HashSet<ObjectKey> = HashSet::new();
         let mut failures = 0;
@@ -355,27 +419,20 @@ impl<K: Resource + Clone + Send + Sync + 'static> Informer<K> {
                     continue;
                 }
                 Some(Ok(watcher::Event::Init)) => listed.clear(),
-                Some(Ok(watcher::Event::InitApply(mut object))) => {
-                    slim(&mut object);
-                    let key = ObjectKey::of(object.meta());
+                Some(Ok(watcher::Event::InitApply(object))) => {
+                    let object = K::keep(object);
+                    let key = object.key();
                     listed.insert(key.clone());
-                    let unchanged = self.get(&key).is_some_and(|known| {
-                        known.meta().resource_version == object.meta().resource_version
-                            && known.meta().uid == object.meta().uid
-                    });
-                    if !unchanged {
+                    if !self.get(&key).is_some_and(|known| known.is_same(&object)) {
                         self.put(key, Some(Arc::new(object)));
                     }
                 }
                 Some(Ok(watcher::Event::InitDone)) => {
                     let gone: Vec<ObjectKey> = {
                         let cache = self.shared.cache.read();
-                        cache
-                            .objects
-                            .keys()
-                            .filter(|key| !listed.contains(*key))
-                            .cloned()
-                            .collect()
+                        let known = cache.objects.keys().map(|key| &**key);
+                        let gone = known.filter(|key| !listed.contains(*key));
+                        gone.cloned().collect()
                     };
                     for key in gone {
                         self.put(key, None);
@@ -383,12 +440,9 @@ impl<K: Resource + Clone + Send + Sync + 'static> Informer<K> {
                     listed = HashSet::new();
                     self.shared.synced.send_replace(true);
                 }
-                Some(Ok(watcher::Event::Apply(mut object))) => {
-                    slim(&mut object);
-                    self.apply(object);
-                }
+                Some(Ok(watcher::Event::Apply(object))) => self.apply(object),
                 Some(Ok(watcher::Event::Delete(object))) => {
-                    self.put(ObjectKey::of(object.meta()), None)
+                    self.put(ObjectKey::of(object.meta()), None);
                 }
             }
             failures = 0;
@@ -429,7 +483,8 @@ impl Informers {
 
     pub fn of<K>(&self) -> Informer<K>
     where
-        K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
+        K: Kept,
+        K::Sent: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
     {
         let mut started = self.started.lock();
         if let Some(informer) = started

@@ -19,6 +19,6 @@ pub use connect::{from_kubeconfig, in_process};
 pub use election::Election;
 pub use events::Recorder;
 pub use expectations::Expectations;
-pub use informer::{Change, Informer, Informers};
+pub use informer::{Change, Informer, Informers, Kept};
 pub use key::ObjectKey;
 pub use queue::{Action, Queue};

@@ -42,5 +42,5 @@ pub use pods::PodLink;
 pub use programs::{PacketResult, ProgramCost, Verdict};
 pub use resident::release_program;
 pub use skep_ebpf_common as layout;
-pub use sys::{Offload, give_back_memory, netns_cookie, set_offload};
+pub use sys::{Offload, give_back_memory, netns_cookie, set_offload, share_memory};
 pub use xdp::{XdpMode, XdpState};

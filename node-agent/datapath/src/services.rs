@@ -111,21 +111,25 @@ pub struct BackendConnections {
     pub connections: u64,
 }
 
-#[derive(Debug, Default)]
+/// A part of the slots, which have the backends' indices. The table alone remembers them: a Maglev table is large.
+#[derive(Clone, Copy, Debug, Default)]
 struct Run {
     base: u32,
+    len: u32,
     /// Order of the reserved run; `None` = no run.
-    order: Option<u32>,
-    /// Backend indices by slot.
-    slots: Vec<u32>,
+    order: Option<u8>,
 }
 
 impl Run {
     fn extent(&self) -> Extent {
         Extent {
             base: self.base,
-            len: self.slots.len() as u32,
+            len: self.len,
         }
+    }
+
+    fn range(&self) -> Range<u32> {
+        self.base..self.base + self.len
     }
 }
 
@@ -140,12 +144,12 @@ struct Programmed {
     external: Option<Run>,
     /// Few, and many Services have one: a map of each would be most of what is remembered of it.
     frontends: Vec<(FrontendKey, Frontend)>,
-    source_ranges: HashSet<IpNet>,
+    source_ranges: BTreeSet<IpNet>,
 }
 
 enum Waste {
     Backend(u32),
-    Run { base: u32, order: u32 },
+    Run { base: u32, order: u8 },
     Id(u32),
 }
 
@@ -155,11 +159,12 @@ pub struct ServiceTables {
     backends: BackendArray,
     counts: CountArray,
     source_ranges: Table<Prefix<SourceRange>, u32>,
-    by_name: HashMap<Arc<str>, Programmed>,
+    /// Boxed, as a hash map has room for twice as many.
+    by_name: HashMap<Arc<str>, Box<Programmed>>,
     /// Names by id.
     names: HashMap<u32, Arc<str>>,
     /// What a predecessor left and nobody has claimed yet, by id.
-    adopted: HashMap<u32, Programmed>,
+    adopted: HashMap<u32, Box<Programmed>>,
     owner: HashMap<FrontendKey, u32>,
     runs: SlotAllocator,
     free_backends: Numbers,
@@ -180,7 +185,7 @@ impl ServiceTables {
         frontends.for_each(|key, value| found.push((*key, *value)))?;
         // In the order of the tables, of which only a part is mapped.
         found.sort_unstable_by_key(|(_, frontend)| frontend.internal.base);
-        let mut ranges: HashMap<u32, HashSet<IpNet>> = HashMap::new();
+        let mut ranges: HashMap<u32, BTreeSet<IpNet>> = HashMap::new();
         for prefix in source_ranges.keys()? {
             if let Some(net) = network_of(&prefix) {
                 ranges.entry(prefix.data.service).or_default().insert(net);
@@ -233,9 +238,8 @@ impl ServiceTables {
                     None => return,
                 }
             };
-            let runs = [Some(&internal), external.as_ref()];
-            let named = runs.into_iter().flatten().flat_map(|run| &run.slots);
-            let named: BTreeSet<u32> = named.copied().collect();
+            let runs = [Some(internal), external].into_iter().flatten();
+            let named: BTreeSet<u32> = runs.flat_map(|run| self.indices(run)).collect();
             let own = named
                 .into_iter()
                 .filter(|index| self.is_backend(*index, frontend.service));
@@ -247,7 +251,7 @@ impl ServiceTables {
                 external,
                 ..Programmed::default()
             };
-            self.adopted.insert(frontend.service, programmed);
+            self.adopted.insert(frontend.service, Box::new(programmed));
         }
         if let Some(programmed) = self.adopted.get_mut(&frontend.service) {
             programmed.frontends.push((key, frontend));
@@ -265,14 +269,15 @@ impl ServiceTables {
         if end > self.slots.len() || !self.runs.reserve(extent.base, order) {
             return None;
         }
-        let slots = (extent.base..end)
-            .filter_map(|slot| self.slots.get(slot))
-            .collect::<Vec<u32>>();
         Some(Run {
             base: extent.base,
+            len: extent.len,
             order: Some(order),
-            slots,
         })
+    }
+
+    fn indices(&self, run: Run) -> impl Iterator<Item = u32> {
+        run.range().filter_map(|slot| self.slots.get(slot))
     }
 
     /// Makes the kernel's state of the named Service port what `wanted` says.
@@ -299,17 +304,17 @@ impl ServiceTables {
     pub fn remove(&mut self, name: &str) -> Result<(), Error> {
         self.recycle(Instant::now())?;
         match self.by_name.remove(name) {
-            Some(programmed) => self.erase(programmed),
+            Some(programmed) => self.erase(*programmed),
             None => Ok(()),
         }
     }
 
     /// Removes what a predecessor left and nobody claimed. Only after every informer has synced.
     pub fn remove_unclaimed(&mut self) -> Result<usize, Error> {
-        let unclaimed: Vec<Programmed> = self.adopted.drain().map(|(_, value)| value).collect();
+        let unclaimed: Vec<_> = self.adopted.drain().map(|(_, value)| value).collect();
         let count = unclaimed.len();
         for programmed in unclaimed {
-            self.erase(programmed)?;
+            self.erase(*programmed)?;
         }
         // Frontends whose extents could not be adopted.
         for key in self.frontends.keys()? {
@@ -431,7 +436,7 @@ impl ServiceTables {
         Ok(self.source_ranges.get(client)?.is_some())
     }
 
-    fn claim(&mut self, wanted: &ServicePort) -> Result<Programmed, Error> {
+    fn claim(&mut self, wanted: &ServicePort) -> Result<Box<Programmed>, Error> {
         for key in wanted
             .frontends
             .iter()
@@ -449,10 +454,10 @@ impl ServiceTables {
             limit: MAX_SERVICES,
             hint: "fewer Service ports",
         })?;
-        Ok(Programmed {
+        Ok(Box::new(Programmed {
             id,
             ..Programmed::default()
-        })
+        }))
     }
 
     fn write(&mut self, port: &mut Programmed, wanted: &ServicePort) -> Result<(), Error> {
@@ -478,10 +483,10 @@ impl ServiceTables {
                 maglev = false;
                 for size in maglev_sizes(members.len()) {
                     let table = maglev_table(&members, size);
-                    if run.slots != table && !self.has_room_for_table(size) {
+                    if !self.holds(run, &table) && !self.has_room_for_table(size) {
                         continue;
                     }
-                    match self.refill(&mut run, table) {
+                    match self.refill(&mut run, &table) {
                         Ok(()) => {
                             maglev = true;
                             break;
@@ -621,45 +626,47 @@ impl ServiceTables {
             return if wanted.is_empty() {
                 Ok(())
             } else {
-                self.refill(run, wanted.to_vec())
+                self.refill(run, wanted)
             };
         }
+        let mut slots: Vec<u32> = self.indices(*run).collect();
         let wanted_set: HashSet<u32> = wanted.iter().copied().collect();
-        let have: HashSet<u32> = run.slots.iter().copied().collect();
+        let have: HashSet<u32> = slots.iter().copied().collect();
         let mut added: Vec<u32> = wanted
             .iter()
             .copied()
             .filter(|index| !have.contains(index))
             .collect();
         let mut position = 0;
-        while position < run.slots.len() {
-            if wanted_set.contains(&run.slots[position]) {
+        while position < slots.len() {
+            if wanted_set.contains(&slots[position]) {
                 position += 1;
                 continue;
             }
             let replacement = match added.pop() {
                 Some(index) => index,
                 None => {
-                    let Some(last) = run.slots.pop() else { break };
-                    if position == run.slots.len() {
+                    let Some(last) = slots.pop() else { break };
+                    run.len = slots.len() as u32;
+                    if position == slots.len() {
                         break;
                     }
                     last
                 }
             };
             self.slots.set(run.base + position as u32, replacement)?;
-            run.slots[position] = replacement;
+            slots[position] = replacement;
         }
         for index in added {
-            self.slots.set(run.base + run.slots.len() as u32, index)?;
-            run.slots.push(index);
+            self.slots.set(run.base + run.len, index)?;
+            run.len += 1;
         }
         Ok(())
     }
 
     /// Writes a fresh run; the old one is quarantined.
-    fn refill(&mut self, run: &mut Run, wanted: Vec<u32>) -> Result<(), Error> {
-        if run.slots == wanted && run.order.is_some() {
+    fn refill(&mut self, run: &mut Run, wanted: &[u32]) -> Result<(), Error> {
+        if self.holds(*run, wanted) {
             return Ok(());
         }
         let order = SlotAllocator::order_of(wanted.len() as u32);
@@ -675,7 +682,7 @@ impl ServiceTables {
             limit: self.slots.len(),
             hint: "raise the limit of slots and restart the agent",
         })?;
-        for (slot, index) in (base..).zip(&wanted) {
+        for (slot, index) in (base..).zip(wanted) {
             if let Err(error) = self.slots.set(slot, *index) {
                 self.runs.release(base, order);
                 return Err(error);
@@ -685,12 +692,18 @@ impl ServiceTables {
             run,
             Run {
                 base,
+                len: wanted.len() as u32,
                 order: Some(order),
-                slots: wanted,
             },
         );
         self.discard_run(old);
         Ok(())
+    }
+
+    fn holds(&self, run: Run, wanted: &[u32]) -> bool {
+        run.order.is_some()
+            && run.len as usize == wanted.len()
+            && self.indices(run).eq(wanted.iter().copied())
     }
 
     fn write_source_ranges(
@@ -698,7 +711,7 @@ impl ServiceTables {
         port: &mut Programmed,
         wanted: &[IpNet],
     ) -> Result<(), Error> {
-        let wanted: HashSet<IpNet> = wanted.iter().map(IpNet::trunc).collect();
+        let wanted: BTreeSet<IpNet> = wanted.iter().map(IpNet::trunc).collect();
         for net in &wanted {
             if port.source_ranges.insert(*net) {
                 self.source_ranges.set(&source_range(port.id, net), &1)?;

@@ -19,11 +19,11 @@ impl SlotAllocator {
     }
 
     /// The order of the smallest run that holds `len` slots.
-    pub(crate) fn order_of(len: u32) -> u32 {
-        len.max(1).next_power_of_two().ilog2()
+    pub(crate) fn order_of(len: u32) -> u8 {
+        len.max(1).next_power_of_two().ilog2() as u8
     }
 
-    pub(crate) fn allocate(&mut self, order: u32) -> Option<u32> {
+    pub(crate) fn allocate(&mut self, order: u8) -> Option<u32> {
         let order = order as usize;
         let from = (order..self.free.len()).find(|&order| !self.free[order].is_empty())?;
         let base = self.free[from].pop_first()?;
@@ -34,7 +34,7 @@ impl SlotAllocator {
     }
 
     /// Takes exactly this run, if it is free.
-    pub(crate) fn reserve(&mut self, base: u32, order: u32) -> bool {
+    pub(crate) fn reserve(&mut self, base: u32, order: u8) -> bool {
         let order = order as usize;
         let Some(from) = (order..self.free.len())
             .find(|&candidate| self.free[candidate].contains(&(base & !((1u32 << candidate) - 1))))
@@ -56,7 +56,7 @@ impl SlotAllocator {
         true
     }
 
-    pub(crate) fn release(&mut self, base: u32, order: u32) {
+    pub(crate) fn release(&mut self, base: u32, order: u8) {
         let mut base = base;
         let mut order = order as usize;
         while order + 1 < self.free.len() && self.free[order].remove(&(base ^ (1 << order))) {
@@ -84,10 +84,10 @@ mod tests {
     proptest! {
         #[test]
         fn runs_never_overlap_and_all_come_back(
-            steps in prop::collection::vec((0u32..6, any::<prop::sample::Index>(), any::<bool>()), 1..200)
+            steps in prop::collection::vec((0u8..6, any::<prop::sample::Index>(), any::<bool>()), 1..200)
         ) {
             let mut allocator = SlotAllocator::new(256);
-            let mut used: Vec<(u32, u32)> = Vec::new();
+            let mut used: Vec<(u32, u8)> = Vec::new();
             for (order, index, release) in steps {
                 if release && !used.is_empty() {
                     let (base, order) = used.swap_remove(index.index(used.len()));

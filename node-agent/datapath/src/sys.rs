@@ -66,17 +66,20 @@ impl Attr {
     }
 }
 
-/// Gives what is free of the agent's memory back to the kernel, which its allocator would do when memory is
-/// next given back: after much was freed and before nothing happens for long. Of a process with another
-/// allocator nothing is given back.
-pub fn give_back_memory() {
-    use libmimalloc_sys as _;
-
-    unsafe extern "C" {
-        fn mi_collect(force: bool);
-    }
+/// Lets all threads take memory from one place, where what one has freed serves the others: with a place for each, an idle
+/// agent holds twice as much. To be called before there are threads.
+pub fn share_memory() {
     // SAFETY: may be called at any time, from any thread.
-    unsafe { mi_collect(true) };
+    if unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) } == 0 {
+        tracing::warn!("each thread has memory of its own");
+    }
+}
+
+/// Gives what is free of the process's memory back to the kernel, page by page, which the allocator by itself does with
+/// the end of it only: after much was freed and before nothing happens for long.
+pub fn give_back_memory() {
+    // SAFETY: may be called at any time, from any thread.
+    unsafe { libc::malloc_trim(0) };
 }
 
 fn fd(fd: BorrowedFd<'_>) -> u32 {

@@ -18,7 +18,7 @@ use hickory_server::Server;
 use hickory_server::net::runtime::Time;
 use hickory_server::server::{Request, RequestHandler, ResponseHandler, ResponseInfo};
 use hickory_server::zone_handler::MessageResponseBuilder;
-use skep_client::{Informers, ObjectKey};
+use skep_client::{Informers, Kept as _};
 use tokio::net::{TcpListener, UdpSocket};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
@@ -134,12 +134,12 @@ fn zone_of(informers: &Informers, domain: &str) -> Result<Zone, hickory_proto::P
     let index = reverse.clone();
     services.on_change(move |change| match &change.new {
         Some(service) => index.set_service(service),
-        None => index.remove_service(&ObjectKey::of(&change.object().metadata)),
+        None => index.remove_service(&change.object().key()),
     });
     let index = reverse.clone();
     slices.on_change(move |change| match &change.new {
         Some(slice) => index.set_slice(slice),
-        None => index.remove_slice(&ObjectKey::of(&change.object().metadata)),
+        None => index.remove_slice(&change.object().key()),
     });
     Ok(Zone {
         services,

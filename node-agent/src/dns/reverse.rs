@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use parking_lot::RwLock;
-use skep_client::ObjectKey;
+use skep_client::{Kept as _, ObjectKey};
 
 use crate::endpoints::Slice;
 use crate::services::Service;
@@ -42,7 +42,7 @@ impl Reverse {
     }
 
     pub fn set_service(&self, service: &Service) {
-        let key = ObjectKey::of(&service.metadata);
+        let key = service.key();
         let name: Arc<str> = format!("{}.{}.svc", key.name, key.namespace).into();
         let names: Named = service.ips.iter().map(|ip| (*ip, name.clone())).collect();
         let tables = &mut *self.tables.write();
@@ -62,20 +62,18 @@ impl Reverse {
     /// Only endpoints of headless Services have names of their own; those with a hostname, or all
     /// of a Service without a ClusterIP.
     pub fn set_slice(&self, slice: &Slice) {
-        let key = ObjectKey::of(&slice.metadata);
+        let key = slice.key();
         let service = slice.service();
         let names: Named = service
             .into_iter()
             .flat_map(|service| {
                 let namespace = &key.namespace;
                 ready_endpoints(slice)
-                    .into_iter()
-                    .filter(|(endpoint, _)| endpoint.hostname().is_some())
-                    .map(move |(endpoint, ip)| {
+                    .filter(|endpoint| endpoint.hostname().is_some())
+                    .map(move |endpoint| {
                         (
-                            ip,
-                            format!("{}.{service}.{namespace}.svc", host_label(endpoint, ip))
-                                .into(),
+                            endpoint.ip,
+                            format!("{}.{service}.{namespace}.svc", host_label(endpoint)).into(),
                         )
                     })
             })

@@ -131,7 +131,7 @@ impl Zone {
             .slices_of(service, namespace)
             .iter()
             .flat_map(|slice| ready_endpoints(slice))
-            .map(|(_, ip)| ip)
+            .map(|endpoint| endpoint.ip)
             .collect();
         if ips.is_empty() {
             Answer::NoSuchName
@@ -159,8 +159,8 @@ impl Zone {
             .slices_of(service, namespace)
             .iter()
             .flat_map(|slice| ready_endpoints(slice))
-            .filter(|(endpoint, ip)| host_label(endpoint, *ip) == host)
-            .map(|(_, ip)| ip)
+            .filter(|endpoint| host_label(*endpoint) == host)
+            .map(|endpoint| endpoint.ip)
             .collect();
         if ips.is_empty() {
             Answer::NoSuchName
@@ -193,8 +193,8 @@ impl Zone {
                     let Some(number) = slice_port.number else {
                         continue;
                     };
-                    for (endpoint, ip) in ready_endpoints(&slice) {
-                        let host = Name::from_ascii(host_label(endpoint, ip))
+                    for endpoint in ready_endpoints(&slice) {
+                        let host = Name::from_ascii(host_label(endpoint))
                             .and_then(|host| host.append_domain(&base));
                         if let Ok(target) = host {
                             found.push(srv(number, target));
@@ -280,18 +280,15 @@ fn pod(name: &Name, address: &str, kind: RecordType) -> Answer {
 }
 
 /// The endpoint's own label under its headless Service.
-pub(super) fn host_label(endpoint: &Endpoint, ip: IpAddr) -> String {
+pub(super) fn host_label(endpoint: Endpoint<'_>) -> String {
     match endpoint.hostname() {
         Some(hostname) => hostname.to_string(),
-        None => ip.to_string().replace(['.', ':'], "-"),
+        None => endpoint.ip.to_string().replace(['.', ':'], "-"),
     }
 }
 
-pub(super) fn ready_endpoints(slice: &Slice) -> Vec<(&Endpoint, IpAddr)> {
-    let ready = slice.endpoints.iter().filter(|each| each.is_ready());
-    ready
-        .filter_map(|endpoint| Some((endpoint, endpoint.ip?)))
-        .collect()
+pub(super) fn ready_endpoints(slice: &Slice) -> impl Iterator<Item = Endpoint<'_>> {
+    slice.endpoints().filter(Endpoint::is_ready)
 }
 
 fn same_port(name: &str, protocol: u8, port: &str, wanted: &str) -> bool {

@@ -811,7 +811,7 @@ async fn drain(shared: &Shared, grace: Duration) {
     let is_endpoint = || {
         let of = slices.in_namespace(&shared.who.namespace);
         of.iter()
-            .flat_map(|slice| slice.endpoints.iter())
+            .flat_map(|slice| slice.endpoints())
             .any(|endpoint| {
                 endpoint.is_pod(&shared.who.uid)
                     && endpoint.is_ready()

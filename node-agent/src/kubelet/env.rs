@@ -395,7 +395,7 @@ fn service_links(pod: &Pod, services: &[Arc<Service>]) -> BTreeMap<String, Strin
     let mut out = BTreeMap::new();
     // The pod's own namespace comes last and wins.
     let is_master = |s: &Service| s.namespace() == "default" && s.name() == "kubernetes";
-    let own = |s: &Service| enabled && s.metadata.namespace.as_deref() == namespace;
+    let own = |s: &Service| enabled && Some(s.namespace()) == namespace;
     let chosen = services
         .iter()
         .filter(|s| is_master(s))

@@ -4,6 +4,7 @@
 //! holds up a pod: a bounded queue, and what does not fit is counted and dropped.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use jiff::Timestamp;
@@ -77,17 +78,13 @@ struct Known {
 }
 
 async fn write(client: Client, node: String, mut notes: mpsc::Receiver<Note>) {
-    let mut known: HashMap<(String, String, String, String), Known> = HashMap::new();
+    // By a hash: what an event says would be most of what is remembered of it.
+    let (mut known, hash): (HashMap<u64, Known>, _) = (HashMap::new(), RandomState::new());
     while let Some(note) = notes.recv().await {
         let about = &note.about;
         let namespace = about.namespace.clone().unwrap_or_else(|| "default".into());
         let api: Api<Event> = Api::namespaced(client.clone(), &namespace);
-        let key = (
-            about.uid.clone().unwrap_or_default(),
-            about.field_path.clone().unwrap_or_default(),
-            note.reason.clone(),
-            note.message.clone(),
-        );
+        let key = hash.hash_one((&about.uid, &about.field_path, &note.reason, &note.message));
         let now = Timestamp::now();
         if let Some(before) = known.get_mut(&key) {
             before.count += 1;

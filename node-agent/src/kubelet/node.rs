@@ -22,7 +22,7 @@ use tracing::{debug, info, warn};
 use super::events::Recorder;
 use super::eviction::plan::Pressure;
 use super::{Config, Context, reserved, shutdown};
-use crate::runtime::{Runtime, RuntimeError};
+use crate::runtime::{Image, Runtime, RuntimeError};
 
 const LEASE_NAMESPACE: &str = "kube-node-lease";
 const LEASE_SECONDS: i32 = 40;
@@ -323,17 +323,17 @@ fn default_handler() -> NodeRuntimeHandler {
 
 async fn images(runtime: &dyn Runtime) -> Result<Vec<ContainerImage>, RuntimeError> {
     let mut all = runtime.images().await?;
+    all.retain(|i| !i.digests.is_empty() || !i.tags.is_empty());
     all.sort_by_key(|i| std::cmp::Reverse(i.size_bytes));
-    let listed = all
-        .into_iter()
-        .map(|i| ContainerImage {
-            names: Some(i.digests.into_iter().chain(i.tags).take(5).collect()),
-            size_bytes: Some(i.size_bytes),
-        })
-        .filter(|i| i.names.as_ref().is_some_and(|n| !n.is_empty()))
-        .take(MAX_IMAGES)
-        .collect();
-    Ok(listed)
+    all.truncate(MAX_IMAGES);
+    // Otherwise the few that are kept take the room of all.
+    all.shrink_to_fit();
+    let names = |i: Image| i.digests.into_iter().chain(i.tags).take(5).collect();
+    let listed = all.into_iter().map(|i| ContainerImage {
+        size_bytes: Some(i.size_bytes),
+        names: Some(names(i)),
+    });
+    Ok(listed.collect())
 }
 
 /// Two statuses that differ in heartbeats only.

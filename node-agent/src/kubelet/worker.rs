@@ -70,9 +70,10 @@ impl Handle {
     pub fn spawn(ctx: Arc<Context>, who: PodRef, pod: Option<Arc<Pod>>) -> Self {
         let (desired, receive) = watch::channel(pod);
         let wake = Arc::new(Notify::new());
-        let worker = Worker::new(ctx, who.clone(), receive, wake.clone());
+        let mut worker = Worker::new(ctx, who.clone(), receive, wake.clone());
         let mirror_uid = worker.shared.mirror_uid.clone();
-        let task = tokio::spawn(worker.run());
+        // By reference: a task that takes it as its own keeps the room where it stood before.
+        let task = tokio::spawn(async move { worker.run().await });
         Self {
             who,
             desired,
@@ -107,9 +108,9 @@ struct Worker {
     reports: (mpsc::Sender<Report>, mpsc::Receiver<Report>),
     probing: HashMap<String, AbortHandle>,
     /// Status writes: what was sent last, and what the API answered.
-    sent: Option<PodStatus>,
-    /// What the last plan made of it, written or not.
-    computed: Option<PodStatus>,
+    sent: Option<Arc<PodStatus>>,
+    /// What the last plan made of it, written or not; where it is the same, it is so in memory too.
+    computed: Option<Arc<PodStatus>>,
     answered: Option<Pod>,
     writing: bool,
     writes: JoinSet<Result<Pod, kube::Error>>,
@@ -172,7 +173,7 @@ impl Worker {
         }
     }
 
-    async fn run(mut self) {
+    async fn run(&mut self) {
         if let (Some(watches), Some(pod)) = (&self.shared.ctx.watches, &self.pod) {
             watches.follow(pod, &self.news);
         }
@@ -331,7 +332,8 @@ impl Worker {
             .cloned()
             .collect();
         for o in unread {
-            let message = actions::termination_message(&self.shared.ctx, &o).await;
+            // Boxed, as other large things that are rarely waited for: what a task may wait for, it has room for all its life.
+            let message = Box::pin(actions::termination_message(&self.shared.ctx, &o)).await;
             self.memory.termination_messages.insert(o.id, message);
         }
         // A hollow container is no process.
@@ -957,7 +959,7 @@ impl Worker {
         let wanted = status::status(&status::Input {
             pod: &pod,
             base,
-            previous: self.computed.as_ref().unwrap_or(base),
+            previous: self.computed.as_deref().unwrap_or(base),
             observed: &self.observed,
             memory: &self.memory,
             plan,
@@ -968,7 +970,7 @@ impl Worker {
             now,
         });
         let phase = |status: &PodStatus| status.phase.clone().unwrap_or_default();
-        let before = phase(self.computed.as_ref().unwrap_or(base));
+        let before = phase(self.computed.as_deref().unwrap_or(base));
         if phase(&wanted) == "Running" && before != "Running" {
             let took = Duration::try_from(now.duration_since(self.seen_at));
             let counters = &self.shared.ctx.counters;
@@ -981,8 +983,12 @@ impl Worker {
             let recorder = &self.shared.ctx.recorder;
             recorder.normal(&reference(&pod, None), "ResizeCompleted", text);
         }
+        let current = self.sent.as_deref() == Some(&wanted);
+        let wanted = match &self.sent {
+            Some(sent) if current => sent.clone(),
+            _ => Arc::new(wanted),
+        };
         self.computed = Some(wanted.clone());
-        let current = self.sent.as_ref() == Some(&wanted);
         self.memory.status_written = current && !self.writing && self.write_failure.is_none();
         let waits = self
             .write_failure
@@ -1000,7 +1006,7 @@ impl Worker {
         if self.writing || waits || (current && self.write_failure.is_none()) {
             return;
         }
-        let unchanged = self.sent.is_none() && pod.status.as_ref() == Some(&wanted);
+        let unchanged = self.sent.is_none() && pod.status.as_ref() == Some(&*wanted);
         if unchanged || self.memory.object_deleted {
             self.sent = Some(wanted);
             self.memory.status_written = true;

@@ -233,7 +233,7 @@ fn eligible(node: &Node) -> Option<String> {
 fn nodes_with_ready_endpoints(slices: &[Arc<Slice>]) -> BTreeSet<Word> {
     slices
         .iter()
-        .flat_map(|slice| slice.endpoints.iter())
+        .flat_map(|slice| slice.endpoints())
         .filter(|endpoint| endpoint.is_ready())
         .filter_map(|endpoint| endpoint.node())
         .collect()

@@ -24,15 +24,16 @@ use std::time::{Duration, Instant, SystemTime};
 use k8s_openapi::api::core::v1::Node;
 use parking_lot::Mutex;
 use skep_client::informer::{BY_SERVICE, Change};
-use skep_client::{Informer, Informers, ObjectKey};
+use skep_client::{Informer, Informers, Kept as _, ObjectKey};
+use skep_datapath::Datapath;
 use skep_datapath::layout::{TCP, UDP};
 use skep_datapath::services::{Endpoint, Forwarding, FrontendAddress, ServicePort};
-use skep_datapath::{Datapath, give_back_memory};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use crate::endpoints::{Slice, TRIGGER_TIME};
+use crate::endpoints::Slice;
+use crate::memory;
 use crate::services::Service;
 use health::HealthServers;
 use metrics::ProxyMetrics;
@@ -117,7 +118,7 @@ pub async fn run(
     services.on_change(move |change| {
         counts.services.arrived();
         counts.queued();
-        mark.service(ObjectKey::of(&change.object().metadata));
+        mark.service(change.object().key());
     });
     let mark = changed.clone();
     let counts = config.metrics.clone();
@@ -128,8 +129,7 @@ pub async fn run(
         mark.triggered(change, began);
         for slice in change.each() {
             if let Some(name) = slice.service() {
-                let namespace = slice.metadata.namespace.as_deref().unwrap_or_default();
-                mark.service(ObjectKey::new(namespace, name));
+                mark.service(ObjectKey::new(slice.namespace(), name));
             }
         }
     });
@@ -175,9 +175,7 @@ pub async fn run(
         let (keys, everything) = changed.take();
         let keys: HashSet<ObjectKey> = if everything {
             let existing = proxy.services.all();
-            let existing = existing
-                .iter()
-                .map(|service| ObjectKey::of(&service.metadata));
+            let existing = existing.iter().map(|service| service.key());
             existing
                 .chain(proxy.programmed.keys().cloned())
                 .chain(keys)
@@ -195,7 +193,7 @@ pub async fn run(
         }
         if everything {
             // Of lists, and of plans for thousands of Services.
-            give_back_memory();
+            memory::give_back();
         }
         if first && failed.is_empty() {
             first = false;
@@ -240,12 +238,7 @@ struct Changed {
 impl Changed {
     /// What happened before this process began is no change that anybody waits for.
     fn triggered(&self, change: &Change<Slice>, began: SystemTime) {
-        let slice = change.new.as_ref();
-        let annotations = slice.and_then(|slice| slice.metadata.annotations.as_ref());
-        let trigger = annotations
-            .and_then(|annotations| annotations.get(TRIGGER_TIME))
-            .and_then(|text| text.parse::<jiff::Timestamp>().ok())
-            .map(SystemTime::from);
+        let trigger = change.new.as_ref().and_then(|slice| slice.triggered);
         let mut triggers = self.triggers.lock();
         if triggers.len() < MAX_TRIGGERS {
             triggers.extend(trigger.filter(|trigger| *trigger >= began));

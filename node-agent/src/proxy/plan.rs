@@ -87,7 +87,7 @@ struct Candidate<'a> {
     ip: IpAddr,
     port: u16,
     local: bool,
-    endpoint: &'a SliceEndpoint,
+    endpoint: SliceEndpoint<'a>,
 }
 
 impl<'a> Candidate<'a> {
@@ -212,7 +212,7 @@ fn endpoints_of<'a>(
     let mut candidates: Vec<Candidate<'a>> = Vec::new();
     for slice in slices
         .iter()
-        .filter(|slice| slice.is_v4 == Some(cluster_ip.is_ipv4()))
+        .filter(|slice| slice.is_v4(cluster_ip.is_ipv4()))
     {
         let number = slice.ports.iter().find_map(|slice_port| {
             let same = slice_port.name == port.name && slice_port.protocol == port.protocol;
@@ -221,13 +221,11 @@ fn endpoints_of<'a>(
         let Some(number) = number else {
             continue;
         };
-        candidates.extend(slice.endpoints.iter().filter_map(|endpoint| {
-            Some(Candidate {
-                ip: endpoint.ip?,
-                port: number,
-                local: endpoint.node() == Some(own),
-                endpoint,
-            })
+        candidates.extend(slice.endpoints().map(|endpoint| Candidate {
+            ip: endpoint.ip,
+            port: number,
+            local: endpoint.node() == Some(own),
+            endpoint,
         }));
     }
     // While slices are being rearranged an endpoint can be in two: ready anywhere counts.

@@ -96,7 +96,7 @@ fn api_servers(server: &Server, api: &kube::Config) -> BTreeSet<String> {
         let Some(port) = slice.ports.iter().find_map(|p| p.number) else {
             continue;
         };
-        let ips = slice.endpoints.iter().filter_map(|endpoint| endpoint.ip);
+        let ips = slice.endpoints().map(|endpoint| endpoint.ip);
         found.extend(ips.map(|ip| url(SocketAddr::new(ip, port))));
     }
     found

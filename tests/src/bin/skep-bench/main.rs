@@ -19,10 +19,6 @@ use clap::{Parser, ValueEnum};
 use serde::Serialize;
 use xtask::cluster::Store;
 
-/// As skep's own programs: what parts of them need here, they need there.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 #[derive(Parser)]
 struct Options {
     #[arg(value_enum)]

@@ -16,6 +16,7 @@ use axum::routing::{get, post};
 use axum::serve::ListenerExt as _;
 use futures::stream;
 use serde_json::{Value, json};
+use skep_agent::memory::{prepare, runtime};
 use skep_agent::proxy::{self, ProxyConfig};
 use skep_client::Informers;
 use skep_datapath::Datapath;
@@ -38,7 +39,11 @@ const LOOK: Duration = Duration::from_micros(100);
 /// Serves the stub if this process is to be one.
 pub(crate) fn stub_if_asked() -> Option<Result<()>> {
     let size = std::env::var(STUB).ok()?;
-    Some(runtime().and_then(|runtime| runtime.block_on(serve(&size))))
+    Some(
+        runtime()
+            .map_err(Into::into)
+            .and_then(|runtime| runtime.block_on(serve(&size))),
+    )
 }
 
 pub(crate) fn measure(rounds: usize) -> Result<Vec<Figure>> {
@@ -102,6 +107,8 @@ impl Drop for Stub {
 
 fn round(size: &str) -> Result<Value> {
     let (services, _) = parse(size)?;
+    // As the agent does.
+    prepare();
     let scratch = Scratch::new()?;
     let mut stub = Stub(
         Command::new(std::env::current_exe()?)
@@ -154,6 +161,8 @@ fn round(size: &str) -> Result<Value> {
         took.sort_unstable();
         let p99 = took[took.len() * 99 / 100];
         let own = std::process::id().cast_signed();
+        // As the agent does when it comes to rest.
+        skep_datapath::give_back_memory();
         let resident = memory::resident_mib(own)?;
         let anonymous = memory::anonymous_mib(own)?;
         stop.cancel();
@@ -199,11 +208,6 @@ async fn change(address: SocketAddr, datapath: &Datapath, number: usize) -> Resu
 fn value(metrics: &str, name: &str) -> Option<f64> {
     let line = metrics.lines().find(|line| line.starts_with(name))?;
     line.rsplit(' ').next()?.parse().ok()
-}
-
-fn runtime() -> Result<tokio::runtime::Runtime> {
-    let mut builder = tokio::runtime::Builder::new_multi_thread();
-    Ok(builder.worker_threads(2).enable_all().build()?)
 }
 
 fn parse(size: &str) -> Result<(usize, usize)> {
