@@ -321,7 +321,7 @@ impl<K: Resource + Clone + Send + Sync + 'static> Informer<K> {
     }
 
     /// Follows the stream of `api` until `stop`. Errors are retried with [`WATCH_BACKOFF`].
-    async fn follow(self, api: Api<K>, stop: CancellationToken)
+    async fn follow(self, api: Api<K>, config: watcher::Config, stop: CancellationToken)
     where
         K: DeserializeOwned + Debug,
     {
@@ -329,7 +329,7 @@ impl<K: Resource + Clone + Send + Sync + 'static> Informer<K> {
             .rsplit("::")
             .next()
             .unwrap_or_default();
-        let mut stream = pin!(watcher(api, watcher::Config::default()));
+        let mut stream = pin!(watcher(api, config));
         // Keys seen in the list under way; what is not among them when it ends is gone.
         let mut listed: HashSet<ObjectKey> = HashSet::new();
         let mut failures = 0;
@@ -440,11 +440,25 @@ impl Informers {
         }
         let informer = Informer::<K>::new();
         started.insert(TypeId::of::<K>(), Box::new(informer.clone()));
-        tokio::spawn(
-            informer
-                .clone()
-                .follow(Api::all(self.client.clone()), self.stop.clone()),
-        );
+        tokio::spawn(informer.clone().follow(
+            Api::all(self.client.clone()),
+            watcher::Config::default(),
+            self.stop.clone(),
+        ));
+        informer
+    }
+
+    /// Of one object of the cluster, by its name. Not shared.
+    pub fn only<K>(&self, name: &str) -> Informer<K>
+    where
+        K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
+    {
+        let informer = Informer::<K>::new();
+        tokio::spawn(informer.clone().follow(
+            Api::all(self.client.clone()),
+            watcher::Config::default().fields(&format!("metadata.name={name}")),
+            self.stop.clone(),
+        ));
         informer
     }
 
@@ -457,11 +471,11 @@ impl Informers {
     ) -> Informer<PartialObjectMeta<DynamicObject>> {
         let informer = Informer::new();
         prepare(&informer);
-        tokio::spawn(
-            informer
-                .clone()
-                .follow(Api::all_with(self.client.clone(), resource), stop),
-        );
+        tokio::spawn(informer.clone().follow(
+            Api::all_with(self.client.clone(), resource),
+            watcher::Config::default(),
+            stop,
+        ));
         informer
     }
 }

@@ -21,6 +21,7 @@ mod insecure;
 pub mod logs;
 pub mod node;
 pub mod objects;
+pub mod own_node;
 pub mod plan;
 pub mod pod;
 pub mod probes;
@@ -45,7 +46,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::api::{DeleteParams, PostParams, Preconditions};
@@ -143,6 +144,7 @@ pub struct Context {
     pub starts: Semaphore,
     pub creates: Semaphore,
     pub desk: admit::Desk,
+    pub node: own_node::OwnNode,
     pub evictions: eviction::Evictions,
     pub shutdown: shutdown::Shutdown,
     pub layers: disk::Layers,
@@ -249,7 +251,13 @@ impl Kubelet {
         let api: Api<Pod> = Api::all(self.ctx.client.clone());
         let selector = format!("spec.nodeName={}", self.ctx.config.node_name);
         let config = watcher::Config::default().fields(&selector);
-        let mut pods = watcher(api, config).backoff(WatchBackoff::new()).boxed();
+        let ctx = self.ctx.clone();
+        // Pods are judged by the node: it is to be known when they come.
+        let known = async move {
+            ctx.node.synced().await;
+            watcher(api, config).backoff(WatchBackoff::new())
+        };
+        let mut pods = known.flatten_stream().boxed();
         let mut events = self.ctx.runtime.events();
         let mut relist = tokio::time::interval(RELIST);
         relist.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -406,7 +414,7 @@ impl Kubelet {
     }
 
     fn write_mirror(&mut self, pod: &Pod) {
-        let Some(node) = self.ctx.desk.node.read().clone() else {
+        let Some(node) = self.ctx.node.watched() else {
             return;
         };
         let name = full_name(pod);
