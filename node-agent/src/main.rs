@@ -15,7 +15,7 @@ use skep_agent::kubelet::logind::Logind;
 use skep_agent::kubelet::volumes::{MountNamespace, Volumes};
 use skep_agent::kubelet::{
     self, Config, Context, Kubelet, bootstrap, cgroup, events, eviction, image_gc, logind, logs,
-    node, objects, reserved, shutdown,
+    node, objects, own_node, reserved, shutdown,
 };
 use skep_agent::memory;
 use skep_agent::network::node::cleanup as network_cleanup;
@@ -559,6 +559,15 @@ async fn run(options: Options) -> Result<()> {
             unsafe_sysctls: options.allowed_unsafe_sysctls.clone(),
             ..Default::default()
         },
+        node: own_node::OwnNode::new(
+            client.clone(),
+            &node_name,
+            match docker {
+                // Its network follows all of them.
+                true => informers.of(),
+                false => informers.only(&node_name),
+            },
+        ),
         evictions: Default::default(),
         shutdown: Default::default(),
         layers: Default::default(),

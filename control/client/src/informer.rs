@@ -384,7 +384,7 @@ impl<K: Kept> Informer<K> {
     }
 
     /// Follows the stream of `api` until `stop`. Errors are retried with [`WATCH_BACKOFF`].
-    async fn follow(self, api: Api<K::Sent>, stop: CancellationToken)
+    async fn follow(self, api: Api<K::Sent>, config: watcher::Config, stop: CancellationToken)
     where
         K::Sent: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
     {
@@ -392,7 +392,7 @@ impl<K: Kept> Informer<K> {
             .rsplit("::")
             .next()
             .unwrap_or_default();
-        let config = watcher::Config::default().page_size(PAGE);
+        let config = config.page_size(PAGE);
         let mut stream = pin!(watcher(api, config));
         // Keys seen in the list under way; what is not among them when it ends is gone.
         let mut listed: HashSet<ObjectKey> = HashSet::new();
@@ -495,11 +495,25 @@ impl Informers {
         }
         let informer = Informer::<K>::new();
         started.insert(TypeId::of::<K>(), Box::new(informer.clone()));
-        tokio::spawn(
-            informer
-                .clone()
-                .follow(Api::all(self.client.clone()), self.stop.clone()),
-        );
+        tokio::spawn(informer.clone().follow(
+            Api::all(self.client.clone()),
+            watcher::Config::default(),
+            self.stop.clone(),
+        ));
+        informer
+    }
+
+    /// Of one object of the cluster, by its name. Not shared.
+    pub fn only<K>(&self, name: &str) -> Informer<K>
+    where
+        K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
+    {
+        let informer = Informer::<K>::new();
+        tokio::spawn(informer.clone().follow(
+            Api::all(self.client.clone()),
+            watcher::Config::default().fields(&format!("metadata.name={name}")),
+            self.stop.clone(),
+        ));
         informer
     }
 
@@ -512,11 +526,11 @@ impl Informers {
     ) -> Informer<PartialObjectMeta<DynamicObject>> {
         let informer = Informer::new();
         prepare(&informer);
-        tokio::spawn(
-            informer
-                .clone()
-                .follow(Api::all_with(self.client.clone(), resource), stop),
-        );
+        tokio::spawn(informer.clone().follow(
+            Api::all_with(self.client.clone(), resource),
+            watcher::Config::default(),
+            stop,
+        ));
         informer
     }
 }

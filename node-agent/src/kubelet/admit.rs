@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-use parking_lot::{Mutex, RwLock};
+use parking_lot::Mutex;
 use skep_api::node::{is_tolerated, matches_required_affinity};
 
 use super::{pod, resources};
@@ -37,11 +37,9 @@ fn reject(reason: &str, message: impl Into<String>) -> Result<(), Rejection> {
     })
 }
 
-/// What the node is and has taken.
+/// What the node has taken.
 #[derive(Debug, Default)]
 pub struct Desk {
-    /// As the API showed it last.
-    pub node: RwLock<Option<Arc<Node>>>,
     /// The uids of pods that were taken. Held while one is looked at, so that two do not get the
     /// same room.
     pub taken: Mutex<HashSet<String>>,
@@ -51,6 +49,7 @@ pub struct Desk {
 pub struct Input<'a> {
     pub pod: &'a Pod,
     pub node: Option<&'a Node>,
+    /// Without what others have added to the node.
     pub allocatable: &'a BTreeMap<String, Quantity>,
     /// The other pods that hold resources of this node.
     pub others: &'a [Arc<Pod>],
@@ -257,15 +256,17 @@ fn room(input: &Input<'_>) -> Result<(), Rejection> {
         .iter()
         .map(|p| skep_api::pod::requests(p))
         .collect();
+    let status = input.node.and_then(|node| node.status.as_ref());
+    let none = BTreeMap::new();
+    let added = status.and_then(|s| s.allocatable.as_ref()).unwrap_or(&none);
     for (name, quantity) in skep_api::pod::requests(input.pod) {
         let scale = scale(&name);
         let requested = scale(&quantity);
-        let capacity = match input.allocatable.get(&name) {
-            Some(capacity) => scale(capacity),
-            // A device that this node has none of.
-            None if name.contains('/') && !name.starts_with("hugepages-") => 0,
-            None => continue,
+        // What neither the node nor anybody else has put there is no matter of a node.
+        let Some(capacity) = input.allocatable.get(&name).or_else(|| added.get(&name)) else {
+            continue;
         };
+        let capacity = scale(capacity);
         let used: i64 = held.iter().filter_map(|r| r.get(&name)).map(scale).sum();
         if requested > 0 && requested > capacity - used {
             return out_of(&name, requested, used, capacity);
@@ -290,7 +291,8 @@ mod tests {
         let others = [Arc::new(pod(json!({"containers": c})))];
         let node: Node = serde_json::from_value(json!({
             "metadata": {"name": "n", "labels": {"disk": "ssd"}},
-            "spec": {"taints": [{"key": "k", "effect": "NoExecute"}]}}))
+            "spec": {"taints": [{"key": "k", "effect": "NoExecute"}]},
+            "status": {"allocatable": {"example.com/dongle": "1"}}}))
         .unwrap();
         let mut spec = spec;
         if spec["tolerations"].is_null() {
@@ -344,6 +346,14 @@ mod tests {
             (
                 json!({"containers": [{"name": "c", "resources": {"requests": {"cpu": "1500m"}}}]}),
                 "OutOfcpu: Node didn't have enough resource: cpu, requested: 1500, used: 3000, capacity: 4000",
+            ),
+            (
+                json!({"containers": [{"name": "c", "resources": {"requests": {"example.com/dongle": "2"}}}]}),
+                "OutOfexample.com/dongle: Node didn't have enough resource: example.com/dongle, requested: 2, used: 0, capacity: 1",
+            ),
+            (
+                json!({"containers": [{"name": "c", "resources": {"requests": {"example.com/of-the-cluster": "2"}}}]}),
+                "taken",
             ),
             (
                 json!({"containers": [], "nodeSelector": {"disk": "hdd"}}),

@@ -22,6 +22,7 @@ pub mod logind;
 pub mod logs;
 pub mod node;
 pub mod objects;
+pub mod own_node;
 pub mod plan;
 pub mod pod;
 pub mod probes;
@@ -46,7 +47,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::api::{DeleteParams, PostParams, Preconditions};
@@ -144,6 +145,7 @@ pub struct Context {
     pub starts: Semaphore,
     pub creates: Semaphore,
     pub desk: admit::Desk,
+    pub node: own_node::OwnNode,
     pub evictions: eviction::Evictions,
     pub shutdown: shutdown::Shutdown,
     pub layers: disk::Layers,
@@ -250,7 +252,13 @@ impl Kubelet {
         let api: Api<Pod> = Api::all(self.ctx.client.clone());
         let selector = format!("spec.nodeName={}", self.ctx.config.node_name);
         let config = watcher::Config::default().fields(&selector);
-        let mut pods = watcher(api, config).backoff(WatchBackoff::new()).boxed();
+        let ctx = self.ctx.clone();
+        // Pods are judged by the node: it is to be known when they come.
+        let known = async move {
+            ctx.node.synced().await;
+            watcher(api, config).backoff(WatchBackoff::new())
+        };
+        let mut pods = known.flatten_stream().boxed();
         let mut events = self.ctx.runtime.events();
         let mut relist = tokio::time::interval(RELIST);
         relist.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -407,7 +415,7 @@ impl Kubelet {
     }
 
     fn write_mirror(&mut self, pod: &Pod) {
-        let Some(node) = self.ctx.desk.node.read().clone() else {
+        let Some(node) = self.ctx.node.watched() else {
             return;
         };
         let name = full_name(pod);

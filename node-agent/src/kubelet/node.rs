@@ -16,6 +16,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference, Time};
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Client, ResourceExt};
+use skep_api::validation::resources::is_extended;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -392,19 +393,22 @@ async fn heartbeat(
             "registered the node"
         );
     }
-    let fresh = status(ctx, runtime, written.as_ref().map(|(s, _)| s), now).await;
+    let mut fresh = status(ctx, runtime, written.as_ref().map(|(s, _)| s), now).await;
+    let theirs = ctx.node.watched();
+    if let (Some(allocatable), Some(theirs)) = (&mut fresh.allocatable, &theirs) {
+        allocatable.extend(added(theirs));
+    }
     let due = match written {
         Some((before, at)) => !same(before, &fresh) || at.elapsed() >= REPORT,
         None => true,
     };
     if due {
-        let patch = status_patch(&fresh);
+        let patch = status_patch(&fresh, theirs.as_deref());
         match api
             .patch_status(name, &PatchParams::default(), &Patch::Strategic(&patch))
             .await
         {
-            Ok(node) => {
-                *ctx.desk.node.write() = Some(Arc::new(node));
+            Ok(_) => {
                 *written = Some((fresh, tokio::time::Instant::now()));
             }
             Err(kube::Error::Api(status)) if status.code == 404 => {
@@ -458,11 +462,29 @@ async fn register(
     }
 }
 
-/// Addresses are merged by their type, and two may have the same: the list is replaced as a whole.
-fn status_patch(status: &NodeStatus) -> serde_json::Value {
+/// Extended resources that others have given the node: all of one can be had.
+fn added(node: &Node) -> BTreeMap<String, Quantity> {
+    let status = node.status.as_ref();
+    let capacity = status.and_then(|s| s.capacity.as_ref());
+    let all = capacity.into_iter().flatten();
+    all.filter(|(name, _)| is_extended(name))
+        .map(|(name, amount)| (name.clone(), amount.clone()))
+        .collect()
+}
+
+/// Addresses are merged by their type, and two may have the same: the list is replaced as a whole. Extended resources that
+/// the node, as others see it, does not have any more are taken out.
+fn status_patch(status: &NodeStatus, theirs: Option<&Node>) -> serde_json::Value {
     let mut patch = serde_json::json!({"status": status});
     if let Some(addresses) = patch["status"]["addresses"].as_array_mut() {
         addresses.push(serde_json::json!({"$patch": "replace"}));
+    }
+    let shown = theirs.and_then(|node| node.status.as_ref()?.allocatable.as_ref());
+    for name in shown.into_iter().flatten().map(|(name, _)| name) {
+        let gone = is_extended(name) && patch["status"]["allocatable"][name].is_null();
+        if gone {
+            patch["status"]["allocatable"][name] = serde_json::Value::Null;
+        }
     }
     patch
 }
@@ -539,6 +561,28 @@ mod tests {
         let over = conditions(&before, None, &BTreeSet::new(), later);
         let fine = ("False".into(), "KubeletHasNoDiskPressure".into(), later);
         assert_eq!(shown(&over, "DiskPressure"), fine);
+    }
+
+    #[test]
+    fn what_others_give_the_node_can_be_had() {
+        let node = |capacity: &str| -> Node {
+            let status = serde_json::json!({"capacity": serde_json::from_str::<serde_json::Value>(capacity).unwrap(),
+                "allocatable": {"cpu": "2", "example.com/dongle": "3"}});
+            serde_json::from_value(serde_json::json!({"metadata": {}, "status": status})).unwrap()
+        };
+        let patch = |theirs: &Node| {
+            let mut allocatable = BTreeMap::from([("cpu".to_owned(), Quantity("2".into()))]);
+            allocatable.extend(added(theirs));
+            let status = NodeStatus {
+                allocatable: Some(allocatable),
+                ..Default::default()
+            };
+            status_patch(&status, Some(theirs))["status"]["allocatable"].to_string()
+        };
+        let given = node(r#"{"cpu": "4", "example.com/dongle": "5"}"#);
+        assert_eq!(patch(&given), r#"{"cpu":"2","example.com/dongle":"5"}"#);
+        let taken = node(r#"{"cpu": "4"}"#);
+        assert_eq!(patch(&taken), r#"{"cpu":"2","example.com/dongle":null}"#);
     }
 
     #[tokio::test]

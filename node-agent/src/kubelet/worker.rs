@@ -12,7 +12,6 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
     LinuxContainerUser, Node, ObjectReference, Pod, PodCondition, PodStatus,
 };
-use kube::Api;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
@@ -38,8 +37,6 @@ const PULL_ERROR_SHOWN: Duration = Duration::from_secs(2);
 /// How often a resize that did not fit is tried again.
 const DEFERRED: Duration = Duration::from_secs(5);
 const REPORTS: usize = 64;
-/// How long the API may take to show the node before a pod is refused for it.
-const NODE_PATIENCE: Duration = Duration::from_secs(5);
 /// In the pod's folder: what was allocated to its containers.
 const ALLOCATED: &str = "allocated.json";
 
@@ -497,19 +494,14 @@ impl Worker {
 
     /// Once in the pod's life, before anything of it exists.
     async fn admit(&mut self) {
-        let mut verdict = self.judge();
+        let ctx = self.shared.ctx.clone();
+        let mut verdict = self.judge(ctx.node.watched());
         if verdict
             .as_ref()
             .is_err_and(admit::Rejection::is_for_the_node)
+            && let Some(node) = Box::pin(ctx.node.asked()).await
         {
-            // The scheduler may have seen a newer label or taint than this agent has.
-            let ctx = &self.shared.ctx;
-            let nodes: Api<Node> = Api::all(ctx.client.clone());
-            let newest = nodes.get(&ctx.config.node_name);
-            if let Ok(Ok(node)) = timeout(NODE_PATIENCE, newest).await {
-                *ctx.desk.node.write() = Some(Arc::new(node));
-                verdict = self.judge();
-            }
+            verdict = self.judge(Some(node));
         }
         let Err(rejection) = verdict else { return };
         info!(
@@ -529,7 +521,7 @@ impl Worker {
 
     /// # Errors
     /// When the pod, of which nothing exists, cannot run here.
-    fn judge(&self) -> Result<(), admit::Rejection> {
+    fn judge(&self, node: Option<Arc<Node>>) -> Result<(), admit::Rejection> {
         let Some(pod) = self.pod.clone() else {
             return Ok(());
         };
@@ -554,7 +546,6 @@ impl Worker {
             .map(|(_, p)| p.clone())
             .collect();
         drop(pods);
-        let node = ctx.desk.node.read().clone();
         let refused = ctx.shutdown.has_begun().then(|| admit::Rejection {
             reason: shutdown::REFUSED.0.into(),
             message: shutdown::REFUSED.1.into(),

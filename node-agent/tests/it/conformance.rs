@@ -3,8 +3,7 @@
 //!
 //! Names are those of the suite (`[sig-node]`, `[sig-storage]`), shortened.
 
-use std::sync::Arc;
-
+use k8s_openapi::api::core::v1::Node as K8sNode;
 use serde_json::{Value, json};
 
 use crate::harness::{IMAGE, Node, may_be_privileged};
@@ -929,16 +928,12 @@ async fn security() {
 /// What the scheduler knew of the node holds, though the agent has not heard of it.
 #[tokio::test]
 async fn a_label_that_the_node_has_just_got_counts() {
-    let Some(node) = Node::start().await else {
+    let Some(mut node) = Node::start().await else {
         return;
     };
-    let known = json!({"metadata": {"name": node.name, "labels": {"disk": "none"}}});
-    let desk = &node.ctx.as_ref().expect("an agent").desk;
-    *desk.node.write() = Some(Arc::new(serde_json::from_value(known).unwrap()));
-    node.api.put(
-        &format!("/api/v1/nodes/{}", node.name),
-        json!({"kind": "Node", "apiVersion": "v1", "metadata": {"name": node.name, "labels": {"disk": "ssd"}}}),
-    );
+    node.fall_behind(json!({"metadata": {"labels": {"disk": "none"}}}))
+        .await;
+    node.put_node(json!({"metadata": {"labels": {"disk": "ssd"}}}));
     let on = |disk: &str| {
         pod(
             "sleep 1000",
@@ -951,6 +946,46 @@ async fn a_label_that_the_node_has_just_got_counts() {
     node.wait_phase("fits", "Running").await;
     let refused = node.wait_phase("elsewhere", "Failed").await;
     assert_eq!(refused["status"]["reason"], "NodeAffinity");
+}
+
+/// What others say of the node holds from when they have said it.
+#[tokio::test]
+async fn what_others_say_of_the_node_counts() {
+    let Some(node) = Node::start().await else {
+        return;
+    };
+    node.put_node(json!({"status": {"allocatable": {"example.com/dongle": "1"}}}));
+    let asks = |name: &str| {
+        let resources = json!({"resources": {"requests": {name: "1"}}});
+        pod("sleep 1000", resources, json!({}))
+    };
+    let dongles = |of: &K8sNode| {
+        let status = of.status.as_ref()?;
+        status
+            .allocatable
+            .as_ref()?
+            .get("example.com/dongle")
+            .cloned()
+    };
+    node.wait_node("with a dongle", |of| dongles(of).is_some())
+        .await;
+    node.create("first", asks("example.com/dongle"));
+    node.wait_phase("first", "Running").await;
+    node.create("second", asks("example.com/dongle"));
+    let refused = node.wait_phase("second", "Failed").await;
+    assert_eq!(refused["status"]["reason"], "OutOfexample.com/dongle");
+    // What no node has is somebody else's to give.
+    node.create("of-the-cluster", asks("example.com/licence"));
+    node.wait_phase("of-the-cluster", "Running").await;
+
+    let taint = json!({"key": "gone", "effect": "NoExecute"});
+    node.put_node(json!({"spec": {"taints": [taint]}}));
+    let taints = |of: &K8sNode| of.spec.as_ref()?.taints.clone();
+    node.wait_node("with a taint", |of| taints(of).is_some())
+        .await;
+    node.create("driven-out", asks("example.com/licence"));
+    let refused = node.wait_phase("driven-out", "Failed").await;
+    assert_eq!(refused["status"]["reason"], "TaintToleration");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

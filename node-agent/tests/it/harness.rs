@@ -6,14 +6,17 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Once};
 use std::time::{Duration, Instant};
 
+use k8s_openapi::api::core::v1::Node as K8sNode;
 use serde_json::{Value, json};
 use skep_agent::kubelet::volumes::{MountNamespace, Volumes};
 use skep_agent::kubelet::{
-    Config, Context, Kubelet, cgroup, events, eviction, logs, node, objects, pulled, watches,
+    Config, Context, Kubelet, cgroup, events, eviction, logs, node, objects, own_node, pulled,
+    watches,
 };
 use skep_agent::network::HollowNetwork;
 use skep_agent::runtime::Runtime;
 use skep_agent::runtime::docker::DockerRuntime;
+use skep_client::{Informer, Informers};
 use tokio_util::sync::CancellationToken;
 
 use crate::api::FakeApi;
@@ -33,6 +36,8 @@ pub struct Node {
     /// Of the agent that runs.
     pub ctx: Option<Arc<Context>>,
     thresholds: Vec<eviction::plan::Threshold>,
+    /// All that the agent ever hears of its node unasked.
+    known: Option<K8sNode>,
 }
 
 pub fn docker(arguments: &[&str]) -> String {
@@ -179,6 +184,7 @@ impl Node {
             task: None,
             ctx: None,
             thresholds: Vec::new(),
+            known: None,
         };
         node.run();
         node
@@ -212,6 +218,7 @@ impl Node {
 
     pub fn run(&mut self) {
         let client = self.api.client();
+        let stop = CancellationToken::new();
         let config = self.config();
         let objects = objects::Objects::new(client.clone());
         let ctx = Arc::new(Context {
@@ -245,6 +252,14 @@ impl Node {
             starts: Context::starts(),
             creates: Context::starts(),
             desk: Default::default(),
+            node: own_node::OwnNode::new(
+                client.clone(),
+                &self.name,
+                match &self.known {
+                    Some(known) => Informer::fixed([known.clone()]),
+                    None => Informers::new(client.clone(), stop.clone()).only(&self.name),
+                },
+            ),
             evictions: Default::default(),
             shutdown: Default::default(),
             layers: Default::default(),
@@ -256,7 +271,7 @@ impl Node {
             client,
             config,
         });
-        self.stop = CancellationToken::new();
+        self.stop = stop;
         let settings = eviction::Settings {
             ooms: self.docker.ooms(),
             thresholds: self.thresholds.clone(),
@@ -285,13 +300,34 @@ impl Node {
         }
     }
 
-    /// The API knows the node, as after its registration.
-    pub fn put_node(&self) {
-        let node = json!({"metadata": {"name": self.name, "uid": "node-uid"}});
-        let node = serde_json::from_value(node).expect("a node");
-        if let Some(ctx) = &self.ctx {
-            *ctx.desk.node.write() = Some(Arc::new(node));
-        }
+    /// Somebody writes the node's object.
+    pub fn put_node(&self, node: Value) {
+        let mut object = node;
+        object["apiVersion"] = json!("v1");
+        object["kind"] = json!("Node");
+        object["metadata"]["name"] = json!(self.name);
+        self.api
+            .put(&format!("/api/v1/nodes/{}", self.name), object);
+    }
+
+    /// The same node, whose watch of its own object has stopped at this one.
+    pub async fn fall_behind(&mut self, node: Value) {
+        let mut object = node;
+        object["metadata"]["name"] = json!(self.name);
+        self.known = Some(serde_json::from_value(object).expect("a node"));
+        self.restart().await;
+    }
+
+    /// Waits until the agent knows of its node what `check` looks for.
+    pub async fn wait_node(&self, what: &str, check: impl Fn(&K8sNode) -> bool) {
+        self.wait(&format!("node {what}"), || {
+            let node = self.ctx.as_ref().and_then(|ctx| ctx.node.watched());
+            match &node {
+                Some(node) if check(node) => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
+        })
+        .await;
     }
 
     pub fn path(&self, pod: &str) -> String {

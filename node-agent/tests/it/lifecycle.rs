@@ -594,7 +594,7 @@ async fn static_pods_are_mirrored() {
             "spec": {"terminationGracePeriodSeconds": 1, "containers": [container("c", script, json!({}))]}});
         std::fs::write(folder.join("web.json"), pod.to_string()).unwrap();
     };
-    node.put_node();
+    node.put_node(json!({}));
     write(FOREVER);
     let name = format!("web-{}", node.name);
     let pod = node
