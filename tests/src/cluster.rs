@@ -50,6 +50,17 @@ impl TestCluster {
         start(&self.name, self.state.nodes.len(), self.state.store, &shape)
     }
 
+    /// Runs the binaries of another folder: what a person does who has built anew.
+    pub fn upgrade(&self, binaries: &Path) -> Result<()> {
+        start_from(
+            Some(binaries),
+            &self.name,
+            self.state.nodes.len(),
+            self.state.store,
+            &[],
+        )
+    }
+
     pub fn kubectl(&self, namespace: &str) -> Client {
         Client::new("kubectl", &self.state.kubeconfig(), namespace)
     }
@@ -177,6 +188,16 @@ impl Drop for Removal {
 }
 
 fn start(name: &str, nodes: usize, store: Store, shape: &[&str]) -> Result<()> {
+    start_from(None, name, nodes, store, shape)
+}
+
+fn start_from(
+    binaries: Option<&Path>,
+    name: &str,
+    nodes: usize,
+    store: Store,
+    shape: &[&str],
+) -> Result<()> {
     let nodes = nodes.to_string();
     let mut arguments = vec![
         "up",
@@ -194,13 +215,18 @@ fn start(name: &str, nodes: usize, store: Store, shape: &[&str]) -> Result<()> {
         "20",
     ];
     arguments.extend(shape);
-    xtask(&arguments)
+    xtask_with(binaries, &arguments)
 }
 
 /// Runs a task of xtask quietly; its output is in the error if it fails.
 pub fn xtask(arguments: &[&str]) -> Result<()> {
+    xtask_with(None, arguments)
+}
+
+fn xtask_with(binaries: Option<&Path>, arguments: &[&str]) -> Result<()> {
     let output = Command::new(xtask_binary()?)
         .args(arguments)
+        .envs(binaries.map(|folder| ("SKEP_BINARIES", folder)))
         .stdin(Stdio::null())
         .output()?;
     if !output.status.success() {

@@ -10,4 +10,5 @@ pub mod cluster;
 pub mod histogram;
 pub mod load;
 pub mod real_clients;
+pub mod stream;
 pub mod wait;

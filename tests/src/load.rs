@@ -62,6 +62,15 @@ pub struct Report {
     pub failures: Vec<String>,
 }
 
+/// Two targets by turns, A B B A and B A A B: what disturbs one disturbs the other.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Comparison {
+    /// Of the target and of the one beside it.
+    pub reports: [Report; 2],
+    /// Requests per second, of each four turns.
+    pub rates: [Vec<f64>; 2],
+}
+
 /// A load generator at work.
 pub struct RunningLoad {
     child: Child,

@@ -1,5 +1,5 @@
-//! `skep-load`: sends HTTP requests to one address and counts what fails. Prints one JSON report, at the end of its time
-//! or on SIGTERM. HTTP/1.1 with Content-Length only: what nginx answers for a small page.
+//! `skep-load`: sends HTTP requests to one address and counts what fails, or compares two addresses. Prints one JSON
+//! report, at the end of its time or on SIGTERM. HTTP/1.1 with Content-Length only: what nginx answers for a small page.
 #![forbid(unsafe_code)]
 
 use std::net::SocketAddr;
@@ -9,8 +9,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Parser;
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
 use skep_tests::histogram::Histogram;
-use skep_tests::load::{Connections, Report};
+use skep_tests::load::{Comparison, Connections, Report};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -34,6 +36,17 @@ struct Options {
     /// Longer without an answer is a failure
     #[arg(long, default_value_t = 3.0)]
     timeout_seconds: f64,
+    /// Compare the target with this one, by turns
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    against: Option<SocketAddr>,
+    /// Times four turns, of such a comparison
+    #[arg(long, default_value_t = 5)]
+    quartets: usize,
+    #[arg(long, default_value_t = 100)]
+    turn_ms: u64,
+    /// Run on this CPU only
+    #[arg(long)]
+    cpu: Option<usize>,
 }
 
 const FAILURES_KEPT: usize = 5;
@@ -46,19 +59,64 @@ struct Counts {
     max_us: u64,
     failures: Vec<String>,
     latencies_us: Histogram,
+    seconds: f64,
+}
+
+impl Counts {
+    fn add(&mut self, more: Self) {
+        self.failed += more.failed;
+        self.reconnected += more.reconnected;
+        self.max_us = self.max_us.max(more.max_us);
+        self.failures.extend(more.failures);
+        self.failures.truncate(FAILURES_KEPT);
+        self.latencies_us.add(&more.latencies_us);
+        self.seconds += more.seconds;
+    }
+
+    fn requests_per_second(&self) -> f64 {
+        self.latencies_us.count() as f64 / self.seconds
+    }
+
+    fn report(self) -> Report {
+        Report {
+            requests: self.latencies_us.count() + self.failed,
+            failed: self.failed,
+            reconnected: self.reconnected,
+            seconds: self.seconds,
+            requests_per_second: self.requests_per_second(),
+            p50_us: self.latencies_us.quantile(0.5),
+            p99_us: self.latencies_us.quantile(0.99),
+            max_us: self.max_us,
+            failures: self.failures,
+        }
+    }
 }
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<()> {
     let options = Options::parse();
-    let ending = Arc::new(AtomicBool::new(false));
-    let start = Instant::now();
-    let clients: Vec<_> = (0..options.clients)
-        .map(|_| tokio::spawn(client(options.clone(), Arc::clone(&ending), start)))
-        .collect();
+    if let Some(cpu) = options.cpu {
+        let mut only = CpuSet::new();
+        only.set(cpu)?;
+        sched_setaffinity(Pid::from_raw(0), &only).context("cannot stay on one CPU")?;
+    }
+    match options.against {
+        Some(other) => println!(
+            "{}",
+            serde_json::to_string(&compare(&options, other).await?)?
+        ),
+        None => println!("{}", serde_json::to_string(&load(options).await?)?),
+    }
+    Ok(())
+}
 
+async fn load(options: Options) -> Result<Report> {
+    let ending = Arc::new(AtomicBool::new(false));
+    let (limit, target) = (options.seconds, options.target);
+    let kept = none(options.clients);
+    let clients = tokio::spawn(stretch(options, target, kept, Arc::clone(&ending)));
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
-    match options.seconds {
+    match limit {
         Some(seconds) => {
             let _ = timeout(Duration::from_secs_f64(seconds), terminate.recv()).await;
         }
@@ -67,51 +125,91 @@ async fn main() -> Result<()> {
         }
     }
     ending.store(true, Ordering::Relaxed);
+    Ok(clients.await??.0.report())
+}
 
-    let mut all = Counts::default();
-    for client in clients {
-        let counts = client.await?;
-        all.failed += counts.failed;
-        all.reconnected += counts.reconnected;
-        all.max_us = all.max_us.max(counts.max_us);
-        all.failures.extend(counts.failures);
-        all.latencies_us.add(&counts.latencies_us);
+/// Turns on two targets. The first four warm up.
+async fn compare(options: &Options, other: SocketAddr) -> Result<Comparison> {
+    let targets = [options.target, other];
+    let mut kept = [none(options.clients), none(options.clients)];
+    let mut all: [Counts; 2] = Default::default();
+    let mut comparison = Comparison::default();
+    for quartet in 0..=options.quartets {
+        let mut sums: [Counts; 2] = Default::default();
+        for turn in [0, 1, 1, 0] {
+            let side = (turn + quartet) % 2;
+            let ending = Arc::new(AtomicBool::new(false));
+            let connections = std::mem::take(&mut kept[side]);
+            let clients = stretch(options.clone(), targets[side], connections, ending.clone());
+            let clients = tokio::spawn(clients);
+            tokio::time::sleep(Duration::from_millis(options.turn_ms)).await;
+            ending.store(true, Ordering::Relaxed);
+            let (counts, connections) = clients.await??;
+            kept[side] = connections;
+            sums[side].add(counts);
+        }
+        if quartet > 0 {
+            for (side, sum) in sums.into_iter().enumerate() {
+                comparison.rates[side].push(sum.requests_per_second());
+                all[side].add(sum);
+            }
+        }
     }
-    all.failures.truncate(FAILURES_KEPT);
-    let seconds = start.elapsed().as_secs_f64();
-    let requests = all.latencies_us.count() + all.failed;
-    let report = Report {
-        requests,
-        failed: all.failed,
-        reconnected: all.reconnected,
-        seconds,
-        requests_per_second: all.latencies_us.count() as f64 / seconds,
-        p50_us: all.latencies_us.quantile(0.5),
-        p99_us: all.latencies_us.quantile(0.99),
-        max_us: all.max_us,
-        failures: all.failures,
-    };
-    println!("{}", serde_json::to_string(&report)?);
-    Ok(())
+    comparison.reports = all.map(Counts::report);
+    Ok(comparison)
+}
+
+fn none(clients: usize) -> Vec<Option<Connection>> {
+    std::iter::repeat_with(|| None).take(clients).collect()
+}
+
+/// All clients, each with its kept connection, until they are to end.
+async fn stretch(
+    options: Options,
+    target: SocketAddr,
+    kept: Vec<Option<Connection>>,
+    ending: Arc<AtomicBool>,
+) -> Result<(Counts, Vec<Option<Connection>>)> {
+    let start = Instant::now();
+    let clients: Vec<_> = kept
+        .into_iter()
+        .map(|kept| {
+            let (options, ending) = (options.clone(), Arc::clone(&ending));
+            tokio::spawn(client(options, target, kept, ending, start))
+        })
+        .collect();
+    let mut all = Counts::default();
+    let mut connections = Vec::with_capacity(clients.len());
+    for client in clients {
+        let (counts, kept) = client.await?;
+        all.add(counts);
+        connections.push(kept);
+    }
+    all.seconds = start.elapsed().as_secs_f64();
+    Ok((all, connections))
 }
 
 /// One client: one request after the other.
-async fn client(options: Options, ending: Arc<AtomicBool>, start: Instant) -> Counts {
+async fn client(
+    options: Options,
+    target: SocketAddr,
+    mut kept: Option<Connection>,
+    ending: Arc<AtomicBool>,
+    start: Instant,
+) -> (Counts, Option<Connection>) {
     let keep = options.connections == Connections::KeepAlive;
     let request = format!(
-        "GET {} HTTP/1.1\r\nHost: {}\r\nConnection: {}\r\n\r\n",
+        "GET {} HTTP/1.1\r\nHost: {target}\r\nConnection: {}\r\n\r\n",
         options.path,
-        options.target,
         if keep { "keep-alive" } else { "close" }
     );
     let limit = Duration::from_secs_f64(options.timeout_seconds);
     let mut counts = Counts::default();
-    let mut kept: Option<Connection> = None;
     while !ending.load(Ordering::Relaxed) {
         let began = Instant::now();
         let answered = timeout(
             limit,
-            exchange(options.target, &request, &mut kept, &mut counts.reconnected),
+            exchange(target, &request, &mut kept, &mut counts.reconnected),
         )
         .await;
         let took_us = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
@@ -138,7 +236,7 @@ async fn client(options: Options, ending: Arc<AtomicBool>, start: Instant) -> Co
             tokio::time::sleep(Duration::from_micros(options.pause_us)).await;
         }
     }
-    counts
+    (counts, kept)
 }
 
 /// One request and its answer, over the kept connection if there is one.

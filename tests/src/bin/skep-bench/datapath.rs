@@ -1,165 +1,164 @@
 //! Requests per second to nginx: direct, through the ClusterIP, through the NodePort; over kept and over new connections.
-//! Bytes per second of one connection with iperf3. And the programming of Services into the kernel.
+//! Bytes per second of one connection with iperf3. What is lost while one agent takes over from another. And the
+//! programming of Services into the kernel.
 
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 use skep_tests::client::Client;
 use skep_tests::cluster::{TestCluster, text};
-use skep_tests::load::{Connections, Report};
+use skep_tests::load::{self, Connections};
 use skep_tests::wait::wait_for;
 use xtask::cluster::Store;
 use xtask::cluster::images::NGINX;
 use xtask::workspace;
 
-use crate::{Figure, Target, memory, programming};
+use crate::{Figure, Target, memory, programming, takeover};
 
 /// Each is many changes.
 const PROGRAMMING_ROUNDS: usize = 3;
-const ROUND_SECONDS: &str = "2";
+/// Of four turns of a tenth of a second on each, in a round.
+const QUARTETS: &str = "6";
 const CLIENTS: &str = "16";
-/// Of the requests a second of the direct way.
-const KEPT_TO_DIRECT: f64 = 0.97;
-const NEW_TO_DIRECT: f64 = 0.97;
-const KEPT_FROM_OUTSIDE: f64 = 0.95;
-const NEW_FROM_OUTSIDE: f64 = 0.9;
-const BYTES_TO_DIRECT: f64 = 0.99;
-const STREAM_SECONDS: &str = "2";
+/// Left to itself the scheduler puts both sides on one CPU at times, which is faster or slower than two.
+const CLIENT_CPU: usize = 0;
+const STREAM_SECONDS: &str = "1";
 /// Debian's, and what they need beyond the image's.
 const IPERF_PACKAGES: [&str; 3] = ["iperf3", "libiperf0", "libsctp1"];
 const IPERF_PORT: u16 = 5_201;
+/// Of the bytes a second of the direct way.
+const BYTES_TO_DIRECT: f64 = 0.99;
 const READY: Duration = Duration::from_secs(60);
 
-/// A way to the server, and the place to take it from.
-struct Way {
-    name: &'static str,
-    target: String,
+/// Two ways to a server from one place: through skep, and direct.
+struct Comparison {
+    names: [&'static str; 2],
+    targets: [String; 2],
     from_pod: bool,
+    /// Of the requests a second of the direct way.
+    least: [(Connections, f64); 2],
 }
 
-pub(crate) fn measure(store: Store, rounds: usize) -> Result<Vec<Figure>> {
-    let mut figures = of_requests(store, rounds)?;
+pub(crate) fn measure(store: Store, rounds: usize, other: Option<&Path>) -> Result<Vec<Figure>> {
+    let cluster = TestCluster::up("bench-datapath", 1, store, &[])?;
+    let kubectl = cluster.skep("default");
+    let mut figures = of_requests(&cluster, &kubectl, rounds)?;
+    figures.extend(of_bytes(&cluster, &kubectl, rounds)?);
+    figures.extend(memory::of_cluster(&cluster.state, "after the load")?);
+    figures.extend(takeover::measure(&cluster, &kubectl, rounds, other)?);
+    drop(cluster);
     figures.extend(programming::measure(rounds.min(PROGRAMMING_ROUNDS))?);
     Ok(figures)
 }
 
-fn of_requests(store: Store, rounds: usize) -> Result<Vec<Figure>> {
-    let cluster = TestCluster::up("bench-datapath", 1, store, &[])?;
-    let kubectl = cluster.skep("default");
-    deploy(&cluster, &kubectl)?;
-    let pod_address = ready_address(&kubectl, "server")?;
-    ready_address(&kubectl, "client")?;
-    ready_address(&kubectl, "server-on-node")?;
+fn of_requests(cluster: &TestCluster, kubectl: &Client, rounds: usize) -> Result<Vec<Figure>> {
+    deploy(cluster, kubectl)?;
+    let pod_address = ready_address(kubectl, "server")?;
+    ready_address(kubectl, "client")?;
+    ready_address(kubectl, "server-on-node")?;
+    for server in ["server", "server-on-node"] {
+        pin(kubectl, server)?;
+    }
     let service = kubectl.get(&["service", "server"])?;
     let cluster_ip = text(&service, "/spec/clusterIP")?;
     let node_port = service["spec"]["ports"][0]["nodePort"]
         .as_u64()
         .context("no nodePort")?;
     let node = cluster.node("node1")?;
-
-    let ways = [
-        Way {
-            name: "pod to pod, direct",
-            target: format!("{pod_address}:80"),
+    let comparisons = [
+        Comparison {
+            names: ["pod to ClusterIP", "pod to pod, direct"],
+            targets: [format!("{cluster_ip}:80"), format!("{pod_address}:80")],
             from_pod: true,
+            least: [(Connections::KeepAlive, 0.97), (Connections::New, 0.97)],
         },
-        Way {
-            name: "pod to ClusterIP",
-            target: format!("{cluster_ip}:80"),
-            from_pod: true,
-        },
-        Way {
-            name: "outside to NodePort",
-            target: format!("{}:{node_port}", node.address),
+        Comparison {
+            names: ["outside to NodePort", "outside to the node, direct"],
+            targets: [
+                format!("{}:{node_port}", node.address),
+                format!("{}:80", node.address),
+            ],
             from_pod: false,
-        },
-        Way {
-            name: "outside to the node, direct",
-            target: format!("{}:80", node.address),
-            from_pod: false,
+            least: [(Connections::KeepAlive, 0.95), (Connections::New, 0.9)],
         },
     ];
-    let kinds = [Connections::KeepAlive, Connections::New];
-    let mut samples: Vec<Vec<Report>> = ways
-        .iter()
-        .flat_map(|_| kinds)
-        .map(|_| Vec::new())
-        .collect();
-    for round in 0..=rounds {
-        let each = ways.iter().flat_map(|way| kinds.map(|kind| (way, kind)));
-        for (slot, (way, kind)) in samples.iter_mut().zip(each) {
-            let report = load(&cluster, &kubectl, way, kind).with_context(|| way.name)?;
-            report.ensure_no_failures(way.name)?;
-            // The first round warms up.
-            if round > 0 {
-                slot.push(report);
+    let mut each: Vec<(&Comparison, (Connections, f64))> = Vec::new();
+    for comparison in &comparisons {
+        each.extend(comparison.least.map(|kind| (comparison, kind)));
+    }
+    let mut all: Vec<Vec<load::Comparison>> = each.iter().map(|_| Vec::new()).collect();
+    for _ in 0..rounds {
+        for (reports, &(comparison, (kind, _))) in all.iter_mut().zip(&each) {
+            let report = compare(cluster, kubectl, comparison, kind)?;
+            for (report, name) in report.reports.iter().zip(comparison.names) {
+                report.ensure_no_failures(name)?;
             }
+            reports.push(report);
         }
     }
     let mut figures = Vec::new();
-    let each = ways.iter().flat_map(|way| kinds.map(|kind| (way, kind)));
-    for (reports, (way, kind)) in samples.iter().zip(each) {
-        let name = format!("{}, {} connections", way.name, kind.name());
-        figures.push(Figure::of(
-            &name,
-            "requests/s",
-            reports
-                .iter()
-                .map(|each| each.requests_per_second)
-                .collect(),
-        )?);
-        figures.push(Figure::of(
-            format!("{name}, p99"),
-            "µs",
-            reports.iter().map(|each| each.p99_us as f64).collect(),
-        )?);
-    }
-    // By the index of the way.
-    let comparisons = [
-        (1, 0, KEPT_TO_DIRECT, NEW_TO_DIRECT),
-        (2, 3, KEPT_FROM_OUTSIDE, NEW_FROM_OUTSIDE),
-    ];
-    for (way, to, kept, new) in comparisons {
-        for (kind, connections) in kinds.iter().enumerate() {
-            let of = |way: usize, value: fn(&Report) -> f64| -> Vec<f64> {
-                samples[way * kinds.len() + kind]
-                    .iter()
-                    .map(value)
-                    .collect()
-            };
-            let least = if *connections == Connections::New {
-                new
-            } else {
-                kept
-            };
-            let name = format!(
-                "{} : {}, {}",
-                ways[way].name,
-                ways[to].name,
-                connections.name()
-            );
-            let rate: fn(&Report) -> f64 = |report| report.requests_per_second;
-            figures.push(Figure::ratio(
-                &name,
-                &of(way, rate),
-                &of(to, rate),
-                Target::AtLeast(least),
+    let mut ratios = Vec::new();
+    for (reports, (comparison, (kind, least))) in all.iter().zip(each) {
+        let kind = kind.name();
+        let rates = [0, 1].map(|side| -> Vec<f64> {
+            let of = |report: &load::Comparison| report.rates[side].clone();
+            reports.iter().flat_map(of).collect()
+        });
+        let p99 = [0, 1].map(|side| -> Vec<f64> {
+            let of = |report: &load::Comparison| report.reports[side].p99_us as f64;
+            reports.iter().map(of).collect()
+        });
+        for side in [1, 0] {
+            let name = format!("{}, {kind} connections", comparison.names[side]);
+            figures.push(Figure::of(&name, "requests/s", rates[side].clone())?);
+            figures.push(Figure::of(format!("{name}, p99"), "µs", p99[side].clone())?);
+        }
+        let name = format!("{} : {}, {kind}", comparison.names[0], comparison.names[1]);
+        let wanted = Target::AtLeast(least);
+        ratios.push(Figure::ratio(&name, &rates[0], &rates[1], wanted)?);
+        if comparison.from_pod {
+            let wanted = Target::AtMost(1.0 / least);
+            ratios.push(Figure::ratio(
+                format!("{name}, p99"),
+                &p99[0],
+                &p99[1],
+                wanted,
             )?);
-            if way == 1 {
-                let p99: fn(&Report) -> f64 = |report| report.p99_us as f64;
-                figures.push(Figure::ratio(
-                    format!("{name}, p99"),
-                    &of(way, p99),
-                    &of(to, p99),
-                    Target::AtMost(1.0 / least),
-                )?);
-            }
         }
     }
-    figures.extend(of_bytes(&cluster, &kubectl, rounds)?);
-    figures.extend(memory::of_cluster(&cluster.state, "after the load")?);
+    figures.extend(ratios);
     Ok(figures)
+}
+
+/// The last one.
+fn server_cpu() -> Result<usize> {
+    Ok(std::thread::available_parallelism()?.get() - 1)
+}
+
+/// Keeps a server's processes on the servers' CPU.
+fn pin(kubectl: &Client, pod: &str) -> Result<()> {
+    let mut only = CpuSet::new();
+    only.set(server_cpu()?)?;
+    let id = container_of(kubectl, pod)?;
+    let listed = xtask::command::line(&format!("docker top {id} -eo pid")).output()?;
+    for pid in listed
+        .split_whitespace()
+        .filter_map(|word| word.parse().ok())
+    {
+        sched_setaffinity(Pid::from_raw(pid), &only).context("cannot keep a server on one CPU")?;
+    }
+    Ok(())
+}
+
+/// The pod's only container.
+pub(crate) fn container_of(kubectl: &Client, pod: &str) -> Result<String> {
+    let object = kubectl.get(&["pod", pod])?;
+    let id = text(&object, "/status/containerStatuses/0/containerID")?;
+    Ok(id.trim_start_matches("docker://").to_owned())
 }
 
 /// One stream from pod to pod, direct and through a ClusterIP.
@@ -197,7 +196,16 @@ fn of_bytes(cluster: &TestCluster, kubectl: &Client, rounds: usize) -> Result<Ve
     let through = text(&service, "/spec/clusterIP")?;
     let stream = |target: &str| -> Result<f64> {
         let client = ["exec", "stream-client", "--", "/iperf/usr/bin/iperf3"];
-        let options = ["--json", "--time", STREAM_SECONDS, "--client", target];
+        let cpus = format!("{CLIENT_CPU},{}", server_cpu()?);
+        let options = [
+            "--json",
+            "--affinity",
+            &cpus,
+            "--time",
+            STREAM_SECONDS,
+            "--client",
+            target,
+        ];
         let report: Value = serde_json::from_str(&kubectl.run(&[&client[..], &options].concat())?)?;
         let rate = report.pointer("/end/sum_received/bits_per_second");
         let rate = rate.and_then(Value::as_f64);
@@ -206,10 +214,16 @@ fn of_bytes(cluster: &TestCluster, kubectl: &Client, rounds: usize) -> Result<Ve
     };
     // The server may not listen yet. And this warms up.
     wait_for("iperf3", READY, || stream(through))?;
+    let targets = [direct.as_str(), through];
     let mut samples = [Vec::new(), Vec::new()];
-    for _ in 0..rounds {
-        for (samples, target) in samples.iter_mut().zip([direct.as_str(), through]) {
-            samples.push(stream(target)?);
+    for round in 0..rounds {
+        let mut sums = [0.0; 2];
+        for turn in [0, 1, 1, 0] {
+            let side = (turn + round) % 2;
+            sums[side] += stream(targets[side])?;
+        }
+        for (samples, sum) in samples.iter_mut().zip(sums) {
+            samples.push(sum / 2.0);
         }
     }
     let [direct, through] = samples;
@@ -255,7 +269,7 @@ fn deploy(cluster: &TestCluster, kubectl: &Client) -> Result<()> {
     apply(cluster, kubectl, &list)
 }
 
-fn apply(cluster: &TestCluster, kubectl: &Client, list: &Value) -> Result<()> {
+pub(crate) fn apply(cluster: &TestCluster, kubectl: &Client, list: &Value) -> Result<()> {
     let file = cluster.state.directory().join("bench.json");
     std::fs::write(&file, list.to_string())?;
     kubectl
@@ -267,7 +281,7 @@ fn apply(cluster: &TestCluster, kubectl: &Client, list: &Value) -> Result<()> {
         .map(drop)
 }
 
-fn ready_address(kubectl: &Client, pod: &str) -> Result<String> {
+pub(crate) fn ready_address(kubectl: &Client, pod: &str) -> Result<String> {
     wait_for(&format!("the pod {pod}"), READY, || {
         let pod = kubectl.get(&["pod", pod])?;
         anyhow::ensure!(pod["status"]["phase"] == "Running", "{}", pod["status"]);
@@ -275,31 +289,36 @@ fn ready_address(kubectl: &Client, pod: &str) -> Result<String> {
     })
 }
 
-fn load(cluster: &TestCluster, kubectl: &Client, way: &Way, kind: Connections) -> Result<Report> {
+fn compare(
+    cluster: &TestCluster,
+    kubectl: &Client,
+    comparison: &Comparison,
+    kind: Connections,
+) -> Result<load::Comparison> {
+    let [through, direct] = &comparison.targets;
+    let cpu = CLIENT_CPU.to_string();
     let arguments = [
-        &way.target,
+        through.as_str(),
+        "--against",
+        direct,
         "--connections",
         kind.name(),
         "--clients",
         CLIENTS,
-        "--seconds",
-        ROUND_SECONDS,
+        "--quartets",
+        QUARTETS,
+        "--cpu",
+        &cpu,
     ];
-    let printed = if way.from_pod {
-        kubectl.run(
-            &[
-                &["exec", "client", "--", "/binaries/skep-load"],
-                &arguments[..],
-            ]
-            .concat(),
-        )?
+    let printed = if comparison.from_pod {
+        let exec = ["exec", "client", "--", "/binaries/skep-load"];
+        kubectl.run(&[&exec, &arguments[..]].concat())?
     } else {
-        cluster
+        let program = cluster
             .state
             .outside()
-            .program(workspace::binary("skep-load"))?
-            .args(arguments)
-            .output()?
+            .program(workspace::binary("skep-load"))?;
+        program.args(arguments).output()?
     };
     serde_json::from_str(&printed).with_context(|| format!("skep-load printed {printed:?}"))
 }

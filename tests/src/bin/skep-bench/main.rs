@@ -11,6 +11,7 @@ mod memory;
 mod node;
 mod programming;
 mod scratch;
+mod takeover;
 
 use std::path::PathBuf;
 
@@ -28,6 +29,9 @@ struct Options {
     json: Option<PathBuf>,
     #[arg(long, value_enum, default_value = "redb")]
     store: Store,
+    /// Binaries of another build, which the bench of the datapath upgrades to and from
+    #[arg(long, value_name = "DIR")]
+    other_binaries: Option<PathBuf>,
     /// How often each figure is measured
     #[arg(long, default_value_t = 5)]
     rounds: usize,
@@ -119,7 +123,10 @@ fn main() -> Result<()> {
     let figures = match options.area {
         Area::Api => api::measure(options.store, options.rounds)?,
         Area::Crash => crash::measure(options.rounds)?,
-        Area::Datapath => datapath::measure(options.store, options.rounds)?,
+        Area::Datapath => {
+            let other = options.other_binaries.as_deref();
+            datapath::measure(options.store, options.rounds, other)?
+        }
         Area::Node => node::measure(options.store, options.rounds)?,
         Area::Programming => programming::measure(options.rounds)?,
     };
