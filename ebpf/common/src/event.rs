@@ -42,6 +42,7 @@ impl Hook {
             2 => "from_net",
             3 => "to_net",
             4 => "socket",
+            5 => "xdp_net",
             _ => "unknown",
         }
     }

@@ -19,6 +19,8 @@
 //! back by the exchange of that word for 0, and then of its tag. Whoever has found a slot may be about to
 //! use it when it becomes another flow's, as with the kernel's hash.
 
+use core::mem::offset_of;
+
 use crate::{Address, PortBe};
 
 /// A packet's tuple. ICMP echo: the identifier is the source port of a request and the
@@ -122,6 +124,13 @@ impl FlowKey4 {
                 | (key.destination_port.0 as u64) << 16
                 | (key.protocol as u64) << 32,
         ])
+    }
+
+    /// Addresses and ports of what goes the other way, side by side as in a packet.
+    #[inline(always)]
+    pub const fn reversed(&self) -> (u64, u32) {
+        let [addresses, rest] = self.0;
+        (addresses.rotate_left(32), (rest as u32).rotate_left(16))
     }
 
     #[inline(always)]
@@ -256,6 +265,15 @@ pub struct Flow4 {
     pub policy_generation: u32,
     pub via: u32,
 }
+
+// Programs write it by words.
+const _: () = {
+    assert!(offset_of!(Flow4, destination) == 4 && offset_of!(Flow4, source_port) == 8);
+    assert!(offset_of!(Flow4, destination_port) == 10 && offset_of!(Flow4, flags) == 12);
+    assert!(offset_of!(Flow4, service) == 14 && offset_of!(Flow4, seen) == 16);
+    assert!(offset_of!(Flow4, backend) == 20 && offset_of!(Flow4, policy_generation) == 24);
+    assert!(offset_of!(Flow4, via) == 28 && offset_of!(FlowSlot, flow) % 8 == 0);
+};
 
 impl Flow4 {
     /// Meaningless of another family's.

@@ -76,10 +76,20 @@ pub struct Config {
     pub _pad: u16,
     /// One of so many new connections is told of; drops always are. 0 and 1: all.
     pub event_sample: u32,
-    pub _pad2: u32,
+    /// Bit n: no network that the programs know of has an IPv4 address whose first byte is n, modulo 32. What an
+    /// agent that does not know this leaves, 0, says nothing.
+    pub v4_without_network: u32,
     /// The node's own addresses in the tunnel: sources of connections to the pods behind it.
     pub tunnel_v4: Address,
     pub tunnel_v6: Address,
+}
+
+impl Config {
+    /// Whether a network may hold this IPv4 address, in network byte order.
+    #[inline(always)]
+    pub const fn may_have_network(&self, v4_be: u32) -> bool {
+        self.v4_without_network >> (v4_be.to_ne_bytes()[0] & 31) & 1 == 0
+    }
 }
 
 pub mod config_flags {

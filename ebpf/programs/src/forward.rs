@@ -321,20 +321,21 @@ pub enum Plain {
     Unsure,
 }
 
-/// A plain packet of a known flow, in as few steps as there can be.
+/// A plain packet that [`forward_shortest`] was not sure of; `is_new`: it asked the flow table.
 #[inline(always)]
-pub fn forward_known(skb: *mut __sk_buff, scratch: &mut Scratch) -> Plain {
-    match forward_shortest(skb) {
-        NEW_FLOW if read_plain(skb, scratch) != 0 => Plain::NewFlow,
-        NEW_FLOW | UNSURE => forward_rarer(skb, scratch),
-        verdict => Plain::Forwarded(verdict),
+pub fn forward_known(skb: *mut __sk_buff, scratch: &mut Scratch, is_new: bool) -> Plain {
+    if is_new && read_plain(skb, scratch) != 0 {
+        return Plain::NewFlow;
     }
+    forward_rarer(skb, scratch)
 }
 
+/// A plain packet of a known flow, or that begins one, in as few steps as there can be. A verdict, [`NEW_FLOW`] or
+/// [`UNSURE`].
 // VERIFIER: a frame of its own, or the caller's is too large.
 #[inline(never)]
-fn forward_shortest(skb: *mut __sk_buff) -> i32 {
-    send_known(skb, rewrite_known(skb, |_| true))
+pub fn forward_shortest(skb: *mut __sk_buff) -> i32 {
+    send_known(skb, rewrite_known(skb, Some(Hook::FromNet), |_| true))
 }
 
 /// What [`send_known`] says beside verdicts.
@@ -345,7 +346,8 @@ pub const UNSURE: i32 = -3;
 pub fn send_known(skb: *mut __sk_buff, known: Known) -> i32 {
     match known {
         Known::Rewritten(way) => send(skb, way),
-        Known::NewFlow => NEW_FLOW,
+        Known::NewFlow | Known::NotOurs => NEW_FLOW,
+        Known::Denied => DROP,
         Known::Unsure => UNSURE,
         Known::Broken => {
             count(Reason::Rewrite);

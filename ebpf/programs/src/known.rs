@@ -1,11 +1,13 @@
 //! The shortest way through the packet programs: a plain packet of IPv4 that belongs to a known flow, when
-//! there is nothing to tell anybody and nothing to judge. What it needs stays in registers.
+//! there is nothing to tell anybody and nothing to judge; or that begins one, for `fresh`. What it needs stays in
+//! registers.
 //!
 //! Whatever else there may be to do is for `flow` and `forward`, which find the packet as it came.
 
 use core::mem::offset_of;
 use core::ptr::addr_of;
 
+use skep_ebpf_common::event::Hook;
 use skep_ebpf_common::flow::{Flow4, FlowKey4, flow_flags};
 use skep_ebpf_common::node::pod_flags;
 use skep_ebpf_common::{TCP, UDP};
@@ -13,7 +15,8 @@ use skep_ebpf_common::{TCP, UDP};
 use crate::context::Context;
 use crate::direct::{FRAGMENT, IPV4, changed, fold, get, put, updated};
 use crate::forward::{Way, way4};
-use crate::packet::{ETH_LEN, FIN, RST, SYN};
+use crate::fresh::{Fresh, begin};
+use crate::packet::{ACK, ETH_LEN, FIN, RST, SYN};
 use crate::table::{Entry, known4};
 
 /// Ethernet, IPv4 without options, TCP without options: as much is there of a TCP segment and, filled up
@@ -29,6 +32,10 @@ pub enum Known {
     Rewritten(&'static Way),
     /// Of no known flow.
     NewFlow,
+    /// Neither of a known flow nor to a Service for clients outside.
+    NotOurs,
+    /// Policy does not let it begin a flow; that is counted.
+    Denied,
     /// Nothing has happened.
     Unsure,
     /// A helper failed half-way.
@@ -45,9 +52,24 @@ pub struct Found<'a> {
     pub is_settled: bool,
 }
 
-/// Gives the packet what it leaves with, if that is what the caller `accepts`.
+/// What the headers say.
+struct Plain {
+    key: FlowKey4,
+    /// Hop limit and protocol.
+    word: u16,
+    checksum: u16,
+    is_unfinished: bool,
+    is_udp: bool,
+    ports: u32,
+}
+
+/// Gives the packet what it leaves with, if that is what the caller `accepts`. `begins`: where it may begin a flow.
 #[inline(always)]
-pub fn rewrite_known<C: Context>(context: C, accepts: impl Fn(&Found<'_>) -> bool) -> Known {
+pub fn rewrite_known<C: Context>(
+    context: C,
+    begins: Option<Hook>,
+    accepts: impl Fn(&Found<'_>) -> bool,
+) -> Known {
     let (start, end) = context.span();
     if start + SPAN > end {
         return Known::Unsure;
@@ -74,12 +96,14 @@ pub fn rewrite_known<C: Context>(context: C, accepts: impl Fn(&Found<'_>) -> boo
     // SAFETY: inside, by the check above.
     let (addresses, ports): (u64, u32) = unsafe { (u64::from_le(get(ip + 12)), get(l4)) };
     let is_udp = protocol == UDP;
+    let mut opens = false;
     let checksum: u16;
     let headers: u32;
     if protocol == TCP {
         // SAFETY: as above.
         let flags: u8 = unsafe { get(l4 + 13) };
-        if flags & (SYN | FIN | RST) != 0 {
+        opens = flags & (SYN | ACK | FIN | RST) == SYN;
+        if flags & (SYN | FIN | RST) != 0 && !(opens && begins.is_some()) {
             return Known::Unsure;
         }
         // SAFETY: as above.
@@ -95,10 +119,36 @@ pub fn rewrite_known<C: Context>(context: C, accepts: impl Fn(&Found<'_>) -> boo
     if is_unfinished && !C::KNOWS_CHECKSUMS {
         return Known::Unsure;
     }
-
-    let key = FlowKey4([addresses, ports as u64 | (protocol as u64) << 32]);
-    let Some(flow) = known4(&key) else {
-        return Known::NewFlow;
+    let packet = Plain {
+        key: FlowKey4([addresses, ports as u64 | (protocol as u64) << 32]),
+        word,
+        checksum,
+        is_unfinished,
+        is_udp,
+        ports,
+    };
+    let known = if opens { None } else { known4(&packet.key) };
+    let Some(flow) = known else {
+        let Some(hook) = begins.filter(|_| opens || is_udp) else {
+            return Known::NewFlow;
+        };
+        let accepts = |way: &Way, new_addresses| {
+            accepts(&Found {
+                way,
+                addresses,
+                new_addresses,
+                is_settled: true,
+            })
+        };
+        return match begin(context, hook, packet.key, total, accepts) {
+            Fresh::Begun(way, new_addresses, new_ports) => {
+                rewrite(context, start, &packet, way, new_addresses, new_ports)
+            }
+            Fresh::NotOurs => Known::NotOurs,
+            Fresh::Denied => Known::Denied,
+            Fresh::Unsure if opens => Known::Unsure,
+            Fresh::Unsure => Known::NewFlow,
+        };
     };
     let flags = flow.flags as u32;
     let asks = flags & flow_flags::REVERSE == 0;
@@ -130,9 +180,29 @@ pub fn rewrite_known<C: Context>(context: C, accepts: impl Fn(&Found<'_>) -> boo
     if flow.seen != way.second {
         flow.seen = way.second;
     }
+    rewrite(context, start, &packet, way, new_addresses, new_ports)
+}
 
-    let change = halves(!addresses) + halves(new_addresses);
-    if is_unfinished {
+#[inline(always)]
+fn rewrite<C: Context>(
+    context: C,
+    start: usize,
+    packet: &Plain,
+    way: &'static Way,
+    new_addresses: u64,
+    new_ports: u32,
+) -> Known {
+    let l4 = start + ETH + V4_LEN;
+    let &Plain {
+        key,
+        word,
+        checksum,
+        is_udp,
+        ports,
+        ..
+    } = packet;
+    let change = halves(!key.0[0]) + halves(new_addresses);
+    if packet.is_unfinished {
         let at = (ETH + V4_LEN) as u32 + if is_udp { 6 } else { 16 };
         if !context.replace_in_checksum(at, is_udp, fold(change), [ports, new_ports]) {
             return Known::Broken;
@@ -146,7 +216,7 @@ pub fn rewrite_known<C: Context>(context: C, accepts: impl Fn(&Found<'_>) -> boo
         unsafe { write(start, way, word, change, new_addresses, new_ports) };
         return Known::Rewritten(way);
     }
-    // SAFETY: inside, by the check at the beginning.
+    // SAFETY: inside, by the caller's check.
     unsafe { write(start, way, word, change, new_addresses, new_ports) };
     let change_of_both = change + changed(ports, new_ports);
     if !is_udp {

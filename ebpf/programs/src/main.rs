@@ -32,6 +32,7 @@ mod count;
 mod direct;
 mod flow;
 mod forward;
+mod fresh;
 mod known;
 mod maps;
 mod net;

@@ -17,6 +17,7 @@ use crate::flow::Wanted;
 use crate::forward::{NextHop, WAYS_BITS, Way};
 use crate::packet::{Packet, Tuple};
 use crate::policy::{VERDICT_BITS, Verdict};
+use crate::service::Ahead;
 
 /// `BPF_F_MMAPABLE`: the agent writes these through memory.
 const MMAPABLE: usize = 1 << 10;
@@ -93,6 +94,9 @@ pub static WAYS: PerCpuArray<Way, { 1 << WAYS_BITS }> = PerCpuArray::new();
 
 #[btf_map]
 pub static VERDICTS: PerCpuArray<Verdict, { 1 << VERDICT_BITS }> = PerCpuArray::new();
+
+#[btf_map]
+pub static AHEAD: PerCpuArray<Ahead, 1> = PerCpuArray::new();
 
 #[btf_map]
 static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();

@@ -21,7 +21,9 @@ use crate::flow::{
     Followed, answer_taken, create, create_direct, expect_answer, follow, forget_created, opens,
     return_via, translate_icmp_error,
 };
-use crate::forward::{DROP, PASS, Plain, deliver, drop, forward_known, route};
+use crate::forward::{
+    DROP, NEW_FLOW, PASS, Plain, UNSURE, deliver, drop, forward_known, forward_shortest, route,
+};
 use crate::maps::{NETWORKS, SOURCE_RANGES, Scratch, config, scratch};
 use crate::packet::{
     ETH_LEN, Packet, Parsed, Shape, add_note, ifindex, is_arp, load, mark, note, parse,
@@ -37,13 +39,28 @@ const ISOLATED: u32 = pod_flags::INGRESS_ISOLATED | pod_flags::EGRESS_ISOLATED;
 #[classifier]
 pub fn from_net(ctx: TcContext) -> i32 {
     let skb = ctx.skb.skb;
+    // What the tunnel brings may say where it came in.
+    if !config().is_some_and(|config| config.tunnel_ifindex != ifindex(skb)) {
+        return from_net_longer(skb, TUNNELLED);
+    }
+    match forward_shortest(skb) {
+        unsure @ (NEW_FLOW | UNSURE) => from_net_longer(skb, unsure),
+        verdict => verdict,
+    }
+}
+
+/// No verdict either, as [`NEW_FLOW`] and [`UNSURE`].
+const TUNNELLED: i32 = -4;
+
+// VERIFIER: a frame of its own, or those of the shortest way do not fit.
+#[inline(never)]
+fn from_net_longer(skb: *mut __sk_buff, shortest: i32) -> i32 {
     let Some(scratch) = scratch() else {
         return DROP;
     };
-    // What the tunnel brings may say where it came in.
     let mut new_flow = false;
-    if config().is_some_and(|config| config.tunnel_ifindex != ifindex(skb)) {
-        match forward_known(skb, scratch) {
+    if shortest != TUNNELLED {
+        match forward_known(skb, scratch, shortest == NEW_FLOW) {
             Plain::Forwarded(verdict) => return verdict,
             Plain::NewFlow => new_flow = true,
             Plain::Unsure => {}

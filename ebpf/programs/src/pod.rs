@@ -80,7 +80,7 @@ pub fn set_tracked(address: &Address) {
 // VERIFIER: a frame of its own, or the caller's is too large.
 #[inline(never)]
 fn send_shortest(skb: *mut __sk_buff) -> i32 {
-    send_known(skb, rewrite_known(skb, |found| may_leave(skb, found)))
+    send_known(skb, rewrite_known(skb, None, |found| may_leave(skb, found)))
 }
 
 /// Whether `sent` would do no more with this packet than send it on.
@@ -214,7 +214,15 @@ fn unknown_source(skb: *mut __sk_buff, packet: &Packet) -> i32 {
 }
 
 #[inline(always)]
+pub fn may_have_network(v4_be: u32) -> bool {
+    config().is_none_or(|config| config.may_have_network(v4_be))
+}
+
+#[inline(always)]
 pub fn network_of(address: &Address) -> u32 {
+    if address.is_v4() && config().is_some_and(|config| !config.may_have_network(address.v4_be())) {
+        return 0;
+    }
     NETWORKS
         .get(&Key::new(128, *address))
         .map_or(0, |network| network.flags)

@@ -1,12 +1,14 @@
 //! Frontend lookup and the choice of a backend; the same for sockets and packets.
 
+use core::ptr::addr_of;
+
 use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
-use skep_ebpf_common::flow::FlowKey;
+use skep_ebpf_common::flow::{FlowKey, FlowKey4};
 use skep_ebpf_common::service::*;
 use skep_ebpf_common::{Address, PortBe};
 
 use crate::count::{expect_count, now};
-use crate::maps::{AFFINITIES, BACKENDS, FRONTENDS, NODE_ADDRESSES, SLOTS, config};
+use crate::maps::{AFFINITIES, AHEAD, BACKENDS, FRONTENDS, NODE_ADDRESSES, SLOTS, config};
 
 /// A chosen backend and its index.
 #[derive(Clone, Copy)]
@@ -75,6 +77,8 @@ pub enum Balance {
     Random,
     /// By the flow's hash, for a Maglev table.
     Hash(u32),
+    /// By this random number.
+    Number(u32),
 }
 
 /// Chooses a backend for `client`, keeping sessionAffinity. `None`: no backend.
@@ -129,6 +133,7 @@ fn pick(service: u32, extent: Extent, balance: Balance) -> Option<Chosen> {
     let offset = match balance {
         Balance::Hash(hash) => hash % extent.len,
         Balance::Random => random_below(extent.len),
+        Balance::Number(number) => below(number, extent.len),
     };
     let index = *SLOTS.get(extent.base.wrapping_add(offset))? as u32;
     // Counting waits for nothing else, so its memory is asked for together with the backend's.
@@ -147,9 +152,99 @@ fn random_below(len: u32) -> u32 {
     if len == 1 {
         return 0;
     }
+    below(random(), len)
+}
+
+#[inline(always)]
+fn random() -> u32 {
     // SAFETY: no arguments.
-    let random = unsafe { bpf_get_prandom_u32() };
+    unsafe { bpf_get_prandom_u32() }
+}
+
+#[inline(always)]
+fn below(random: u32, len: u32) -> u32 {
     ((random as u64 * len as u64) >> 32) as u32
+}
+
+/// The numbers of this CPU's next choices. 0: not drawn yet.
+#[repr(C)]
+pub struct Ahead {
+    next: u32,
+    after: u32,
+}
+
+/// What the next choices will need, if they are of the same Service.
+pub struct Expected {
+    /// Of one backend, or by the flow's hash: nothing is known of them.
+    is_known: bool,
+    next: u32,
+    after: u32,
+}
+
+impl Expected {
+    pub const NOTHING: Self = Self {
+        is_known: false,
+        next: 0,
+        after: 0,
+    };
+
+    /// Has the memory fetched: the slot two choices before it is needed, its backend one before.
+    #[inline(always)]
+    pub fn expect(&self) {
+        if !self.is_known {
+            return;
+        }
+        if let Some(slot) = SLOTS.get_ptr_mut(self.after) {
+            // SAFETY: an element of the map, as those below.
+            unsafe { slot.read_volatile() };
+        }
+        let Some(slot) = SLOTS.get_ptr_mut(self.next) else {
+            return;
+        };
+        // SAFETY: as above.
+        let index = unsafe { slot.read_volatile() } as u32;
+        expect_count(index);
+        if let Some(backend) = BACKENDS.get_ptr_mut(index) {
+            // SAFETY: as above.
+            unsafe { addr_of!((*backend).service).read_volatile() };
+        }
+    }
+}
+
+/// As [`choose`], for a client outside that is tied to no backend. Numbers are drawn two choices ahead: most
+/// new flows are of the Service of the one before, and of many backends the next is in nobody's cache.
+#[inline(always)]
+pub fn choose_ahead(frontend: &Frontend, key: &FlowKey4) -> Option<(Chosen, Expected)> {
+    let (service, extent) = (frontend.service, frontend.external);
+    if extent.len == 0 {
+        return None;
+    }
+    if frontend.flags & frontend_flags::EXTERNAL_MAGLEV != 0 {
+        let balance = Balance::Hash(flow_hash(&key.widened()));
+        return Some((pick(service, extent, balance)?, Expected::NOTHING));
+    }
+    if extent.len == 1 {
+        return Some((
+            pick(service, extent, Balance::Number(0))?,
+            Expected::NOTHING,
+        ));
+    }
+    let ahead = AHEAD.get_ptr_mut(0)?;
+    // SAFETY: this CPU's element, used by one program at a time.
+    let (this, next, after) = unsafe {
+        let drawn = ((*ahead).next, (*ahead).after, random());
+        (*ahead).next = drawn.1;
+        (*ahead).after = drawn.2;
+        drawn
+    };
+    let this = if this == 0 { random() } else { this };
+    let slot = |number| extent.base.wrapping_add(below(number, extent.len));
+    let expected = Expected {
+        is_known: true,
+        next: slot(next),
+        after: slot(after),
+    };
+    Some((pick(service, extent, Balance::Number(this))?, expected))
 }
 
 /// The same on every node for the same packet (Maglev needs that).

@@ -140,6 +140,7 @@ struct Bucket {
 }
 
 /// A key's buckets.
+#[derive(Clone, Copy)]
 struct Places {
     tag: u64,
     first: Bucket,
@@ -148,7 +149,12 @@ struct Places {
 
 #[inline(always)]
 fn places(key: &FlowKey4) -> Option<Places> {
-    let FlowPlaces { buckets, tag } = FLOW_HASH.get(0)?.places(key);
+    look_at_both(&places_of(key)?)
+}
+
+#[inline(always)]
+fn look_at_both(places: &FlowPlaces) -> Option<Places> {
+    let &FlowPlaces { buckets, tag } = places;
     let [first, second] = buckets;
     let (first, second) = (FLOWS4.get_ptr_mut(first)?, FLOWS4.get_ptr_mut(second)?);
     // Both before either is searched: one wait for memory instead of two.
@@ -265,6 +271,101 @@ pub fn known4(key: &FlowKey4) -> Option<&'static mut Flow4> {
 pub fn expect(key: &FlowKey) {
     if key.source.is_v4() {
         let _ = places(&FlowKey4::of(key));
+    }
+}
+
+/// Both buckets of a key that is about to be put in.
+pub struct Pair(Places);
+
+#[inline(always)]
+pub fn places_of(key: &FlowKey4) -> Option<FlowPlaces> {
+    Some(FLOW_HASH.get(0)?.places(key))
+}
+
+impl Pair {
+    /// Looks at both.
+    #[inline(always)]
+    pub fn at(places: &FlowPlaces) -> Option<Self> {
+        look_at_both(places).map(Pair)
+    }
+
+    /// False: the key was not there when the buckets were looked at. True says little.
+    #[inline(always)]
+    pub fn may_be_there(&self) -> bool {
+        let Places { tag, first, second } = &self.0;
+        first_matching(first.tags, *tag) != 0 || first_matching(second.tags, *tag) != 0
+    }
+}
+
+/// A slot that is this CPU's to fill, or to give back.
+pub struct Reserved {
+    slot: *mut FlowSlot,
+    bucket: *mut FlowBucket,
+    taking: u64,
+}
+
+/// Takes a slot for the key. `None`: there is none, or another CPU was faster.
+#[inline(always)]
+pub fn reserve(pair: &Pair) -> Option<Reserved> {
+    let Places { tag, first, second } = pair.0;
+    let Bucket { at, tags } = emptier(first, second);
+    let free = first_free(tags);
+    if free == 0 {
+        return None;
+    }
+    // All slots before it are taken.
+    let slot = slot_at(at, taken_below(free))?;
+    let taking = free.wrapping_mul(tag);
+    // SAFETY: an element of the map.
+    unsafe { exchange(addr_of_mut!((*at).tags), tags, tags | taking) }.then_some(Reserved {
+        slot,
+        bucket: at,
+        taking,
+    })
+}
+
+impl Reserved {
+    /// Whether another CPU has put the key, or one with its tag, into the bucket that this is not in.
+    #[inline(always)]
+    pub fn may_be_elsewhere(&self, pair: &Pair) -> bool {
+        let Places { tag, first, second } = &pair.0;
+        let other = if self.bucket == first.at {
+            second
+        } else {
+            first
+        };
+        other.at != self.bucket && first_matching(look_at(other.at).tags, *tag) != 0
+    }
+
+    #[inline(always)]
+    pub fn give_back(self) {
+        // SAFETY: an element of the map.
+        unsafe { clear(addr_of_mut!((*self.bucket).tags), self.taking) };
+    }
+
+    /// `flow`: its words, as [`Flow4`] lies in memory.
+    #[inline(always)]
+    pub fn fill(self, key: &FlowKey4, flow: [u64; 4]) {
+        // SAFETY: this CPU's slot of an element of the map. The second word of the key goes last:
+        // whoever finds it finds the rest.
+        unsafe {
+            let words = addr_of_mut!((*self.slot).flow).cast::<u64>();
+            words.write_volatile(flow[0].to_le());
+            words.add(1).write_volatile(flow[1].to_le());
+            words.add(2).write_volatile(flow[2].to_le());
+            words.add(3).write_volatile(flow[3].to_le());
+            addr_of_mut!((*self.slot).key.0[0]).write_volatile(key.0[0]);
+            addr_of_mut!((*self.slot).key.0[1]).write_volatile(key.0[1]);
+        }
+    }
+}
+
+#[inline(always)]
+fn emptier(first: Bucket, second: Bucket) -> Bucket {
+    if taken(second.tags) < taken(first.tags) {
+        second
+    } else {
+        first
     }
 }
 

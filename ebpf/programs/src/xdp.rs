@@ -32,11 +32,33 @@ use crate::tunnel;
 #[xdp(frags)]
 pub fn xdp_net(ctx: XdpContext) -> u32 {
     let frame = ctx.ctx;
-    let is_new = match rewrite_known(frame, |found| is_ours(frame, found.way)) {
-        Known::Rewritten(way) => return send(way),
-        Known::NewFlow => true,
-        Known::Unsure | Known::Broken => false,
-    };
+    match send_shortest(frame) {
+        NEW_FLOW => send_longer(frame, true),
+        UNSURE => send_longer(frame, false),
+        verdict => verdict,
+    }
+}
+
+/// What [`send_shortest`] says beside verdicts.
+const NEW_FLOW: u32 = u32::MAX - 1;
+const UNSURE: u32 = u32::MAX;
+
+// VERIFIER: frames of their own, or one is too large for what the other calls.
+
+#[inline(never)]
+fn send_shortest(frame: *mut xdp_md) -> u32 {
+    match rewrite_known(frame, Some(Hook::Xdp), |found| is_ours(frame, found.way)) {
+        Known::Rewritten(way) => send(way),
+        Known::NotOurs => XDP_PASS,
+        Known::Denied => XDP_DROP,
+        Known::NewFlow => NEW_FLOW,
+        Known::Unsure | Known::Broken => UNSURE,
+    }
+}
+
+/// `is_new`: the flow table has been asked already.
+#[inline(never)]
+fn send_longer(frame: *mut xdp_md, is_new: bool) -> u32 {
     let Some(scratch) = scratch() else {
         return XDP_PASS;
     };
@@ -68,7 +90,6 @@ fn send(way: &Way) -> u32 {
     (unsafe { bpf_redirect(way.ifindex, 0) }) as u32
 }
 
-/// `is_new`: the flow table has been asked already.
 #[inline(always)]
 fn arrived(frame: *mut xdp_md, scratch: &mut Scratch, is_new: bool) -> u32 {
     if scratch.packet.hop_limit <= 1 {

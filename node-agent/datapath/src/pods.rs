@@ -180,6 +180,14 @@ impl NodeTables {
             network.flags |= network_flags::CLUSTER;
             network.tunnel = Address::from(*node);
         }
+        let without = v4_without(
+            cluster
+                .iter()
+                .chain(services)
+                .chain(tunnelled.iter().map(|(net, _)| net)),
+        );
+        // A program that still asks for what is gone loses nothing, one that does not ask for what is new does.
+        self.update_config(|config| config.v4_without_network &= without)?;
         for ((bits, data), network) in &wanted {
             self.networks.set(
                 &Prefix {
@@ -194,8 +202,23 @@ impl NodeTables {
                 self.networks.remove(&prefix)?;
             }
         }
-        Ok(())
+        self.update_config(|config| config.v4_without_network = without)
     }
+}
+
+/// See [`Config::v4_without_network`].
+fn v4_without<'a>(nets: impl Iterator<Item = &'a IpNet>) -> u32 {
+    let mut without = u32::MAX;
+    for net in nets {
+        if let IpNet::V4(net) = net {
+            let [first, ..] = net.network().octets();
+            let [last, ..] = net.broadcast().octets();
+            for byte in first..=last {
+                without &= !(1 << (byte & 31));
+            }
+        }
+    }
+    without
 }
 
 pub(crate) fn prefix_of(net: &IpNet) -> Prefix<Address> {
@@ -204,5 +227,42 @@ pub(crate) fn prefix_of(net: &IpNet) -> Prefix<Address> {
     Prefix {
         bits: family_bits + u32::from(net.prefix_len()),
         data: Address::from(net.addr()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_no_network_holds_is_not_looked_up() {
+        let check = |nets: &[&str], within: &[u8], without: &[u8]| {
+            let nets: Vec<IpNet> = nets
+                .iter()
+                .map(|net| net.parse().expect("a literal"))
+                .collect();
+            let config = Config {
+                v4_without_network: v4_without(nets.iter()),
+                ..Config::default()
+            };
+            let may_have = |byte: u8| config.may_have_network(u32::from_ne_bytes([byte, 1, 2, 3]));
+            for byte in within {
+                assert!(may_have(*byte), "{nets:?} {byte}");
+            }
+            for byte in without {
+                assert!(!may_have(*byte), "{nets:?} {byte}");
+            }
+        };
+        check(&[], &[], &[0, 10, 255]);
+        check(&["fd00::/8"], &[], &[0, 10, 255]);
+        check(
+            &["10.244.0.0/16", "192.0.2.10/32"],
+            &[10, 192, 42, 0],
+            &[11, 198, 172],
+        );
+        check(&["12.0.0.0/6"], &[12, 13, 14, 15], &[11, 16]);
+        check(&["0.0.0.0/0"], &[0, 10, 255], &[]);
+        // An agent that knows nothing of it.
+        assert!(Config::default().may_have_network(u32::from_ne_bytes([198, 1, 2, 3])));
     }
 }

@@ -21,7 +21,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use kernel::{Attached, Hook, Sink};
 use nix::sched::{CloneFlags, CpuSet, sched_setaffinity, setns, unshare};
@@ -154,7 +154,8 @@ fn beyond_empty(setup: Setup, way: Way) -> String {
     format!("{}, beyond an empty one", program(setup, way))
 }
 
-/// `packets [ROUNDS] [WORD]`: all of it, or the ways with this word in their name (`sockets`: none).
+/// `packets [ROUNDS] [WORD]`: all of it, or the way of this name, or those with this word in theirs
+/// (`sockets`: none).
 fn main() -> Result<()> {
     // Not disturbed by others on the machine, as far as that goes.
     kernel::take_precedence()?;
@@ -193,7 +194,15 @@ fn main() -> Result<()> {
     ways.extend(LARGE.map(|setup| (Way::Xdp, setup)));
     ways.extend(LARGE.map(|setup| (Way::Tc, setup)));
     if let Some(word) = only {
-        ways.retain(|(way, setup)| setup.name(*way).contains(word.as_str()));
+        let exact = ways.iter().any(|(way, setup)| setup.name(*way) == *word);
+        ways.retain(|(way, setup)| {
+            let name = setup.name(*way);
+            if exact {
+                name == *word
+            } else {
+                name.contains(word.as_str())
+            }
+        });
     }
     let mut table = Table::default();
     for round in 0..=rounds {
@@ -522,9 +531,7 @@ impl<'a> Run<'a> {
             let before = self.place.sink.count()?;
             let mut slices = Vec::new();
             for _ in 0..count / stretch {
-                let start = Instant::now();
-                kernel::send(&generator, stretch)?;
-                slices.push(start.elapsed());
+                slices.push(kernel::send(&generator, stretch)?);
             }
             arrived = self.place.sink.count()? - before;
             if arrived * 10 < u64::from(count) * 9 {
@@ -533,7 +540,7 @@ impl<'a> Run<'a> {
             slices.sort();
             let undisturbed = slices[slices.len() / 4];
             let share = arrived as f64 / f64::from(count);
-            return Ok(f64::from(stretch) * share / undisturbed.as_secs_f64() / 1e6);
+            return Ok(1e3 * share / f64::from(undisturbed));
         }
         let way = self.way.name();
         Err(format!("{way}: {arrived} of {count} arrived").into())

@@ -5,6 +5,7 @@
 mod direct;
 mod faults;
 mod frame;
+mod fresh;
 mod known;
 mod packets;
 mod ports;

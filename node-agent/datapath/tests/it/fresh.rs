@@ -1,0 +1,270 @@
+//! Packets that begin a flow to a pod of this node, which take the shortest way through `xdp_net` and `from_net`.
+
+use std::collections::BTreeSet;
+
+use skep_datapath::Verdict;
+use skep_datapath::layout::reason::Reason;
+use skep_datapath::layout::{TCP, UDP};
+use skep_datapath::policy::{Direction, PodPolicy, PolicyState, Rule};
+
+use crate::frame::{ACK, Frame, SYN, frame};
+use crate::packets::{Bench, POD, POD_IFINDEX, UPLINK, bench, bench_with, ip, node_port};
+
+const PROGRAMS: [&str; 2] = ["xdp_net", "from_net"];
+
+/// Long enough for the shortest way, whatever the protocol.
+fn opening(protocol: u8, from: &str, port: u16) -> Frame {
+    Frame {
+        payload: vec![7; 18],
+        ..frame(protocol, from, &format!("192.0.2.10:{port}"))
+    }
+}
+
+#[test]
+fn packets_that_begin_flows() {
+    let Some((bench, _scratch)) = bench("fresh") else {
+        return;
+    };
+    both_entries_are_made(&bench);
+    unfinished_checksums_are_tcs(&bench);
+    many_backends_take_turns(&bench);
+    what_is_told_is_what_happened(&bench);
+    policy_judges_before_anything_is_made(&bench);
+    clients_of_the_cluster_are_answered(&bench);
+}
+
+fn both_entries_are_made(bench: &Bench) {
+    let mut port = 31_200;
+    for program in PROGRAMS {
+        for (protocol, maglev) in [(TCP, false), (UDP, false), (TCP, true)] {
+            port += 1;
+            let mut wanted = node_port(protocol, port, &[(POD, 8080, true)]);
+            wanted.maglev = maglev;
+            let name = format!("fresh:{port}");
+            bench.set(&name, &wanted);
+            let before = bench.datapath.flow_entries().unwrap().len();
+            let created = bench.counted(Reason::FlowCreated);
+            let request = opening(protocol, &format!("198.51.100.20:{}", port - 20_000), port);
+            // Sent again, it is of the same flow.
+            for _ in 0..2 {
+                let (verdict, inside) = bench.run(program, UPLINK, &request);
+                assert_eq!(verdict, Verdict::Redirect);
+                assert_eq!(inside.source, request.source);
+                assert_eq!(inside.destination, format!("{POD}:8080").parse().unwrap());
+                assert_eq!(inside.hop_limit, request.hop_limit - 1);
+                assert_eq!(inside.payload, request.payload);
+                let (verdict, outside) = bench.run("from_pod", POD_IFINDEX, &inside.answer());
+                assert_eq!(verdict, Verdict::Redirect);
+                assert_eq!(outside.source, request.destination);
+                assert_eq!(outside.destination, request.source);
+            }
+            let entries = bench.datapath.flow_entries().unwrap();
+            assert_eq!(entries.len(), before + 2);
+            assert_eq!(bench.counted(Reason::FlowCreated), created + 1);
+            let counts = bench.datapath.service_counts().unwrap();
+            let count = counts.iter().find(|count| count.name == name).unwrap();
+            assert_eq!(count.connections, 1);
+            let given = bench.datapath.services().lock().connections();
+            let given = given.iter().find(|given| given.name == name).unwrap();
+            assert_eq!((given.port, given.connections), (8080, 1));
+        }
+    }
+}
+
+/// As Linux sends over a virtual link; XDP does not know which they are.
+fn unfinished_checksums_are_tcs(bench: &Bench) {
+    for (protocol, port) in [(TCP, 31_211), (UDP, 31_212)] {
+        let wanted = node_port(protocol, port, &[(POD, 8080, true)]);
+        bench.set(&format!("fresh:{port}"), &wanted);
+        let request = opening(protocol, "198.51.100.20:4200", port);
+        // A complete one that looks so by accident.
+        let odd = (0..=u16::MAX)
+            .map(|word| Frame {
+                payload: [&word.to_be_bytes()[..], &[7; 16]].concat(),
+                ..request.clone()
+            })
+            .find(|packet| packet.bytes() == packet.unfinished())
+            .unwrap();
+        let bytes = odd.bytes();
+        assert_eq!(
+            bench.run_raw("xdp_net", UPLINK, &bytes),
+            (Verdict::Pass, bytes.clone())
+        );
+        let (verdict, inside) = bench.run("from_net", UPLINK, &odd);
+        assert_eq!(verdict, Verdict::Redirect);
+        assert_eq!(inside.destination, format!("{POD}:8080").parse().unwrap());
+        assert_eq!(inside.payload, odd.payload);
+    }
+}
+
+/// Numbers are drawn ahead of the choices that they are for.
+fn many_backends_take_turns(bench: &Bench) {
+    let backends = |ports: std::ops::Range<u16>| -> Vec<(&str, u16, bool)> {
+        ports.map(|port| (POD, port, true)).collect()
+    };
+    let mut client = 5_000;
+    let mut chosen = |program: &str, times: u32| -> BTreeSet<u16> {
+        let mut chosen = BTreeSet::new();
+        for _ in 0..times {
+            client += 1;
+            let request = opening(TCP, &format!("198.51.100.21:{client}"), 31_221);
+            let (verdict, inside) = bench.run(program, UPLINK, &request);
+            assert_eq!(verdict, Verdict::Redirect);
+            chosen.insert(inside.destination.port());
+        }
+        chosen
+    };
+    for program in PROGRAMS {
+        bench.set(
+            "fresh:31221",
+            &node_port(TCP, 31_221, &backends(9_000..9_008)),
+        );
+        assert_eq!(chosen(program, 200), (9_000..9_008).collect());
+        // Nothing that was drawn before leads to who has gone.
+        bench.set(
+            "fresh:31221",
+            &node_port(TCP, 31_221, &backends(9_006..9_009)),
+        );
+        assert_eq!(chosen(program, 100), (9_006..9_009).collect());
+        bench.set(
+            "fresh:31221",
+            &node_port(TCP, 31_221, &backends(9_100..9_101)),
+        );
+        assert_eq!(chosen(program, 3), [9_100].into());
+    }
+}
+
+fn what_is_told_is_what_happened(bench: &Bench) {
+    let mut events = bench.datapath.events().unwrap();
+    bench.set("fresh:31231", &node_port(TCP, 31_231, &[(POD, 8080, true)]));
+    bench.datapath.set_events(Some(1)).unwrap();
+    for (program, client) in PROGRAMS
+        .into_iter()
+        .zip(["198.51.100.22:4300", "198.51.100.22:4301"])
+    {
+        let request = opening(TCP, client, 31_231);
+        for flags in [SYN, ACK] {
+            bench.run(program, UPLINK, &request.clone().flags(flags));
+        }
+        let event = events.next_event().unwrap();
+        let at = |address: std::net::SocketAddr| (address.ip(), address.port());
+        assert_eq!((event.reason, event.hook), (Reason::FlowCreated, program));
+        assert_eq!((event.protocol, event.source), (TCP, at(request.source)));
+        assert_eq!(event.destination, at(request.destination));
+        assert_eq!(event.new, Some([at(request.source), (ip(POD), 8080)]));
+        let ids = bench.datapath.services().lock().ids();
+        assert!(ids.contains(&("fresh:31231".into(), event.service)));
+        assert_eq!(events.next_event(), None, "what follows is not told");
+    }
+    bench.datapath.set_events(None).unwrap();
+    bench.run(
+        "xdp_net",
+        UPLINK,
+        &opening(TCP, "198.51.100.22:4302", 31_231),
+    );
+    assert_eq!(events.next_event(), None);
+}
+
+fn policy_judges_before_anything_is_made(bench: &Bench) {
+    bench.set("fresh:31241", &node_port(TCP, 31_241, &[(POD, 8080, true)]));
+    let isolated = PodPolicy {
+        policy: 21,
+        ingress_isolated: true,
+        egress_isolated: false,
+    };
+    let set = |rules: &[Rule]| {
+        let state = PolicyState {
+            rules: rules.iter().copied().collect(),
+            pods: [(ip(POD), isolated)].into(),
+            ..PolicyState::default()
+        };
+        bench.datapath.set_policy(&state).unwrap();
+    };
+    set(&[]);
+    let entries = bench.datapath.flow_entries().unwrap().len();
+    let created = bench.counted(Reason::FlowCreated);
+    let denied = bench.counted(Reason::PolicyIngress);
+    for program in PROGRAMS {
+        let request = opening(TCP, "198.51.100.23:4400", 31_241);
+        assert_eq!(bench.run(program, UPLINK, &request).0, Verdict::Drop);
+    }
+    assert_eq!(bench.datapath.flow_entries().unwrap().len(), entries);
+    assert_eq!(bench.counted(Reason::FlowCreated), created);
+    assert_eq!(bench.counted(Reason::PolicyIngress), denied + 2);
+    set(&[Rule {
+        policy: 21,
+        direction: Direction::Ingress,
+        identity: 0,
+        protocol: TCP,
+        port: 8080,
+        port_bits: 16,
+    }]);
+    for (program, client) in PROGRAMS
+        .into_iter()
+        .zip(["198.51.100.23:4401", "198.51.100.23:4402"])
+    {
+        let request = opening(TCP, client, 31_241);
+        for flags in [SYN, ACK] {
+            let (verdict, _) = bench.run(program, UPLINK, &request.clone().flags(flags));
+            assert_eq!(verdict, Verdict::Redirect);
+        }
+    }
+    assert_eq!(bench.datapath.flow_entries().unwrap().len(), entries + 4);
+    bench.datapath.set_policy(&PolicyState::default()).unwrap();
+}
+
+/// What a pod sends into the cluster is looked up only if the pod is watched, as it is from such a flow on.
+fn clients_of_the_cluster_are_answered(bench: &Bench) {
+    bench.set("fresh:31251", &node_port(TCP, 31_251, &[(POD, 8080, true)]));
+    let nets = |texts: &[&str]| -> Vec<ipnet::IpNet> {
+        texts.iter().map(|text| text.parse().unwrap()).collect()
+    };
+    // The second is no network of the cluster's before.
+    for (client, networks) in [
+        ("10.244.2.9:4500", nets(&["10.244.0.0/16"])),
+        (
+            "203.0.113.9:4500",
+            nets(&["10.244.0.0/16", "203.0.113.0/24"]),
+        ),
+    ] {
+        let services = nets(&["10.96.0.0/16"]);
+        bench
+            .datapath
+            .set_networks(&networks, &services, &[])
+            .unwrap();
+        let request = opening(TCP, client, 31_251);
+        let (verdict, inside) = bench.run("xdp_net", UPLINK, &request);
+        assert_eq!(verdict, Verdict::Redirect);
+        let (_, outside) = bench.run("from_pod", POD_IFINDEX, &inside.answer());
+        assert_eq!(outside.source, request.destination);
+    }
+}
+
+#[test]
+fn a_full_table_refuses_what_is_new_and_keeps_what_is_there() {
+    let Some((bench, _scratch)) = bench_with("full", 8) else {
+        return;
+    };
+    bench.set("full:31261", &node_port(TCP, 31_261, &[(POD, 8080, true)]));
+    for program in PROGRAMS {
+        let mut known = Vec::new();
+        for client in 6_000..6_200 {
+            let request = opening(TCP, &format!("198.51.100.24:{client}"), 31_261);
+            let before = bench.datapath.flow_entries().unwrap().len();
+            match bench.run(program, UPLINK, &request).0 {
+                Verdict::Redirect => known.push(request),
+                verdict => {
+                    assert_eq!(verdict, Verdict::Drop);
+                    let after = bench.datapath.flow_entries().unwrap().len();
+                    assert_eq!(after, before, "nothing is left of it");
+                }
+            }
+        }
+        assert!(bench.counted(Reason::FlowTableFull) > 0);
+        for request in known {
+            let (verdict, inside) = bench.run(program, UPLINK, &request.flags(ACK));
+            assert_eq!(verdict, Verdict::Redirect);
+            assert_eq!(inside.destination, format!("{POD}:8080").parse().unwrap());
+        }
+    }
+}
