@@ -75,6 +75,30 @@ mod tests {
         text.split_whitespace().nth(2).unwrap().parse().unwrap()
     }
 
+    /// Bytes of memory that is no file's.
+    fn anonymous() -> u64 {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let line = status.lines().find(|line| line.starts_with("RssAnon:"));
+        let kib = line.unwrap().split_whitespace().nth(1).unwrap();
+        kib.parse::<u64>().unwrap() << 10
+    }
+
+    #[test]
+    fn what_lies_free_between_things_that_stay_is_given_back() {
+        crate::share_memory();
+        let mut things: Vec<Box<[u8]>> = (0..32_768).map(|_| vec![1; 1 << 10].into()).collect();
+        let full = anonymous();
+        let mut number = 0;
+        things.retain(|_| {
+            number += 1;
+            number % 256 == 0
+        });
+        crate::give_back_memory();
+        let left = anonymous();
+        assert!(left + (24 << 20) < full, "{left} of {full} bytes");
+        assert!(things.iter().all(|thing| thing[0] == 1));
+    }
+
     #[test]
     fn the_program_goes_on_without_what_it_does_not_use() {
         let before = resident();
