@@ -1,7 +1,7 @@
-//! Latencies in buckets that grow with the value: 3 % wide, a fixed size however many are recorded.
+//! Latencies in buckets that grow with the value: 1 % wide, a fixed size however many are recorded.
 
 /// Each power of two is split into this many buckets.
-const STEPS: u64 = 32;
+const STEPS: u64 = 128;
 const STEP_BITS: u32 = STEPS.trailing_zeros();
 
 #[derive(Clone, Debug)]
@@ -72,15 +72,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_bucket_is_at_most_a_32nd_below_its_values() {
+    fn a_bucket_is_at_most_a_128th_below_its_values() {
         for value in [
             0,
             1,
-            31,
-            32,
-            33,
-            63,
-            64,
+            127,
+            128,
+            129,
+            255,
+            256,
             1000,
             123_456,
             u64::MAX / 3,
