@@ -33,7 +33,6 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::endpoints::Slice;
-use crate::memory;
 use crate::services::Service;
 use health::HealthServers;
 use metrics::ProxyMetrics;
@@ -193,7 +192,7 @@ pub async fn run(
         }
         if everything {
             // Of lists, and of plans for thousands of Services.
-            memory::give_back();
+            skep_datapath::give_back_memory();
         }
         if first && failed.is_empty() {
             first = false;
