@@ -2,8 +2,8 @@
 //! backend in a pod of this node, which sees the client's own address and port.
 //!
 //! A new flow costs what it waits for memory that nobody has touched lately. So the buckets of both entries are
-//! asked for at once; both slots are taken before either is filled, because an atomic exchange waits for all
-//! stores before it; and what the next choice will need is asked for when all is done.
+//! asked for at once, and with them what the next choice will need; and both slots are taken before either is
+//! filled, because an atomic exchange waits for all stores before it.
 //!
 //! Clients that want to be tied to a backend or kept out, ports that must be found, what is left of former
 //! connections, full buckets: all that is rarer is for `flow`, which finds the packet as it came.
@@ -22,7 +22,7 @@ use crate::maps::scratch;
 use crate::packet::Tuple;
 use crate::pod::{may_have_network, network_of, set_tracked};
 use crate::policy;
-use crate::service::{Expected, choose_ahead, find};
+use crate::service::{choose_ahead, find};
 use crate::table::{Pair, places_of, reserve};
 
 /// A packet that may begin a flow, and the flow.
@@ -33,7 +33,6 @@ pub struct Opening {
     answering: FlowPlaces,
     service: u32,
     backend: u32,
-    expected: Expected,
 }
 
 /// What [`begin`] has found.
@@ -73,7 +72,6 @@ pub fn begin<C: Context>(
         answering: nowhere,
         service: 0,
         backend: 0,
-        expected: Expected::NOTHING,
     };
     match prepare(&mut opening) {
         PLANNED => {}
@@ -136,7 +134,6 @@ fn prepare(opening: &mut Opening) -> u32 {
     }
     opening.service = frontend.service;
     opening.backend = chosen.index;
-    opening.expected = expected;
     opening.answer = FlowKey4([
         backend.address.v4_be() as u64 | (client as u64) << 32,
         backend.port.0 as u64 | (client_port as u64) << 16 | (protocol as u64) << 32,
@@ -146,6 +143,7 @@ fn prepare(opening: &mut Opening) -> u32 {
         return UNSURE;
     };
     (opening.asking, opening.answering) = (asking, answering);
+    expected.expect();
     // One wait for all of it: nothing in between takes so long that a CPU would not look so far ahead.
     let (Some(asking), Some(answering)) = (Pair::at(&asking), Pair::at(&answering)) else {
         return UNSURE;
@@ -166,7 +164,6 @@ fn commit(opening: &Opening, way: &Way) -> u32 {
         answering,
         service,
         backend,
-        expected,
     } = opening;
     let (Some(asking), Some(answering)) = (Pair::at(asking), Pair::at(answering)) else {
         return 0;
@@ -203,8 +200,6 @@ fn commit(opening: &Opening, way: &Way) -> u32 {
     answers.fill(answer, [old_addresses, ports, rest[0], rest[1]]);
     let ports = new_ports as u64 | service;
     asks.fill(key, [new_addresses, ports, rest[0], rest[1]]);
-    // While the packet goes its way.
-    expected.expect();
     1
 }
 

@@ -205,8 +205,12 @@ impl Expected {
         let index = unsafe { slot.read_volatile() } as u32;
         expect_count(index);
         if let Some(backend) = BACKENDS.get_ptr_mut(index) {
+            // Of some the beginning is in another line.
             // SAFETY: as above.
-            unsafe { addr_of!((*backend).service).read_volatile() };
+            unsafe {
+                addr_of!((*backend).address.0[0]).read_volatile();
+                addr_of!((*backend).service).read_volatile();
+            }
         }
     }
 }
