@@ -308,7 +308,7 @@ pub struct Reserved {
 #[inline(always)]
 pub fn reserve(pair: &Pair) -> Option<Reserved> {
     let Places { tag, first, second } = pair.0;
-    let Bucket { at, tags } = emptier(first, second);
+    let (Bucket { at, tags }, _) = emptier_first(first, second);
     let free = first_free(tags);
     if free == 0 {
         return None;
@@ -346,26 +346,37 @@ impl Reserved {
     /// `flow`: its words, as [`Flow4`] lies in memory.
     #[inline(always)]
     pub fn fill(self, key: &FlowKey4, flow: [u64; 4]) {
-        // SAFETY: this CPU's slot of an element of the map. The second word of the key goes last:
-        // whoever finds it finds the rest.
+        // SAFETY: this CPU's slot of an element of the map.
         unsafe {
             let words = addr_of_mut!((*self.slot).flow).cast::<u64>();
             words.write_volatile(flow[0].to_le());
             words.add(1).write_volatile(flow[1].to_le());
             words.add(2).write_volatile(flow[2].to_le());
             words.add(3).write_volatile(flow[3].to_le());
-            addr_of_mut!((*self.slot).key.0[0]).write_volatile(key.0[0]);
-            addr_of_mut!((*self.slot).key.0[1]).write_volatile(key.0[1]);
+            show(self.slot, key);
         }
     }
 }
 
 #[inline(always)]
-fn emptier(first: Bucket, second: Bucket) -> Bucket {
+fn emptier_first(first: Bucket, second: Bucket) -> (Bucket, Bucket) {
     if taken(second.tags) < taken(first.tags) {
-        second
+        (second, first)
     } else {
-        first
+        (first, second)
+    }
+}
+
+/// The second word goes last: whoever finds it finds the rest.
+///
+/// # Safety
+/// `slot` is this CPU's, of an element of the map, and its flow is there.
+#[inline(always)]
+unsafe fn show(slot: *mut FlowSlot, key: &FlowKey4) {
+    // SAFETY: the caller's.
+    unsafe {
+        addr_of_mut!((*slot).key.0[0]).write_volatile(key.0[0]);
+        addr_of_mut!((*slot).key.0[1]).write_volatile(key.0[1]);
     }
 }
 
@@ -393,11 +404,7 @@ fn insert4(key: &FlowKey, flow: &Flow, only_new: bool) -> i32 {
             unsafe { fill(addr_of_mut!((*slot).flow), flow) };
             return 0;
         }
-        let (bucket, other) = if taken(second.tags) < taken(first.tags) {
-            (second, first)
-        } else {
-            (first, second)
-        };
+        let (bucket, other) = emptier_first(first, second);
         let free = first_free(bucket.tags);
         if free == 0 {
             return E2BIG;
@@ -420,12 +427,10 @@ fn insert4(key: &FlowKey, flow: &Flow, only_new: bool) -> i32 {
             unsafe { clear(tags, taking) };
             return EEXIST;
         }
-        // SAFETY: this CPU's slot of an element of the map. The second word of the key goes last:
-        // whoever finds it finds the rest.
+        // SAFETY: this CPU's slot of an element of the map.
         unsafe {
             fill(addr_of_mut!((*slot).flow), flow);
-            addr_of_mut!((*slot).key.0[0]).write_volatile(key.0[0]);
-            addr_of_mut!((*slot).key.0[1]).write_volatile(key.0[1]);
+            show(slot, &key);
         }
         return 0;
     }
