@@ -172,14 +172,7 @@ fn policy_judges_before_anything_is_made(bench: &Bench) {
         ingress_isolated: true,
         egress_isolated: false,
     };
-    let set = |rules: &[Rule]| {
-        let state = PolicyState {
-            rules: rules.iter().copied().collect(),
-            pods: [(ip(POD), isolated)].into(),
-            ..PolicyState::default()
-        };
-        bench.datapath.set_policy(&state).unwrap();
-    };
+    let set = |rules: &[Rule]| bench.isolate(isolated, rules);
     set(&[]);
     let entries = bench.datapath.flow_entries().unwrap().len();
     let created = bench.counted(Reason::FlowCreated);

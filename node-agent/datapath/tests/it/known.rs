@@ -6,9 +6,7 @@ use skep_datapath::layout::{TCP, UDP};
 use skep_datapath::policy::{Direction, PodPolicy, PolicyState, Rule};
 
 use crate::frame::{ACK, Frame, SYN, frame};
-use crate::packets::{
-    Bench, CLIENT, OTHER_IFINDEX, POD, POD_IFINDEX, UPLINK, bench, ip, node_port,
-};
+use crate::packets::{Bench, CLIENT, OTHER_IFINDEX, POD, POD_IFINDEX, UPLINK, bench, node_port};
 
 #[test]
 fn packets_of_known_flows() {
@@ -136,14 +134,7 @@ fn policy_still_holds(bench: &Bench) {
         ingress_isolated: true,
         egress_isolated: true,
     };
-    let set = |rules: &[Rule]| {
-        let state = PolicyState {
-            rules: rules.iter().copied().collect(),
-            pods: [(ip(POD), isolated)].into(),
-            ..PolicyState::default()
-        };
-        bench.datapath.set_policy(&state).unwrap();
-    };
+    let set = |rules: &[Rule]| bench.isolate(isolated, rules);
     let allowed = Rule {
         policy: 11,
         direction: Direction::Ingress,

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use skep_datapath::layout::reason::Reason;
 use skep_datapath::layout::{ICMP, TCP, UDP};
+use skep_datapath::policy::{PodPolicy, PolicyState, Rule};
 use skep_datapath::services::{Endpoint, Forwarding, FrontendAddress, ServicePort};
 use skep_datapath::{Datapath, PodLink, Verdict};
 
@@ -27,6 +28,17 @@ pub(crate) struct Bench {
 }
 
 impl Bench {
+    /// The pod's policy, and all rules that there are.
+    #[track_caller]
+    pub(crate) fn isolate(&self, isolated: PodPolicy, rules: &[Rule]) {
+        let state = PolicyState {
+            rules: rules.iter().copied().collect(),
+            pods: [(ip(POD), isolated)].into(),
+            ..PolicyState::default()
+        };
+        self.datapath.set_policy(&state).unwrap();
+    }
+
     #[track_caller]
     pub(crate) fn run(&self, program: &str, ifindex: u32, frame: &Frame) -> (Verdict, Frame) {
         let (verdict, bytes) = self.run_raw(program, ifindex, &frame.bytes());

@@ -311,19 +311,12 @@ fn without_a_known_neighbour(bench: &Bench) {
 fn policy_holds(bench: &Bench) {
     bench.set("k:tcp", &node_port(TCP, 31_010, &[(POD, 8080, true)]));
     let request = frame(TCP, CLIENT, "192.0.2.10:31010");
-    let set = |rules: &[Rule]| {
-        let isolated = PodPolicy {
-            policy: 9,
-            ingress_isolated: true,
-            egress_isolated: true,
-        };
-        let state = PolicyState {
-            rules: rules.iter().copied().collect(),
-            pods: [(ip(POD), isolated)].into(),
-            ..PolicyState::default()
-        };
-        bench.datapath.set_policy(&state).unwrap();
+    let isolated = PodPolicy {
+        policy: 9,
+        ingress_isolated: true,
+        egress_isolated: true,
     };
+    let set = |rules: &[Rule]| bench.isolate(isolated, rules);
     set(&[]);
     let before = bench.datapath.flow_entries().unwrap().len();
     for program in ["xdp_net", "from_net"] {
