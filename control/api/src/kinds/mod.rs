@@ -155,6 +155,15 @@ pub struct Selectable {
     pub get: fn(&Value) -> String,
 }
 
+/// The text at a JSON pointer, or none: what most of them are.
+fn text_at(object: &Value, pointer: &str) -> String {
+    object
+        .pointer(pointer)
+        .and_then(Value::as_str)
+        .unwrap_or("")
+        .to_owned()
+}
+
 /// What a built-in kind does with its objects, in its own type. The object's status, generation and metadata are dealt
 /// with by [`Typed`] before these are called.
 pub trait Kind:

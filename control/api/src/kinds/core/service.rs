@@ -4,11 +4,10 @@ use k8s_openapi::{
     api::core::v1::{ClientIPConfig, Service, ServicePort, ServiceSpec, SessionAffinityConfig},
     apimachinery::pkg::util::intstr::IntOrString,
 };
-use serde_json::Value;
 
 use crate::{
     field::{Bad, Errors, Path},
-    kinds::{Check, Kind, Rules, Selectable},
+    kinds::{Check, Kind, Rules, Selectable, text_at},
     strategy::Warnings,
     validation::{
         labels::validate_labels,
@@ -121,14 +120,6 @@ impl Kind for Service {
         ];
         Some(FIELDS)
     }
-}
-
-fn text_at(object: &Value, pointer: &str) -> String {
-    object
-        .pointer(pointer)
-        .and_then(Value::as_str)
-        .unwrap_or("")
-        .to_owned()
 }
 
 fn set_spec_defaults(spec: &mut ServiceSpec) {
@@ -922,7 +913,7 @@ fn warnings(service: &Service) -> Warnings {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
 

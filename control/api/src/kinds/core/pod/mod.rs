@@ -4,13 +4,14 @@ mod status;
 
 use k8s_openapi::api::core::v1::{
     Pod, PodAffinityTerm, PodCondition, PodIP, PodSpec, PodStatus, TopologySpreadConstraint,
+    WeightedPodAffinityTerm,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement};
 use serde_json::Value;
 
 use crate::defaults::pod_spec::set_pod_defaults;
 use crate::field::{Errors, Path};
-use crate::kinds::{Check, Generation, Kind, Rules, Selectable};
+use crate::kinds::{Check, Generation, Kind, Rules, Selectable, text_at};
 use crate::pod::qos_class;
 use crate::strategy::Warnings;
 use crate::validation::containers::validate_image_padding;
@@ -202,14 +203,6 @@ impl Kind for Pod {
     }
 }
 
-fn text_at(object: &Value, pointer: &str) -> String {
-    object
-        .pointer(pointer)
-        .and_then(Value::as_str)
-        .unwrap_or("")
-        .to_owned()
-}
-
 const SELECTABLE: &[Selectable] = &[
     Selectable {
         name: "spec.nodeName",
@@ -251,33 +244,19 @@ const SELECTABLE: &[Selectable] = &[
 /// `matchLabelKeys`: the pod's own labels become part of the selectors (KEP-3633, KEP-3243).
 fn select_by_label_keys(spec: &mut PodSpec, labels: &Labels) {
     if let Some(affinity) = &mut spec.affinity {
-        if let Some(affinity) = &mut affinity.pod_affinity {
-            let required = affinity
-                .required_during_scheduling_ignored_during_execution
-                .iter_mut();
-            let preferred = affinity
-                .preferred_during_scheduling_ignored_during_execution
-                .iter_mut();
-            required
-                .flatten()
-                .for_each(|term| select_term(term, labels));
-            preferred
-                .flatten()
-                .for_each(|term| select_term(&mut term.pod_affinity_term, labels));
+        if let Some(near) = &mut affinity.pod_affinity {
+            select_terms(
+                &mut near.required_during_scheduling_ignored_during_execution,
+                &mut near.preferred_during_scheduling_ignored_during_execution,
+                labels,
+            );
         }
-        if let Some(affinity) = &mut affinity.pod_anti_affinity {
-            let required = affinity
-                .required_during_scheduling_ignored_during_execution
-                .iter_mut();
-            let preferred = affinity
-                .preferred_during_scheduling_ignored_during_execution
-                .iter_mut();
-            required
-                .flatten()
-                .for_each(|term| select_term(term, labels));
-            preferred
-                .flatten()
-                .for_each(|term| select_term(&mut term.pod_affinity_term, labels));
+        if let Some(far) = &mut affinity.pod_anti_affinity {
+            select_terms(
+                &mut far.required_during_scheduling_ignored_during_execution,
+                &mut far.preferred_during_scheduling_ignored_during_execution,
+                labels,
+            );
         }
     }
     for constraint in spec.topology_spread_constraints.iter_mut().flatten() {
@@ -287,6 +266,18 @@ fn select_by_label_keys(spec: &mut PodSpec, labels: &Labels) {
             ..
         } = constraint;
         require_labels(label_selector, match_label_keys.items(), "In", labels);
+    }
+}
+
+fn select_terms(
+    required: &mut Option<Vec<PodAffinityTerm>>,
+    preferred: &mut Option<Vec<WeightedPodAffinityTerm>>,
+    labels: &Labels,
+) {
+    let preferred = preferred.iter_mut().flatten();
+    let preferred = preferred.map(|one| &mut one.pod_affinity_term);
+    for term in required.iter_mut().flatten().chain(preferred) {
+        select_term(term, labels);
     }
 }
 
