@@ -217,10 +217,6 @@ impl Kept for Slice {
         self.identity.is_same(&other.identity)
     }
 
-    fn owners(&self) -> impl Iterator<Item = &str> {
-        std::iter::empty()
-    }
-
     fn indexes(&self) -> Vec<(&'static str, String)> {
         let service = self.service().into_iter();
         service

@@ -157,14 +157,6 @@ impl Kept for Service {
     fn is_same(&self, other: &Self) -> bool {
         self.identity.is_same(&other.identity)
     }
-
-    fn owners(&self) -> impl Iterator<Item = &str> {
-        std::iter::empty()
-    }
-
-    fn indexes(&self) -> Vec<(&'static str, String)> {
-        Vec::new()
-    }
 }
 
 /// As the API writes it.

@@ -79,7 +79,8 @@ struct Known {
 
 async fn write(client: Client, node: String, mut notes: mpsc::Receiver<Note>) {
     // By a hash: what an event says would be most of what is remembered of it.
-    let (mut known, hash): (HashMap<u64, Known>, _) = (HashMap::new(), RandomState::new());
+    let hash = RandomState::new();
+    let mut known: HashMap<u64, Known> = HashMap::new();
     while let Some(note) = notes.recv().await {
         let about = &note.about;
         let namespace = about.namespace.clone().unwrap_or_else(|| "default".into());

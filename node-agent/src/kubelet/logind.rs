@@ -133,7 +133,7 @@ async fn follow(ctx: &Context, periods: &Periods, logind: &Logind) -> Result<Inf
     let bus = bus.build().await?;
     let manager = ManagerProxy::new(&bus).await?;
     let mut signals = manager.receive_prepare_for_shutdown().await?;
-    let mut lock = Some(lock(&manager).await?);
+    let mut lock = Some(hold(&manager).await?);
     grant(&bus, &manager, periods.total(), &logind.conf_dir).await;
     info!(
         seconds = periods.total().as_secs(),
@@ -146,14 +146,14 @@ async fn follow(ctx: &Context, periods: &Periods, logind: &Logind) -> Result<Inf
         } else {
             info!("the machine goes on");
             ctx.shutdown.cancel();
-            lock = Some(self::lock(&manager).await.map_err(|_| Failure::Lost)?);
+            lock = Some(hold(&manager).await.map_err(|_| Failure::Lost)?);
         }
     }
     Err(Failure::Lost)
 }
 
 /// logind waits as long as the answer is open.
-async fn lock(manager: &ManagerProxy<'_>) -> zbus::Result<OwnedFd> {
+async fn hold(manager: &ManagerProxy<'_>) -> zbus::Result<OwnedFd> {
     let why = "Pods of the node have to end first";
     manager
         .inhibit("shutdown", "skep-agent", why, "delay")

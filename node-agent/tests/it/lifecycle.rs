@@ -268,10 +268,9 @@ async fn containers_end_as_they_should() {
     node.create(
         "oom",
         json!({"restartPolicy": "Never", "containers": [
-            container("c", "x=aaaaaaaaaaaaaaaa; while :; do x=$x$x; done", memory)]}),
+            container("c", "x=aaaaaaaaaaaaaaaa; while :; do x=$x$x; done", memory.clone())]}),
     );
     // They end before Docker listens for it, each with some likelihood.
-    let memory = json!({"resources": {"limits": {"memory": "16Mi"}}});
     let hungry = ["h0", "h1", "h2", "h3"];
     let once = "exec dd if=/dev/zero of=/dev/null bs=100M count=1";
     let containers: Vec<Value> = hungry
