@@ -1,7 +1,7 @@
 //! Packets per second on one core, through XDP and tc, beside the least that a forwarding program
 //! can do and beside hand-written nftables and iptables rules shaped like kube-proxy's; and what the
-//! socket hook costs a connection. All variants take turns
-//! in every round; a veth is not a network card, so the ratios count.
+//! socket hook costs a connection. All variants take turns in every round, and what only differs by how much
+//! the datapath has to do takes turns of milliseconds; a veth is not a network card, so the ratios count.
 //!
 //! ```text
 //! generator ─► gen0 ═ up0 [XDP, tc, or nftables] ─► pod0 ═ eth0 of the sink: counted, dropped
@@ -19,7 +19,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -115,7 +115,12 @@ impl Setup {
     }
 }
 
-const LARGE: [Setup; 2] = [
+/// Compared with the plain one.
+const LARGER: [Setup; 3] = [
+    Setup {
+        watched: true,
+        ..Setup::PLAIN
+    },
     Setup {
         services: 30_000,
         ..Setup::PLAIN
@@ -125,33 +130,62 @@ const LARGE: [Setup; 2] = [
         ..Setup::PLAIN
     },
 ];
-const WATCHED: Setup = Setup {
-    watched: true,
-    ..Setup::PLAIN
-};
 /// Of which the sockets' hook is measured.
 const SOCKETS: [u32; 2] = [1, 30_000];
 
-fn established(setup: Setup, way: Way) -> String {
-    format!("{}: established", setup.name(way))
+fn established(way: Way) -> String {
+    format!("{}: established", way.name())
 }
 
-fn opened(setup: Setup, way: Way) -> String {
-    format!("{}: new flows", setup.name(way))
+fn opened(way: Way) -> String {
+    format!("{}: new flows", way.name())
 }
 
-fn program(setup: Setup, way: Way) -> String {
-    format!("{}: a program run", setup.name(way))
+fn program(way: Way) -> String {
+    format!("{}: a program run", way.name())
 }
 
 /// The same of a packet that begins a flow.
-fn beginning(setup: Setup, way: Way) -> String {
-    format!("{}, of a new flow", program(setup, way))
+fn beginning(way: Way) -> String {
+    format!("{}, of a new flow", program(way))
 }
 
 /// What the program itself takes.
-fn beyond_empty(setup: Setup, way: Way) -> String {
-    format!("{}, beyond an empty one", program(setup, way))
+fn beyond_empty(way: Way) -> String {
+    format!("{}, beyond an empty one", program(way))
+}
+
+/// What two setups take turns at.
+struct Stretch {
+    name: &'static str,
+    flags: u8,
+    flows: u32,
+    /// Frames of one turn.
+    frames: u32,
+    turns: usize,
+}
+
+const STRETCHES: [Stretch; 2] = [
+    Stretch {
+        name: "established",
+        flags: ACK,
+        flows: CLIENTS,
+        frames: 100_000,
+        turns: 12,
+    },
+    Stretch {
+        name: "new flows",
+        flags: SYN,
+        flows: 1 << 30,
+        frames: 20_000,
+        turns: 8,
+    },
+];
+
+impl Stretch {
+    fn of(&self, way: Way, setup: Setup) -> String {
+        format!("{}: {} : without", setup.name(way), self.name)
+    }
 }
 
 /// `packets [ROUNDS] [WORD]`: all of it, or the way of this name, or those with this word in theirs
@@ -177,32 +211,29 @@ fn main() -> Result<()> {
             .status();
         probe.is_ok()
     };
-    let mut ways = vec![
-        (Way::BareXdp, Setup::PLAIN),
-        (Way::Xdp, Setup::PLAIN),
-        (Way::Xdp, WATCHED),
-        (Way::BareTc, Setup::PLAIN),
-        (Way::Tc, Setup::PLAIN),
-        (Way::Tc, WATCHED),
-    ];
+    let mut ways = vec![Way::BareXdp, Way::Xdp, Way::BareTc, Way::Tc];
     if exists("nft") {
-        ways.push((Way::Nftables, Setup::PLAIN));
+        ways.push(Way::Nftables);
     }
     if exists(IPTABLES) {
-        ways.push((Way::Iptables, Setup::PLAIN));
+        ways.push(Way::Iptables);
     }
-    ways.extend(LARGE.map(|setup| (Way::Xdp, setup)));
-    ways.extend(LARGE.map(|setup| (Way::Tc, setup)));
+    let mut compared: Vec<(Way, Setup)> = LARGER
+        .into_iter()
+        .flat_map(|setup| [Way::Xdp, Way::Tc].map(|way| (way, setup)))
+        .collect();
     if let Some(word) = only {
-        let exact = ways.iter().any(|(way, setup)| setup.name(*way) == *word);
-        ways.retain(|(way, setup)| {
-            let name = setup.name(*way);
-            if exact {
-                name == *word
-            } else {
-                name.contains(word.as_str())
-            }
-        });
+        let names = ways.iter().map(|way| way.name());
+        let exact = names.into_iter().any(|name| name == *word)
+            || compared
+                .iter()
+                .any(|(way, setup)| setup.name(*way) == *word);
+        let is_meant = |name: &str| match exact {
+            true => name == *word,
+            false => name.contains(word.as_str()),
+        };
+        ways.retain(|way| is_meant(way.name()));
+        compared.retain(|(way, setup)| is_meant(&setup.name(*way)));
     }
     let mut table = Table::default();
     for round in 0..=rounds {
@@ -211,12 +242,21 @@ fn main() -> Result<()> {
         for services in SOCKETS {
             sockets::measure(services, counted.as_deref_mut())?;
         }
-        for (way, setup) in &ways {
-            measure(*way, *setup, counted.as_deref_mut())?;
+        for way in &ways {
+            measure(*way, counted.as_deref_mut())?;
+        }
+        for (way, setup) in &compared {
+            compare(*way, *setup, counted.as_deref_mut())?;
         }
     }
     if !ways.is_empty() {
         packet_targets(&mut table);
+    }
+    for (way, setup) in compared {
+        for stretch in &STRETCHES {
+            let ratio = stretch.of(way, setup);
+            table.target(&ratio, &ratio, "x", AtLeast(0.97));
+        }
     }
     socket_targets(&mut table);
     table.print();
@@ -229,9 +269,9 @@ fn run_on(cpu: usize) -> Result<()> {
     Ok(sched_setaffinity(nix::unistd::Pid::from_raw(0), &cpus)?)
 }
 
-fn measure(way: Way, setup: Setup, table: Option<&mut Table>) -> Result<()> {
+fn measure(way: Way, table: Option<&mut Table>) -> Result<()> {
     let place = Place::new()?;
-    let run = Run::begin(&place, way, setup)?;
+    let run = Run::begin(&place, way, Setup::PLAIN)?;
     let rate = run.established()?;
     let ns = run.program_ns(ACK, CLIENTS, SLICE)?;
     let new = run.opened()?;
@@ -242,52 +282,91 @@ fn measure(way: Way, setup: Setup, table: Option<&mut Table>) -> Result<()> {
     };
     let Some(table) = table else { return Ok(()) };
     if let Some(rate) = rate {
-        table.add(&established(setup, way), "M/s", rate);
+        table.add(&established(way), "M/s", rate);
     }
     if let Some((ns, empty)) = ns {
-        table.add(&program(setup, way), "ns", ns);
-        table.add(&beyond_empty(setup, way), "ns", ns - empty);
+        table.add(&program(way), "ns", ns);
+        table.add(&beyond_empty(way), "ns", ns - empty);
     }
     if let Some(new) = new {
-        table.add(&opened(setup, way), "M/s", new);
+        table.add(&opened(way), "M/s", new);
     }
     if let Some((ns, empty)) = begun {
-        table.add(&beginning(setup, way), "ns", ns - empty);
+        table.add(&beginning(way), "ns", ns - empty);
     }
     Ok(())
 }
 
+/// How fast `setup` is beside the plain one. Which of the two is begun first counts for some hundredths, so each
+/// is, in turn.
+fn compare(way: Way, setup: Setup, mut table: Option<&mut Table>) -> Result<()> {
+    let [before, after] = [true, false].map(|plain_first| ratios(way, setup, plain_first));
+    for ((stretch, before), after) in STRETCHES.iter().zip(before?).zip(after?) {
+        if let Some(table) = &mut table {
+            table.add(&stretch.of(way, setup), "x", (before * after).sqrt());
+        }
+    }
+    Ok(())
+}
+
+/// For each of [`STRETCHES`] the median of the turns, each of which is beside its neighbour.
+fn ratios(way: Way, setup: Setup, plain_first: bool) -> Result<[f64; 2]> {
+    let setups = match plain_first {
+        true => [Setup::PLAIN, setup],
+        false => [setup, Setup::PLAIN],
+    };
+    let places = [Place::new()?, Place::new()?];
+    places[0].enter()?;
+    let first = Run::begin(&places[0], way, setups[0])?;
+    places[1].enter()?;
+    let second = Run::begin(&places[1], way, setups[1])?;
+    let mut medians = [0.0; 2];
+    for (median, stretch) in medians.iter_mut().zip(&STRETCHES) {
+        let generator = kernel::generator(&frame(stretch.flags), GENERATOR, stretch.flows)?;
+        let mut ratios = Vec::new();
+        // The first turn of both warms up.
+        for turn in 0..=stretch.turns {
+            let (first, second) = if turn % 2 == 0 {
+                let first = first.turn(&generator, stretch)?;
+                (first, second.turn(&generator, stretch)?)
+            } else {
+                let second = second.turn(&generator, stretch)?;
+                (first.turn(&generator, stretch)?, second)
+            };
+            if turn > 0 {
+                ratios.push(if plain_first {
+                    first / second
+                } else {
+                    second / first
+                });
+            }
+        }
+        *median = table::median(&mut ratios);
+    }
+    Ok(medians)
+}
+
 fn packet_targets(table: &mut Table) {
-    let plain = |name: fn(Setup, Way) -> String, way: Way| name(Setup::PLAIN, way);
-    let xdp = plain(established, Way::Xdp);
-    let tc = plain(established, Way::Tc);
-    let new = plain(opened, Way::Xdp);
+    let xdp = established(Way::Xdp);
+    let tc = established(Way::Tc);
+    let new = opened(Way::Xdp);
     table.target("established, XDP", &xdp, "M/s", AtLeast(5.0));
-    let bare = plain(established, Way::BareXdp);
+    let bare = established(Way::BareXdp);
     table.ratio(
         "established, XDP : bare redirect",
         &xdp,
         &bare,
         AtLeast(0.6),
     );
-    let nftables = plain(established, Way::Nftables);
+    let nftables = established(Way::Nftables);
     table.ratio("established, tc : nftables", &tc, &nftables, AtLeast(2.0));
-    let nftables = plain(opened, Way::Nftables);
+    let nftables = opened(Way::Nftables);
     table.ratio("new flows, XDP : nftables", &new, &nftables, AtLeast(2.5));
-    let iptables = plain(opened, Way::Iptables);
+    let iptables = opened(Way::Iptables);
     table.ratio("new flows, XDP : iptables", &new, &iptables, AtLeast(25.0));
     for (way, most) in [(Way::Xdp, 80.0), (Way::Tc, 95.0)] {
         let name = format!("a program run, {}, beyond an empty one", way.name());
-        table.target(&name, &plain(beyond_empty, way), "ns", AtMost(most));
-    }
-    for setup in [WATCHED, LARGE[0], LARGE[1]] {
-        for way in [Way::Xdp, Way::Tc] {
-            for name in [established, opened] {
-                let figure = name(setup, way);
-                let title = format!("{figure} : without");
-                table.ratio(&title, &figure, &plain(name, way), AtLeast(0.97));
-            }
-        }
+        table.target(&name, &beyond_empty(way), "ns", AtMost(most));
     }
 }
 
@@ -311,6 +390,7 @@ fn ip(arguments: &str) -> Result<()> {
 /// Two network namespaces of this thread's own: the node's, where it is, and the pod's.
 struct Place {
     sink: Sink,
+    node: OwnedFd,
     /// A namespace goes with the last that holds it.
     _pod: OwnedFd,
 }
@@ -356,7 +436,16 @@ impl Place {
         set_offload("eth0", Offload::Gro, true)?;
         let sink = Sink::at(nix::net::if_::if_nametoindex("eth0")?)?;
         setns(node.as_fd(), CloneFlags::CLONE_NEWNET)?;
-        Ok(Self { sink, _pod: pod })
+        Ok(Self {
+            sink,
+            node,
+            _pod: pod,
+        })
+    }
+
+    /// From now on this thread is on its node, where it sends from.
+    fn enter(&self) -> Result<()> {
+        Ok(setns(self.node.as_fd(), CloneFlags::CLONE_NEWNET)?)
     }
 }
 
@@ -439,7 +528,9 @@ impl<'a> Run<'a> {
         let Setup {
             services, backends, ..
         } = setup;
-        let id = format!("skep-bench-{}", std::process::id());
+        static STARTED: AtomicU32 = AtomicU32::new(0);
+        let number = STARTED.fetch_add(1, Ordering::Relaxed);
+        let id = format!("skep-bench-{}-{number}", std::process::id());
         let bpf = PathBuf::from("/sys/fs/bpf").join(&id);
         let cgroup = cgroup2()?.join(&id);
         std::fs::create_dir_all(&bpf)?;
@@ -544,6 +635,18 @@ impl<'a> Run<'a> {
         }
         let way = self.way.name();
         Err(format!("{way}: {arrived} of {count} arrived").into())
+    }
+
+    /// Nanoseconds a frame.
+    fn turn(&self, generator: &OwnedFd, stretch: &Stretch) -> Result<f64> {
+        self.place.enter()?;
+        let before = self.place.sink.count()?;
+        let ns = kernel::send(generator, stretch.frames)?;
+        let arrived = self.place.sink.count()? - before;
+        if arrived == 0 {
+            return Err(format!("{}: nothing arrived", stretch.name).into());
+        }
+        Ok(f64::from(ns) * f64::from(stretch.frames) / arrived as f64)
     }
 
     fn established(&self) -> Result<Option<f64>> {

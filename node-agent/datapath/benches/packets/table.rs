@@ -72,6 +72,10 @@ impl Table {
     }
 }
 
+pub(crate) fn median(samples: &mut [f64]) -> f64 {
+    spread(samples)[0]
+}
+
 fn spread(samples: &mut [f64]) -> [f64; 3] {
     samples.sort_by(f64::total_cmp);
     [
