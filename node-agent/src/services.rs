@@ -14,7 +14,8 @@ use crate::slim::{Identity, Metadata, Sent, Slim};
 
 /// Set on a Service: another proxy serves it.
 const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
-/// Set on a Service: `maglev` (the default) or `random`, for clients outside.
+/// Set on a Service: `maglev` (the default; of more than 6,553 backends one is chosen at random all the same) or
+/// `random`, for clients outside.
 const BALANCE_ANNOTATION: &str = "skep.dev/load-balancing";
 /// Set on a Service, for clients outside whose backend is on another node: `auto`, `snat` or `dsr`,
 /// whatever the agents' `--forwarding-mode` says.

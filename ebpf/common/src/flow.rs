@@ -133,6 +133,13 @@ impl FlowKey4 {
         (addresses.rotate_left(32), (rest as u32).rotate_left(16))
     }
 
+    /// The port that it comes from and its protocol, in one number other than 0.
+    #[inline(always)]
+    pub const fn source_port_and_protocol(&self) -> u32 {
+        let rest = self.0[1];
+        rest as u16 as u32 | ((rest >> 32) as u32) << 16
+    }
+
     #[inline(always)]
     pub const fn widened(&self) -> FlowKey {
         let [addresses, rest] = self.0;

@@ -22,10 +22,10 @@ pub use address::{Address, PortBe};
 /// Every map and the version of its layout, which is part of its pin's name: an agent of another
 /// layout never opens it. Raise a map's with every change of its key or value; the others keep what
 /// they hold over an upgrade.
-pub const LAYOUTS: [(&str, u32); 25] = [
+pub const LAYOUTS: [(&str, u32); 24] = [
     ("FRONTENDS", 1),
     ("SLOTS", 1),
-    ("BACKENDS", 1),
+    ("BACKENDS", 2),
     ("AFFINITIES", 1),
     ("SOURCE_RANGES", 1),
     ("SOCKETS", 1),
@@ -46,7 +46,6 @@ pub const LAYOUTS: [(&str, u32); 25] = [
     ("IDENTITIES", 1),
     ("REASONS", 1),
     ("SERVICE_COUNTERS", 1),
-    ("BACKEND_COUNTS", 1),
     ("EVENTS", 2),
 ];
 

@@ -3,7 +3,7 @@
 //! ```text
 //! FRONTENDS  hash   {address, port, protocol} -> Frontend {internal extent, external extent}
 //! SLOTS      array  u64: index of a backend; an extent is a run of slots
-//! BACKENDS   array  Backend {address, port, service}
+//! BACKENDS   array  BackendElement {Backend {address, port, service}, connections}
 //! ```
 //!
 //! Publishing is one write of a frontend after its backends and slots are in place; a slot is one
@@ -89,6 +89,16 @@ pub struct Backend {
     pub flags: u16,
     /// The Service that may use it; 0 = gone.
     pub service: u32,
+}
+
+/// A backend and what it was given, side by side: whoever chooses it counts it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BackendElement {
+    pub backend: Backend,
+    /// Connections since the element was taken. One word for all CPUs: a word for each would be 128 MB on a
+    /// machine of 64, and a connection is rare beside packets.
+    pub connections: u64,
 }
 
 pub mod backend_flags {
@@ -177,10 +187,6 @@ pub struct ServiceCounters {
     pub refused: u64,
 }
 
-/// Connections given to a backend since its element was taken, by the backend's index. One word for all
-/// CPUs: a word for each would be 128 MB on a machine of 64, and a connection is rare beside packets.
-pub type BackendCount = u64;
-
 pub const MAX_FRONTENDS: u32 = 65_536;
 pub const MAX_SERVICES: u32 = 65_536;
 pub const MAX_SLOTS: u32 = 1 << 21;
@@ -194,6 +200,8 @@ const _: () = {
     assert!(size_of::<FrontendKey>() == 20);
     assert!(size_of::<Frontend>() == 32);
     assert!(size_of::<Backend>() == 24);
+    // Never in two lines of the cache.
+    assert!(size_of::<BackendElement>() == 32);
     assert!(size_of::<AffinityKey>() == 20);
     assert!(size_of::<Affinity>() == 8);
     assert!(size_of::<SourceRange>() == 20);

@@ -1,5 +1,7 @@
 //! Counters and flow events.
 
+use core::ptr::addr_of_mut;
+
 use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns};
 use skep_ebpf_common::event::{FlowEvent, Hook, next_sample};
 use skep_ebpf_common::flow::FlowKey;
@@ -8,7 +10,7 @@ use skep_ebpf_common::reason::Reason;
 use skep_ebpf_common::{Address, PortBe};
 
 use crate::atomic::increment;
-use crate::maps::{BACKEND_COUNTS, EVENTS, REASONS, SERVICE_COUNTERS, UNTIL_TOLD, config};
+use crate::maps::{BACKENDS, EVENTS, REASONS, SERVICE_COUNTERS, UNTIL_TOLD, config};
 use crate::packet::Tuple;
 
 #[inline(always)]
@@ -25,20 +27,11 @@ pub fn count(reason: Reason) {
     }
 }
 
-/// Has the memory of a backend's counter fetched, while something else is done.
-#[inline(always)]
-pub fn expect_count(backend: u32) {
-    if let Some(count) = BACKEND_COUNTS.get_ptr_mut(backend) {
-        // SAFETY: an element of the map.
-        unsafe { count.read_volatile() };
-    }
-}
-
 #[inline(always)]
 pub fn service_connection(service: u32, backend: u32) {
-    if let Some(count) = BACKEND_COUNTS.get_ptr_mut(backend) {
+    if let Some(element) = BACKENDS.get_ptr_mut(backend) {
         // SAFETY: an element of the map.
-        unsafe { increment(count) };
+        unsafe { increment(addr_of_mut!((*element).connections)) };
     }
     if let Some(counters) = SERVICE_COUNTERS.get_ptr_mut(service) {
         // SAFETY: as in `count`.

@@ -1,6 +1,7 @@
 //! Where a packet goes once its addresses are final: straight into a local pod, straight to a
 //! neighbour, or up to the stack.
 
+use core::cell::Cell;
 use core::mem::{offset_of, zeroed};
 use core::ptr::addr_of;
 
@@ -195,6 +196,9 @@ pub struct Way {
     pub policy: u32,
     /// The programs' clock when this was learned: late by less than [`TICKS`].
     pub second: u32,
+    /// What policy opens to everybody: a port and its protocol, as its answers have it
+    /// ([`FlowKey4::source_port_and_protocol`]); 0 = none known.
+    pub open: Cell<u32>,
     /// Both of IPv4, as a packet has them; else 0.
     addresses: u64,
 }
@@ -271,6 +275,7 @@ fn find_way<C: Context>(context: C, len: u32, new: &Tuple, way: &mut Way) -> u32
     way.destination = new.destination;
     way.pod_flags = 0;
     way.mtu = 0;
+    way.open.set(0);
     if let Some(pod) = pod_at(&new.destination) {
         way.is_pod = true;
         way.is_outside = false;

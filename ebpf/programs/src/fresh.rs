@@ -86,7 +86,10 @@ pub fn begin<C: Context>(
     if !way.is_pod || !accepts(way, new_addresses) {
         return Fresh::Unsure;
     }
-    if way.pod_flags & pod_flags::INGRESS_ISOLATED != 0 && admitted(&answer, way.policy) == 0 {
+    if way.pod_flags & pod_flags::INGRESS_ISOLATED != 0
+        && way.open.get() != answer.source_port_and_protocol()
+        && admitted(&answer, way) == 0
+    {
         deny(&key, hook, context.ifindex());
         return Fresh::Denied;
     }
@@ -204,8 +207,12 @@ fn commit(opening: &Opening, way: &Way) -> u32 {
 }
 
 #[inline(never)]
-fn admitted(answer: &FlowKey4, policy: u32) -> u32 {
-    policy::admits(&answer.widened().reversed(), policy) as u32
+fn admitted(answer: &FlowKey4, way: &Way) -> u32 {
+    let whom = policy::admits_whom(&answer.widened().reversed(), way.policy);
+    if whom == policy::ANYBODY {
+        way.open.set(answer.source_port_and_protocol());
+    }
+    whom
 }
 
 #[inline(never)]

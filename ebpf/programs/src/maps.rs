@@ -17,7 +17,7 @@ use crate::flow::Wanted;
 use crate::forward::{NextHop, WAYS_BITS, Way};
 use crate::packet::{Packet, Tuple};
 use crate::policy::{VERDICT_BITS, Verdict};
-use crate::service::Ahead;
+use crate::service::Walk;
 
 /// `BPF_F_MMAPABLE`: the agent writes these through memory.
 const MMAPABLE: usize = 1 << 10;
@@ -27,7 +27,7 @@ pub static FRONTENDS: HashMap<FrontendKey, Frontend, { MAX_FRONTENDS as usize }>
 #[btf_map]
 pub static SLOTS: Array<Slot, { MAX_SLOTS as usize }, MMAPABLE> = Array::new();
 #[btf_map]
-pub static BACKENDS: Array<Backend, { MAX_BACKENDS as usize }, MMAPABLE> = Array::new();
+pub static BACKENDS: Array<BackendElement, { MAX_BACKENDS as usize }, MMAPABLE> = Array::new();
 #[btf_map]
 pub static AFFINITIES: LruHashMap<AffinityKey, Affinity, { MAX_AFFINITIES as usize }> =
     LruHashMap::new();
@@ -81,8 +81,6 @@ pub static REASONS: PerCpuArray<u64, { MAX_REASONS as usize }> = PerCpuArray::ne
 pub static SERVICE_COUNTERS: PerCpuArray<ServiceCounters, { MAX_SERVICES as usize }> =
     PerCpuArray::new();
 #[btf_map]
-pub static BACKEND_COUNTS: Array<BackendCount, { MAX_BACKENDS as usize }, MMAPABLE> = Array::new();
-#[btf_map]
 pub static EVENTS: RingBuf<FlowEvent, { EVENT_RING_BYTES as usize }> = RingBuf::new();
 
 /// New connections until one is told of.
@@ -96,7 +94,7 @@ pub static WAYS: PerCpuArray<Way, { 1 << WAYS_BITS }> = PerCpuArray::new();
 pub static VERDICTS: PerCpuArray<Verdict, { 1 << VERDICT_BITS }> = PerCpuArray::new();
 
 #[btf_map]
-pub static AHEAD: PerCpuArray<Ahead, 1> = PerCpuArray::new();
+pub static WALKS: PerCpuArray<Walk, 1> = PerCpuArray::new();
 
 #[btf_map]
 static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();

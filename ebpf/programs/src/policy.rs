@@ -24,7 +24,16 @@ pub fn allows_ingress(packet: &Packet, pod: &Pod, followed: Option<&Followed>) -
 /// Whether this policy set lets a connection in.
 #[inline(always)]
 pub fn admits(key: &FlowKey, policy: u32) -> bool {
-    judge(key, policy, INGRESS) != 0 || is_node_address(&key.source)
+    admits_whom(key, policy) != NOBODY
+}
+
+/// The same, and whether it would whoever asked: [`NOBODY`], [`PEER`] or [`ANYBODY`].
+#[inline(always)]
+pub fn admits_whom(key: &FlowKey, policy: u32) -> u32 {
+    match judge(key, policy, INGRESS) {
+        NOBODY if is_node_address(&key.source) => PEER,
+        whom => whom,
+    }
 }
 
 /// Whether policy lets `pod` send this packet (its destination already translated).
@@ -32,7 +41,7 @@ pub fn admits(key: &FlowKey, policy: u32) -> bool {
 pub fn allows_egress(packet: &Packet, pod: &Pod, followed: Option<&Followed>) -> bool {
     pod.flags & pod_flags::EGRESS_ISOLATED == 0
         || exempt(packet, followed)
-        || judge(&packet.key, pod.policy, EGRESS) != 0
+        || judge(&packet.key, pod.policy, EGRESS) != NOBODY
         || is_node_address(&packet.key.destination)
 }
 
@@ -77,6 +86,11 @@ pub fn renew(packet: &Packet, followed: &Followed) {
     }
 }
 
+/// Whom a policy set allows what was asked.
+pub const NOBODY: u32 = 0;
+pub const PEER: u32 = 1;
+pub const ANYBODY: u32 = 2;
+
 #[inline(never)]
 fn judge(key: &FlowKey, policy: u32, direction: u8) -> u32 {
     let port = key.destination_port.0.to_ne_bytes();
@@ -90,8 +104,7 @@ fn judge(key: &FlowKey, policy: u32, direction: u8) -> u32 {
     let generation = config().map_or(0, |config| config.policy_generation);
     let anybody = rule(IDENTITY_ANY, key.protocol);
     if is_known(&anybody, generation) {
-        // Whoever it is.
-        return 1;
+        return ANYBODY;
     }
     let peer = if direction == INGRESS {
         &key.source
@@ -104,17 +117,17 @@ fn judge(key: &FlowKey, policy: u32, direction: u8) -> u32 {
         .unwrap_or(IDENTITY_WORLD);
     let asked = rule(identity, key.protocol);
     if is_known(&asked, generation) {
-        return 1;
+        return PEER;
     }
     if allowed(anybody) || allowed(rule(IDENTITY_ANY, 0)) {
         learn(anybody, generation);
-        return 1;
+        return ANYBODY;
     }
     if allowed(asked) || allowed(rule(identity, 0)) {
         learn(asked, generation);
-        return 1;
+        return PEER;
     }
-    0
+    NOBODY
 }
 
 #[inline(always)]

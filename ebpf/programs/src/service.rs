@@ -7,8 +7,8 @@ use skep_ebpf_common::flow::{FlowKey, FlowKey4};
 use skep_ebpf_common::service::*;
 use skep_ebpf_common::{Address, PortBe};
 
-use crate::count::{expect_count, now};
-use crate::maps::{AFFINITIES, AHEAD, BACKENDS, FRONTENDS, NODE_ADDRESSES, SLOTS, config};
+use crate::count::now;
+use crate::maps::{AFFINITIES, BACKENDS, FRONTENDS, NODE_ADDRESSES, SLOTS, WALKS, config};
 
 /// A chosen backend and its index.
 #[derive(Clone, Copy)]
@@ -67,7 +67,7 @@ pub fn is_node_address(address: &Address) -> bool {
 /// Whether `backend` still belongs to `service`.
 #[inline(always)]
 pub fn alive(index: u32, service: u32) -> Option<Backend> {
-    let backend = *BACKENDS.get(index)?;
+    let backend = BACKENDS.get(index)?.backend;
     (backend.service == service).then_some(backend)
 }
 
@@ -77,8 +77,8 @@ pub enum Balance {
     Random,
     /// By the flow's hash, for a Maglev table.
     Hash(u32),
-    /// By this random number.
-    Number(u32),
+    /// Of this number.
+    At(u32),
 }
 
 /// Chooses a backend for `client`, keeping sessionAffinity. `None`: no backend.
@@ -133,11 +133,9 @@ fn pick(service: u32, extent: Extent, balance: Balance) -> Option<Chosen> {
     let offset = match balance {
         Balance::Hash(hash) => hash % extent.len,
         Balance::Random => random_below(extent.len),
-        Balance::Number(number) => below(number, extent.len),
+        Balance::At(offset) => offset,
     };
     let index = *SLOTS.get(extent.base.wrapping_add(offset))? as u32;
-    // Counting waits for nothing else, so its memory is asked for together with the backend's.
-    expect_count(index);
     if let Some(backend) = alive(index, service) {
         return Some(Chosen { index, backend });
     }
@@ -166,11 +164,50 @@ fn below(random: u32, len: u32) -> u32 {
     ((random as u64 * len as u64) >> 32) as u32
 }
 
-/// The numbers of this CPU's next choices. 0: not drawn yet.
+/// Choices of one Service that follow one another in its extent before a number is drawn again. The memory of
+/// neighbours comes together; and a choice is as likely to be any backend as if each were drawn.
+const WALK: u32 = 16;
+
+/// Where this CPU's walk through an extent is.
 #[repr(C)]
-pub struct Ahead {
+pub struct Walk {
+    /// 0: nowhere.
+    service: u32,
+    /// The next two choices, in the extent.
     next: u32,
     after: u32,
+    /// Choices from `after` on until a number is drawn.
+    left: u32,
+}
+
+impl Walk {
+    /// The choice that is due, of so many.
+    #[inline(always)]
+    fn step(&mut self, service: u32, len: u32) -> u32 {
+        let this = self.next;
+        if self.service != service || this >= len {
+            self.service = service;
+            let this = below(random(), len);
+            self.next = follower(this, len);
+            self.after = follower(self.next, len);
+            self.left = WALK - 3;
+            return this;
+        }
+        self.next = self.after;
+        if self.left == 0 {
+            self.after = below(random(), len);
+            self.left = WALK;
+        } else {
+            self.after = follower(self.after, len);
+        }
+        self.left -= 1;
+        this
+    }
+}
+
+#[inline(always)]
+fn follower(choice: u32, len: u32) -> u32 {
+    if choice + 1 < len { choice + 1 } else { 0 }
 }
 
 /// What the next choices will need, if they are of the same Service.
@@ -203,19 +240,14 @@ impl Expected {
         };
         // SAFETY: as above.
         let index = unsafe { slot.read_volatile() } as u32;
-        expect_count(index);
-        if let Some(backend) = BACKENDS.get_ptr_mut(index) {
-            // Of some the beginning is in another line.
+        if let Some(element) = BACKENDS.get_ptr_mut(index) {
             // SAFETY: as above.
-            unsafe {
-                addr_of!((*backend).address.0[0]).read_volatile();
-                addr_of!((*backend).service).read_volatile();
-            }
+            unsafe { addr_of!((*element).backend.service).read_volatile() };
         }
     }
 }
 
-/// As [`choose`], for a client outside that is tied to no backend. Numbers are drawn two choices ahead: most
+/// As [`choose`], for a client outside that is tied to no backend. What comes is known two choices ahead: most
 /// new flows are of the Service of the one before, and of many backends the next is in nobody's cache.
 #[inline(always)]
 pub fn choose_ahead(frontend: &Frontend, key: &FlowKey4) -> Option<(Chosen, Expected)> {
@@ -228,27 +260,18 @@ pub fn choose_ahead(frontend: &Frontend, key: &FlowKey4) -> Option<(Chosen, Expe
         return Some((pick(service, extent, balance)?, Expected::NOTHING));
     }
     if extent.len == 1 {
-        return Some((
-            pick(service, extent, Balance::Number(0))?,
-            Expected::NOTHING,
-        ));
+        return Some((pick(service, extent, Balance::At(0))?, Expected::NOTHING));
     }
-    let ahead = AHEAD.get_ptr_mut(0)?;
+    let walk = WALKS.get_ptr_mut(0)?;
     // SAFETY: this CPU's element, used by one program at a time.
-    let (this, next, after) = unsafe {
-        let drawn = ((*ahead).next, (*ahead).after, random());
-        (*ahead).next = drawn.1;
-        (*ahead).after = drawn.2;
-        drawn
-    };
-    let this = if this == 0 { random() } else { this };
-    let slot = |number| extent.base.wrapping_add(below(number, extent.len));
+    let walk = unsafe { &mut *walk };
+    let this = walk.step(service, extent.len);
     let expected = Expected {
         is_known: true,
-        next: slot(next),
-        after: slot(after),
+        next: extent.base.wrapping_add(walk.next),
+        after: extent.base.wrapping_add(walk.after),
     };
-    Some((pick(service, extent, Balance::Number(this))?, expected))
+    Some((pick(service, extent, Balance::At(this))?, expected))
 }
 
 /// The same on every node for the same packet (Maglev needs that).

@@ -34,7 +34,7 @@ use crate::error::Error;
 use crate::events::EventReader;
 use crate::flows::{FlowEntry, FlowTable, Sweep, now};
 use crate::links::{Links, TcHook, remove_filters};
-use crate::memory::{BackendArray, CountArray, FlowBuckets, SlotArray};
+use crate::memory::{BackendArray, FlowBuckets, SlotArray};
 use crate::pins::{FORMER_FLOWS, Pins};
 use crate::pods::{NodeTables, PodLink};
 use crate::policy::{PolicyState, PolicyTables};
@@ -132,8 +132,7 @@ impl Datapath {
             .map_max_entries("FLOWS6", config.limits.flows)
             .map_max_entries("FRONTENDS", config.limits.frontends)
             .map_max_entries("SLOTS", config.limits.slots)
-            .map_max_entries("BACKENDS", config.limits.backends)
-            .map_max_entries("BACKEND_COUNTS", config.limits.backends);
+            .map_max_entries("BACKENDS", config.limits.backends);
         let mut ebpf = loader
             .load(PROGRAMS)
             .map_err(|error| Error::Load(Box::new(error)))?;
@@ -142,15 +141,16 @@ impl Datapath {
 
         let slots = table_fd(&ebpf, "SLOTS")?;
         let backends = table_fd(&ebpf, "BACKENDS")?;
-        let counts = table_fd(&ebpf, "BACKEND_COUNTS")?;
+        let mut backends = BackendArray::new(backends, max_entries(&ebpf, "BACKENDS")?)
+            .map_err(|error| Error::kernel("map into memory", "BACKENDS", error))?;
+        if let Some(former) = pins.former("BACKENDS", 1)? {
+            backends.take_over(&former, pins.former("BACKEND_COUNTS", 1)?)?;
+        }
         let services = ServiceTables::adopt(
             table(&ebpf, "FRONTENDS", config.limits.frontends)?,
             SlotArray::new(slots, max_entries(&ebpf, "SLOTS")?)
                 .map_err(|error| Error::kernel("map into memory", "SLOTS", error))?,
-            BackendArray::new(backends, max_entries(&ebpf, "BACKENDS")?)
-                .map_err(|error| Error::kernel("map into memory", "BACKENDS", error))?,
-            CountArray::new(counts, max_entries(&ebpf, "BACKEND_COUNTS")?)
-                .map_err(|error| Error::kernel("map into memory", "BACKEND_COUNTS", error))?,
+            backends,
             table(&ebpf, "SOURCE_RANGES", MAX_SOURCE_RANGES)?,
         )?;
         let node = NodeTables {
@@ -162,17 +162,15 @@ impl Datapath {
             netns: table(&ebpf, "NETNS", MAX_NETNS)?,
             writer: Mutex::new(()),
         };
-        if let Some(former) = pins.former("NETNS", 1) {
-            node.migrate_netns(&Table::new("NETNS", MAX_NETNS, former))?;
+        if let Some(former) = pins.former("NETNS", 1)? {
+            node.migrate_netns(&former)?;
         }
         let policy = PolicyTables {
             rules: table(&ebpf, "RULES", MAX_RULES)?,
             identities: table(&ebpf, "IDENTITIES", MAX_IDENTITIES)?,
         };
         let flows = flow_table(&ebpf)?;
-        let former_flows = pins
-            .former(FORMER_FLOWS, 1)
-            .map(|map| Table::new(FORMER_FLOWS, MAX_FLOWS, map));
+        let former_flows = pins.former(FORMER_FLOWS, 1)?;
         if let Some(former) = &former_flows {
             flows.take_over(former)?;
         }

@@ -9,10 +9,10 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 use parking_lot::Mutex;
 use skep_ebpf_common::flow::*;
-use skep_ebpf_common::service::{Backend, BackendCount, Slot};
+use skep_ebpf_common::service::{Backend, BackendElement, Slot};
 
 use crate::error::Error;
-use crate::table::Plain;
+use crate::table::{Plain, Table};
 
 /// Elements that are mapped together: whole pages of them, whatever their size.
 const WINDOW: u32 = 8_192;
@@ -153,31 +153,70 @@ impl SlotArray {
 }
 
 #[derive(Debug)]
-pub(crate) struct BackendArray(Mapping<Backend>);
+pub(crate) struct BackendArray(Mapping<BackendElement>);
 
 impl BackendArray {
     pub(crate) fn new(map: BorrowedFd<'_>, len: u32) -> io::Result<Self> {
         Mapping::new("BACKENDS", map, len).map(Self)
     }
 
+    /// From the maps of agents that counted connections in a map of their own.
+    pub(crate) fn take_over(
+        &mut self,
+        former: &Table<u32, Backend>,
+        counts: Option<Table<u32, u64>>,
+    ) -> Result<(), Error> {
+        let mut found = Vec::new();
+        former.for_each(|index, backend| found.push((*index, *backend)))?;
+        found.retain(|(index, backend)| backend.service != 0 && *index < self.len());
+        for (index, backend) in found {
+            let counted = counts
+                .as_ref()
+                .map(|counts| counts.get(&index))
+                .transpose()?;
+            let connections = counted.flatten().unwrap_or(0);
+            self.write(
+                index,
+                BackendElement {
+                    backend,
+                    connections,
+                },
+            )?;
+        }
+        Ok(())
+    }
+
     pub(crate) fn get(&self, index: u32) -> Option<Backend> {
-        self.0.read(index)
+        self.0.read(index).map(|element| element.backend)
+    }
+
+    /// That it was given; 0 for what nobody counts.
+    pub(crate) fn connections(&self, index: u32) -> u64 {
+        self.0.read(index).map_or(0, |element| element.connections)
+    }
+
+    /// A new one, which was given nothing yet.
+    pub(crate) fn set(&mut self, index: u32, backend: Backend) -> Result<(), Error> {
+        let connections = 0;
+        self.write(
+            index,
+            BackendElement {
+                backend,
+                connections,
+            },
+        )
     }
 
     /// The Service goes last: until then no program takes the backend for one of its own.
-    pub(crate) fn set(&mut self, index: u32, backend: Backend) -> Result<(), Error> {
-        self.0.with(index, |element| {
-            store_service(element, 0);
+    fn write(&mut self, index: u32, mut element: BackendElement) -> Result<(), Error> {
+        let service = std::mem::take(&mut element.backend.service);
+        self.0.with(index, |at| {
+            store_service(at, 0);
             fence(Ordering::SeqCst);
             // SAFETY: inside the mapping.
-            unsafe {
-                element.as_ptr().write_volatile(Backend {
-                    service: 0,
-                    ..backend
-                })
-            };
+            unsafe { at.as_ptr().write_volatile(element) };
             fence(Ordering::SeqCst);
-            store_service(element, backend.service);
+            store_service(at, service);
         })
     }
 
@@ -188,28 +227,6 @@ impl BackendArray {
 
     pub(crate) fn len(&self) -> u32 {
         self.0.len
-    }
-}
-
-/// Counters that the programs add to.
-#[derive(Debug)]
-pub(crate) struct CountArray(Mapping<BackendCount>);
-
-impl CountArray {
-    pub(crate) fn new(map: BorrowedFd<'_>, len: u32) -> io::Result<Self> {
-        Mapping::new("BACKEND_COUNTS", map, len).map(Self)
-    }
-
-    /// 0 for what nobody counts.
-    pub(crate) fn get(&self, index: u32) -> BackendCount {
-        self.0.read(index).unwrap_or(0)
-    }
-
-    pub(crate) fn reset(&mut self, index: u32) -> Result<(), Error> {
-        self.0.with(index, |count| {
-            // SAFETY: aligned and inside the mapping, which only atomics write.
-            unsafe { AtomicU64::from_ptr(count.as_ptr()) }.store(0, Ordering::Relaxed);
-        })
     }
 }
 
@@ -369,8 +386,8 @@ impl Bucket {
 }
 
 /// `element` is mapped.
-fn store_service(element: NonNull<Backend>, service: u32) {
+fn store_service(element: NonNull<BackendElement>, service: u32) {
     // SAFETY: an aligned field inside the mapping.
-    unsafe { AtomicU32::from_ptr(&raw mut (*element.as_ptr()).service) }
+    unsafe { AtomicU32::from_ptr(&raw mut (*element.as_ptr()).backend.service) }
         .store(service, Ordering::Release);
 }

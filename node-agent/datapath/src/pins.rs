@@ -4,10 +4,9 @@ use std::collections::HashSet;
 use std::ffi::OsString;
 use std::fs;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use aya::maps::MapData;
+use aya::maps::{MapData, MapInfo};
 use skep_ebpf_common::event::EVENT_RING_BYTES;
 use skep_ebpf_common::flow::*;
 use skep_ebpf_common::node::{Config, Network, Pod, PodAddresses};
@@ -17,7 +16,7 @@ use skep_ebpf_common::{Address, LAYOUTS};
 
 use crate::error::Error;
 use crate::sys;
-use crate::table::Prefix;
+use crate::table::{Plain, Prefix, Table};
 
 /// The only folder of agents that gave all maps one version; their maps are today's of version 1.
 const FORMER_FOLDER: &str = "maps-v2";
@@ -75,8 +74,18 @@ impl Pins {
     }
 
     /// A map of a former layout, if a predecessor left one.
-    pub(crate) fn former(&self, name: &str, version: u32) -> Option<OwnedFd> {
-        sys::open_pin(&self.path(name, version)).ok()
+    pub(crate) fn former<K: Plain, V: Plain>(
+        &self,
+        name: &'static str,
+        version: u32,
+    ) -> Result<Option<Table<K, V>>, Error> {
+        let path = self.path(name, version);
+        if !path.exists() {
+            return Ok(None);
+        }
+        let info = check_sizes(&path, size_of::<K>(), size_of::<V>())?;
+        let map = sys::open_pin(&path).map_err(|error| Error::file("open", &path, error))?;
+        Ok(Some(Table::new(name, info.max_entries(), map)))
     }
 
     /// Removes the maps of former layouts, once no program of ours uses them.
@@ -127,7 +136,7 @@ fn sizes(name: &str) -> Option<(usize, usize)> {
     match name {
         "FRONTENDS" => of::<FrontendKey, Frontend>(),
         "SLOTS" => of::<u32, Slot>(),
-        "BACKENDS" => of::<u32, Backend>(),
+        "BACKENDS" => of::<u32, BackendElement>(),
         "AFFINITIES" => of::<AffinityKey, Affinity>(),
         "SOURCE_RANGES" => of::<Prefix<SourceRange>, u32>(),
         "SOCKETS" => of::<u32, SocketRecord>(),
@@ -145,7 +154,6 @@ fn sizes(name: &str) -> Option<(usize, usize)> {
         "NETNS" => of::<u64, PodAddresses>(),
         "RULES" => of::<Prefix<RuleKey>, u32>(),
         "IDENTITIES" => of::<Prefix<IdentityKey>, u32>(),
-        "BACKEND_COUNTS" => of::<u32, BackendCount>(),
         "REASONS" => of::<u32, u64>(),
         "SERVICE_COUNTERS" => of::<u32, ServiceCounters>(),
         _ => None,
@@ -153,22 +161,37 @@ fn sizes(name: &str) -> Option<(usize, usize)> {
 }
 
 fn check(name: &str, path: &Path) -> Result<(), Error> {
-    let broken = |found: String, expected: String| Error::Layout {
-        path: path.to_path_buf(),
-        found,
-        expected,
-    };
-    let info = MapData::from_pin(path)
-        .and_then(|map| map.info())
-        .map_err(|error| Error::file("look at", path, io::Error::other(error)))?;
-    let found = (info.key_size() as usize, info.value_size() as usize);
-    let shown = |(key, value): (usize, usize)| format!("keys of {key} bytes, values of {value}");
-    match sizes(name) {
-        Some(expected) if expected != found => Err(broken(shown(found), shown(expected))),
-        None if info.max_entries() != EVENT_RING_BYTES => Err(broken(
-            format!("{} bytes", info.max_entries()),
-            format!("a ring of {EVENT_RING_BYTES} bytes"),
-        )),
-        _ => Ok(()),
+    if let Some((key, value)) = sizes(name) {
+        return check_sizes(path, key, value).map(drop);
     }
+    let found = info_of(path)?.max_entries();
+    if found != EVENT_RING_BYTES {
+        return Err(Error::Layout {
+            path: path.to_path_buf(),
+            found: format!("{found} bytes"),
+            expected: format!("a ring of {EVENT_RING_BYTES} bytes"),
+        });
+    }
+    Ok(())
+}
+
+/// Refuses a map whose keys and values are not of so many bytes.
+fn check_sizes(path: &Path, key: usize, value: usize) -> Result<MapInfo, Error> {
+    let info = info_of(path)?;
+    let found = (info.key_size() as usize, info.value_size() as usize);
+    if found != (key, value) {
+        let shown = |(key, value)| format!("keys of {key} bytes, values of {value}");
+        return Err(Error::Layout {
+            path: path.to_path_buf(),
+            found: shown(found),
+            expected: shown((key, value)),
+        });
+    }
+    Ok(info)
+}
+
+fn info_of(path: &Path) -> Result<MapInfo, Error> {
+    MapData::from_pin(path)
+        .and_then(|map| map.info())
+        .map_err(|error| Error::file("look at", path, io::Error::other(error)))
 }

@@ -16,18 +16,20 @@ use skep_ebpf_common::service::*;
 use skep_ebpf_common::{Address, PortBe};
 
 use crate::error::Error;
-use crate::memory::{BackendArray, CountArray, SlotArray};
+use crate::memory::{BackendArray, SlotArray};
 use crate::slots::SlotAllocator;
 use crate::table::{Prefix, Table};
 
 /// A program runs for microseconds; one that read a slot has long ended after this.
 const QUARANTINE: Duration = Duration::from_secs(1);
 
-/// Slots in a Maglev table: prime, and at least 100 times the backends, for a balance within 1 %
+/// Slots in a Maglev table: prime, and 100 times the backends, for a balance within 1 %
 /// (Eisenbud et al., "Maglev", NSDI 2016, §5.3). How many slots move between backends that stay
 /// depends on the same ratio: 1 % at 500 times. Up to the third size that costs little memory.
 const MAGLEV_SIZES: [u32; 4] = [251, 2_039, 16_381, 131_071];
 const MAGLEV_BALANCED: usize = 100;
+/// With less, shares differ by more than 5 %: then balance goes before consistency.
+const MAGLEV_LEAST: usize = 20;
 const MAGLEV_CALM: usize = 500;
 
 /// One usable pod address and port.
@@ -157,7 +159,6 @@ pub struct ServiceTables {
     frontends: Table<FrontendKey, Frontend>,
     slots: SlotArray,
     backends: BackendArray,
-    counts: CountArray,
     source_ranges: Table<Prefix<SourceRange>, u32>,
     /// Boxed, as a hash map has room for twice as many.
     by_name: HashMap<Arc<str>, Box<Programmed>>,
@@ -178,7 +179,6 @@ impl ServiceTables {
         frontends: Table<FrontendKey, Frontend>,
         slots: SlotArray,
         backends: BackendArray,
-        counts: CountArray,
         source_ranges: Table<Prefix<SourceRange>, u32>,
     ) -> Result<Self, Error> {
         let mut found: Vec<(FrontendKey, Frontend)> = Vec::new();
@@ -197,7 +197,6 @@ impl ServiceTables {
             frontends,
             slots,
             backends,
-            counts,
             source_ranges,
             by_name: HashMap::new(),
             names: HashMap::new(),
@@ -343,7 +342,7 @@ impl ServiceTables {
         let mut given = Vec::new();
         for (name, port) in &self.by_name {
             for &index in &port.backends {
-                let connections = self.counts.get(index);
+                let connections = self.backends.connections(index);
                 if connections > 0
                     && let Some(backend) = self.backends.get(index)
                 {
@@ -374,7 +373,7 @@ impl ServiceTables {
                 for (index, backend) in self.backends_in(extent) {
                     let at = (backend.address.to_ip(), backend.port.get());
                     listed.push(at);
-                    match self.counts.get(index) {
+                    match self.backends.connections(index) {
                         0 => {}
                         count => {
                             connections.insert(at, count);
@@ -602,7 +601,6 @@ impl ServiceTables {
                         limit: self.backends.len(),
                         hint: "raise the limit of backends and restart the agent",
                     })?;
-                    self.counts.reset(index)?;
                     self.backends.set(index, wanted)?;
                     port.backends.push(index);
                     known.insert(key, (index, wanted));
@@ -894,7 +892,7 @@ fn network_of(prefix: &Prefix<SourceRange>) -> Option<IpNet> {
     IpNet::new(ip, u8::try_from(bits).ok()?).ok()
 }
 
-/// Sizes to try for so many backends, the best first.
+/// Sizes to try for so many backends, the best first. None: there are too many.
 fn maglev_sizes(count: usize) -> Vec<u32> {
     let at_least = |slots: usize| {
         let fits = |size: &u32| *size as usize >= slots;
@@ -903,6 +901,9 @@ fn maglev_sizes(count: usize) -> Vec<u32> {
             .find(fits)
             .unwrap_or(MAGLEV_SIZES[3])
     };
+    if count * MAGLEV_LEAST > MAGLEV_SIZES[3] as usize {
+        return Vec::new();
+    }
     let balanced = at_least(count * MAGLEV_BALANCED);
     let calm = at_least(count * MAGLEV_CALM).min(MAGLEV_SIZES[2]);
     if calm > balanced {
@@ -986,7 +987,7 @@ mod tests {
 
     #[test]
     fn maglev_balances_and_moves_little() {
-        for count in [1usize, 2, 7, 50, 160] {
+        for count in [1usize, 2, 7, 50, 160, 6_553] {
             let table = maglev_table(&members(count), maglev_sizes(count)[0]);
             let mut shares = HashMap::new();
             for member in &table {
@@ -1001,6 +1002,7 @@ mod tests {
                 );
             }
         }
+        assert!(maglev_sizes(6_554).is_empty());
         // Of the backends that stay, few slots change hands when one goes.
         for (count, limit) in [
             (3, 0.01),

@@ -34,6 +34,7 @@ plain!(
     FrontendKey,
     Frontend,
     Backend,
+    BackendElement,
     AffinityKey,
     Affinity,
     SourceRange,

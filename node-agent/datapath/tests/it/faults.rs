@@ -87,6 +87,7 @@ fn an_upgrade_keeps_maps_of_the_same_layout_and_removes_the_others() {
         .unwrap();
     drop(datapath);
     fs::remove_file(scratch.config.bpf_dir.join("maps/NETNS-v2")).unwrap();
+    scratch.split_backends();
     // As agents left it whose maps had one version for all.
     let (maps, former) = (
         scratch.config.bpf_dir.join("maps"),

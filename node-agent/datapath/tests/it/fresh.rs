@@ -1,6 +1,6 @@
 //! Packets that begin a flow to a pod of this node, which take the shortest way through `xdp_net` and `from_net`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use skep_datapath::Verdict;
 use skep_datapath::layout::reason::Reason;
@@ -97,7 +97,15 @@ fn unfinished_checksums_are_tcs(bench: &Bench) {
     }
 }
 
-/// Numbers are drawn ahead of the choices that they are for.
+/// What each backend of the Service that is measured was given, by its port.
+fn given(bench: &Bench) -> BTreeMap<u16, u64> {
+    let services = bench.datapath.services().lock();
+    let of_service = services.connections().into_iter();
+    let ours = of_service.filter(|given| given.name == "fresh:31221");
+    ours.map(|given| (given.port, given.connections)).collect()
+}
+
+/// A choice is known before it is due.
 fn many_backends_take_turns(bench: &Bench) {
     let backends = |ports: std::ops::Range<u16>| -> Vec<(&str, u16, bool)> {
         ports.map(|port| (POD, port, true)).collect()
@@ -120,6 +128,20 @@ fn many_backends_take_turns(bench: &Bench) {
             &node_port(TCP, 31_221, &backends(9_000..9_008)),
         );
         assert_eq!(chosen(program, 200), (9_000..9_008).collect());
+        // Each gets its share, whatever the length of a walk.
+        bench.set(
+            "fresh:31221",
+            &node_port(TCP, 31_221, &backends(9_000..9_003)),
+        );
+        let before = given(bench);
+        chosen(program, 480);
+        for (port, connections) in given(bench) {
+            let before = before.get(&port).copied().unwrap_or(0);
+            assert!(
+                (144..=176).contains(&(connections - before)),
+                "{port}: {before}, {connections}"
+            );
+        }
         // Nothing that was drawn before leads to who has gone.
         bench.set(
             "fresh:31221",

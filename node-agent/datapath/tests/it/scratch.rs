@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use aya::maps::{Array, Map, MapData};
 use nix::sched::{CloneFlags, unshare};
 use skep_datapath::{Datapath, DatapathConfig, Limits, TcHook, XdpMode, cleanup, ensure_bpffs};
 
@@ -63,6 +64,27 @@ pub(crate) fn shell(arguments: &str) {
 }
 
 impl Scratch {
+    /// Leaves the backends as agents had them that counted connections in a map of their own.
+    pub(crate) fn split_backends(&self) {
+        let maps = self.config.bpf_dir.join("maps");
+        let path = maps.join("BACKENDS-v2");
+        let pinned = Map::Array(MapData::from_pin(&path).unwrap());
+        let elements = Array::<MapData, [u8; 32]>::try_from(pinned).unwrap();
+        let mut backends = Array::<MapData, [u8; 24]>::create(elements.len(), 0).unwrap();
+        let mut counts = Array::<MapData, [u8; 8]>::create(elements.len(), 0).unwrap();
+        for (index, element) in (0..).zip(elements.iter()) {
+            let element = element.unwrap();
+            let (backend, count) = element.split_at(24);
+            let backend = <[u8; 24]>::try_from(backend).unwrap();
+            backends.set(index, backend, 0).unwrap();
+            let count = <[u8; 8]>::try_from(count).unwrap();
+            counts.set(index, count, 0).unwrap();
+        }
+        backends.pin(maps.join("BACKENDS-v1")).unwrap();
+        counts.pin(maps.join("BACKEND_COUNTS-v1")).unwrap();
+        std::fs::remove_file(path).unwrap();
+    }
+
     pub(crate) fn open(&self) -> Datapath {
         match Datapath::open(&self.config) {
             Ok(datapath) => datapath,

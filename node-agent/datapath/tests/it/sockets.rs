@@ -61,7 +61,19 @@ fn sockets_reach_services() {
     assert_eq!(ask(vip(8100)), b'r');
     assert!(successor.services().lock().remove_unclaimed().unwrap() > 0);
     assert_eq!(ask(vip(8100)), b'r', "what was claimed stays");
-    assert_eq!(successor.services().lock().view().unwrap().len(), 1);
+    let view = successor.services().lock().view().unwrap();
+    assert_eq!(view.len(), 1);
+    assert!(!view[0].connections.is_empty());
+    drop(successor);
+
+    // The predecessor was of those that counted connections in a map of their own.
+    scratch.split_backends();
+    let successor = scratch.open();
+    assert_eq!(
+        successor.services().lock().view().unwrap()[0].connections,
+        view[0].connections
+    );
+    assert_eq!(ask(vip(8100)), b'r');
 }
 
 fn tcp_reaches_a_backend_and_sees_the_service(datapath: &Datapath) {
