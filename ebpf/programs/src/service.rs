@@ -166,7 +166,7 @@ fn below(random: u32, len: u32) -> u32 {
 
 /// Choices of one Service that follow one another in its extent before a number is drawn again. The memory of
 /// neighbours comes together; and a choice is as likely to be any backend as if each were drawn.
-const WALK: u32 = 16;
+const WALK: u32 = 64;
 
 /// Where this CPU's walk through an extent is.
 #[repr(C)]
