@@ -90,6 +90,8 @@ struct Setup {
     backends: u32,
     /// Policy applies to the pod, and somebody listens to its new connections.
     watched: bool,
+    /// As the agent balances clients outside, if it is not told otherwise; else at random.
+    maglev: bool,
 }
 
 impl Setup {
@@ -97,6 +99,7 @@ impl Setup {
         services: 1,
         backends: 1,
         watched: false,
+        maglev: false,
     };
 
     fn name(self, way: Way) -> String {
@@ -109,6 +112,11 @@ impl Setup {
                 ..
             } => name.into(),
             Self {
+                maglev: true,
+                backends,
+                ..
+            } => format!("{name}, Maglev of {backends} backends"),
+            Self {
                 services, backends, ..
             } => format!("{name}, {services} Services of {backends} backends"),
         }
@@ -116,7 +124,7 @@ impl Setup {
 }
 
 /// Compared with the plain one.
-const LARGER: [Setup; 3] = [
+const LARGER: [Setup; 4] = [
     Setup {
         watched: true,
         ..Setup::PLAIN
@@ -127,6 +135,11 @@ const LARGER: [Setup; 3] = [
     },
     Setup {
         backends: 100_000,
+        ..Setup::PLAIN
+    },
+    Setup {
+        backends: 6_000,
+        maglev: true,
         ..Setup::PLAIN
     },
 ];
@@ -526,7 +539,10 @@ impl<'a> Run<'a> {
 
     fn start_skep(&mut self, setup: Setup) -> Result<()> {
         let Setup {
-            services, backends, ..
+            services,
+            backends,
+            maglev,
+            ..
         } = setup;
         static STARTED: AtomicU32 = AtomicU32::new(0);
         let number = STARTED.fetch_add(1, Ordering::Relaxed);
@@ -593,6 +609,7 @@ impl<'a> Run<'a> {
                     }],
                     internal: backends.clone(),
                     external: backends,
+                    maglev,
                     ..ServicePort::default()
                 };
                 tables.set(&format!("bench/{number}"), &wanted)?;
