@@ -134,7 +134,7 @@ fn many_backends_take_turns(bench: &Bench) {
             &node_port(TCP, 31_221, &backends(9_000..9_003)),
         );
         let before = given(bench);
-        chosen(program, 480);
+        assert_eq!(chosen(program, 480), (9_000..9_003).collect());
         for (port, connections) in given(bench) {
             let before = before.get(&port).copied().unwrap_or(0);
             assert!(
