@@ -332,26 +332,21 @@ fn ratios(way: Way, setup: Setup, plain_first: bool) -> Result<[f64; 2]> {
     places[0].enter()?;
     let first = Run::begin(&places[0], way, setups[0])?;
     places[1].enter()?;
-    let second = Run::begin(&places[1], way, setups[1])?;
+    let runs = [first, Run::begin(&places[1], way, setups[1])?];
+    let (plain, other) = if plain_first { (0, 1) } else { (1, 0) };
     let mut medians = [0.0; 2];
     for (median, stretch) in medians.iter_mut().zip(&STRETCHES) {
         let generator = kernel::generator(&frame(stretch.flags), GENERATOR, stretch.flows)?;
         let mut ratios = Vec::new();
         // The first turn of both warms up.
         for turn in 0..=stretch.turns {
-            let (first, second) = if turn % 2 == 0 {
-                let first = first.turn(&generator, stretch)?;
-                (first, second.turn(&generator, stretch)?)
-            } else {
-                let second = second.turn(&generator, stretch)?;
-                (first.turn(&generator, stretch)?, second)
-            };
+            let order = if turn % 2 == 0 { [0, 1] } else { [1, 0] };
+            let mut ns = [0.0; 2];
+            for at in order {
+                ns[at] = runs[at].turn(&generator, stretch)?;
+            }
             if turn > 0 {
-                ratios.push(if plain_first {
-                    first / second
-                } else {
-                    second / first
-                });
+                ratios.push(ns[plain] / ns[other]);
             }
         }
         *median = table::median(&mut ratios);
