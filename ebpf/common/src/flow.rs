@@ -13,11 +13,15 @@
 //! ```text
 //! FLOWS4  array   FlowBucket {tags of the slots, slots {key, flow}}
 //! ```
-//! A key has two buckets ([`FlowHash::places`]) and goes into the emptier one; with [`BUCKET_SLOTS`] slots
-//! for two flows on the average, both are full about never. A slot is taken by an atomic exchange of
-//! its bucket's tags, and found when the second word of its key is written, last of all. It is given
-//! back by the exchange of that word for 0, and then of its tag. Whoever has found a slot may be about to
-//! use it when it becomes another flow's, as with the kernel's hash.
+//! A key has two buckets of its own ([`FlowHash::places`]) and goes into the emptier one; with
+//! [`BUCKET_SLOTS`] slots for two flows on the average, both are full about never. But what a pod of this
+//! node will answer goes into the bucket of its receiver ([`FlowHash::receiver`]), if there is room: who
+//! begins a flow knows that one before it knows the backend, and waits for all memory at once. Whether such
+//! a key may be in buckets of its own, its receiver's says ([`STRAYS`]).
+//!
+//! A slot is taken by an atomic exchange of its bucket's tags, and found when the second word of its key
+//! is written, last of all. It is given back by the exchange of that word for 0, and then of its tag.
+//! Whoever has found a slot may be about to use it when it becomes another flow's, as with the kernel's hash.
 
 use core::mem::offset_of;
 
@@ -82,6 +86,13 @@ impl Flow {
             && self.destination == key.source
             && (self.flags & flow_flags::DIRECT != 0
                 || (self.source_port == key.destination_port && self.source == key.destination))
+    }
+
+    /// Whether a pod of this node might answer under `key`, this entry's own: not if its receiver is
+    /// a port that this node gave out.
+    #[inline(always)]
+    pub fn may_stray(&self, key: &FlowKey) -> bool {
+        self.flags & flow_flags::REVERSE == 0 || self.destination == key.destination
     }
 
     /// The key under which the other direction's entry is found; `key` is this entry's own.
@@ -154,6 +165,26 @@ impl FlowKey4 {
     }
 }
 
+/// An address, a port and their protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FlowEnd(u64);
+
+impl FlowEnd {
+    /// Where what has this key comes from.
+    #[inline(always)]
+    pub const fn sender(key: &FlowKey4) -> Self {
+        let [addresses, rest] = key.0;
+        Self(addresses as u32 as u64 | (rest as u16 as u64 | rest >> 32 << 16) << 32)
+    }
+
+    /// Where it goes.
+    #[inline(always)]
+    pub const fn receiver(key: &FlowKey4) -> Self {
+        let [addresses, rest] = key.0;
+        Self(addresses >> 32 | rest >> 16 << 32)
+    }
+}
+
 /// How keys of IPv4 are spread over the buckets. The seed is this node's own: nobody outside can fill a
 /// bucket on purpose.
 #[repr(C)]
@@ -165,7 +196,7 @@ pub struct FlowHash {
     pub _pad: u32,
 }
 
-/// Where a key may be.
+/// A key's own buckets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FlowPlaces {
     pub buckets: [u32; 2],
@@ -173,7 +204,27 @@ pub struct FlowPlaces {
     pub tag: u64,
 }
 
+/// The bucket of a key's receiver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FlowPlace {
+    pub bucket: u32,
+    /// As [`FlowPlaces::tag`]; all keys to this receiver have the same.
+    pub tag: u64,
+}
+
 impl FlowHash {
+    /// Of what goes to `to`.
+    #[inline(always)]
+    pub const fn receiver(&self, to: FlowEnd) -> FlowPlace {
+        let mut hash = (to.0 ^ self.seed).wrapping_mul(0xff51_afd7_ed55_8ccd);
+        hash = (hash ^ hash >> 33).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+        hash ^= hash >> 33;
+        FlowPlace {
+            bucket: hash as u32 & self.mask,
+            tag: tag_in(hash),
+        }
+    }
+
     // The finaliser of MurmurHash3, for two words.
     #[inline(always)]
     pub const fn places(&self, key: &FlowKey4) -> FlowPlaces {
@@ -184,9 +235,14 @@ impl FlowHash {
         hash ^= hash >> 33;
         FlowPlaces {
             buckets: [hash as u32 & self.mask, (hash >> 32) as u32 & self.mask],
-            tag: hash >> (64 - TAG_BITS) | 1,
+            tag: tag_in(hash),
         }
     }
+}
+
+#[inline(always)]
+const fn tag_in(hash: u64) -> u64 {
+    hash >> (64 - TAG_BITS) | 1
 }
 
 pub const BUCKET_SLOTS: usize = 5;
@@ -202,10 +258,17 @@ pub struct FlowSlot {
     pub flow: Flow4,
 }
 
+/// Beyond the tags: a key to a receiver of this bucket has been put into a bucket of its own since the last
+/// sweep. Set before it is put there.
+pub const STRAYED: u64 = 1 << 60;
+/// One had been before the last sweep, and is there still.
+pub const STRAYING: u64 = 1 << 61;
+pub const STRAYS: u64 = STRAYED | STRAYING;
+
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct FlowBucket {
-    /// [`TAG_BITS`] of each slot; 0: free.
+    /// [`TAG_BITS`] of each slot; 0: free. Above them [`STRAYS`].
     pub tags: u64,
     pub _pad: u64,
     pub slots: [FlowSlot; BUCKET_SLOTS],
@@ -339,8 +402,10 @@ pub mod flow_flags {
     /// The asking side has closed first: TIME_WAIT is its own, and the answering side soon remembers
     /// nothing. (Of two that close at the same moment both remember; that is rare.)
     pub const ASKER_FIRST: u32 = 1 << 8;
+    /// A backend of this node answers, and its answer's entry is in its receiver's bucket if there was room.
+    pub const LOCAL: u32 = 1 << 9;
     pub const CLOSING: u32 = FIN | RESET | PEER_FIN;
-    const _: () = assert!(ASKER_FIRST <= u16::MAX as u32, "see `Flow4`");
+    const _: () = assert!(LOCAL <= u16::MAX as u32, "see `Flow4`");
 }
 
 /// First fragments tell the ports of the later ones (RFC 791 §3.2).
@@ -415,7 +480,9 @@ const _: () = {
     assert!(size_of::<Flow4>() == 32);
     // Four lines of the cache, the tags in the first.
     assert!(size_of::<FlowBucket>() == 256);
-    assert!(TAG_BITS as usize * BUCKET_SLOTS <= 64);
+    assert!(1 << (TAG_BITS * BUCKET_SLOTS as u32) <= STRAYED);
+    assert!(taken(STRAYS) == 0 && first_free(STRAYS | 1) == 1 << 12);
+    assert!(first_matching(STRAYS | 0x123, 0x123) == 1 && first_matching(STRAYS, 0x123) == 0);
     assert!(taken(0) == 0 && taken(TAG_ONES) == 5 && taken(TAG_MASK << 24 | 1) == 2);
     assert!(first_free(0) == 1 && first_free(TAG_ONES) == 0 && first_free(0x7001) == 1 << 24);
     assert!(first_matching(0x12_3045, 0x123) == 1 << 12 && first_matching(0x12_3045, 0x125) == 0);

@@ -20,7 +20,8 @@ pub mod service;
 pub use address::{Address, PortBe};
 
 /// Every map and the version of its layout, which is part of its pin's name: an agent of another
-/// layout never opens it. Raise a map's with every change of its key or value; the others keep what
+/// layout never opens it. Raise a map's with every change of its key or value, or of what
+/// they mean; the others keep what
 /// they hold over an upgrade.
 pub const LAYOUTS: [(&str, u32); 24] = [
     ("FRONTENDS", 1),
@@ -31,7 +32,7 @@ pub const LAYOUTS: [(&str, u32); 24] = [
     ("SOCKETS", 1),
     ("STREAMS", 1),
     ("PEERS", 1),
-    ("FLOWS4", 1),
+    ("FLOWS4", 2),
     ("FLOW_HASH", 1),
     ("FLOWS6", 1),
     ("NEXT_PORTS", 1),

@@ -49,6 +49,20 @@ pub unsafe fn clear(word: *mut u64, bits: u64) {
 /// # Safety
 /// As for [`take`].
 #[inline(always)]
+pub unsafe fn set(word: *mut u64, bits: u64) {
+    // SAFETY: the caller's.
+    unsafe {
+        asm!(
+            "lock *(u64 *)({word} + 0) |= {bits}",
+            word = in(reg) word,
+            bits = in(reg) bits,
+        );
+    }
+}
+
+/// # Safety
+/// As for [`take`].
+#[inline(always)]
 pub unsafe fn increment(word: *mut u64) {
     // SAFETY: the caller's.
     unsafe {

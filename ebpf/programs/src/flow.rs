@@ -419,7 +419,7 @@ pub fn create_direct(scratch: &mut Scratch, frontend: &Address, port: PortBe) ->
     answer.destination = key.source;
     answer.source_port = port;
     answer.destination_port = key.source_port;
-    answer.flags = flow_flags::DIRECT | flow_flags::REVERSE;
+    answer.flags = flow_flags::DIRECT | flow_flags::REVERSE | flow_flags::LOCAL;
     answer.seen = now;
     answer.service = 0;
     answer.backend = 0;

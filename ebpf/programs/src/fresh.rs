@@ -1,15 +1,15 @@
 //! The shortest way for what begins a flow: a plain packet of IPv4 from a client outside to a Service, with a
 //! backend in a pod of this node, which sees the client's own address and port.
 //!
-//! A new flow costs what it waits for memory that nobody has touched lately. So the buckets of both entries are
-//! asked for at once, and with them what the next choice will need; and both slots are taken before either is
-//! filled, because an atomic exchange waits for all stores before it.
+//! A new flow costs what it waits for memory that nobody has touched lately. So the buckets of both entries, which
+//! depend on the packet alone, are asked for at once and with what the choice and the next one need; and both slots
+//! are taken before either is filled, because an atomic exchange waits for all stores before it.
 //!
 //! Clients that want to be tied to a backend or kept out, ports that must be found, what is left of former
 //! connections, full buckets: all that is rarer is for `flow`, which finds the packet as it came.
 
 use skep_ebpf_common::event::Hook;
-use skep_ebpf_common::flow::{FlowKey4, FlowPlaces, flow_flags};
+use skep_ebpf_common::flow::{FlowKey4, flow_flags};
 use skep_ebpf_common::node::{network_flags, pod_flags};
 use skep_ebpf_common::reason::Reason;
 use skep_ebpf_common::service::*;
@@ -23,14 +23,13 @@ use crate::packet::Tuple;
 use crate::pod::{may_have_network, network_of, set_tracked};
 use crate::policy;
 use crate::service::{choose_ahead, find};
-use crate::table::{Pair, places_of, reserve};
+use crate::table::{Opening, OpeningPlaces};
 
-/// A packet that may begin a flow, and the flow.
-pub struct Opening {
+/// What may become a flow.
+struct Plan {
     key: FlowKey4,
+    places: OpeningPlaces,
     answer: FlowKey4,
-    asking: FlowPlaces,
-    answering: FlowPlaces,
     service: u32,
     backend: u32,
 }
@@ -61,24 +60,22 @@ pub fn begin<C: Context>(
     len: u32,
     accepts: impl Fn(&Way, u64) -> bool,
 ) -> Fresh {
-    let nowhere = FlowPlaces {
-        buckets: [0; 2],
-        tag: 0,
+    let Some(places) = OpeningPlaces::of(&key) else {
+        return Fresh::Unsure;
     };
-    let mut opening = Opening {
+    let mut plan = Plan {
         key,
+        places,
         answer: key,
-        asking: nowhere,
-        answering: nowhere,
         service: 0,
         backend: 0,
     };
-    match prepare(&mut opening) {
+    match prepare(&mut plan) {
         PLANNED => {}
         NOT_OURS => return Fresh::NotOurs,
         _ => return Fresh::Unsure,
     }
-    let Opening { answer, .. } = opening;
+    let Plan { answer, .. } = plan;
     let (new_addresses, new_ports) = answer.reversed();
     let Some(way) = way4(context, len, new_addresses) else {
         return Fresh::Unsure;
@@ -93,11 +90,11 @@ pub fn begin<C: Context>(
         deny(&key, hook, context.ifindex());
         return Fresh::Denied;
     }
-    if commit(&opening, way) == 0 {
+    if commit(&plan, way) == 0 {
         return Fresh::Unsure;
     }
     if listened_to() && sampled() {
-        tell_begun(&opening, hook);
+        tell_begun(&plan, hook);
     }
     Fresh::Begun(way, new_addresses, new_ports)
 }
@@ -106,8 +103,8 @@ pub fn begin<C: Context>(
 
 /// Chooses a backend and looks at the buckets of both entries.
 #[inline(never)]
-fn prepare(opening: &mut Opening) -> u32 {
-    let [addresses, rest] = opening.key.0;
+fn prepare(plan: &mut Plan) -> u32 {
+    let [addresses, rest] = plan.key.0;
     let (client, address) = (addresses as u32, (addresses >> 32) as u32);
     let (client_port, port) = (rest as u16, (rest >> 16) as u16);
     let protocol = (rest >> 32) as u8;
@@ -119,39 +116,34 @@ fn prepare(opening: &mut Opening) -> u32 {
     if !find(&at, PortBe(port), protocol, false, frontend)
         || frontend.flags & frontend_flags::INTERNAL_ONLY != 0
     {
-        let pair = places_of(&opening.key).and_then(|places| Pair::at(&places));
-        return match pair {
-            Some(pair) if !pair.may_be_there() => NOT_OURS,
+        return match Opening::at(&plan.places) {
+            Some(opening) if !opening.may_be_asked() => NOT_OURS,
             _ => UNSURE,
         };
     }
     if frontend.flags & frontend_flags::SOURCE_RANGES != 0 || frontend.affinity_seconds != 0 {
         return UNSURE;
     }
-    let Some((chosen, expected)) = choose_ahead(frontend, &opening.key) else {
+    let Some((chosen, expected)) = choose_ahead(frontend, &plan.key) else {
+        return UNSURE;
+    };
+    // Asked for after what the choice needs, or a CPU would not look as far ahead as that while it waits: so there is
+    // one wait for all of it.
+    let Some(opening) = Opening::at(&plan.places) else {
         return UNSURE;
     };
     let backend = &chosen.backend;
     if backend.flags & backend_flags::LOCAL == 0 || !backend.address.is_v4() {
         return UNSURE;
     }
-    opening.service = frontend.service;
-    opening.backend = chosen.index;
-    opening.answer = FlowKey4([
+    plan.service = frontend.service;
+    plan.backend = chosen.index;
+    plan.answer = FlowKey4([
         backend.address.v4_be() as u64 | (client as u64) << 32,
         backend.port.0 as u64 | (client_port as u64) << 16 | (protocol as u64) << 32,
     ]);
-    let (Some(asking), Some(answering)) = (places_of(&opening.key), places_of(&opening.answer))
-    else {
-        return UNSURE;
-    };
-    (opening.asking, opening.answering) = (asking, answering);
     expected.expect();
-    // One wait for all of it: nothing in between takes so long that a CPU would not look so far ahead.
-    let (Some(asking), Some(answering)) = (Pair::at(&asking), Pair::at(&answering)) else {
-        return UNSURE;
-    };
-    if asking.may_be_there() || answering.may_be_there() {
+    if opening.may_be_asked() || opening.may_be_answered() {
         return UNSURE;
     }
     PLANNED
@@ -159,32 +151,17 @@ fn prepare(opening: &mut Opening) -> u32 {
 
 /// Makes both entries. 0: nothing has happened.
 #[inline(never)]
-fn commit(opening: &Opening, way: &Way) -> u32 {
-    let Opening {
+fn commit(plan: &Plan, way: &Way) -> u32 {
+    let Plan {
         key,
+        places,
         answer,
-        asking,
-        answering,
         service,
         backend,
-    } = opening;
-    let (Some(asking), Some(answering)) = (Pair::at(asking), Pair::at(answering)) else {
+    } = plan;
+    let Some((asks, answers)) = Opening::at(places).and_then(|opening| opening.reserve()) else {
         return 0;
     };
-    let Some(answers) = reserve(&answering) else {
-        return 0;
-    };
-    let Some(asks) = reserve(&asking) else {
-        answers.give_back();
-        return 0;
-    };
-    // Another CPU may have put the answer's key into its other bucket since: of two that see each other both
-    // give way.
-    if answers.may_be_elsewhere(&answering) {
-        asks.give_back();
-        answers.give_back();
-        return 0;
-    }
     service_connection(*service, *backend);
     count(Reason::FlowCreated);
     let client = key.0[0] as u32;
@@ -231,16 +208,16 @@ fn track(client: u32, pod: u32) -> u32 {
 }
 
 #[inline(never)]
-fn tell_begun(opening: &Opening, hook: Hook) -> u32 {
-    let key = opening.key.widened();
-    let new = opening.answer.widened().reversed();
+fn tell_begun(plan: &Plan, hook: Hook) -> u32 {
+    let key = plan.key.widened();
+    let new = plan.answer.widened().reversed();
     let new = Tuple {
         source: new.source,
         destination: new.destination,
         source_port: new.source_port,
         destination_port: new.destination_port,
     };
-    let service = opening.service;
+    let service = plan.service;
     tell(&key, Some(&new), Reason::FlowCreated, hook, service, 0);
     0
 }

@@ -17,7 +17,7 @@ use crate::direct::{FRAGMENT, IPV4, changed, fold, get, put, updated};
 use crate::forward::{Way, way4};
 use crate::fresh::{Fresh, begin};
 use crate::packet::{ACK, ETH_LEN, FIN, RST, SYN};
-use crate::table::{Entry, known4};
+use crate::table::{Entry, Sender, known4};
 
 /// Ethernet, IPv4 without options, TCP without options: as much is there of a TCP segment and, filled up
 /// for Ethernet, of most datagrams.
@@ -127,7 +127,16 @@ pub fn rewrite_known<C: Context>(
         is_udp,
         ports,
     };
-    let known = if opens { None } else { known4(&packet.key) };
+    let sender = if begins.is_some() {
+        Sender::Outside
+    } else {
+        Sender::Pod
+    };
+    let known = if opens {
+        None
+    } else {
+        known4(&packet.key, sender)
+    };
     let Some(flow) = known else {
         let Some(hook) = begins.filter(|_| opens || is_udp) else {
             return Known::NewFlow;

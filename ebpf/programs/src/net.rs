@@ -315,6 +315,7 @@ pub fn plan(scratch: &mut Scratch) -> u32 {
     wanted.backend = chosen.index;
     wanted.answer_via = 0;
     if backend.flags & backend_flags::LOCAL != 0 {
+        wanted.flags = flow_flags::LOCAL;
         return SERVED;
     }
     // The answer must come back through this node.
@@ -471,7 +472,7 @@ fn from_entry_node(skb: *mut __sk_buff, scratch: &mut Scratch, pod: &Pod, via: u
             wanted.source = packet.key.source;
             wanted.destination = packet.key.destination;
             wanted.destination_port = packet.key.destination_port;
-            wanted.flags = 0;
+            wanted.flags = flow_flags::LOCAL;
             wanted.service = 0;
             wanted.backend = 0;
             wanted.answer_via = via;

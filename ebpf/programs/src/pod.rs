@@ -10,6 +10,7 @@ use skep_ebpf_common::event::Hook;
 use skep_ebpf_common::flow::flow_flags;
 use skep_ebpf_common::node::{Pod, config_flags, network_flags, pod_flags};
 use skep_ebpf_common::reason::Reason;
+use skep_ebpf_common::service::backend_flags;
 
 use crate::count::{
     count, listened_to, report, report_new, sampled, service_connection, service_refused, tell,
@@ -298,7 +299,9 @@ fn translation(skb: *mut __sk_buff, scratch: &mut Scratch, network: u32) -> u32 
         wanted.destination_port = chosen.backend.port;
         wanted.service = frontend.service;
         wanted.backend = chosen.index;
-        wanted.answer_via = 0;
+        if chosen.backend.flags & backend_flags::LOCAL != 0 {
+            wanted.flags = flow_flags::LOCAL;
+        }
         // The answer must find its way back through the flow table on both sides.
         set_tracked(&key.source);
         set_tracked(&wanted.destination);

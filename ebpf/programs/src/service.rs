@@ -131,7 +131,7 @@ pub fn choose(
 #[inline(always)]
 fn pick(service: u32, extent: Extent, balance: Balance) -> Option<Chosen> {
     let offset = match balance {
-        Balance::Hash(hash) => hash % extent.len,
+        Balance::Hash(hash) => below(hash, extent.len),
         Balance::Random => random_below(extent.len),
         Balance::At(offset) => offset,
     };
@@ -160,8 +160,8 @@ fn random() -> u32 {
 }
 
 #[inline(always)]
-fn below(random: u32, len: u32) -> u32 {
-    ((random as u64 * len as u64) >> 32) as u32
+fn below(number: u32, len: u32) -> u32 {
+    ((number as u64 * len as u64) >> 32) as u32
 }
 
 /// Choices of one Service that follow one another in its extent before a number is drawn again. The memory of
@@ -256,7 +256,7 @@ pub fn choose_ahead(frontend: &Frontend, key: &FlowKey4) -> Option<(Chosen, Expe
         return None;
     }
     if frontend.flags & frontend_flags::EXTERNAL_MAGLEV != 0 {
-        let balance = Balance::Hash(flow_hash(&key.widened()));
+        let balance = Balance::Hash(flow_hash4(key));
         return Some((pick(service, extent, balance)?, Expected::NOTHING));
     }
     if extent.len == 1 {
@@ -277,6 +277,9 @@ pub fn choose_ahead(frontend: &Frontend, key: &FlowKey4) -> Option<(Chosen, Expe
 /// The same on every node for the same packet (Maglev needs that).
 #[inline(always)]
 pub fn flow_hash(key: &FlowKey) -> u32 {
+    if key.source.is_v4() {
+        return flow_hash4(&FlowKey4::of(key));
+    }
     let ports = ((key.source_port.0 as u32) << 16) | key.destination_port.0 as u32;
     let mut hash = key.protocol as u32 ^ 0x9e37_79b1;
     hash = mix(hash ^ key.source.0[0]);
@@ -284,6 +287,16 @@ pub fn flow_hash(key: &FlowKey) -> u32 {
     hash = mix(hash ^ key.source.0[3]);
     hash = mix(hash ^ key.destination.0[3]);
     mix(hash ^ ports)
+}
+
+/// Of a key of IPv4. A slot is waited for until its hash is known, so it takes two steps: each carries all bits
+/// into the upper half, of which the highest choose.
+#[inline(always)]
+fn flow_hash4(key: &FlowKey4) -> u32 {
+    let [addresses, rest] = key.0;
+    let hash = addresses.wrapping_mul(0xff51_afd7_ed55_8ccd);
+    let hash = (hash ^ hash >> 32 ^ rest).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+    (hash >> 32) as u32
 }
 
 /// Of the address and port that a packet comes from.

@@ -6,7 +6,7 @@ use aya_ebpf::bindings::BPF_NOEXIST;
 use skep_ebpf_common::flow::*;
 use skep_ebpf_common::{Address, PortBe};
 
-use crate::atomic::{clear, exchange, opaque};
+use crate::atomic::{clear, exchange, opaque, set};
 use crate::maps::{FLOW_HASH, FLOWS4, FLOWS6};
 use crate::packet::Tuple;
 use crate::service::alive;
@@ -139,27 +139,43 @@ struct Bucket {
     tags: u64,
 }
 
-/// A key's buckets.
+/// A bucket and the tag that a key would have there.
+#[derive(Clone, Copy)]
+struct Place {
+    bucket: Bucket,
+    tag: u64,
+}
+
+/// Where a key may be.
 #[derive(Clone, Copy)]
 struct Places {
-    tag: u64,
-    first: Bucket,
-    second: Bucket,
+    own: [Place; 2],
+    receiver: Place,
 }
 
 #[inline(always)]
 fn places(key: &FlowKey4) -> Option<Places> {
-    look_at_both(&places_of(key)?)
-}
-
-#[inline(always)]
-fn look_at_both(places: &FlowPlaces) -> Option<Places> {
-    let &FlowPlaces { buckets, tag } = places;
+    let hash = FLOW_HASH.get(0)?;
+    let FlowPlaces { buckets, tag } = hash.places(key);
+    let receiver = hash.receiver(FlowEnd::receiver(key));
     let [first, second] = buckets;
     let (first, second) = (FLOWS4.get_ptr_mut(first)?, FLOWS4.get_ptr_mut(second)?);
-    // Both before either is searched: one wait for memory instead of two.
-    let (first, second) = (look_at(first), look_at(second));
-    Some(Places { tag, first, second })
+    let third = FLOWS4.get_ptr_mut(receiver.bucket)?;
+    // All before one is searched: one wait for memory instead of three.
+    let (first, second, third) = (look_at(first), look_at(second), look_at(third));
+    Some(Places {
+        own: [
+            Place { bucket: first, tag },
+            Place {
+                bucket: second,
+                tag,
+            },
+        ],
+        receiver: Place {
+            bucket: third,
+            tag: receiver.tag,
+        },
+    })
 }
 
 #[inline(always)]
@@ -183,7 +199,8 @@ fn slot_at(bucket: *mut FlowBucket, slot: u64) -> Option<*mut FlowSlot> {
 /// The slot of `key` in this bucket.
 // VERIFIER: without a branch for each slot, after which it would look at all that follows.
 #[inline(always)]
-fn find_in(bucket: Bucket, tag: u64, key: &FlowKey4) -> Option<*mut FlowSlot> {
+fn find_in(place: Place, key: &FlowKey4) -> Option<*mut FlowSlot> {
+    let Place { bucket, tag } = place;
     let first = first_matching(bucket.tags, tag);
     if first == 0 {
         return None;
@@ -218,7 +235,8 @@ fn search(bucket: *mut FlowBucket, key: &FlowKey4) -> u64 {
 
 /// Whether another CPU is about to put a key of this tag into this bucket.
 #[inline(always)]
-fn is_expecting(bucket: Bucket, tag: u64) -> bool {
+fn is_expecting(place: Place) -> bool {
+    let Place { bucket, tag } = place;
     for slot in 0..BUCKET_SLOTS {
         // SAFETY: a slot of an element of the map.
         let rest = unsafe {
@@ -234,34 +252,90 @@ fn is_expecting(bucket: Bucket, tag: u64) -> bool {
 
 /// Whether `key` is in this bucket or soon will be.
 #[inline(always)]
-fn may_have(bucket: Bucket, tag: u64, key: &FlowKey4) -> bool {
-    first_matching(bucket.tags, tag) != 0
-        && (find_in(bucket, tag, key).is_some() || is_expecting(bucket, tag))
+fn may_have(place: Place, key: &FlowKey4) -> bool {
+    first_matching(place.bucket.tags, place.tag) != 0
+        && (find_in(place, key).is_some() || is_expecting(place))
+}
+
+impl Places {
+    #[inline(always)]
+    fn find(&self, key: &FlowKey4) -> Option<*mut FlowSlot> {
+        let [first, second] = self.own;
+        match find_in(first, key) {
+            Some(slot) => Some(slot),
+            None => match find_in(second, key) {
+                Some(slot) => Some(slot),
+                None => find_in(self.receiver, key),
+            },
+        }
+    }
+
+    #[inline(always)]
+    fn may_have(&self, key: &FlowKey4) -> bool {
+        let [first, second] = self.own;
+        may_have(first, key) || may_have(second, key) || may_have(self.receiver, key)
+    }
+}
+
+/// Whether another CPU has put the key somewhere, but into the bucket `taken`.
+// VERIFIER: all is asked for again, or it would have to lie on the stack until now.
+#[inline(always)]
+fn may_have_elsewhere(taken: *mut FlowBucket, key: &FlowKey4) -> bool {
+    let Some(Places { own, receiver }) = places(key) else {
+        return false;
+    };
+    let [first, second] = own;
+    let has = |place: Place| place.bucket.at != taken && may_have(place, key);
+    has(first) || has(second) || has(receiver)
 }
 
 /// The entry of an IPv4 key.
+// VERIFIER: all buckets are waited for once, and what was there is not kept on the stack.
 #[inline(always)]
 pub fn entry4(key: &FlowKey) -> Option<&'static mut Flow4> {
     let key = FlowKey4::of(key);
-    let Places { tag, first, second } = places(&key)?;
-    let slot = match find_in(first, tag, &key) {
-        Some(slot) => slot,
-        None => find_in(second, tag, &key)?,
-    };
-    // SAFETY: a slot of an element of the map; see `Entry`.
-    Some(unsafe { &mut (*slot).flow })
+    places(&key)?;
+    match known4(&key, Sender::Outside) {
+        Some(entry) => Some(entry),
+        None => at_receiver(&key),
+    }
 }
 
-/// The same, of the key as the table has it. Most are in their first bucket, so the second is not asked for
-/// before: for who looks for what is there, not for what is about to be put there.
+/// Who has sent a packet.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Sender {
+    Pod,
+    /// What it sends is no answer of a backend here.
+    Outside,
+}
+
+/// As [`entry4`], of the key as the table has it, for who looks for what is there and not for what is about
+/// to be put there. Most are where is looked first, so no other bucket is asked for before.
 #[inline(always)]
-pub fn known4(key: &FlowKey4) -> Option<&'static mut Flow4> {
+pub fn known4(key: &FlowKey4, sender: Sender) -> Option<&'static mut Flow4> {
+    if sender == Sender::Pod
+        && let Some(answer) = at_receiver(key)
+    {
+        return Some(answer);
+    }
     let FlowPlaces { buckets, tag } = FLOW_HASH.get(0)?.places(key);
     let [first, second] = buckets;
-    let slot = match find_in(look_at(FLOWS4.get_ptr_mut(first)?), tag, key) {
-        Some(slot) => slot,
-        None => find_in(look_at(FLOWS4.get_ptr_mut(second)?), tag, key)?,
-    };
+    match entry_at(first, tag, key) {
+        Some(entry) => Some(entry),
+        None => entry_at(second, tag, key),
+    }
+}
+
+#[inline(always)]
+fn at_receiver(key: &FlowKey4) -> Option<&'static mut Flow4> {
+    let FlowPlace { bucket, tag } = FLOW_HASH.get(0)?.receiver(FlowEnd::receiver(key));
+    entry_at(bucket, tag, key)
+}
+
+#[inline(always)]
+fn entry_at(bucket: u32, tag: u64, key: &FlowKey4) -> Option<&'static mut Flow4> {
+    let bucket = look_at(FLOWS4.get_ptr_mut(bucket)?);
+    let slot = find_in(Place { bucket, tag }, key)?;
     // SAFETY: a slot of an element of the map; see `Entry`.
     Some(unsafe { &mut (*slot).flow })
 }
@@ -274,41 +348,103 @@ pub fn expect(key: &FlowKey) {
     }
 }
 
-/// Both buckets of a key that is about to be put in.
-pub struct Pair(Places);
-
-#[inline(always)]
-pub fn places_of(key: &FlowKey4) -> Option<FlowPlaces> {
-    Some(FLOW_HASH.get(0)?.places(key))
+/// Where both entries of a flow will be that a client outside begins and a pod here answers.
+pub struct Opening {
+    asking: [Place; 2],
+    answering: Place,
 }
 
-impl Pair {
-    /// Looks at both.
+/// The same as numbers.
+#[derive(Clone, Copy)]
+pub struct OpeningPlaces {
+    pub asking: FlowPlaces,
+    pub answering: FlowPlace,
+}
+
+impl OpeningPlaces {
+    /// Of a flow whose first packet has this key: what it is answered with goes back to its sender.
     #[inline(always)]
-    pub fn at(places: &FlowPlaces) -> Option<Self> {
-        look_at_both(places).map(Pair)
+    pub fn of(key: &FlowKey4) -> Option<Self> {
+        let hash = FLOW_HASH.get(0)?;
+        Some(Self {
+            asking: hash.places(key),
+            answering: hash.receiver(FlowEnd::sender(key)),
+        })
+    }
+}
+
+impl Opening {
+    /// Looks at all of them.
+    #[inline(always)]
+    pub fn at(places: &OpeningPlaces) -> Option<Self> {
+        let FlowPlaces { buckets, tag } = places.asking;
+        let [first, second] = buckets;
+        let (first, second) = (FLOWS4.get_ptr_mut(first)?, FLOWS4.get_ptr_mut(second)?);
+        let third = FLOWS4.get_ptr_mut(places.answering.bucket)?;
+        let (first, second, third) = (look_at(first), look_at(second), look_at(third));
+        Some(Self {
+            asking: [
+                Place { bucket: first, tag },
+                Place {
+                    bucket: second,
+                    tag,
+                },
+            ],
+            answering: Place {
+                bucket: third,
+                tag: places.answering.tag,
+            },
+        })
     }
 
     /// False: the key was not there when the buckets were looked at. True says little.
     #[inline(always)]
-    pub fn may_be_there(&self) -> bool {
-        let Places { tag, first, second } = &self.0;
-        first_matching(first.tags, *tag) != 0 || first_matching(second.tags, *tag) != 0
+    pub fn may_be_asked(&self) -> bool {
+        let [first, second] = self.asking;
+        first_matching(first.bucket.tags, first.tag) != 0
+            || first_matching(second.bucket.tags, second.tag) != 0
+    }
+
+    /// False: nothing to this receiver that a pod here might answer was anywhere.
+    #[inline(always)]
+    pub fn may_be_answered(&self) -> bool {
+        let Place { bucket, tag } = self.answering;
+        bucket.tags & STRAYS != 0 || first_matching(bucket.tags, tag) != 0
+    }
+
+    /// Takes the slots of both before either is filled: an atomic exchange waits for all stores before it.
+    /// `None`: there is none, or another CPU was faster.
+    #[inline(always)]
+    pub fn reserve(&self) -> Option<(Reserved, Reserved)> {
+        if self.may_be_answered() {
+            return None;
+        }
+        // Who puts the answer's key into a bucket of its own says so in this one before, and looks at it after.
+        let answers = reserve(self.answering)?;
+        match reserve(emptier_of(self.asking)) {
+            Some(asks) => Some((asks, answers)),
+            None => {
+                answers.give_back();
+                None
+            }
+        }
     }
 }
 
-/// A slot that is this CPU's to fill, or to give back.
+/// A slot that is this CPU's to fill.
 pub struct Reserved {
     slot: *mut FlowSlot,
     bucket: *mut FlowBucket,
     taking: u64,
 }
 
-/// Takes a slot for the key. `None`: there is none, or another CPU was faster.
+/// Takes a slot for a key. `None`: there is none, or another CPU was faster.
 #[inline(always)]
-pub fn reserve(pair: &Pair) -> Option<Reserved> {
-    let Places { tag, first, second } = pair.0;
-    let (Bucket { at, tags }, _) = emptier_first(first, second);
+fn reserve(place: Place) -> Option<Reserved> {
+    let Place {
+        bucket: Bucket { at, tags },
+        tag,
+    } = place;
     let free = first_free(tags);
     if free == 0 {
         return None;
@@ -325,20 +461,8 @@ pub fn reserve(pair: &Pair) -> Option<Reserved> {
 }
 
 impl Reserved {
-    /// Whether another CPU has put the key, or one with its tag, into the bucket that this is not in.
     #[inline(always)]
-    pub fn may_be_elsewhere(&self, pair: &Pair) -> bool {
-        let Places { tag, first, second } = &pair.0;
-        let other = if self.bucket == first.at {
-            second
-        } else {
-            first
-        };
-        other.at != self.bucket && first_matching(look_at(other.at).tags, *tag) != 0
-    }
-
-    #[inline(always)]
-    pub fn give_back(self) {
+    fn give_back(self) {
         // SAFETY: an element of the map.
         unsafe { clear(addr_of_mut!((*self.bucket).tags), self.taking) };
     }
@@ -359,11 +483,12 @@ impl Reserved {
 }
 
 #[inline(always)]
-fn emptier_first(first: Bucket, second: Bucket) -> (Bucket, Bucket) {
-    if taken(second.tags) < taken(first.tags) {
-        (second, first)
+fn emptier_of(places: [Place; 2]) -> Place {
+    let [first, second] = places;
+    if taken(second.bucket.tags) < taken(first.bucket.tags) {
+        second
     } else {
-        (first, second)
+        first
     }
 }
 
@@ -389,52 +514,56 @@ const ENOENT: i32 = -2;
 
 #[inline(always)]
 fn insert4(key: &FlowKey, flow: &Flow, only_new: bool) -> i32 {
-    let key = FlowKey4::of(key);
+    let (whole_key, key) = (key, FlowKey4::of(key));
     for _ in 0..ATTEMPTS {
-        let Some(Places { tag, first, second }) = places(&key) else {
+        let Some(places) = places(&key) else {
             return E2BIG;
         };
         if only_new {
-            if may_have(first, tag, &key) || may_have(second, tag, &key) {
+            if places.may_have(&key) {
                 return EEXIST;
             }
-        } else if let Some(slot) = find_in(first, tag, &key).or_else(|| find_in(second, tag, &key))
-        {
+        } else if let Some(slot) = places.find(&key) {
             // SAFETY: a slot of an element of the map.
             unsafe { fill(addr_of_mut!((*slot).flow), flow) };
             return 0;
         }
-        let (bucket, other) = emptier_first(first, second);
-        let free = first_free(bucket.tags);
-        if free == 0 {
-            return E2BIG;
-        }
-        // All slots before it are taken.
-        let Some(slot) = slot_at(bucket.at, taken_below(free)) else {
-            return E2BIG;
+        let Places { own, receiver } = places;
+        let place = if is_local_answer(flow) && first_free(receiver.bucket.tags) != 0 {
+            receiver
+        } else {
+            if flow.may_stray(whole_key) && receiver.bucket.tags & STRAYED == 0 {
+                // SAFETY: an element of the map.
+                unsafe { set(addr_of_mut!((*receiver.bucket.at).tags), STRAYED) };
+            }
+            emptier_of(own)
         };
-        let taking = free.wrapping_mul(tag);
-        // SAFETY: an element of the map.
-        let tags = unsafe { addr_of_mut!((*bucket.at).tags) };
-        // SAFETY: as above.
-        if !unsafe { exchange(tags, bucket.tags, bucket.tags | taking) } {
-            continue;
+        if first_free(place.bucket.tags) == 0 {
+            return E2BIG;
         }
-        // Another CPU may have put the same key into the other bucket since: of two that see each
+        let Some(reserved) = reserve(place) else {
+            continue;
+        };
+        // Another CPU may have put the same key into another bucket since: of two that see each
         // other both give way.
-        if only_new && other.at != bucket.at && may_have(look_at(other.at), tag, &key) {
-            // SAFETY: as above.
-            unsafe { clear(tags, taking) };
+        if only_new && may_have_elsewhere(reserved.bucket, &key) {
+            reserved.give_back();
             return EEXIST;
         }
         // SAFETY: this CPU's slot of an element of the map.
         unsafe {
-            fill(addr_of_mut!((*slot).flow), flow);
-            show(slot, &key);
+            fill(addr_of_mut!((*reserved.slot).flow), flow);
+            show(reserved.slot, &key);
         }
         return 0;
     }
     EBUSY
+}
+
+#[inline(always)]
+fn is_local_answer(flow: &Flow) -> bool {
+    const BOTH: u32 = flow_flags::REVERSE | flow_flags::LOCAL;
+    flow.flags & BOTH == BOTH
 }
 
 /// As `Flow4::of` says, without a copy on the way.
@@ -461,20 +590,26 @@ unsafe fn fill(to: *mut Flow4, flow: &Flow) {
 #[inline(always)]
 fn remove4(key: &FlowKey) -> i32 {
     let key = FlowKey4::of(key);
-    let Some(Places { tag, first, second }) = places(&key) else {
+    let Some(places) = places(&key) else {
         return ENOENT;
     };
-    match remove_from(first, tag, &key) {
-        ENOENT => remove_from(second, tag, &key),
-        removed => removed,
+    let [first, second] = places.own;
+    let mut removed = remove_from(first, &key);
+    if removed == ENOENT {
+        removed = remove_from(second, &key);
     }
+    if removed == ENOENT {
+        removed = remove_from(places.receiver, &key);
+    }
+    removed
 }
 
 #[inline(always)]
-fn remove_from(bucket: Bucket, tag: u64, key: &FlowKey4) -> i32 {
-    let Some(slot) = find_in(bucket, tag, key) else {
+fn remove_from(place: Place, key: &FlowKey4) -> i32 {
+    let Some(slot) = find_in(place, key) else {
         return ENOENT;
     };
+    let bucket = place.bucket;
     // SAFETY: a slot of an element of the map. Of two that remove it one gives it back.
     unsafe {
         if !exchange(addr_of_mut!((*slot).key.0[1]), key.0[1], 0) {

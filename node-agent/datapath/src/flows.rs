@@ -94,21 +94,29 @@ impl FlowTable {
         Ok(())
     }
 
+    /// Makes known what programs of a former layout, or [`Self::take_over`], have put where.
+    pub(crate) fn settle(&self) -> Result<(), Error> {
+        self.v4.for_each_settling(|_, _| {})
+    }
+
     /// # Errors
     /// The kernel refused; nothing is half done.
     pub(crate) fn sweep(&self, now: u32) -> Result<Sweep, Error> {
         let (mut v4, mut v6) = (0, 0);
         let mut quiet: Vec<(FlowKey, Flow)> = Vec::new();
-        self.for_each(|key, flow| {
-            if key.source.is_v4() {
-                v4 += 1;
-            } else {
-                v6 += 1;
-            }
+        let mut see = |key: &FlowKey, flow: &Flow| {
             // The shortest time that any state allows at high water; judged exactly below.
             if idle(now, flow) >= 5 {
                 quiet.push((*key, *flow));
             }
+        };
+        self.v4.for_each_settling(|key, flow| {
+            v4 += 1;
+            see(&key.widened(), &flow.widened());
+        })?;
+        self.v6.for_each(|key, flow| {
+            v6 += 1;
+            see(key, flow);
         })?;
         let percent = |entries: usize, limit: u32| entries * 100 / (limit as usize).max(1);
         let (percent_v4, percent_v6) = (percent(v4, self.limit), percent(v6, self.limit));

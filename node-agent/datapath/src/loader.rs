@@ -118,6 +118,8 @@ impl Datapath {
         let lock = lock(&config.bpf_dir)?;
         let pins = Pins::open(&config.bpf_dir)?;
         let links = Links::new(config.bpf_dir.join("links"), config.tc)?;
+        // Answers may be in other buckets there.
+        let former_buckets = pins.carry_over("FLOWS4", 1)?;
 
         let has_set_retval = u32::from(kernel_at_least(5, 18));
         let mut loader = EbpfLoader::new();
@@ -174,6 +176,9 @@ impl Datapath {
         if let Some(former) = &former_flows {
             flows.take_over(former)?;
         }
+        if former_buckets || former_flows.is_some() {
+            flows.settle()?;
+        }
         let affinities = table(&ebpf, "AFFINITIES", MAX_AFFINITIES)?;
         let counters = Counters {
             reasons: table(&ebpf, "REASONS", MAX_REASONS)?,
@@ -201,6 +206,10 @@ impl Datapath {
 
         datapath.configure(config)?;
         datapath.attach_sockets(&config.cgroup)?;
+        if former_buckets {
+            // Pods' first, which find what the uplink's make.
+            datapath.replace_device_programs()?;
+        }
         if let Some(ifindex) = config.uplink_ifindex {
             datapath.set_uplink(ifindex, config.uplink_mac)?;
         }
@@ -208,6 +217,9 @@ impl Datapath {
             // All programs must look where the others do; and what has begun meanwhile is moved, too.
             datapath.replace_device_programs()?;
             datapath.flows.take_over(former)?;
+        }
+        if former_buckets || former_flows.is_some() {
+            datapath.flows.settle()?;
         }
         // No program of ours is left that uses them, but those of pods, which hold on to their own
         // until they are replaced.

@@ -1,7 +1,7 @@
 //! Arrays of the kernel mapped into memory (`BPF_F_MMAPABLE`, Linux 5.5): a write is a store, not
 //! a system call.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
@@ -253,10 +253,11 @@ impl FlowBuckets {
             .map(drop)
     }
 
-    /// Puts in what is not there yet; false: it is there.
+    /// Puts what is not there yet into a bucket of its own; false: it is there. Its receiver's bucket does not
+    /// know before [`Self::for_each_settling`].
     ///
     /// # Errors
-    /// `Full`: both buckets of the key are.
+    /// `Full`: both buckets are.
     pub(crate) fn add(&self, key: &FlowKey4, flow: &Flow4) -> Result<bool, Error> {
         if self.get(key)?.is_some() {
             return Ok(false);
@@ -284,16 +285,63 @@ impl FlowBuckets {
 
     /// Calls `visit` for every flow. One that comes or goes meanwhile may be seen or not.
     pub(crate) fn for_each(&self, mut visit: impl FnMut(&FlowKey4, &Flow4)) -> Result<(), Error> {
+        self.scan(|_, _, flows| {
+            for (_, key, flow) in flows {
+                visit(&key, &flow);
+            }
+        })
+    }
+
+    /// The same, and lets buckets forget [`STRAYS`] that have gone and know those that programs of former
+    /// layouts made: to be called again and again.
+    pub(crate) fn for_each_settling(
+        &self,
+        mut visit: impl FnMut(&FlowKey4, &Flow4),
+    ) -> Result<(), Error> {
+        // Of receivers.
+        let mut straying = HashSet::new();
+        let mut said = Vec::new();
+        self.scan(|index, tags, flows| {
+            if tags & STRAYS != 0 {
+                said.push(index);
+            }
+            for (tag, key, flow) in flows {
+                visit(&key, &flow);
+                let home = self.hash.receiver(FlowEnd::receiver(&key));
+                let is_home = home == (FlowPlace { bucket: index, tag });
+                if !is_home && flow.widened().may_stray(&key.widened()) {
+                    straying.insert(home.bucket);
+                }
+            }
+        })?;
+        let unsaid = |index: &u32| straying.contains(index) && said.binary_search(index).is_err();
+        let indices: Vec<u32> = straying.iter().copied().filter(unsaid).collect();
+        for index in said.into_iter().chain(indices) {
+            let is_straying = straying.contains(&index);
+            self.buckets
+                .with(index, |at| Bucket(at).settle(is_straying))?;
+        }
+        Ok(())
+    }
+
+    /// Calls `visit` with every bucket's index and tags, and the flows in it with theirs.
+    fn scan(
+        &self,
+        mut visit: impl FnMut(u32, u64, &mut dyn Iterator<Item = (u64, FlowKey4, Flow4)>),
+    ) -> Result<(), Error> {
         for index in 0..self.buckets.len {
             self.buckets.with(index, |at| {
                 let bucket = Bucket(at);
                 let tags = bucket.tags();
-                for slot in (0..BUCKET_SLOTS).filter(|slot| tag_of(tags, *slot) != 0) {
-                    let key = bucket.key(slot);
-                    if key.0[1] != 0 {
-                        visit(&key, &bucket.flow(slot));
+                let mut flows = (0..BUCKET_SLOTS).filter_map(|slot| {
+                    let tag = tag_of(tags, slot);
+                    if tag == 0 {
+                        return None;
                     }
-                }
+                    let key = bucket.key(slot);
+                    (key.0[1] != 0).then(|| (tag, key, bucket.flow(slot)))
+                });
+                visit(index, tags, &mut flows);
             })?;
         }
         Ok(())
@@ -305,8 +353,10 @@ impl FlowBuckets {
         found: impl Fn(&Bucket, usize) -> R,
     ) -> Result<Option<R>, Error> {
         let FlowPlaces { buckets, tag } = self.hash.places(key);
-        for index in buckets {
-            let result = self.buckets.with(index, |at| {
+        let own = buckets.map(|bucket| FlowPlace { bucket, tag });
+        let receiver = self.hash.receiver(FlowEnd::receiver(key));
+        for FlowPlace { bucket, tag } in own.into_iter().chain([receiver]) {
+            let result = self.buckets.with(bucket, |at| {
                 let bucket = Bucket(at);
                 let tags = bucket.tags();
                 (0..BUCKET_SLOTS)
@@ -362,6 +412,19 @@ impl Bucket {
             let tag = TAG_MASK << (TAG_BITS * slot as u32);
             self.word().fetch_and(!tag, Ordering::AcqRel);
         }
+    }
+
+    /// Whether something to a receiver of this bucket is in a bucket of its own.
+    fn settle(&self, is_straying: bool) {
+        let settled = |tags: u64| {
+            let stays = is_straying || tags & STRAYED != 0;
+            let rest = tags & !STRAYS;
+            Some(if stays { rest | STRAYING } else { rest })
+        };
+        // It always succeeds.
+        let _ = self
+            .word()
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, settled);
     }
 
     /// False: the bucket is full.

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::ffi::OsString;
 use std::fs;
 use std::io;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use aya::maps::{MapData, MapInfo};
@@ -71,6 +72,20 @@ impl Pins {
             }
         }
         Ok(())
+    }
+
+    /// Gives a map of a former layout, if a predecessor left one, today's name beside its own: its keys and
+    /// values have the same form, and today's programs understand what is in it. Returns whether one did; it
+    /// stays beside until [`Self::remove_former`], so that who fails before begins again.
+    pub(crate) fn carry_over(&self, name: &str, version: u32) -> Result<bool, Error> {
+        let (from, to) = (self.path(name, version), self.current(name));
+        if !from.exists() || to.exists() {
+            return Ok(from.exists());
+        }
+        check(name, &from)?;
+        let map = sys::open_pin(&from).map_err(|error| Error::file("open", &from, error))?;
+        sys::pin(map.as_fd(), &to).map_err(|error| Error::file("pin", &to, error))?;
+        Ok(true)
     }
 
     /// A map of a former layout, if a predecessor left one.

@@ -9,6 +9,7 @@ use skep_datapath::policy::{Direction, PodPolicy, PolicyState, Rule};
 
 use crate::frame::{ACK, Frame, SYN, frame};
 use crate::packets::{Bench, POD, POD_IFINDEX, UPLINK, bench, bench_with, ip, node_port};
+use crate::scratch::Scratch;
 
 const PROGRAMS: [&str; 2] = ["xdp_net", "from_net"];
 
@@ -22,7 +23,7 @@ fn opening(protocol: u8, from: &str, port: u16) -> Frame {
 
 #[test]
 fn packets_that_begin_flows() {
-    let Some((bench, _scratch)) = bench("fresh") else {
+    let Some((bench, scratch)) = bench("fresh") else {
         return;
     };
     both_entries_are_made(&bench);
@@ -31,6 +32,8 @@ fn packets_that_begin_flows() {
     what_is_told_is_what_happened(&bench);
     policy_judges_before_anything_is_made(&bench);
     clients_of_the_cluster_are_answered(&bench);
+    one_client_has_many_flows(&bench, &scratch);
+    what_a_pod_began_is_not_taken_over(&bench);
 }
 
 fn both_entries_are_made(bench: &Bench) {
@@ -252,6 +255,82 @@ fn clients_of_the_cluster_are_answered(bench: &Bench) {
         assert_eq!(verdict, Verdict::Redirect);
         let (_, outside) = bench.run("from_pod", POD_IFINDEX, &inside.answer());
         assert_eq!(outside.source, request.destination);
+    }
+}
+
+/// All answers go to one address and port, and so to one bucket: what it has no room for is elsewhere.
+fn one_client_has_many_flows(bench: &Bench, scratch: &Scratch) {
+    let sweep = || bench.datapath.sweep_flows().unwrap();
+    for (program, client, port) in [
+        ("xdp_net", "198.51.100.25:4600", 31_270),
+        ("from_net", "198.51.100.25:4601", 31_290),
+    ] {
+        let ports = || port..port + 12;
+        for port in ports() {
+            let wanted = node_port(UDP, port, &[(POD, port - 22_000, true)]);
+            bench.set(&format!("fresh:{port}"), &wanted);
+        }
+        sweep();
+        let before = (scratch.straying(), bench.datapath.flow_entries().unwrap());
+        for _ in 0..2 {
+            for port in ports() {
+                let request = opening(UDP, client, port);
+                let (verdict, inside) = bench.run(program, UPLINK, &request);
+                assert_eq!(verdict, Verdict::Redirect);
+                assert_eq!(inside.source, request.source);
+                assert_eq!(inside.destination.port(), port - 22_000);
+                let (_, outside) = bench.run("from_pod", POD_IFINDEX, &inside.answer());
+                assert_eq!(outside.source, request.destination);
+                assert_eq!(outside.destination, request.source);
+            }
+            assert!(scratch.straying() > before.0);
+            // Only those are forgotten that have gone.
+            sweep();
+            assert!(scratch.straying() > before.0);
+        }
+        let entries = bench.datapath.flow_entries().unwrap();
+        assert_eq!(entries.len(), before.1.len() + 24);
+        let backends: Vec<_> = ports().map(|port| (ip(POD), port - 22_000)).collect();
+        assert_eq!(bench.datapath.forget_backends(&backends).unwrap(), 12);
+        sweep();
+        sweep();
+        assert_eq!(bench.datapath.flow_entries().unwrap(), before.1);
+        assert_eq!(scratch.straying(), before.0);
+    }
+}
+
+/// A pod that talks to a client from the port that it serves has a flow whose key is that of its answers.
+fn what_a_pod_began_is_not_taken_over(bench: &Bench) {
+    bench.set("fresh:31310", &node_port(UDP, 31_310, &[(POD, 8080, true)]));
+    for (program, client) in PROGRAMS
+        .into_iter()
+        .zip(["198.51.100.26:4700", "198.51.100.26:4701"])
+    {
+        let own = Frame {
+            payload: vec![7; 18],
+            ..frame(UDP, &format!("{POD}:8080"), client)
+        };
+        let (verdict, masqueraded) = bench.run("from_pod", POD_IFINDEX, &own);
+        assert_eq!(verdict, Verdict::Redirect);
+        assert_eq!(masqueraded.source.ip(), ip("192.0.2.10"));
+        let request = opening(UDP, client, 31_310);
+        for _ in 0..2 {
+            let (verdict, inside) = bench.run(program, UPLINK, &request);
+            assert_eq!(verdict, Verdict::Redirect);
+            assert_eq!(inside.source.ip(), request.source.ip());
+            assert_ne!(inside.source.port(), request.source.port(), "taken");
+            let (_, outside) = bench.run("from_pod", POD_IFINDEX, &inside.answer());
+            assert_eq!(outside.source, request.destination);
+            assert_eq!(outside.destination, request.source);
+            // And the pod's own flow goes on.
+            let (_, again) = bench.run("from_pod", POD_IFINDEX, &own);
+            assert_eq!(again.source, masqueraded.source);
+            let (_, answer) = bench.run(program, UPLINK, &masqueraded.answer());
+            assert_eq!(
+                (answer.source, answer.destination),
+                (own.destination, own.source)
+            );
+        }
     }
 }
 

@@ -7,6 +7,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use aya::maps::{Array, Map, MapData};
 use nix::sched::{CloneFlags, unshare};
+use skep_datapath::layout::flow::{
+    BUCKET_SLOTS, FlowEnd, FlowHash, FlowKey4, FlowPlace, FlowPlaces, STRAYS, tag_of,
+};
 use skep_datapath::{Datapath, DatapathConfig, Limits, TcHook, XdpMode, cleanup, ensure_bpffs};
 
 pub(crate) struct Scratch {
@@ -85,6 +88,74 @@ impl Scratch {
         std::fs::remove_file(path).unwrap();
     }
 
+    fn pinned(&self, name: &str) -> Map {
+        Map::Array(MapData::from_pin(self.config.bpf_dir.join("maps").join(name)).unwrap())
+    }
+
+    pub(crate) fn flow_buckets(&self) -> Array<MapData, [u8; 256]> {
+        self.pinned("FLOWS4-v2").try_into().unwrap()
+    }
+
+    /// Buckets that say of their receivers that something to them is elsewhere.
+    pub(crate) fn straying(&self) -> usize {
+        let buckets = self.flow_buckets();
+        let tags = buckets.iter().map(|bucket| word(&bucket.unwrap(), 0));
+        tags.filter(|tags| tags & STRAYS != 0).count()
+    }
+
+    /// Leaves all flows in buckets of their own, as agents had them that knew no others. Returns how many
+    /// buckets the answers were in. Connections may be in use meanwhile.
+    pub(crate) fn spread_flows(&self) -> usize {
+        let hashes: Array<MapData, [u8; 16]> = self.pinned("FLOW_HASH-v1").try_into().unwrap();
+        let hash = hashes.get(&0, 0).unwrap();
+        let hash = FlowHash {
+            seed: word(&hash, 0),
+            mask: word(&hash, 8) as u32,
+            _pad: 0,
+        };
+        let mut map = self.flow_buckets();
+        let before: Vec<[u8; 256]> = map.iter().map(Result::unwrap).collect();
+        let (mut with, mut without) = (before.clone(), before.clone());
+        for (index, bucket) in (0..).zip(&before) {
+            for slot in 0..BUCKET_SLOTS {
+                let at = 16 + slot * 48;
+                let key = FlowKey4([word(bucket, at), word(bucket, at + 8)]);
+                let tag = tag_of(word(bucket, 0), slot);
+                let home = hash.receiver(FlowEnd::receiver(&key));
+                if tag == 0 || home != (FlowPlace { bucket: index, tag }) {
+                    continue;
+                }
+                let FlowPlaces { buckets, tag } = hash.places(&key);
+                let own = buckets.map(|bucket| bucket as usize);
+                let free = own.into_iter().find_map(|own| {
+                    let free = |slot: &usize| tag_of(word(&with[own], 0), *slot) == 0;
+                    Some((own, (0..BUCKET_SLOTS).find(free)?))
+                });
+                let (own, free) = free.unwrap();
+                let flow = &bucket[at..at + 48];
+                for buckets in [&mut with, &mut without] {
+                    let to = &mut buckets[own];
+                    let tags = word(to, 0) | tag << (12 * free);
+                    to[..8].copy_from_slice(&tags.to_le_bytes());
+                    to[16 + free * 48..][..48].copy_from_slice(flow);
+                }
+                let from = &mut without[index as usize];
+                let tags = word(from, 0) & !(0xfff << (12 * slot));
+                from[..8].copy_from_slice(&tags.to_le_bytes());
+                from[at..at + 48].fill(0);
+            }
+        }
+        let mut moved_from = 0;
+        for (index, (with, without)) in (0..).zip(with.iter().zip(&without)) {
+            map.set(index, with, 0).unwrap();
+            moved_from += usize::from(with != without);
+        }
+        for (index, without) in (0..).zip(&without) {
+            map.set(index, without, 0).unwrap();
+        }
+        moved_from
+    }
+
     pub(crate) fn open(&self) -> Datapath {
         match Datapath::open(&self.config) {
             Ok(datapath) => datapath,
@@ -113,6 +184,10 @@ impl Drop for Scratch {
         let _ = std::fs::remove_dir_all(&self.bpf_parent);
         let _ = std::fs::remove_dir(&self.cgroup);
     }
+}
+
+fn word(bytes: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap())
 }
 
 fn cgroup2() -> PathBuf {
