@@ -185,6 +185,11 @@ fn commit(plan: &Plan, way: &Way) -> u32 {
 
 #[inline(never)]
 fn admitted(answer: &FlowKey4, way: &Way) -> u32 {
+    let [addresses, rest] = answer.0;
+    let (client, port, protocol) = ((addresses >> 32) as u32, rest as u16, (rest >> 32) as u8);
+    if policy::is_known_peer(client, PortBe(port), protocol, way.policy) {
+        return policy::PEER;
+    }
     let whom = policy::admits_whom(&answer.widened().reversed(), way.policy);
     if whom == policy::ANYBODY {
         way.open.set(answer.source_port_and_protocol());

@@ -6,6 +6,7 @@ use aya_ebpf::btf_maps::lpm_trie::Key;
 use skep_ebpf_common::flow::{FlowKey, flow_flags};
 use skep_ebpf_common::node::{Pod, pod_flags};
 use skep_ebpf_common::policy::*;
+use skep_ebpf_common::{Address, PortBe};
 
 use crate::flow::{Followed, create};
 use crate::maps::{IDENTITIES, RULES, Scratch, VERDICTS, config};
@@ -91,18 +92,26 @@ pub const NOBODY: u32 = 0;
 pub const PEER: u32 = 1;
 pub const ANYBODY: u32 = 2;
 
+/// Whether this CPU remembers that a client of IPv4 is let in as a peer that policy names. False says little.
+#[inline(always)]
+pub fn is_known_peer(client: u32, port: PortBe, protocol: u8, policy: u32) -> bool {
+    let asked = Asked {
+        policy,
+        identity: identity_of(&Address::from_v4_be(client)),
+        rest: Asked::rest(INGRESS, protocol, port),
+    };
+    config().is_some_and(|config| is_known(&asked, config.policy_generation))
+}
+
 #[inline(never)]
 fn judge(key: &FlowKey, policy: u32, direction: u8) -> u32 {
-    let port = key.destination_port.0.to_ne_bytes();
-    let rule = |identity: u32, protocol: u8| RuleKey {
+    let asked = |identity: u32, protocol: u8| Asked {
         policy,
         identity,
-        direction,
-        protocol,
-        port,
+        rest: Asked::rest(direction, protocol, key.destination_port),
     };
     let generation = config().map_or(0, |config| config.policy_generation);
-    let anybody = rule(IDENTITY_ANY, key.protocol);
+    let anybody = asked(IDENTITY_ANY, key.protocol);
     if is_known(&anybody, generation) {
         return ANYBODY;
     }
@@ -111,35 +120,73 @@ fn judge(key: &FlowKey, policy: u32, direction: u8) -> u32 {
     } else {
         &key.destination
     };
-    let identity = IDENTITIES
-        .get(&Key::new(128, *peer))
-        .copied()
-        .unwrap_or(IDENTITY_WORLD);
-    let asked = rule(identity, key.protocol);
-    if is_known(&asked, generation) {
+    let identity = identity_of(peer);
+    let this = asked(identity, key.protocol);
+    if is_known(&this, generation) {
         return PEER;
     }
-    if allowed(anybody) || allowed(rule(IDENTITY_ANY, 0)) {
+    if allowed(anybody) || allowed(asked(IDENTITY_ANY, 0)) {
         learn(anybody, generation);
         return ANYBODY;
     }
-    if allowed(asked) || allowed(rule(identity, 0)) {
-        learn(asked, generation);
+    if allowed(this) || allowed(asked(identity, 0)) {
+        learn(this, generation);
         return PEER;
     }
     NOBODY
 }
 
 #[inline(always)]
-fn is_known(asked: &RuleKey, generation: u32) -> bool {
-    let verdict = VERDICTS.get_ptr_mut(place_of(asked));
+fn identity_of(peer: &Address) -> u32 {
+    let identity = IDENTITIES.get(&Key::new(128, *peer));
+    identity.copied().unwrap_or(IDENTITY_WORLD)
+}
+
+/// A [`RuleKey`] in words.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Asked {
+    policy: u32,
+    identity: u32,
+    rest: u32,
+}
+
+impl Asked {
+    #[inline(always)]
+    fn rest(direction: u8, protocol: u8, port: PortBe) -> u32 {
+        direction as u32 | (protocol as u32) << 8 | (port.0 as u32) << 16
+    }
+
+    #[inline(always)]
+    fn rule(self) -> RuleKey {
+        let [direction, protocol, high, low] = self.rest.to_le_bytes();
+        RuleKey {
+            policy: self.policy,
+            identity: self.identity,
+            direction,
+            protocol,
+            port: [high, low],
+        }
+    }
+
+    /// Of the verdict on it, in [`VERDICTS`].
+    #[inline(always)]
+    fn place(self) -> u32 {
+        let words = self.policy ^ self.identity.rotate_left(16) ^ self.rest.rotate_left(8);
+        words.wrapping_mul(0x9e37_79b1) >> (32 - VERDICT_BITS)
+    }
+}
+
+#[inline(always)]
+fn is_known(asked: &Asked, generation: u32) -> bool {
+    let verdict = VERDICTS.get_ptr_mut(asked.place());
     // SAFETY: this CPU's element, used by one program at a time.
     verdict.is_some_and(|verdict| unsafe { (*verdict).allows(asked, generation) })
 }
 
 #[inline(always)]
-fn learn(asked: RuleKey, generation: u32) {
-    if let Some(verdict) = VERDICTS.get_ptr_mut(place_of(&asked)) {
+fn learn(asked: Asked, generation: u32) {
+    if let Some(verdict) = VERDICTS.get_ptr_mut(asked.place()) {
         // SAFETY: as above.
         unsafe {
             *verdict = Verdict {
@@ -158,34 +205,25 @@ pub const VERDICT_BITS: u32 = 8;
 /// about to allow it says so afterwards.
 #[repr(C)]
 pub struct Verdict {
-    asked: RuleKey,
+    asked: Asked,
     generation: u32,
     is_known: u32,
 }
 
 impl Verdict {
     #[inline(always)]
-    fn allows(&self, asked: &RuleKey, generation: u32) -> bool {
+    fn allows(&self, asked: &Asked, generation: u32) -> bool {
         self.is_known != 0
             && self.generation == generation
             && self.asked.policy == asked.policy
             && self.asked.identity == asked.identity
-            && self.asked.direction == asked.direction
-            && self.asked.protocol == asked.protocol
-            && self.asked.port[0] == asked.port[0]
-            && self.asked.port[1] == asked.port[1]
+            && self.asked.rest == asked.rest
     }
 }
 
 #[inline(always)]
-fn place_of(asked: &RuleKey) -> u32 {
-    let [high, low] = asked.port;
-    let words = asked.policy ^ asked.identity.rotate_left(16);
-    let rest = (high as u32) << 8 | low as u32 | (asked.direction as u32) << 16;
-    (words ^ rest).wrapping_mul(0x9e37_79b1) >> (32 - VERDICT_BITS)
-}
-
-#[inline(always)]
-fn allowed(rule: RuleKey) -> bool {
-    RULES.get(&Key::new(RULE_EXACT_BITS + 16, rule)).is_some()
+fn allowed(asked: Asked) -> bool {
+    RULES
+        .get(&Key::new(RULE_EXACT_BITS + 16, asked.rule()))
+        .is_some()
 }

@@ -420,8 +420,10 @@ impl Opening {
             return None;
         }
         // Who puts the answer's key into a bucket of its own says so in this one before, and looks at it after.
-        let answers = reserve(self.answering)?;
-        match reserve(emptier_of(self.asking)) {
+        let free = first_free_at_receiver(self.answering.bucket.tags);
+        let answers = reserve(self.answering, free)?;
+        let emptier = emptier_of(self.asking);
+        match reserve(emptier, first_free(emptier.bucket.tags)) {
             Some(asks) => Some((asks, answers)),
             None => {
                 answers.give_back();
@@ -438,18 +440,17 @@ pub struct Reserved {
     taking: u64,
 }
 
-/// Takes a slot for a key. `None`: there is none, or another CPU was faster.
+/// Takes the slot whose lowest bit this is, before which all are taken, for a key. `None`: it is 0, or another CPU
+/// was faster.
 #[inline(always)]
-fn reserve(place: Place) -> Option<Reserved> {
+fn reserve(place: Place, free: u64) -> Option<Reserved> {
     let Place {
         bucket: Bucket { at, tags },
         tag,
     } = place;
-    let free = first_free(tags);
     if free == 0 {
         return None;
     }
-    // All slots before it are taken.
     let slot = slot_at(at, taken_below(free))?;
     let taking = free.wrapping_mul(tag);
     // SAFETY: an element of the map.
@@ -529,19 +530,21 @@ fn insert4(key: &FlowKey, flow: &Flow, only_new: bool) -> i32 {
             return 0;
         }
         let Places { own, receiver } = places;
-        let place = if is_local_answer(flow) && first_free(receiver.bucket.tags) != 0 {
-            receiver
+        let at_receiver = first_free_at_receiver(receiver.bucket.tags);
+        let (place, free) = if is_local_answer(flow) && at_receiver != 0 {
+            (receiver, at_receiver)
         } else {
             if flow.may_stray(whole_key) && receiver.bucket.tags & STRAYED == 0 {
                 // SAFETY: an element of the map.
                 unsafe { set(addr_of_mut!((*receiver.bucket.at).tags), STRAYED) };
             }
-            emptier_of(own)
+            let emptier = emptier_of(own);
+            (emptier, first_free(emptier.bucket.tags))
         };
-        if first_free(place.bucket.tags) == 0 {
+        if free == 0 {
             return E2BIG;
         }
-        let Some(reserved) = reserve(place) else {
+        let Some(reserved) = reserve(place, free) else {
             continue;
         };
         // Another CPU may have put the same key into another bucket since: of two that see each

@@ -334,6 +334,64 @@ fn what_a_pod_began_is_not_taken_over(bench: &Bench) {
     }
 }
 
+/// Two CPUs begin flows of the same clients to the same pod, so that most want what is taken or being taken: each is
+/// answered as what it is.
+#[test]
+fn flows_that_begin_at_the_same_moment() {
+    let Some((bench, _scratch)) = bench("moment") else {
+        return;
+    };
+    let ports = || 31_320..31_344;
+    for port in ports() {
+        let protocol = if port % 2 == 0 { TCP } else { UDP };
+        bench.set(
+            &format!("fresh:{port}"),
+            &node_port(protocol, port, &[(POD, 8080, true)]),
+        );
+    }
+    let begin_many = |program: &str, mut seed: u64| {
+        for _ in 0..2_000 {
+            // Knuth's MMIX generator.
+            seed = seed
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            let port = 31_320 + (seed >> 33) as u16 % 24;
+            let protocol = if port % 2 == 0 { TCP } else { UDP };
+            let client = format!(
+                "198.51.100.{}:{}",
+                30 + (seed >> 40) % 4,
+                4_800 + (seed >> 48) % 4
+            );
+            let request = opening(protocol, &client, port);
+            let (verdict, inside) = bench.run(program, UPLINK, &request);
+            assert_eq!(verdict, Verdict::Redirect, "{client} to {port}");
+            assert_eq!(inside.destination, format!("{POD}:8080").parse().unwrap());
+            let (verdict, outside) = bench.run("from_pod", POD_IFINDEX, &inside.answer());
+            assert_eq!(verdict, Verdict::Redirect, "{client} to {port}");
+            assert_eq!(outside.source, request.destination);
+            assert_eq!(outside.destination, request.source);
+        }
+    };
+    std::thread::scope(|scope| {
+        let threads = [("xdp_net", 1), ("xdp_net", 2), ("from_net", 3)]
+            .map(|(program, seed)| scope.spawn(move || begin_many(program, seed)));
+        for thread in threads {
+            thread.join().unwrap();
+        }
+    });
+    let entries = bench.datapath.flow_entries().unwrap();
+    let keys: BTreeSet<_> = entries
+        .iter()
+        .map(|entry| (entry.protocol, entry.source, entry.destination))
+        .collect();
+    assert_eq!(keys.len(), entries.len());
+    // Every client has one to each Service.
+    assert_eq!(
+        entries.iter().filter(|entry| !entry.answer).count(),
+        16 * 24
+    );
+}
+
 #[test]
 fn a_full_table_refuses_what_is_new_and_keeps_what_is_there() {
     let Some((bench, _scratch)) = bench_with("full", 8) else {
