@@ -14,10 +14,10 @@
 //! FLOWS4  array   FlowBucket {tags of the slots, slots {key, flow}}
 //! ```
 //! A key has two buckets of its own ([`FlowHash::places`]) and goes into the emptier one; with
-//! [`BUCKET_SLOTS`] slots for two flows on the average, both are full about never. But what a pod of this
-//! node will answer goes into the bucket of its receiver ([`FlowHash::receiver`]), if there is room: who
-//! begins a flow knows that one before it knows the backend, and waits for all memory at once. Whether such
-//! a key may be in buckets of its own, its receiver's says ([`STRAYS`]).
+//! [`BUCKET_SLOTS`] slots for two flows on the average, both are full about never. But what a backend of
+//! this node will answer goes into the bucket of its receiver ([`FlowHash::receiver`]), if there is room:
+//! who begins a flow knows that one before it knows the backend, and waits for all memory at once. Whether
+//! such a key may be in buckets of its own, its receiver's says ([`STRAYS`]).
 //!
 //! A slot is taken by an atomic exchange of its bucket's tags, and found when the second word of its key
 //! is written, last of all. It is given back by the exchange of that word for 0, and then of its tag.
@@ -88,7 +88,7 @@ impl Flow {
                 || (self.source_port == key.destination_port && self.source == key.destination))
     }
 
-    /// Whether a pod of this node might answer under `key`, this entry's own: not if its receiver is
+    /// Whether a backend of this node might answer under `key`, this entry's own: not if its receiver is
     /// a port that this node gave out.
     #[inline(always)]
     pub fn may_stray(&self, key: &FlowKey) -> bool {

@@ -156,26 +156,43 @@ struct Places {
 #[inline(always)]
 fn places(key: &FlowKey4) -> Option<Places> {
     let hash = FLOW_HASH.get(0)?;
-    let FlowPlaces { buckets, tag } = hash.places(key);
-    let receiver = hash.receiver(FlowEnd::receiver(key));
-    let [first, second] = buckets;
-    let (first, second) = (FLOWS4.get_ptr_mut(first)?, FLOWS4.get_ptr_mut(second)?);
-    let third = FLOWS4.get_ptr_mut(receiver.bucket)?;
-    // All before one is searched: one wait for memory instead of three.
-    let (first, second, third) = (look_at(first), look_at(second), look_at(third));
-    Some(Places {
-        own: [
-            Place { bucket: first, tag },
-            Place {
-                bucket: second,
-                tag,
+    Places::look(&hash.places(key), &hash.receiver(FlowEnd::receiver(key)))
+}
+
+impl Places {
+    /// At all of them before one is searched: one wait for memory instead of three.
+    #[inline(always)]
+    fn look(own: &FlowPlaces, receiver: &FlowPlace) -> Option<Self> {
+        let [first, second] = own.buckets;
+        let (first, second) = (FLOWS4.get_ptr_mut(first)?, FLOWS4.get_ptr_mut(second)?);
+        let third = FLOWS4.get_ptr_mut(receiver.bucket)?;
+        let place = |at, tag| Place {
+            bucket: look_at(at),
+            tag,
+        };
+        Some(Self {
+            own: [place(first, own.tag), place(second, own.tag)],
+            receiver: place(third, receiver.tag),
+        })
+    }
+
+    #[inline(always)]
+    fn find(&self, key: &FlowKey4) -> Option<*mut FlowSlot> {
+        let [first, second] = self.own;
+        match find_in(first, key) {
+            Some(slot) => Some(slot),
+            None => match find_in(second, key) {
+                Some(slot) => Some(slot),
+                None => find_in(self.receiver, key),
             },
-        ],
-        receiver: Place {
-            bucket: third,
-            tag: receiver.tag,
-        },
-    })
+        }
+    }
+
+    #[inline(always)]
+    fn may_have(&self, key: &FlowKey4) -> bool {
+        let [first, second] = self.own;
+        may_have(first, key) || may_have(second, key) || may_have(self.receiver, key)
+    }
 }
 
 #[inline(always)]
@@ -257,26 +274,6 @@ fn may_have(place: Place, key: &FlowKey4) -> bool {
         && (find_in(place, key).is_some() || is_expecting(place))
 }
 
-impl Places {
-    #[inline(always)]
-    fn find(&self, key: &FlowKey4) -> Option<*mut FlowSlot> {
-        let [first, second] = self.own;
-        match find_in(first, key) {
-            Some(slot) => Some(slot),
-            None => match find_in(second, key) {
-                Some(slot) => Some(slot),
-                None => find_in(self.receiver, key),
-            },
-        }
-    }
-
-    #[inline(always)]
-    fn may_have(&self, key: &FlowKey4) -> bool {
-        let [first, second] = self.own;
-        may_have(first, key) || may_have(second, key) || may_have(self.receiver, key)
-    }
-}
-
 /// Whether another CPU has put the key somewhere, but into the bucket `taken`.
 // VERIFIER: all is asked for again, or it would have to lie on the stack until now.
 #[inline(always)]
@@ -348,17 +345,11 @@ pub fn expect(key: &FlowKey) {
     }
 }
 
-/// Where both entries of a flow will be that a client outside begins and a pod here answers.
-pub struct Opening {
-    asking: [Place; 2],
-    answering: Place,
-}
-
-/// The same as numbers.
+/// Where both entries of a flow will be that a client outside begins and a backend here answers.
 #[derive(Clone, Copy)]
 pub struct OpeningPlaces {
-    pub asking: FlowPlaces,
-    pub answering: FlowPlace,
+    asking: FlowPlaces,
+    answering: FlowPlace,
 }
 
 impl OpeningPlaces {
@@ -373,42 +364,27 @@ impl OpeningPlaces {
     }
 }
 
+/// The same, looked at: the own buckets of the key that asks, and the receiver's of the one that answers.
+pub struct Opening(Places);
+
 impl Opening {
-    /// Looks at all of them.
     #[inline(always)]
     pub fn at(places: &OpeningPlaces) -> Option<Self> {
-        let FlowPlaces { buckets, tag } = places.asking;
-        let [first, second] = buckets;
-        let (first, second) = (FLOWS4.get_ptr_mut(first)?, FLOWS4.get_ptr_mut(second)?);
-        let third = FLOWS4.get_ptr_mut(places.answering.bucket)?;
-        let (first, second, third) = (look_at(first), look_at(second), look_at(third));
-        Some(Self {
-            asking: [
-                Place { bucket: first, tag },
-                Place {
-                    bucket: second,
-                    tag,
-                },
-            ],
-            answering: Place {
-                bucket: third,
-                tag: places.answering.tag,
-            },
-        })
+        Places::look(&places.asking, &places.answering).map(Self)
     }
 
     /// False: the key was not there when the buckets were looked at. True says little.
     #[inline(always)]
     pub fn may_be_asked(&self) -> bool {
-        let [first, second] = self.asking;
+        let [first, second] = self.0.own;
         first_matching(first.bucket.tags, first.tag) != 0
             || first_matching(second.bucket.tags, second.tag) != 0
     }
 
-    /// False: nothing to this receiver that a pod here might answer was anywhere.
+    /// False: nothing to this receiver that a backend here might answer was anywhere.
     #[inline(always)]
     pub fn may_be_answered(&self) -> bool {
-        let Place { bucket, tag } = self.answering;
+        let Place { bucket, tag } = self.0.receiver;
         bucket.tags & STRAYS != 0 || first_matching(bucket.tags, tag) != 0
     }
 
@@ -420,9 +396,9 @@ impl Opening {
             return None;
         }
         // Who puts the answer's key into a bucket of its own says so in this one before, and looks at it after.
-        let free = first_free_at_receiver(self.answering.bucket.tags);
-        let answers = reserve(self.answering, free)?;
-        let emptier = emptier_of(self.asking);
+        let Places { own, receiver } = self.0;
+        let answers = reserve(receiver, first_free_at_receiver(receiver.bucket.tags))?;
+        let emptier = emptier_of(own);
         match reserve(emptier, first_free(emptier.bucket.tags)) {
             Some(asks) => Some((asks, answers)),
             None => {
