@@ -341,9 +341,9 @@ fn flows_that_begin_at_the_same_moment() {
     let Some((bench, _scratch)) = bench("moment") else {
         return;
     };
-    let ports = || 31_320..31_344;
-    for port in ports() {
-        let protocol = if port % 2 == 0 { TCP } else { UDP };
+    let protocol_of = |port: u16| [TCP, UDP][usize::from(port % 2)];
+    for port in 31_320..31_344 {
+        let protocol = protocol_of(port);
         bench.set(
             &format!("fresh:{port}"),
             &node_port(protocol, port, &[(POD, 8080, true)]),
@@ -356,7 +356,7 @@ fn flows_that_begin_at_the_same_moment() {
                 .wrapping_mul(6_364_136_223_846_793_005)
                 .wrapping_add(1_442_695_040_888_963_407);
             let port = 31_320 + (seed >> 33) as u16 % 24;
-            let protocol = if port % 2 == 0 { TCP } else { UDP };
+            let protocol = protocol_of(port);
             let client = format!(
                 "198.51.100.{}:{}",
                 30 + (seed >> 40) % 4,
