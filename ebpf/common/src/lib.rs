@@ -44,7 +44,7 @@ pub const LAYOUTS: [(&str, u32); 24] = [
     ("NETWORKS", 1),
     ("NETNS", 2),
     ("RULES", 1),
-    ("IDENTITIES", 1),
+    ("IDENTITIES", 2),
     ("REASONS", 1),
     ("SERVICE_COUNTERS", 1),
     ("EVENTS", 2),

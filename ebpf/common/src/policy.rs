@@ -35,10 +35,44 @@ pub const EGRESS: u8 = 1;
 /// Bits of [`RuleKey`] before `port`.
 pub const RULE_EXACT_BITS: u32 = 80;
 
-/// The identity of an address; longest prefix match, a pod's address is a full prefix.
+/// Longest prefix match: a pod's address is a full prefix, a CIDR a shorter one.
 pub type IdentityKey = Address;
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Identity {
+    pub identity: u32,
+    /// All addresses that share so many leading bits (of 128) have this identity, too.
+    pub shared_bits: u32,
+}
+
+impl Identity {
+    /// Of what no prefix matches.
+    pub const WORLD: Self = Self {
+        identity: IDENTITY_WORLD,
+        shared_bits: 128,
+    };
+
+    /// Those bits of an address of IPv4, in host byte order.
+    #[inline(always)]
+    pub const fn mask_v4(&self) -> u32 {
+        let bits = self.shared_bits.saturating_sub(96);
+        let rest = 32u32.saturating_sub(bits);
+        ((u32::MAX as u64) << rest) as u32
+    }
+}
 
 pub const MAX_RULES: u32 = 65_536;
 pub const MAX_IDENTITIES: u32 = 131_072;
 
-const _: () = assert!(size_of::<RuleKey>() == 12);
+const _: () = {
+    assert!(size_of::<RuleKey>() == 12);
+    const fn mask(shared_bits: u32) -> u32 {
+        Identity {
+            identity: 0,
+            shared_bits,
+        }
+        .mask_v4()
+    }
+    assert!(mask(0) == 0 && mask(96) == 0 && mask(128) == u32::MAX && mask(104) == 0xff00_0000);
+};

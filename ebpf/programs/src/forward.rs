@@ -196,11 +196,37 @@ pub struct Way {
     pub policy: u32,
     /// The programs' clock when this was learned: late by less than [`TICKS`].
     pub second: u32,
-    /// What policy opens to everybody: a port and its protocol, as its answers have it
-    /// ([`FlowKey4::source_port_and_protocol`]); 0 = none known.
-    pub open: Cell<u32>,
+    open: Cell<Open>,
     /// Both of IPv4, as a packet has them; else 0.
     addresses: u64,
+}
+
+/// What policy is known to open to clients of IPv4.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Open {
+    /// A port and its protocol, as its answers have it ([`FlowKey4::source_port_and_protocol`]); 0 = none known.
+    port: u32,
+    /// Whose address has these bits where the mask has any, as a packet has them.
+    network: u32,
+    mask: u32,
+}
+
+impl Way {
+    #[inline(always)]
+    pub fn open_to(&self, port: u32, network: u32, mask: u32) {
+        self.open.set(Open {
+            port,
+            network,
+            mask,
+        });
+    }
+
+    #[inline(always)]
+    pub fn is_open_to(&self, port: u32, client: u32) -> bool {
+        let open = self.open.get();
+        open.port == port && client & open.mask == open.network
+    }
 }
 
 /// The way of a packet of this length once it has the addresses of `new`. `None`: the stack, or the
@@ -275,7 +301,7 @@ fn find_way<C: Context>(context: C, len: u32, new: &Tuple, way: &mut Way) -> u32
     way.destination = new.destination;
     way.pod_flags = 0;
     way.mtu = 0;
-    way.open.set(0);
+    way.open_to(0, 0, 0);
     if let Some(pod) = pod_at(&new.destination) {
         way.is_pod = true;
         way.is_outside = false;

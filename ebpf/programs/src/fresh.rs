@@ -84,7 +84,7 @@ pub fn begin<C: Context>(
         return Fresh::Unsure;
     }
     if way.pod_flags & pod_flags::INGRESS_ISOLATED != 0
-        && way.open.get() != answer.source_port_and_protocol()
+        && !way.is_open_to(answer.source_port_and_protocol(), key.0[0] as u32)
         && admitted(&answer, way) == 0
     {
         deny(&key, hook, context.ifindex());
@@ -185,14 +185,14 @@ fn commit(plan: &Plan, way: &Way) -> u32 {
 
 #[inline(never)]
 fn admitted(answer: &FlowKey4, way: &Way) -> u32 {
-    let [addresses, rest] = answer.0;
-    let (client, port, protocol) = ((addresses >> 32) as u32, rest as u16, (rest >> 32) as u8);
-    if policy::is_known_peer(client, PortBe(port), protocol, way.policy) {
-        return policy::PEER;
-    }
-    let whom = policy::admits_whom(&answer.widened().reversed(), way.policy);
+    let key = answer.widened().reversed();
+    let whom = policy::admits_whom(&key, way.policy);
+    let port = answer.source_port_and_protocol();
     if whom == policy::ANYBODY {
-        way.open.set(answer.source_port_and_protocol());
+        way.open_to(port, 0, 0);
+    } else if whom == policy::PEER {
+        let mask = policy::identity_of(&key.source).mask_v4().to_be();
+        way.open_to(port, key.source.v4_be() & mask, mask);
     }
     whom
 }

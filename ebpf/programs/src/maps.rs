@@ -73,7 +73,7 @@ pub static NETNS: HashMap<u64, PodAddresses, { MAX_NETNS as usize }> = HashMap::
 #[btf_map]
 pub static RULES: LpmTrie<RuleKey, u32, { MAX_RULES as usize }> = LpmTrie::new();
 #[btf_map]
-pub static IDENTITIES: LpmTrie<IdentityKey, u32, { MAX_IDENTITIES as usize }> = LpmTrie::new();
+pub static IDENTITIES: LpmTrie<IdentityKey, Identity, { MAX_IDENTITIES as usize }> = LpmTrie::new();
 
 #[btf_map]
 pub static REASONS: PerCpuArray<u64, { MAX_REASONS as usize }> = PerCpuArray::new();

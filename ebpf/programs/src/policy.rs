@@ -28,11 +28,11 @@ pub fn admits(key: &FlowKey, policy: u32) -> bool {
     admits_whom(key, policy) != NOBODY
 }
 
-/// The same, and whether it would whoever asked: [`NOBODY`], [`PEER`] or [`ANYBODY`].
+/// The same, and whom else: [`NOBODY`], [`NODE`], [`PEER`] or [`ANYBODY`].
 #[inline(always)]
 pub fn admits_whom(key: &FlowKey, policy: u32) -> u32 {
     match judge(key, policy, INGRESS) {
-        NOBODY if is_node_address(&key.source) => PEER,
+        NOBODY if is_node_address(&key.source) => NODE,
         whom => whom,
     }
 }
@@ -89,19 +89,11 @@ pub fn renew(packet: &Packet, followed: &Followed) {
 
 /// Whom a policy set allows what was asked.
 pub const NOBODY: u32 = 0;
-pub const PEER: u32 = 1;
-pub const ANYBODY: u32 = 2;
-
-/// Whether this CPU remembers that a client of IPv4 is let in as a peer that policy names. False says little.
-#[inline(always)]
-pub fn is_known_peer(client: u32, port: PortBe, protocol: u8, policy: u32) -> bool {
-    let asked = Asked {
-        policy,
-        identity: identity_of(&Address::from_v4_be(client)),
-        rest: Asked::rest(INGRESS, protocol, port),
-    };
-    config().is_some_and(|config| is_known(&asked, config.policy_generation))
-}
+pub const ANYBODY: u32 = 1;
+/// All of its identity.
+pub const PEER: u32 = 2;
+/// An address of a node, for no other reason.
+pub const NODE: u32 = 3;
 
 #[inline(never)]
 fn judge(key: &FlowKey, policy: u32, direction: u8) -> u32 {
@@ -120,7 +112,7 @@ fn judge(key: &FlowKey, policy: u32, direction: u8) -> u32 {
     } else {
         &key.destination
     };
-    let identity = identity_of(peer);
+    let identity = identity_of(peer).identity;
     let this = asked(identity, key.protocol);
     if is_known(&this, generation) {
         return PEER;
@@ -137,9 +129,9 @@ fn judge(key: &FlowKey, policy: u32, direction: u8) -> u32 {
 }
 
 #[inline(always)]
-fn identity_of(peer: &Address) -> u32 {
+pub fn identity_of(peer: &Address) -> Identity {
     let identity = IDENTITIES.get(&Key::new(128, *peer));
-    identity.copied().unwrap_or(IDENTITY_WORLD)
+    identity.copied().unwrap_or(Identity::WORLD)
 }
 
 /// A [`RuleKey`] in words.

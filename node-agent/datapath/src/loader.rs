@@ -171,6 +171,9 @@ impl Datapath {
             rules: table(&ebpf, "RULES", MAX_RULES)?,
             identities: table(&ebpf, "IDENTITIES", MAX_IDENTITIES)?,
         };
+        if let Some(former) = pins.former("IDENTITIES", 1)? {
+            policy.migrate_identities(&former)?;
+        }
         let flows = flow_table(&ebpf)?;
         let former_flows = pins.former(FORMER_FLOWS, 1)?;
         if let Some(former) = &former_flows {

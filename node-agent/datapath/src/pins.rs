@@ -11,7 +11,7 @@ use aya::maps::{MapData, MapInfo};
 use skep_ebpf_common::event::EVENT_RING_BYTES;
 use skep_ebpf_common::flow::*;
 use skep_ebpf_common::node::{Config, Network, Pod, PodAddresses};
-use skep_ebpf_common::policy::{IdentityKey, RuleKey};
+use skep_ebpf_common::policy::{Identity, IdentityKey, RuleKey};
 use skep_ebpf_common::service::*;
 use skep_ebpf_common::{Address, LAYOUTS};
 
@@ -168,7 +168,7 @@ fn sizes(name: &str) -> Option<(usize, usize)> {
         "NETWORKS" => of::<Prefix<Address>, Network>(),
         "NETNS" => of::<u64, PodAddresses>(),
         "RULES" => of::<Prefix<RuleKey>, u32>(),
-        "IDENTITIES" => of::<Prefix<IdentityKey>, u32>(),
+        "IDENTITIES" => of::<Prefix<IdentityKey>, Identity>(),
         "REASONS" => of::<u32, u64>(),
         "SERVICE_COUNTERS" => of::<u32, ServiceCounters>(),
         _ => None,

@@ -2,12 +2,15 @@
 //! applies to a local pod.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
+use std::ops::Bound;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 use skep_ebpf_common::Address;
 use skep_ebpf_common::node::pod_flags;
-use skep_ebpf_common::policy::{EGRESS, INGRESS, RULE_EXACT_BITS, RuleKey};
+use skep_ebpf_common::policy::{
+    EGRESS, IDENTITY_WORLD, INGRESS, Identity, RULE_EXACT_BITS, RuleKey,
+};
 
 use crate::error::Error;
 use crate::pods::{NodeTables, prefix_of};
@@ -52,22 +55,32 @@ pub struct PolicyState {
 
 pub(crate) struct PolicyTables {
     pub(crate) rules: Table<Prefix<RuleKey>, u32>,
-    pub(crate) identities: Table<Prefix<Address>, u32>,
+    pub(crate) identities: Table<Prefix<Address>, Identity>,
 }
 
 impl PolicyTables {
+    /// Takes over what agents wrote that knew nothing of an identity's other addresses.
+    pub(crate) fn migrate_identities(
+        &self,
+        former: &Table<Prefix<Address>, u32>,
+    ) -> Result<(), Error> {
+        let mut found = Vec::new();
+        former.for_each(|prefix, identity| found.push((*prefix, *identity)))?;
+        for (prefix, identity) in found {
+            let identity = Identity {
+                identity,
+                shared_bits: 128,
+            };
+            self.identities.set(&prefix, &identity)?;
+        }
+        Ok(())
+    }
+
     /// Makes the kernel's state `wanted`: what allows more comes first, what allows less last, so
     /// that no moment refuses what both states allow. Then existing connections are judged anew.
     pub(crate) fn apply(&self, node: &NodeTables, wanted: &PolicyState) -> Result<bool, Error> {
         let mut changed = false;
-        let wanted_identities: HashMap<(u32, Address), u32> = wanted
-            .identities
-            .iter()
-            .map(|(net, identity)| {
-                let prefix = prefix_of(net);
-                ((prefix.bits, prefix.data), *identity)
-            })
-            .collect();
+        let wanted_identities = identities(&wanted.identities);
         let wanted_rules: HashSet<(u32, RuleKey)> = wanted.rules.iter().map(encode).collect();
 
         let present_rules: HashSet<(u32, RuleKey)> = self
@@ -126,6 +139,33 @@ impl PolicyTables {
     }
 }
 
+/// As the kernel has them. Shorter prefixes come first: before there is a longer one, those around it no longer
+/// speak for all of their addresses.
+fn identities(wanted: &BTreeMap<IpNet, u32>) -> BTreeMap<(u32, Address), Identity> {
+    let mut nets: BTreeMap<IpNet, u32> = wanted
+        .iter()
+        .map(|(net, identity)| (net.trunc(), *identity))
+        .collect();
+    // Addresses of IPv4 are some of IPv6 to the kernel, but in no network of IPv6.
+    let all_of_v4 = IpNet::V4(Ipv4Net::default());
+    let mapped = IpAddr::V6(Ipv4Addr::UNSPECIFIED.to_ipv6_mapped());
+    if nets.keys().any(|net| net.contains(&mapped)) {
+        nets.entry(all_of_v4).or_insert(IDENTITY_WORLD);
+    }
+    let of = |(net, identity): (&IpNet, &u32)| {
+        let prefix = prefix_of(net);
+        // What is inside a network follows it at once.
+        let mut after = nets.range((Bound::Excluded(*net), Bound::Unbounded));
+        let is_shared = !after.next().is_some_and(|(next, _)| net.contains(next));
+        let identity = Identity {
+            identity: *identity,
+            shared_bits: if is_shared { prefix.bits } else { 128 },
+        };
+        ((prefix.bits, prefix.data), identity)
+    };
+    nets.iter().map(of).collect()
+}
+
 fn apply_pods(node: &NodeTables, wanted: &HashMap<IpAddr, PodPolicy>) -> Result<bool, Error> {
     const ISOLATED: u32 = pod_flags::INGRESS_ISOLATED | pod_flags::EGRESS_ISOLATED;
     let mut changed = false;
@@ -171,4 +211,68 @@ fn encode(rule: &Rule) -> (u32, RuleKey) {
         port: (rule.port & mask).to_be_bytes(),
     };
     (RULE_EXACT_BITS + port_bits, key)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn net() -> impl Strategy<Value = IpNet> {
+        let v4 = (any::<[u8; 4]>(), 0u8..=32);
+        let v6 = (any::<[u8; 16]>(), 0u8..=128);
+        // Few addresses, so that networks lie in one another.
+        prop_oneof![
+            4 => v4.prop_map(|(bytes, len)| {
+                let ip = Ipv4Addr::from(bytes.map(|byte| byte & 0x81));
+                IpNet::new(ip.into(), len).unwrap()
+            }),
+            1 => v6.prop_map(|(bytes, len)| {
+                let ip = std::net::Ipv6Addr::from(bytes.map(|byte| byte & 0x80));
+                IpNet::new(ip.into(), len).unwrap()
+            }),
+        ]
+    }
+
+    /// As the kernel's trie matches.
+    fn longest(
+        prefixes: &BTreeMap<(u32, Address), Identity>,
+        address: &Address,
+    ) -> Option<Identity> {
+        let bits = |address: &Address| match address.to_ip() {
+            IpAddr::V4(ip) => ip.to_ipv6_mapped().to_bits(),
+            IpAddr::V6(ip) => ip.to_bits(),
+        };
+        let mut matching = prefixes.iter().rev().filter(|((len, data), _)| {
+            let rest = 128 - *len;
+            rest == 128 || bits(data) >> rest == bits(address) >> rest
+        });
+        matching.next().map(|(_, identity)| *identity)
+    }
+
+    proptest! {
+        #[test]
+        fn an_address_speaks_for_those_that_share_its_bits(
+            nets in prop::collection::btree_map(net(), 256u32..260, 0..12),
+            client in any::<[u8; 4]>(),
+            other in any::<u32>(),
+        ) {
+            let prefixes = identities(&nets);
+            let client = Ipv4Addr::from(client.map(|byte| byte & 0x81));
+            let found = longest(&prefixes, &Address::from(IpAddr::V4(client)));
+            let identity = found.unwrap_or(Identity::WORLD);
+            let containing = nets.keys().filter(|net| net.contains(&IpAddr::V4(client)));
+            let wanted = containing.max_by_key(|net| net.prefix_len());
+            let of_client = |net: Option<&IpNet>| {
+                let same = nets.iter().rfind(|(other, _)| Some(other.trunc()) == net.map(IpNet::trunc));
+                same.map_or(IDENTITY_WORLD, |(_, identity)| *identity)
+            };
+            prop_assert_eq!(identity.identity, of_client(wanted));
+            let mask = identity.mask_v4();
+            let neighbour = Ipv4Addr::from(client.to_bits() & mask | other & !mask);
+            let found = longest(&prefixes, &Address::from(IpAddr::V4(neighbour)));
+            prop_assert_eq!(found.unwrap_or(Identity::WORLD).identity, identity.identity);
+        }
+    }
 }

@@ -10,7 +10,7 @@ use skep_ebpf_common::Address;
 use skep_ebpf_common::event::FlowEvent;
 use skep_ebpf_common::flow::{Flow, FlowBucket, FlowHash, FlowKey};
 use skep_ebpf_common::node::{Config, Network, Pod, PodAddresses};
-use skep_ebpf_common::policy::RuleKey;
+use skep_ebpf_common::policy::{Identity, RuleKey};
 use skep_ebpf_common::service::*;
 
 use crate::error::Error;
@@ -48,6 +48,7 @@ plain!(
     PodAddresses,
     Network,
     Config,
+    Identity,
     RuleKey,
 );
 

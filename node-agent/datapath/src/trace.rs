@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use skep_ebpf_common::node::{Config, Network, Pod, config_flags, network_flags, pod_flags};
 use skep_ebpf_common::policy::{
-    EGRESS, IDENTITY_ANY, IDENTITY_WORLD, INGRESS, RULE_EXACT_BITS, RuleKey,
+    EGRESS, IDENTITY_ANY, IDENTITY_WORLD, INGRESS, Identity, RULE_EXACT_BITS, RuleKey,
 };
 use skep_ebpf_common::reason::Reason;
 use skep_ebpf_common::service::*;
@@ -459,7 +459,11 @@ impl Tracer<'_> {
             bits: 128,
             data: Address::from(peer),
         };
-        let identity = tables.identities.get(&key)?.unwrap_or(IDENTITY_WORLD);
+        let identity = tables
+            .identities
+            .get(&key)?
+            .unwrap_or(Identity::WORLD)
+            .identity;
         let protocol = self.question.protocol;
         let way = if direction == INGRESS {
             "ingress"

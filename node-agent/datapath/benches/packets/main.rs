@@ -55,6 +55,8 @@ const IPTABLES_SERVICES: u32 = 5_000;
 const SLICE: u32 = 250_000;
 /// Of so many new connections a listener hears of one.
 const EVENT_SAMPLE: u32 = 100;
+/// To policy.
+const CLIENTS_IDENTITY: u32 = 256;
 /// Clients that take turns on established flows.
 const CLIENTS: u32 = 1_024;
 
@@ -611,7 +613,7 @@ impl<'a> Run<'a> {
             }
         }
         if setup.watched {
-            datapath.set_policy(&policy())?;
+            datapath.set_policy(&policy()?)?;
             self.listener = Some(Listener::of(&datapath)?);
             datapath.set_events(Some(EVENT_SAMPLE))?;
         }
@@ -815,7 +817,7 @@ fn set_conntrack() -> Result<()> {
 }
 
 /// What lets the clients in and nobody else.
-fn policy() -> PolicyState {
+fn policy() -> Result<PolicyState> {
     let isolated = PodPolicy {
         policy: 1,
         ingress_isolated: true,
@@ -824,16 +826,16 @@ fn policy() -> PolicyState {
     let allowed = Rule {
         policy: 1,
         direction: Direction::Ingress,
-        identity: 0,
+        identity: CLIENTS_IDENTITY,
         protocol: TCP,
         port: 8_080,
         port_bits: 16,
     };
-    PolicyState {
+    Ok(PolicyState {
+        identities: [("198.18.0.0/16".parse()?, CLIENTS_IDENTITY)].into(),
         rules: [allowed].into(),
         pods: PODS.map(|pod| (IpAddr::from(pod), isolated)).into(),
-        ..PolicyState::default()
-    }
+    })
 }
 
 fn cgroup2() -> Result<PathBuf> {

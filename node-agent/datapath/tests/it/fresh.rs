@@ -31,6 +31,7 @@ fn packets_that_begin_flows() {
     many_backends_take_turns(&bench);
     what_is_told_is_what_happened(&bench);
     policy_judges_before_anything_is_made(&bench);
+    peers_are_told_apart(&bench);
     clients_of_the_cluster_are_answered(&bench);
     one_client_has_many_flows(&bench, &scratch);
     what_a_pod_began_is_not_taken_over(&bench);
@@ -228,6 +229,72 @@ fn policy_judges_before_anything_is_made(bench: &Bench) {
         }
     }
     assert_eq!(bench.datapath.flow_entries().unwrap().len(), entries + 4);
+    bench.datapath.set_policy(&PolicyState::default()).unwrap();
+}
+
+/// One that is let in speaks for those around it, but not for networks inside its own, and not for long.
+fn peers_are_told_apart(bench: &Bench) {
+    bench.set("fresh:31245", &node_port(TCP, 31_245, &[(POD, 8080, true)]));
+    let rule = Rule {
+        policy: 22,
+        direction: Direction::Ingress,
+        identity: 300,
+        protocol: TCP,
+        port: 8080,
+        port_bits: 16,
+    };
+    let isolated = PodPolicy {
+        policy: 22,
+        ingress_isolated: true,
+        egress_isolated: false,
+    };
+    let set = |nets: &[(&str, u32)]| {
+        let identities = nets
+            .iter()
+            .map(|(net, identity)| (net.parse().unwrap(), *identity));
+        let state = PolicyState {
+            identities: identities.collect(),
+            rules: [rule].into(),
+            pods: [(ip(POD), isolated)].into(),
+        };
+        bench.datapath.set_policy(&state).unwrap();
+    };
+    let mut port = 4_410;
+    let mut are_let_in = |clients: [&str; 4], expected: [bool; 4]| {
+        for program in PROGRAMS {
+            // Whoever comes after whom.
+            for first in 0..4 {
+                for turn in 0..4 {
+                    let at = (first + turn) % 4;
+                    port += 1;
+                    let client = format!("{}:{port}", clients[at]);
+                    let (verdict, _) = bench.run(program, UPLINK, &opening(TCP, &client, 31_245));
+                    let is_in = verdict == Verdict::Redirect;
+                    assert_eq!(is_in, expected[at], "{client} through {program}");
+                }
+            }
+        }
+    };
+    let clients = [
+        "198.51.100.23",
+        "198.51.100.99",
+        "198.51.100.70",
+        "203.0.113.7",
+    ];
+    let net = ("198.51.100.0/24", 300);
+    set(&[net]);
+    are_let_in(clients, [true, true, true, false]);
+    set(&[net, ("198.51.100.64/26", 301)]);
+    are_let_in(clients, [true, false, false, false]);
+    set(&[net, ("198.51.100.64/26", 301), ("198.51.100.70/32", 300)]);
+    are_let_in(clients, [true, false, true, false]);
+    // No network of IPv6 has clients of IPv4.
+    set(&[("::/0", 300)]);
+    are_let_in(clients, [false; 4]);
+    set(&[("::/0", 300), ("0.0.0.0/0", 300)]);
+    are_let_in(clients, [true; 4]);
+    set(&[("0.0.0.0/0", 300), ("198.51.100.99/32", 301)]);
+    are_let_in(clients, [true, false, true, true]);
     bench.datapath.set_policy(&PolicyState::default()).unwrap();
 }
 
