@@ -88,6 +88,7 @@ fn an_upgrade_keeps_maps_of_the_same_layout_and_removes_the_others() {
     drop(datapath);
     fs::remove_file(scratch.config.bpf_dir.join("maps/NETNS-v2")).unwrap();
     scratch.split_backends();
+    scratch.narrow_identities();
     // As agents left it whose maps had one version for all.
     let (maps, former) = (
         scratch.config.bpf_dir.join("maps"),
@@ -104,6 +105,7 @@ fn an_upgrade_keeps_maps_of_the_same_layout_and_removes_the_others() {
     assert!(moved > 10);
     let datapath = scratch.open();
     assert_eq!(programmed(&datapath), [30_001], "kept over the upgrade");
+    assert_eq!(scratch.widened_identity(), [300, 128]);
     assert!(!former.exists(), "the former folder goes");
     assert!(
         !maps.join("CONFIG-v1").exists(),

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, Map, MapData};
 use nix::sched::{CloneFlags, unshare};
 use skep_datapath::layout::flow::{
@@ -86,6 +87,25 @@ impl Scratch {
         backends.pin(maps.join("BACKENDS-v1")).unwrap();
         counts.pin(maps.join("BACKEND_COUNTS-v1")).unwrap();
         std::fs::remove_file(path).unwrap();
+    }
+
+    /// Leaves one identity, of a network, as agents had it that knew nothing of its other addresses.
+    pub(crate) fn narrow_identities(&self) {
+        let maps = self.config.bpf_dir.join("maps");
+        std::fs::remove_file(maps.join("IDENTITIES-v2")).unwrap();
+        let without_room = 1;
+        let mut identities =
+            LpmTrie::<MapData, [u8; 16], u32>::create(1_024, without_room).unwrap();
+        identities.insert(&ten(), 300, 0).unwrap();
+        identities.pin(maps.join("IDENTITIES-v1")).unwrap();
+    }
+
+    /// The same as an agent of today has it: the identity, and the bits that it shares.
+    pub(crate) fn widened_identity(&self) -> [u32; 2] {
+        let path = self.config.bpf_dir.join("maps/IDENTITIES-v2");
+        let pinned = Map::LpmTrie(MapData::from_pin(path).unwrap());
+        let identities = LpmTrie::<MapData, [u8; 16], [u32; 2]>::try_from(pinned).unwrap();
+        identities.get(&ten(), 0).unwrap()
     }
 
     fn pinned(&self, name: &str) -> Map {
@@ -184,6 +204,11 @@ impl Drop for Scratch {
         let _ = std::fs::remove_dir_all(&self.bpf_parent);
         let _ = std::fs::remove_dir(&self.cgroup);
     }
+}
+
+/// 10.0.0.0/8.
+fn ten() -> Key<[u8; 16]> {
+    Key::new(104, [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 10, 0, 0, 0])
 }
 
 fn word(bytes: &[u8], at: usize) -> u64 {
