@@ -21,8 +21,7 @@ pub use address::{Address, PortBe};
 
 /// Every map and the version of its layout, which is part of its pin's name: an agent of another
 /// layout never opens it. Raise a map's with every change of its key or value, or of what
-/// they mean; the others keep what
-/// they hold over an upgrade.
+/// they mean; the others keep what they hold over an upgrade.
 pub const LAYOUTS: [(&str, u32); 24] = [
     ("FRONTENDS", 1),
     ("SLOTS", 1),

@@ -1,7 +1,7 @@
 //! Arrays of the kernel mapped into memory (`BPF_F_MMAPABLE`, Linux 5.5): a write is a store, not
 //! a system call.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
@@ -298,26 +298,22 @@ impl FlowBuckets {
         &self,
         mut visit: impl FnMut(&FlowKey4, &Flow4),
     ) -> Result<(), Error> {
-        // Of receivers.
-        let mut straying = HashSet::new();
-        let mut said = Vec::new();
+        // Buckets that say so or should, and whether something is astray.
+        let mut strays = BTreeMap::new();
         self.scan(|index, tags, flows| {
             if tags & STRAYS != 0 {
-                said.push(index);
+                strays.entry(index).or_insert(false);
             }
             for (tag, key, flow) in flows {
                 visit(&key, &flow);
                 let home = self.hash.receiver(FlowEnd::receiver(&key));
                 let is_home = home == (FlowPlace { bucket: index, tag });
                 if !is_home && flow.widened().may_stray(&key.widened()) {
-                    straying.insert(home.bucket);
+                    strays.insert(home.bucket, true);
                 }
             }
         })?;
-        let unsaid = |index: &u32| straying.contains(index) && said.binary_search(index).is_err();
-        let indices: Vec<u32> = straying.iter().copied().filter(unsaid).collect();
-        for index in said.into_iter().chain(indices) {
-            let is_straying = straying.contains(&index);
+        for (index, is_straying) in strays {
             self.buckets
                 .with(index, |at| Bucket(at).settle(is_straying))?;
         }

@@ -187,7 +187,7 @@ impl Client {
                     connection
                 })
                 .collect();
-            let before = lost();
+            let before = retransmitted();
             while !stopped.load(Ordering::Relaxed) {
                 let said = u64::from(round.load(Ordering::Relaxed)).to_be_bytes();
                 for some in connections.chunks_mut(IN_FLIGHT) {
@@ -202,7 +202,7 @@ impl Client {
                 }
                 round.fetch_add(1, Ordering::Relaxed);
             }
-            lost().saturating_sub(before)
+            retransmitted() - before
         });
         Self {
             stop,
@@ -230,19 +230,13 @@ impl Client {
     }
 }
 
-/// Segments of this thread's namespace that were sent again and had not arrived before: a busy machine may
-/// answer too late, and the receiver says of such a one that it has it twice (RFC 2883).
-fn lost() -> u64 {
-    let sent_again = counter("snmp", "Tcp:", "RetransSegs");
-    sent_again.saturating_sub(counter("netstat", "TcpExt:", "TCPDSACKRecv"))
-}
-
-fn counter(file: &str, group: &str, name: &str) -> u64 {
-    let text = fs::read_to_string(format!("/proc/thread-self/net/{file}")).unwrap();
-    let mut lines = text.lines().filter(|line| line.starts_with(group));
+/// `Tcp: RetransSegs` of this thread's namespace.
+fn retransmitted() -> u64 {
+    let text = fs::read_to_string("/proc/thread-self/net/snmp").unwrap();
+    let mut lines = text.lines().filter(|line| line.starts_with("Tcp:"));
     let (names, values) = (lines.next().unwrap(), lines.next().unwrap());
     let fields: HashMap<&str, &str> = names.split(' ').zip(values.split(' ')).collect();
-    fields[name].parse().unwrap()
+    fields["RetransSegs"].parse().unwrap()
 }
 
 fn place(name: &str, xdp: XdpMode) -> Option<(Place, Scratch)> {
@@ -253,15 +247,21 @@ fn place(name: &str, xdp: XdpMode) -> Option<(Place, Scratch)> {
     Some((place, scratch))
 }
 
-fn upgrades(name: &str, xdp: XdpMode) {
-    let Some((place, scratch)) = place(name, xdp) else {
-        return;
-    };
-    let mut datapath = open(&scratch);
+/// A datapath, and connections through it that are in use.
+fn in_use(name: &str, xdp: XdpMode) -> Option<(Scratch, Datapath, JoinHandle<()>, Client)> {
+    let (place, scratch) = place(name, xdp)?;
+    let datapath = open(&scratch);
     assert_eq!(datapath.xdp().is_on(), xdp == XdpMode::Native);
     let server = echo(&place);
     let client = Client::start(&place);
     client.all_used();
+    Some((scratch, datapath, server, client))
+}
+
+fn upgrades(name: &str, xdp: XdpMode) {
+    let Some((scratch, mut datapath, server, client)) = in_use(name, xdp) else {
+        return;
+    };
     for _ in 0..5 {
         // What it leaves is what it leaves when it is killed: its pins.
         drop(datapath);
@@ -285,13 +285,9 @@ fn an_upgrade_under_load_loses_nothing_in_tc() {
 
 #[test]
 fn connections_of_a_former_layout_go_on() {
-    let Some((place, scratch)) = place("former", XdpMode::Native) else {
+    let Some((scratch, datapath, server, client)) = in_use("former", XdpMode::Native) else {
         return;
     };
-    let datapath = open(&scratch);
-    let server = echo(&place);
-    let client = Client::start(&place);
-    client.all_used();
     drop(datapath);
     // The programs at work hold on to their own maps. These are what an older agent would have left.
     let maps = scratch.config.bpf_dir.join("maps");
@@ -326,13 +322,9 @@ fn connections_of_a_former_layout_go_on() {
 
 #[test]
 fn connections_of_former_buckets_go_on() {
-    let Some((place, scratch)) = place("buckets", XdpMode::Native) else {
+    let Some((scratch, datapath, server, client)) = in_use("buckets", XdpMode::Native) else {
         return;
     };
-    let datapath = open(&scratch);
-    let server = echo(&place);
-    let client = Client::start(&place);
-    client.all_used();
     drop(datapath);
     let receivers = scratch.spread_flows();
     assert!(receivers > CONNECTIONS / 2);
